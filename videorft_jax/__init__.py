@@ -1,0 +1,1 @@
+"""VideoRFT in JAX: reinforced fine-tuning of video language models."""
