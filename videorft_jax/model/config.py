@@ -196,8 +196,12 @@ def _check(config, text_values, vision_values, where):
         (vision.head_dim % 4 == 0, "vision head_dim must divide by 4"),
         (vision.out_dim == text.dim, "vision out_hidden_size must equal text hidden_size"),
         (
-            vision.window % (vision.patch * vision.merge) == 0,
-            "window_size must divide by patch_size * spatial_merge_size",
+            # The batch layout (data/layout.py) is cut for these, and every size has them.
+            (vision.patch, vision.temporal_patch, vision.merge, vision.window, vision.in_channels)
+            == (14, 2, 2, 112, 3)
+            and vision.tokens_per_second == 2,
+            "patch_size, temporal_patch_size, spatial_merge_size, window_size, in_chans and "
+            "tokens_per_second must be 14, 2, 2, 112, 3 and 2",
         ),
         (
             all(0 <= layer < vision.num_layers for layer in vision.full_layers),
@@ -286,26 +290,26 @@ def hf_values(size: str, **overrides) -> dict[str, Any]:
 
 def tiny_values(**overrides) -> dict[str, Any]:
     """A random-weight size for tests and demos: the real architecture, about 0.1 M parameters."""
-    values = dict(
-        num_hidden_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        vocab_size=320,
-        rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]},
-        bos_token_id=300,
-        eos_token_id=301,
-        vision_start_token_id=302,
-        vision_end_token_id=303,
-        vision_token_id=304,
-        image_token_id=305,
-        video_token_id=306,
-        vision_depth=4,
-        vision_hidden_size=32,
-        vision_num_heads=2,
-        vision_intermediate_size=40,
-        vision_out_hidden_size=32,
-        vision_fullatt_block_indexes=[1, 3],
-    )
+    values = {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 320,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        "bos_token_id": 300,
+        "eos_token_id": 301,
+        "vision_start_token_id": 302,
+        "vision_end_token_id": 303,
+        "vision_token_id": 304,
+        "image_token_id": 305,
+        "video_token_id": 306,
+        "vision_depth": 4,
+        "vision_hidden_size": 32,
+        "vision_num_heads": 2,
+        "vision_intermediate_size": 40,
+        "vision_out_hidden_size": 32,
+        "vision_fullatt_block_indexes": [1, 3],
+    }
     return hf_values("7b", **(values | overrides))

@@ -1,0 +1,227 @@
+"""Index arithmetic of Qwen2.5-VL in NumPy: patch slots, M-RoPE positions, visual index, rows.
+
+The unit of vision is the frame pair. A frame pair is cut from its top left corner into windows of
+8 x 8 patches; each window has 64 slots, four to a merged token, and the windows at the right and
+bottom edges leave some slots unused. That form needs no permutation on the device and is exact for
+every grid, because attention never crosses a frame pair.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from videorft_jax.data.batch import Batch
+
+PATCH = 14  # pixels
+MERGE = 2  # patches per side of a visual token
+TEMPORAL_PATCH = 2  # frames per pair
+UNIT = PATCH * MERGE  # pixels per side of a visual token
+WINDOW = 4  # visual tokens per side of a window, 112 pixels
+WINDOW_TOKENS = WINDOW**2
+SLOTS = WINDOW_TOKENS * MERGE**2  # 64
+PATCH_DIM = 3 * TEMPORAL_PATCH * PATCH**2  # 1176
+TOKENS_PER_SECOND = 2
+MROPE_RULES = ("qwen", "hf5")
+
+
+class Media(NamedTuple):
+    """Pixels of one image or clip, in slots."""
+
+    patches: np.ndarray  # uint8 [F, W, 64, 1176]
+    valid: np.ndarray  # bool [F, W, 64]
+    hw: np.ndarray  # int32 [F, W, 64, 2]
+    grid: tuple[int, int, int]  # frame pairs, visual tokens down, visual tokens across
+    seconds_per_pair: float  # 2 / sampled fps; ignored for an image
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+class Sample(NamedTuple):
+    """One conversation with its pixels, not yet padded."""
+
+    tokens: np.ndarray  # int32 [T]
+    loss_mask: np.ndarray  # bool [T]
+    positions: np.ndarray  # int32 [3, T]
+    visual_slot: np.ndarray  # int32 [2, T], frame pair and token slot inside it, -1 = text
+    media: tuple[Media, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(media.grid[0] for media in self.media)
+
+    @property
+    def num_windows(self) -> int:
+        return max((media.patches.shape[1] for media in self.media), default=0)
+
+
+def token_grid(height: int, width: int) -> tuple[int, int]:
+    """Visual tokens down and across a frame of `height` x `width` pixels."""
+    if height % UNIT or width % UNIT or not height or not width:
+        raise ValueError(
+            f"frame of {height}x{width} pixels: sides must be multiples of {UNIT}; resize it first"
+        )
+    return height // UNIT, width // UNIT
+
+
+def num_windows(height: int, width: int) -> int:
+    """Windows of 112 x 112 pixels that cover a frame."""
+    down, across = token_grid(height, width)
+    return -(-down // WINDOW) * -(-across // WINDOW)
+
+
+def make_media(frames: np.ndarray, fps: float | None = None) -> Media:
+    """Cuts frames, uint8 [n, h, w, 3], into patch slots.
+
+    `fps` is the sampled rate of a clip; None marks an image. A single frame is shown twice and an
+    odd count repeats the last frame, as Hugging Face's processors do. One patch row holds
+    (channel, frame, row, column), 1176 values.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(
+            f"frames are {frames.dtype} {frames.shape}; expected uint8 [n, h, w, 3] with n >= 1"
+        )
+    if fps is not None and not fps > 0:
+        raise ValueError(f"sampled fps is {fps}; it must be positive, or None for an image")
+    if len(frames) % TEMPORAL_PATCH:
+        frames = np.concatenate([frames, frames[-1:]])
+    pairs = len(frames) // TEMPORAL_PATCH
+    down, across = token_grid(*frames.shape[1:3])
+    rows, columns = -(-down // WINDOW), -(-across // WINDOW)
+
+    # pair, frame, window row, token row, patch row, pixel row, the same across, channel
+    padded = np.zeros((pairs, 2, rows * WINDOW * UNIT, columns * WINDOW * UNIT, 3), np.uint8)
+    padded[:, :, : down * UNIT, : across * UNIT] = frames.reshape(
+        pairs, TEMPORAL_PATCH, *frames.shape[1:]
+    )
+    cut = padded.reshape(
+        pairs, 2, rows, WINDOW, MERGE, PATCH, columns, WINDOW, MERGE, PATCH, 3
+    ).transpose(0, 2, 6, 3, 7, 4, 8, 10, 1, 5, 9)
+    patches = np.ascontiguousarray(cut).reshape(pairs, rows * columns, SLOTS, PATCH_DIM)
+
+    hw = np.empty((rows, columns, WINDOW, WINDOW, MERGE, MERGE, 2), np.int32)
+    side = np.arange(max(rows, columns) * WINDOW * MERGE, dtype=np.int32)
+    side = side.reshape(-1, WINDOW, MERGE)
+    hw[..., 0] = side[:rows, None, :, None, :, None]
+    hw[..., 1] = side[None, :columns, None, :, None, :]
+    hw = hw.reshape(rows * columns, SLOTS, 2)
+    valid = (hw[..., 0] < down * MERGE) & (hw[..., 1] < across * MERGE)
+    return Media(
+        patches=patches,
+        valid=np.broadcast_to(valid, (pairs, *valid.shape)),
+        hw=np.broadcast_to(np.where(valid[..., None], hw, 0), (pairs, *hw.shape)),
+        grid=(pairs, down, across),
+        seconds_per_pair=0.0 if fps is None else TEMPORAL_PATCH / fps,
+    )
+
+
+def mrope_positions(
+    num_tokens: int, starts: list[int], media: list[Media], rule: str = "qwen"
+) -> np.ndarray:
+    """Time, height and width ids of a prompt, int32 [3, T].
+
+    `starts[i]` is where the visual tokens of `media[i]` begin. Rule "qwen" is what the weights
+    were trained with (transformers 4.49 to 4.51, vLLM): text goes on after the largest id of the
+    clip. Rule "hf5" is transformers >= 5.18: text goes on after max(height, width), whatever the
+    clip's length. Both floor the time in float32.
+    """
+    if rule not in MROPE_RULES:
+        raise ValueError(f"mrope_rule is {rule!r}; choose one of {MROPE_RULES}")
+    positions = np.empty((3, num_tokens), np.int32)
+    cursor = following = 0  # next token, and the id it gets
+    for start, item in zip(starts, media, strict=True):
+        text = start - cursor
+        if text < 0 or start + item.num_tokens > num_tokens:
+            raise ValueError(
+                f"visual tokens {start}..{start + item.num_tokens} do not fit a prompt of "
+                f"{num_tokens} after token {cursor}; give clips in order with room for each"
+            )
+        positions[:, cursor:start] = following + np.arange(text)
+        following += text
+        pairs, down, across = item.grid
+        interval = np.float32(TOKENS_PER_SECOND * item.seconds_per_pair)
+        time = (np.arange(pairs, dtype=np.float32) * interval).astype(np.int32)
+        ids = np.stack(np.meshgrid(time, np.arange(down), np.arange(across), indexing="ij"))
+        cursor = start + item.num_tokens
+        positions[:, start:cursor] = following + ids.reshape(3, -1)
+        following += max(down, across) if rule == "hf5" else int(ids.max()) + 1
+    positions[:, cursor:] = following + np.arange(num_tokens - cursor)
+    return positions
+
+
+def make_sample(
+    tokens: np.ndarray,
+    loss_mask: np.ndarray,
+    starts: list[int],
+    media: list[Media],
+    rule: str = "qwen",
+) -> Sample:
+    """Places the clips of a conversation: positions and slots for every token of `tokens` [T]."""
+    visual_slot = np.full((2, len(tokens)), -1, np.int32)
+    positions = mrope_positions(len(tokens), starts, media, rule)
+    pair = 0
+    for start, item in zip(starts, media, strict=True):
+        pairs, down, across = item.grid
+        row, column = np.divmod(np.arange(down * across), across)
+        window = row // WINDOW * -(-across // WINDOW) + column // WINDOW
+        slot = window * WINDOW_TOKENS + row % WINDOW * WINDOW + column % WINDOW
+        span = slice(start, start + item.num_tokens)
+        visual_slot[0, span] = np.repeat(np.arange(pair, pair + pairs), down * across)
+        visual_slot[1, span] = np.tile(slot, pairs)
+        pair += pairs
+    return Sample(
+        tokens=np.asarray(tokens, np.int32),
+        loss_mask=np.asarray(loss_mask, bool),
+        positions=positions,
+        visual_slot=visual_slot,
+        media=tuple(media),
+    )
+
+
+def pack(rows: list[list[Sample]], length: int, pairs: int, windows: int) -> Batch:
+    """Packs samples into rows of `length` tokens, `pairs` frame pairs and `windows` windows.
+
+    Whole samples only, each in its own segment (1, 2, ...), 0 is padding. An empty row is all
+    padding. Raises ValueError, naming the row and the numbers, when one does not fit.
+    """
+    shape = (len(rows), length)
+    batch = Batch(
+        tokens=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        positions=np.zeros((len(rows), 3, length), np.int32),
+        loss_mask=np.zeros(shape, bool),
+        visual_index=np.full(shape, -1, np.int32),
+        patches=np.zeros((len(rows), pairs, windows, SLOTS, PATCH_DIM), np.uint8),
+        patch_valid=np.zeros((len(rows), pairs, windows, SLOTS), bool),
+        patch_hw=np.zeros((len(rows), pairs, windows, SLOTS, 2), np.int32),
+    )
+    for b, samples in enumerate(rows):
+        needs = (
+            sum(len(sample.tokens) for sample in samples),
+            sum(sample.num_pairs for sample in samples),
+            max((sample.num_windows for sample in samples), default=0),
+        )
+        if any(need > room for need, room in zip(needs, (length, pairs, windows), strict=True)):
+            raise ValueError(
+                f"row {b}: {needs[0]} tokens, {needs[1]} frame pairs, {needs[2]} windows do not "
+                f"fit a row of {length}, {pairs}, {windows}; use a larger bucket"
+            )
+        token = pair = 0
+        for segment, sample in enumerate(samples, 1):
+            span = slice(token, token + len(sample.tokens))
+            batch.tokens[b, span] = sample.tokens
+            batch.segment_ids[b, span] = segment
+            batch.positions[b, :, span] = sample.positions
+            batch.loss_mask[b, span] = sample.loss_mask
+            frame, slot = sample.visual_slot
+            index = (frame + pair) * windows * WINDOW_TOKENS + slot
+            batch.visual_index[b, span] = np.where(slot >= 0, index, -1)
+            for item in sample.media:
+                place = (b, slice(pair, pair + item.grid[0]), slice(item.patches.shape[1]))
+                batch.patches[place] = item.patches
+                batch.patch_valid[place] = item.valid
+                batch.patch_hw[place] = item.hw
+                pair += item.grid[0]
+            token = span.stop
+    return batch

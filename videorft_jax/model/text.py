@@ -1,0 +1,175 @@
+"""The decoder with M-RoPE, and the two-part KV cache that decoding reads.
+
+The prompt's keys and values are stored once per row and shared by its R completions; each
+completion has a suffix of its own. Both are head-major, [.., K, S, H], the layout in which XLA for
+TPU carries a cache through the layer loop without copying it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from videorft_jax.model import layers
+from videorft_jax.model.attention import Mask, attention, decode_attention
+from videorft_jax.model.config import TextConfig
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer."""
+
+    prefix_k: jax.Array  # [L, B, K, S, H]
+    prefix_v: jax.Array
+    prefix_valid: jax.Array  # bool [B, S]
+    suffix_k: jax.Array  # [L, B, R, K, C, H]
+    suffix_v: jax.Array
+
+
+class TextAttention(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        count, dim, head_dim = config.num_layers, config.dim, config.head_dim
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        self.q = layers.weight(rngs, count, dim, heads, head_dim)
+        self.q_bias = layers.zeros(count, heads, head_dim)
+        self.k = layers.weight(rngs, count, dim, kv_heads, head_dim)
+        self.k_bias = layers.zeros(count, kv_heads, head_dim)
+        self.v = layers.weight(rngs, count, dim, kv_heads, head_dim)
+        self.v_bias = layers.zeros(count, kv_heads, head_dim)
+        self.o = layers.weight(rngs, count, heads, head_dim, dim)
+
+    def project(self, x, cos, sin):
+        """x [..., T, D] -> rotated q [..., T, N, H], rotated k and plain v [..., T, K, H]."""
+        q = jnp.einsum("...D,DNH->...NH", x, self.q[...]) + self.q_bias[...]
+        k = jnp.einsum("...D,DKH->...KH", x, self.k[...]) + self.k_bias[...]
+        v = jnp.einsum("...D,DKH->...KH", x, self.v[...]) + self.v_bias[...]
+        return layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v
+
+    def output(self, out):
+        return jnp.einsum("...NH,NHD->...D", checkpoint_name(out, "attention"), self.o[...])
+
+
+class TextBlocks(nnx.Module):
+    """L pre-norm blocks; called on one slice of them."""
+
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.attn_norm = layers.ones(config.num_layers, config.dim)
+        self.mlp_norm = layers.ones(config.num_layers, config.dim)
+        self.attn = TextAttention(config, rngs)
+        self.mlp = layers.Mlp(
+            config.num_layers, config.dim, config.mlp_dim, biased=False, rngs=rngs
+        )
+        self.eps = config.norm_eps
+
+    def __call__(self, x, cos, sin, attend):
+        """`attend(q, k, v) -> (mixed values, anything)`; returns x and that anything."""
+        with jax.named_scope("attention"):
+            normed = layers.rms_norm(x, self.attn_norm[...], self.eps)
+            out, extra = attend(*self.attn.project(normed, cos, sin))
+            x = x + self.attn.output(out)
+        with jax.named_scope("mlp"):
+            x = x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], self.eps))
+        return layers.shard_rows(x), extra
+
+
+class Text(nnx.Module):
+    def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = layers.weight(rngs, config.vocab_size, config.dim)
+        self.layers = TextBlocks(config, rngs)
+        self.final_norm = layers.ones(config.dim)
+        if not config.tied:
+            self.head = layers.weight(rngs, config.vocab_size, config.dim)
+
+    @property
+    def output_weight(self) -> jax.Array:
+        """The head [V, D]; the embedding itself where the two are tied."""
+        return (self.embed if self.config.tied else self.head)[...]
+
+    def __call__(self, x, positions, mask: Mask, *, attention_path="auto", remat="none"):
+        """Embeddings x [B, T, D], positions int32 [B, 3, T] -> final hidden states [B, T, D]."""
+        cos, sin = self._rotary(positions, x.dtype)
+
+        def step(block, x, _):
+            with jax.named_scope("text_block"):
+                return block(
+                    x, cos, sin, lambda q, k, v: (attention(q, k, v, mask, attention_path), None)
+                )
+
+        x, _ = layers.scan_layers(step, self.layers, layers.shard_rows(x), None, remat)
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def prefill(self, x, positions, mask: Mask, *, attention_path="auto"):
+        """As `__call__`, and keys and values of every layer, head-major [L, B, K, T, H]."""
+        cos, sin = self._rotary(positions, x.dtype)
+
+        def attend(q, k, v):
+            kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+            return attention(q, k, v, mask, attention_path), kept
+
+        def step(block, x, _):
+            with jax.named_scope("text_block"):
+                return block(x, cos, sin, attend)
+
+        x, (keys, values) = layers.scan_layers(step, self.layers, layers.shard_rows(x), None)
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
+
+    def decode(self, x, positions, cache: KVCache, index):
+        """One token of each completion.
+
+        x [B, R, D], positions int32 [B, R] (the same on all three axes), `index` int32: place of
+        the token in the suffix. Returns final hidden states [B, R, D] and the cache with the
+        token's keys and values written at `index`.
+        """
+        cos, sin = self._rotary(
+            jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
+        )
+        seen = jnp.arange(cache.suffix_k.shape[4]) <= index
+
+        def step(block, carry, slices):
+            x, suffix_k, suffix_v = carry
+            layer, prefix_k, prefix_v = slices
+
+            def attend(q, k, v):
+                # [B, R, K, H] -> [1, B, R, K, 1, H], written in place of one cache column.
+                start = (layer, 0, 0, 0, index, 0)
+                keys = jax.lax.dynamic_update_slice(suffix_k, k[None, :, :, :, None], start)
+                values = jax.lax.dynamic_update_slice(suffix_v, v[None, :, :, :, None], start)
+                own = tuple(
+                    jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False)
+                    for part in (keys, values)
+                )
+                out = decode_attention(
+                    q, (prefix_k, prefix_v), cache.prefix_valid, own, seen[None, None]
+                )
+                return out, (keys, values)
+
+            with jax.named_scope("text_block"):
+                x, (suffix_k, suffix_v) = block(x, cos, sin, attend)
+            return (x, suffix_k, suffix_v), None
+
+        number = jnp.arange(self.config.num_layers)
+        (x, suffix_k, suffix_v), _ = layers.scan_layers(
+            step,
+            self.layers,
+            (x, cache.suffix_k, cache.suffix_v),
+            (number, cache.prefix_k, cache.prefix_v),
+        )
+        x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        return x, cache._replace(suffix_k=suffix_k, suffix_v=suffix_v)
+
+    def _rotary(self, positions, dtype):
+        """cos, sin [B, T, H / 2]; angles in float32, then cast, as the reference does.
+
+        Of the H / 2 frequencies the first section takes its position from time, the second from
+        height, the third from width.
+        """
+        config = self.config
+        exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+        frequency = (1.0 / config.rope_theta**exponent).astype(np.float32)
+        axis = np.repeat(np.arange(3), config.mrope_section)
+        angles = positions[:, axis].astype(jnp.float32) * frequency[:, None]
+        angles = jnp.moveaxis(angles, 1, 2)
+        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
