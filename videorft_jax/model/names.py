@@ -1,0 +1,138 @@
+"""The name table between Hugging Face checkpoints and our parameters.
+
+One row per parameter path: the tensor's name on the hub and how its dims map, in the manner of
+einsum: "(N H) D -> D N H". Reading, writing, expected shapes and error messages all come from it.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+from videorft_jax.model.config import ModelConfig
+
+# ours, Hugging Face (old style, as on the hub; {} is the layer), HF dims -> our dims without L.
+# Letters as in the house plan; S the three of qkv, X one patch row (C T P P), E and U the merger's
+# merge^2 * D, O its output.
+NAMES = (
+    ("text/embed", "model.embed_tokens.weight", "V D -> V D"),
+    ("text/final_norm", "model.norm.weight", "D -> D"),
+    ("text/head", "lm_head.weight", "V D -> V D"),
+    ("text/layers/attn_norm", "model.layers.{}.input_layernorm.weight", "D -> D"),
+    ("text/layers/mlp_norm", "model.layers.{}.post_attention_layernorm.weight", "D -> D"),
+    ("text/layers/attn/q", "model.layers.{}.self_attn.q_proj.weight", "(N H) D -> D N H"),
+    ("text/layers/attn/q_bias", "model.layers.{}.self_attn.q_proj.bias", "(N H) -> N H"),
+    ("text/layers/attn/k", "model.layers.{}.self_attn.k_proj.weight", "(K H) D -> D K H"),
+    ("text/layers/attn/k_bias", "model.layers.{}.self_attn.k_proj.bias", "(K H) -> K H"),
+    ("text/layers/attn/v", "model.layers.{}.self_attn.v_proj.weight", "(K H) D -> D K H"),
+    ("text/layers/attn/v_bias", "model.layers.{}.self_attn.v_proj.bias", "(K H) -> K H"),
+    ("text/layers/attn/o", "model.layers.{}.self_attn.o_proj.weight", "D (N H) -> N H D"),
+    ("text/layers/mlp/gate", "model.layers.{}.mlp.gate_proj.weight", "M D -> D M"),
+    ("text/layers/mlp/up", "model.layers.{}.mlp.up_proj.weight", "M D -> D M"),
+    ("text/layers/mlp/down", "model.layers.{}.mlp.down_proj.weight", "D M -> M D"),
+    ("vision/embed", "visual.patch_embed.proj.weight", "D X -> X D"),
+    ("vision/layers/attn_norm", "visual.blocks.{}.norm1.weight", "D -> D"),
+    ("vision/layers/mlp_norm", "visual.blocks.{}.norm2.weight", "D -> D"),
+    ("vision/layers/attn/qkv", "visual.blocks.{}.attn.qkv.weight", "(S N H) D -> D S N H"),
+    ("vision/layers/attn/qkv_bias", "visual.blocks.{}.attn.qkv.bias", "(S N H) -> S N H"),
+    ("vision/layers/attn/proj", "visual.blocks.{}.attn.proj.weight", "D (N H) -> N H D"),
+    ("vision/layers/attn/proj_bias", "visual.blocks.{}.attn.proj.bias", "D -> D"),
+    ("vision/layers/mlp/gate", "visual.blocks.{}.mlp.gate_proj.weight", "M D -> D M"),
+    ("vision/layers/mlp/gate_bias", "visual.blocks.{}.mlp.gate_proj.bias", "M -> M"),
+    ("vision/layers/mlp/up", "visual.blocks.{}.mlp.up_proj.weight", "M D -> D M"),
+    ("vision/layers/mlp/up_bias", "visual.blocks.{}.mlp.up_proj.bias", "M -> M"),
+    ("vision/layers/mlp/down", "visual.blocks.{}.mlp.down_proj.weight", "D M -> M D"),
+    ("vision/layers/mlp/down_bias", "visual.blocks.{}.mlp.down_proj.bias", "D -> D"),
+    ("vision/merger/norm", "visual.merger.ln_q.weight", "D -> D"),
+    ("vision/merger/up", "visual.merger.mlp.0.weight", "U E -> E U"),
+    ("vision/merger/up_bias", "visual.merger.mlp.0.bias", "U -> U"),
+    ("vision/merger/down", "visual.merger.mlp.2.weight", "O U -> U O"),
+    ("vision/merger/down_bias", "visual.merger.mlp.2.bias", "O -> O"),
+)
+# transformers >= 4.52 nests both towers under `model`.
+_NEW_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+
+
+class Leaf(NamedTuple):
+    """One row of the table with the sizes of a config. `perm` takes HF letters to ours."""
+
+    path: str
+    name: str
+    num_layers: int | None
+    hf_shape: tuple[int, ...]
+    split: tuple[int, ...]
+    perm: tuple[int, ...]
+
+    @property
+    def shape(self):
+        layers = () if self.num_layers is None else (self.num_layers,)
+        return layers + tuple(self.split[i] for i in self.perm)
+
+    def names(self):
+        """(HF name, our name) of every tensor of the leaf."""
+        if self.num_layers is None:
+            return [(self.name, self.path)]
+        return [(self.name.format(i), f"{self.path}[{i}]") for i in range(self.num_layers)]
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter, by path, layers stacked on dim 0; no head if tied."""
+    return {leaf.path: leaf.shape for leaf in leaves_of(config)}
+
+
+def old_name(name: str) -> str:
+    """The hub's name of a tensor, whichever style `name` has."""
+    for new, old in _NEW_PREFIXES:
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+def leaves_of(config: ModelConfig) -> list[Leaf]:
+    """The table's rows that a config has; a tied one has no head."""
+    text, vision = config.text, config.vision
+    merged = vision.dim * vision.merge**2
+    patch = (vision.in_channels, vision.temporal_patch, vision.patch, vision.patch)
+    sizes = {
+        "text": {
+            "V": text.vocab_size,
+            "D": text.dim,
+            "N": text.num_heads,
+            "K": text.num_kv_heads,
+            "H": text.head_dim,
+            "M": text.mlp_dim,
+        },
+        "vision": {
+            "D": vision.dim,
+            "N": vision.num_heads,
+            "H": vision.head_dim,
+            "M": vision.mlp_dim,
+            "S": 3,
+            "X": math.prod(patch),
+            "E": merged,
+            "U": merged,
+            "O": vision.out_dim,
+        },
+    }
+    leaves = []
+    for path, name, dims in NAMES:
+        if path == "text/head" and text.tied:
+            continue
+        part = path.split("/")[0]
+        theirs, ours = dims.split(" -> ")
+        letters = re.findall("[A-Z]", theirs)
+        hf_shape = []
+        for group in re.findall(r"\([^)]*\)|[A-Z]", theirs):
+            # The file keeps the four dims of the patch convolution; row-major they are one.
+            whole = math.prod(sizes[part][letter] for letter in re.findall("[A-Z]", group))
+            hf_shape += patch if group == "X" else (whole,)
+        leaves.append(
+            Leaf(
+                path=path,
+                name=name,
+                num_layers=getattr(config, part).num_layers if "{}" in name else None,
+                hf_shape=tuple(hf_shape),
+                split=tuple(sizes[part][letter] for letter in letters),
+                perm=tuple(letters.index(letter) for letter in ours.split()),
+            )
+        )
+    return leaves
