@@ -1,0 +1,345 @@
+"""From a record to chat messages, and from chat messages to token ids.
+
+One design decision is worth knowing: ids are composed piece by piece. Control tokens
+(`<|im_start|>`, `<|video_pad|>` ...) are inserted by id, and everything that comes from a record
+or a user is encoded by a copy of the tokenizer in which such tokens do not exist, so text that
+spells a control token stays text. For harmless text the ids equal
+`tokenizer.apply_chat_template`. The prompt without its answer is always an exact prefix of the
+prompt with it, so what SFT trains on is what a rollout starts from.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from videorft_jax.data.records import PROBLEM_TYPES, Record, label_options
+
+logger = logging.getLogger(__name__)
+
+# What Qwen's own chat template says when a chat opens without a system turn.
+DEFAULT_SYSTEM = "You are a helpful assistant."
+CONTROL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+ROLES = ("system", "user", "assistant")
+MAX_TEMPLATE_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+    """The wording around a question. `question` holds the mark {problem} once and {suffix} at most
+    once; `suffixes` has one entry per problem type. An empty `system` leaves the system turn to
+    the chat format, which then says "You are a helpful assistant."
+    """
+
+    system: str
+    question: str
+    suffixes: Mapping[str, str]
+
+    def __post_init__(self):
+        for field in ("system", "question"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"prompt template: {field}: not a string; write a string")
+        if self.question.count("{problem}") != 1 or self.question.count("{suffix}") > 1:
+            raise ValueError(
+                "prompt template: question: write {problem} once, {suffix} at most once"
+            )
+        if not isinstance(self.suffixes, Mapping) or set(self.suffixes) != set(PROBLEM_TYPES):
+            types = ", ".join(PROBLEM_TYPES)
+            raise ValueError(f"prompt template: suffixes: write exactly one for each of {types}")
+        for name, suffix in self.suffixes.items():
+            if not isinstance(suffix, str):
+                raise ValueError(f"prompt template: suffixes.{name}: not a string; write a string")
+
+    def fill(self, problem: str, problem_type: str) -> str:
+        """The question's text. Marks are replaced in one pass: braces in `problem` are text."""
+        values = {"{problem}": problem, "{suffix}": self.suffixes[problem_type]}
+        return "".join(
+            values.get(p, p) for p in re.split(r"(\{problem\}|\{suffix\})", self.question)
+        )
+
+
+DEFAULT_TEMPLATE = PromptTemplate(
+    system=(
+        "You answer questions about a video or an image. Think first, inside <think> and </think>:"
+        " say what you see in the order in which it happens, then reason from it to a conclusion"
+        " and check it. After that give the final answer, and nothing else, inside <answer> and"
+        " </answer>."
+    ),
+    question="{problem}\n{suffix}",
+    suffixes={
+        "multiple choice": "Choose one option. The answer is its letter alone.",
+        "numerical": "The answer is a number alone, such as 7 or 0.25.",
+        "OCR": "The answer is the text as it is written in the picture.",
+        "free-form": "The answer is a short text in your own words.",
+        "regression": "Estimate the value. The answer is a number alone, such as 7 or 0.25.",
+    },
+)
+
+
+def load_template(path: str | os.PathLike) -> PromptTemplate:
+    """A template from a .json or .toml file with the keys system, question and suffixes, for users
+    who must match the wording another checkpoint was trained with.
+
+    Raises:
+      ValueError: unreadable, malformed, too large, or a key missing or unknown.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TEMPLATE_BYTES + 1)
+        if len(data) > MAX_TEMPLATE_BYTES:
+            raise ValueError(f"larger than {MAX_TEMPLATE_BYTES} bytes")
+        text = data.decode("utf-8-sig")
+        fields = tomllib.loads(text) if str(path).endswith(".toml") else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}; give a .json or .toml prompt template") from None
+    names = [field.name for field in dataclasses.fields(PromptTemplate)]
+    if not isinstance(fields, dict) or set(fields) != set(names):
+        raise ValueError(f"{path}: write exactly the keys {', '.join(names)}")
+    try:
+        return PromptTemplate(**fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def append_options(problem: str, options: Iterable[str]) -> str:
+    """The question with each option on a line of its own, appended only if it lacks them.
+
+    It holds them if every option is found in order *with its letter* (case, spacing and the style
+    of the label aside): a question that merely names the choices does not tell their letters.
+    """
+    labelled = label_options(options)
+    folded = " ".join(problem.casefold().split())
+    position = 0
+    for letter, text in labelled:
+        body = " ".join(text.casefold().rstrip(".").split())
+        pattern = rf"(?<!\w)\(?{letter.lower()} ?[.):：、] ?{re.escape(body)}(?!\w)"
+        match = re.compile(pattern).search(folded, position)
+        if not match:
+            lines = [f"{letter}. {text}" for letter, text in labelled]
+            return "\n".join([problem.rstrip(), *lines])
+        position = match.end()
+    return problem
+
+
+def build_messages(
+    record: Record, template: PromptTemplate = DEFAULT_TEMPLATE
+) -> list[dict[str, Any]]:
+    """The chat of one record in Hugging Face's format: system turn (unless the template has none),
+    then the media item, always before the question. The path is the record's own, relative to the
+    data root; `start` and `end` (seconds) are there when the record has them."""
+    media = {"type": record.data_type, record.data_type: record.path}
+    for field in ("start", "end"):
+        if getattr(record, field) is not None:
+            media[field] = getattr(record, field)
+    problem = append_options(record.problem, record.options)
+    question = {"type": "text", "text": template.fill(problem, record.problem_type)}
+    messages = [{"role": "user", "content": [media, question]}]
+    if template.system:
+        system = {"role": "system", "content": [{"type": "text", "text": template.system}]}
+        messages.insert(0, system)
+    return messages
+
+
+def build_target(record: Record) -> str:
+    """What SFT teaches the assistant to say: the reasoning and the answer in their tags, on two
+    lines, as the VideoRFT chain-of-thought file stores them.
+
+    Raises:
+      ValueError: the record has no reasoning (`process`).
+    """
+    if not record.process:
+        raise ValueError(
+            f"record {record.problem_id}: process: empty; SFT needs the reasoning, give a file of"
+            " chains of thought"
+        )
+    return f"<think>{record.process}</think>\n<answer>{record.solution}</answer>"
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedPrompt:
+    """Token ids of one chat.
+
+    tokens: int32 [T]; loss_mask: bool [T], True where the token is a target of the last assistant
+    turn, its `<|im_end|>` included; visual_spans: (start, stop) of each media item's pad tokens.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    visual_spans: tuple[tuple[int, int], ...]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    num_visual_tokens: Sequence[int],
+    target: str | None = None,
+) -> RenderedPrompt:
+    """Chat messages to token ids in the Qwen2.5-VL chat format.
+
+    Args:
+      tokenizer: one that has the Qwen control tokens; ids are read from it.
+      messages: dicts of role (system, user, assistant) and content (a string, or parts of type
+        text, image, video).
+      num_visual_tokens: how many visual tokens each media item becomes, in order of appearance.
+      target: the assistant's answer to learn; None ends the prompt where generation starts.
+
+    Raises:
+      ValueError: unknown role or part, counts that do not match the media, or a tokenizer without
+        a control token.
+    """
+    encoder = _encoder(tokenizer)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    counts = list(num_visual_tokens)
+    for role, content in _turns(messages):
+        # Plain text is encoded from one control token to the next in one go, as the tokenizer
+        # itself would, because BPE may merge across the seam of two parts.
+        ids.append(encoder.ids["<|im_start|>"])
+        text = f"{role}\n"
+        for part in content:
+            if part["type"] == "text":
+                text += part["text"]
+                continue
+            if len(spans) == len(counts):
+                raise ValueError(
+                    f"prompt: more media items than the {len(counts)} visual token counts; give"
+                    " one count per item"
+                )
+            count = int(counts[len(spans)])
+            if count < 1:
+                raise ValueError(f"prompt: media item {len(spans)}: {count} visual tokens; give 1+")
+            ids += encoder.encode(text)
+            ids.append(encoder.ids["<|vision_start|>"])
+            spans.append((len(ids), len(ids) + count))
+            ids += [encoder.ids[PADS[part["type"]]]] * count
+            ids.append(encoder.ids["<|vision_end|>"])
+            text = ""
+        ids += encoder.encode(text)
+        ids.append(encoder.ids["<|im_end|>"])
+        ids += encoder.encode("\n")
+    if len(spans) != len(counts):
+        raise ValueError(
+            f"prompt: {len(spans)} media items but {len(counts)} visual token counts; give one"
+            " count per item"
+        )
+    ids.append(encoder.ids["<|im_start|>"])
+    ids += encoder.encode("assistant\n")
+    num_prompt = len(ids)
+    if target is not None:
+        ids += encoder.encode(target)
+        ids.append(encoder.ids["<|im_end|>"])
+    return RenderedPrompt(
+        tokens=np.array(ids, np.int32),
+        loss_mask=np.arange(len(ids)) >= num_prompt,
+        visual_spans=tuple(spans),
+    )
+
+
+def render_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The chat as one string with one pad token per media item, generation prompt included: for
+    people, logs and comparison with a tokenizer's own template. Never encode it."""
+    media = {kind: f"<|vision_start|>{pad}<|vision_end|>" for kind, pad in PADS.items()}
+    turns = [
+        f"<|im_start|>{role}\n"
+        + "".join(media.get(part["type"]) or part["text"] for part in content)
+        + "<|im_end|>\n"
+        for role, content in _turns(messages)
+    ]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
+    """(role, parts) of each turn, checked, the default system turn included."""
+    if not messages:
+        raise ValueError("prompt: no messages; give at least a user turn")
+    turns = []
+    if messages[0].get("role") != "system":
+        turns.append(("system", [{"type": "text", "text": DEFAULT_SYSTEM}]))
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"prompt: message {index}: role {role!r}; use {', '.join(ROLES)}")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        for part in content or [{}]:
+            kind = part.get("type")
+            if kind not in ("text", *PADS) or (
+                kind == "text" and not isinstance(part.get("text"), str)
+            ):
+                raise ValueError(
+                    f"prompt: message {index}: part {kind!r}; use text, image or video"
+                )
+        turns.append((role, content))
+    return turns
+
+
+class _Encoder:
+    """Plain-text encoder and control-token ids of one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in CONTROL_TOKENS if token not in vocabulary]
+        if missing or not tokenizer.is_fast:
+            lack = f"has no {', '.join(missing)}" if missing else "is not a fast tokenizer"
+            raise ValueError(f"tokenizer {lack}; load the tokenizer of a Qwen2.5-VL checkpoint")
+        self.ids = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        self._control = frozenset(self.ids.values())
+        # A private copy: the switch is state of the tokenizer, and flipping it on a shared one
+        # would race with other threads (and change what its owner gets).
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if not self._control.isdisjoint(self.encode(" ".join(CONTROL_TOKENS))):
+            raise ValueError(
+                "tokenizer: control tokens are not marked special, so text could forge them; load"
+                " the tokenizer of a Qwen2.5-VL checkpoint"
+            )
+        self._compare_template(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+
+    @staticmethod
+    def _compare_template(tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            return
+        probe = [
+            {"role": "user", "content": [{"type": kind} for kind in PADS]},
+            {"role": "assistant", "content": [{"type": "text", "text": "ok"}]},
+        ]
+        try:
+            theirs = tokenizer.apply_chat_template(
+                probe, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program: it may fail in any way
+            theirs = f"{type(error).__name__}: {error}"
+        if theirs != render_text(probe):
+            logger.warning(
+                "the tokenizer's chat template is not Qwen2.5-VL's; prompts follow Qwen2.5-VL"
+                " (ours %r, theirs %r)",
+                render_text(probe),
+                theirs[:200],
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> _Encoder:
+    return _Encoder(tokenizer)
