@@ -1,0 +1,212 @@
+"""Every path has a rule, every rule a path; published sizes divide, and refusals say why."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import unflatten_dict
+from jax.sharding import PartitionSpec as P
+
+from videorft_jax import sharding
+from videorft_jax.model import names, siglip_towers, vlm
+from videorft_jax.model.config import hf_values, parse_config
+
+SIZES = ("3b", "7b", "32b", "72b")
+
+
+def abstract_mesh(data=1, fsdp=1, tensor=1):
+    """A mesh of any size without devices; shardings need only its axes."""
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def qwen(size, **overrides):
+    return vlm.abstract_params(parse_config(hf_values(size, **overrides)))
+
+
+def siglip(num_heads=16, width=1152, mlp=4304):
+    """so400m: width 1152, mlp 4304, 16 heads, 27 layers."""
+    tower = siglip_towers.TowerConfig(width, mlp, 27, num_heads)
+    config = siglip_towers.SiglipConfig(**SIGLIP | {"vision": tower, "text": tower})
+    return unflatten_dict(siglip_towers.abstract(config)[2], sep="/")
+
+
+def lora(params, rank=8):
+    """Adapters of every stacked matrix, as `<path>/a`, `<path>/b`."""
+    num_in = {"o": 2, "proj": 2}
+
+    def adapter(path, leaf):
+        split = 1 + num_in.get(path.split("/")[-1], 1)
+        return {
+            "a": jax.ShapeDtypeStruct((*leaf.shape[:split], rank), leaf.dtype),
+            "b": jax.ShapeDtypeStruct((leaf.shape[0], rank, *leaf.shape[split:]), leaf.dtype),
+        }
+
+    return {
+        path: adapter(path, leaf)
+        for path, leaf in flat(params).items()
+        if "/layers/" in path and leaf.ndim > 2 and "bias" not in path
+    }
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+SIGLIP = {
+    "image_size": 384,
+    "patch_size": 16,
+    "vocab_size": 32000,
+    "text_length": 64,
+    "text_rule": "v1",
+    "resample": 3,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("3b", 3.755e9), ("7b", 8.292e9), ("32b", 33.45e9), ("72b", 73.41e9)]
+)
+def test_parameter_counts_are_the_published_ones(size, count):
+    leaves = jax.tree.leaves(qwen(size))
+    assert not any(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves)
+    assert sum(leaf.size for leaf in leaves) == pytest.approx(count, rel=2e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_name_table_has_the_shapes_of_the_model(size):
+    shapes = {path: leaf.shape for path, leaf in flat(qwen(size)).items()}
+    assert names.expected_shapes(parse_config(hf_values(size))) == shapes
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_path_matches_and_only_whole_trees_use_every_rule(size):
+    params = qwen(size)
+    mesh = abstract_mesh(2, 16, 2)
+    specs = sharding.state_shardings(params, mesh, size)
+    assert jax.tree.structure(specs) == jax.tree.structure(params)
+    trees = [params, siglip(), lora(params)]
+    assert sharding.unused_rules(trees) == []
+    assert sharding.unused_rules(trees[:1])  # the check can fail
+
+
+def test_specs_are_those_of_the_plan():
+    specs = flat(sharding.state_shardings(qwen("7b"), abstract_mesh(1, 8, 4), "7b"))
+    expected = {
+        "text/embed": P("tensor", "fsdp"),
+        "text/head": P("tensor", "fsdp"),
+        "text/final_norm": P(None),
+        "text/layers/attn/q": P(None, "fsdp", "tensor", None),
+        "text/layers/attn/k": P(None, "fsdp", "tensor", None),
+        "text/layers/attn/v_bias": P(None, "tensor", None),
+        "text/layers/attn/o": P(None, "tensor", None, "fsdp"),
+        "text/layers/mlp/down": P(None, "tensor", "fsdp"),
+        "vision/embed": P(None, "fsdp"),
+        "vision/layers/attn/qkv": P(None, "fsdp", None, "tensor", None),
+        "vision/layers/attn/proj_bias": P(None, None),
+        "vision/layers/mlp/gate": P(None, "fsdp", "tensor"),
+        "vision/merger/down": P("tensor", "fsdp"),
+    }
+    assert {path: specs[path].spec for path in expected} == expected
+
+
+def test_adapters_split_the_dims_their_matrix_splits():
+    params = qwen("7b")
+    mesh = abstract_mesh(1, 8, 4)
+    whole = flat(sharding.state_shardings(params, mesh))
+    parts = sharding.state_shardings(lora(params), mesh)
+    for path, pair in parts.items():
+        a, b = pair["a"].spec, pair["b"].spec
+        assert P(*a[:-1], *b[2:]) == whole[path].spec, path
+
+
+def test_siglip_splits_its_heads_and_keeps_its_scalars_whole():
+    specs = flat(sharding.state_shardings(siglip(), abstract_mesh(1, 8, 4), "so400m"))
+    assert specs["logit_scale"].spec == P()
+    assert specs["vision/pool/qkv"].spec == P("fsdp", None, "tensor", None)
+    assert specs["text/layers/attn/k"].spec == P(None, "fsdp", "tensor", None)
+    with pytest.raises(ValueError, match=r"^base: .*tensor = 8 .*heads = 12 .*divides 4$"):
+        sharding.state_shardings(siglip(12, 768, 3072), abstract_mesh(tensor=8), "base")
+
+
+def test_optimizer_states_lie_as_their_parameters():
+    params = qwen("3b")
+    optimizer = optax.MultiSteps(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6)), every_k_schedule=2
+    )
+    state = jax.eval_shape(optimizer.init, params)
+    mesh = abstract_mesh(2, 8, 2)
+    specs = flat(sharding.state_shardings(state, mesh))
+    for path, leaf in flat(sharding.state_shardings(params, mesh)).items():
+        assert sum(p.endswith("/" + path) and specs[p] == leaf for p in specs) == 3, path
+    assert specs["gradient_step"].spec == P()
+
+
+@pytest.mark.parametrize(
+    ("size", "tensor"), [("3b", 2), ("7b", 4), ("32b", 8), ("72b", 8), ("7b", 1), ("32b", 2)]
+)
+def test_meshes_that_divide_are_accepted(size, tensor):
+    sharding.state_shardings(qwen(size), abstract_mesh(4, 256, tensor), size)
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "message"),
+    [
+        ("7b", {"tensor": 8}, r"^7b: mesh axis tensor = 8 .*kv_heads = 4 \(.*divides 4$"),
+        ("3b", {"tensor": 4}, r"^3b: mesh axis tensor = 4 .*kv_heads = 2 \(.*divides 2$"),
+        ("32b", {"tensor": 16}, r"^32b: .*kv_heads = 8 \(.* heads = 40 \(.*divides 8$"),
+        ("7b", {"fsdp": 3}, r"^7b: mesh axis fsdp = 3 .*embed = 3584 \(.*divides 256$"),
+    ],
+)
+def test_meshes_that_do_not_divide_are_refused_with_the_head_count(size, mesh, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sharding.state_shardings(qwen(size), abstract_mesh(**mesh), size)
+    assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_that_does_not_divide_is_named():
+    with pytest.raises(ValueError, match=r"vocab = 151937 \(text/embed, dim 0\)"):
+        sharding.state_shardings(qwen("3b", vocab_size=151937), abstract_mesh(tensor=2), "3b")
+
+
+def test_unknown_paths_and_wrong_ranks_are_errors():
+    mesh = abstract_mesh()
+    vector = jax.ShapeDtypeStruct((4,), jnp.float32)
+    with pytest.raises(ValueError, match=r"x: 1 paths without a sharding rule \(text/extra\)"):
+        sharding.state_shardings({"text": {"extra": vector}}, mesh, "x")
+    with pytest.raises(ValueError, match=r"x: text/embed has shape \[4\]"):
+        sharding.state_shardings({"text": {"embed": vector}}, mesh, "x")
+    with pytest.raises(ValueError, match="without a sharding rule"):  # a suffix, but not a path's
+        sharding.state_shardings({"othertext": {"embed": vector}}, mesh)
+
+
+def test_make_mesh_fills_in_what_is_left():
+    mesh = sharding.make_mesh(data=2, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    assert sharding.make_mesh(devices=jax.devices()[:3]).shape["fsdp"] == 3
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"tensor": 3}, {"data": 2, "fsdp": 2, "tensor": 1}, {"data": -1}, {"data": 0}, {"fsdp": 16}],
+)
+def test_make_mesh_refuses_sizes_that_do_not_fit(sizes):
+    with pytest.raises(ValueError, match=r"^mesh data="):
+        sharding.make_mesh(**sizes)
+
+
+def test_place_batch_splits_rows_over_data_and_fsdp():
+    mesh = sharding.make_mesh(2, 2, 2)
+    rows = np.arange(24).reshape(8, 3)
+    placed = sharding.place_batch({"tokens": rows, "empty": np.zeros((8, 0, 2))}, mesh)
+    np.testing.assert_array_equal(placed["tokens"], rows)
+    assert placed["tokens"].sharding == sharding.batch_sharding(mesh)
+    starts = sorted(int(shard.data[0, 0]) for shard in placed["tokens"].addressable_shards)
+    assert starts == [0, 0, 6, 6, 12, 12, 18, 18]
+    with pytest.raises(ValueError, match=r"6 rows do not divide .*that 4 divides"):
+        sharding.place_batch({"tokens": rows[:6]}, mesh)

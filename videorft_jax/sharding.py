@@ -1,0 +1,180 @@
+"""Where every array lies: one mesh, two tables.
+
+PARAM_AXES names the dims of each parameter by its path, MESH_AXES says which mesh axis holds such a
+dim. There is no catch-all rule: a path nobody thought of is an error, not a replicated array.
+Optimizer states keep the parameters' paths as suffixes, so they get the same rules for free.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins; every path must match and every rule must be used. A pattern is a path suffix.
+# SigLIP shares most rows; adapters are `<path>/a` [L, in..., r] and `<path>/b` [L, r, out...].
+PARAM_AXES = (
+    (r"text/(embed|head)", ("vocab", "embed")),  # SigLIP's head [D, out] lies the same way
+    (r"vision/embed", (None, "embed")),
+    (r"(text|vision)/position", (None, None)),
+    (r"layers/(attn|mlp)_norm(_bias)?", ("layers", None)),
+    (r"(text|vision)/(final_norm|final_norm_bias|embed_bias|head_bias)", (None,)),
+    (r"text/layers/attn/q", ("layers", "embed", "heads", None)),
+    (r"text/layers/attn/[kv]", ("layers", "embed", "kv_heads", None)),
+    (r"text/layers/attn/q_bias", ("layers", "heads", None)),
+    (r"text/layers/attn/[kv]_bias", ("layers", "kv_heads", None)),
+    (r"vision/layers/attn/qkv", ("layers", "embed", None, "heads", None)),
+    (r"vision/layers/attn/qkv_bias", ("layers", None, "heads", None)),
+    (r"vision/layers/attn/[qkv]", ("layers", "embed", "heads", None)),
+    (r"vision/layers/attn/[qkv]_bias", ("layers", "heads", None)),
+    (r"layers/attn/(o|proj)", ("layers", "heads", None, "embed")),
+    (r"layers/attn/(o|proj)_bias", ("layers", None)),
+    (r"layers/mlp/(gate|up)", ("layers", "embed", "mlp")),
+    (r"layers/mlp/(gate|up)_bias", ("layers", "mlp")),
+    (r"layers/mlp/down", ("layers", "mlp", "embed")),
+    (r"layers/mlp/down_bias", ("layers", None)),
+    (r"vision/pool/qkv", ("embed", None, "heads", None)),
+    (r"vision/pool/qkv_bias", (None, "heads", None)),
+    (r"vision/pool/o", ("heads", None, "embed")),
+    (r"vision/pool/o_bias", (None,)),
+    (r"vision/(merger|pool)/(norm|norm_bias|probe)", (None,)),
+    (r"vision/(merger|pool/mlp)/up", ("embed", "mlp")),
+    (r"vision/(merger|pool/mlp)/up_bias", ("mlp",)),
+    (r"vision/(merger|pool/mlp)/down", ("mlp", "embed")),
+    (r"vision/(merger|pool/mlp)/down_bias", (None,)),
+    (r"layers/(attn/(q|k|v|qkv)|mlp/(gate|up))/a", ("layers", "embed", None)),
+    (r"layers/attn/(o|proj)/a", ("layers", "heads", None, None)),
+    (r"layers/mlp/down/a", ("layers", "mlp", None)),
+    (r"layers/attn/q/b", ("layers", None, "heads", None)),
+    (r"layers/attn/[kv]/b", ("layers", None, "kv_heads", None)),
+    (r"layers/attn/qkv/b", ("layers", None, None, "heads", None)),
+    (r"layers/(attn/(o|proj)|mlp/down)/b", ("layers", None, "embed")),
+    (r"layers/mlp/(gate|up)/b", ("layers", None, "mlp")),
+)
+MESH_AXES = {
+    "layers": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+_RULES = tuple((re.compile(rf"(?:^|/){pattern}$"), axes) for pattern, axes in PARAM_AXES)
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh of all `devices` (default: all there are); one size may be -1, what is left.
+
+    Raises ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {text}: sizes are positive, at most one is -1 (what is left)")
+    given = math.prod(size for size in sizes if size != -1)
+    if len(devices) % given or (-1 not in sizes and given != len(devices)):
+        raise ValueError(
+            f"mesh {text}: does not fit {len(devices)} devices; choose sizes whose product does"
+        )
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def state_shardings(tree, mesh: Mesh, name: str = "this tree"):
+    """A `NamedSharding` for every leaf of a tree of (abstract) arrays.
+
+    `tree` holds parameters, or anything whose paths end in parameter paths, such as optax states.
+    Scalars are replicated. `name` is what errors call it, best the config's.
+
+    Raises ValueError for paths without a rule, ranks that differ from the rule's, and dims that
+    do not divide by their mesh axis, each with the head count or size and what would divide.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    specs, unknown, uneven, held = [], [], {}, {}
+    for keys, leaf in leaves:
+        path = _join(keys)
+        number = _find_rule(path) if leaf.ndim else None
+        if number is None:
+            specs.append(PartitionSpec())
+            if leaf.ndim:
+                unknown.append(path)
+            continue
+        axes = PARAM_AXES[number][1]
+        if len(axes) != leaf.ndim:
+            raise ValueError(
+                f"{name}: {path} has shape {list(leaf.shape)}, its rule names dims {axes}; "
+                "correct PARAM_AXES"
+            )
+        for dim, (axis, size) in enumerate(zip(axes, leaf.shape, strict=True)):
+            mesh_axis = MESH_AXES[axis] if axis else None
+            if mesh_axis:
+                held[mesh_axis] = math.gcd(held.get(mesh_axis, 0), size)
+                if size % mesh.shape[mesh_axis]:
+                    where = f"{axis} = {size} ({path}, dim {dim})"
+                    uneven.setdefault((mesh_axis, axis, size), where)
+        specs.append(PartitionSpec(*(MESH_AXES[axis] if axis else None for axis in axes)))
+    if unknown:
+        raise ValueError(
+            f"{name}: {len(unknown)} paths without a sharding rule ({', '.join(unknown[:5])}); "
+            "add them to PARAM_AXES"
+        )
+    for mesh_axis in dict.fromkeys(key[0] for key in uneven):
+        dims = [text for key, text in uneven.items() if key[0] == mesh_axis]
+        raise ValueError(
+            f"{name}: mesh axis {mesh_axis} = {mesh.shape[mesh_axis]} does not divide "
+            f"{', '.join(dims)}; choose a {mesh_axis} that divides {held[mesh_axis]}"
+        )
+    return jax.tree.unflatten(structure, [NamedSharding(mesh, spec) for spec in specs])
+
+
+def unused_rules(trees: Iterable) -> list[str]:
+    """Patterns of PARAM_AXES that no leaf of `trees` uses; tests hold it empty."""
+    used = {
+        _find_rule(_join(keys))
+        for tree in trees
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if leaf.ndim
+    }
+    return [pattern for i, (pattern, _) in enumerate(PARAM_AXES) if i not in used]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; the tensor axis sees the same rows."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def place_batch(batch, mesh: Mesh):
+    """Puts the numpy leaves `[B, ...]` of this process on the mesh, as one global batch.
+
+    Processes that hold different parts of data * fsdp hand in different rows, equally many.
+    Raises ValueError when the rows do not divide by the parts this process holds.
+    """
+    sharding = batch_sharding(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    local = len({str(i) for i in sharding.addressable_devices_indices_map((parts,)).values()})
+
+    def place(leaf):
+        leaf = np.asarray(leaf)
+        if leaf.shape[0] % local:
+            raise ValueError(
+                f"batch: {leaf.shape[0]} rows do not divide over the {local} parts of data * fsdp "
+                f"of this process; choose a batch size that {parts} divides"
+            )
+        shape = (leaf.shape[0] // local * parts, *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(place, batch)
+
+
+def _find_rule(path):
+    return next((i for i, (rule, _) in enumerate(_RULES) if rule.search(path)), None)
+
+
+def _join(keys):
+    # simple=True gives "mu/text/embed" whatever mixes dicts, named tuples and sequences.
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
