@@ -1,0 +1,112 @@
+"""Decoding in a process that can be killed: for media of unknown origin.
+
+One design decision is worth knowing: a thread that hangs inside a decoder cannot be stopped, and a
+decoder that eats memory takes the run with it. Here the operating system holds the limits (address
+space, processor time, wall time), and the answer comes back as one line of JSON and raw bytes; no
+pickle crosses the border.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+
+from videorft_jax.data.media import Limits, MediaContract, MediaError
+
+GRACE_S = 10.0  # the child's start, and its own deadline coming first
+
+
+def read_isolated(
+    source: str | os.PathLike | bytes,
+    root: str | os.PathLike | None,
+    contract: MediaContract,
+    kind: str,
+    start: float | None,
+    end: float | None,
+    limits: Limits,
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, tuple[int, int]]:
+    """The fields of a Clip, read by a child process. Raises MediaError as `read_video`, with
+    timeout and memory also where only the operating system could stop it, and crashed."""
+    raw = source if isinstance(source, bytes) else b""
+    path = "<bytes>" if raw else str(source)
+    request = {
+        "path": None if raw else path,
+        "root": None if root is None else os.fspath(root),
+        "contract": contract.to_dict(),
+        "kind": kind,
+        "start": start,
+        "end": end,
+        "limits": dataclasses.asdict(limits),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )
+    with child:
+        try:
+            request_bytes = json.dumps(request).encode() + b"\n" + raw
+            answer, _ = child.communicate(request_bytes, limits.timeout_s + GRACE_S)
+        except subprocess.TimeoutExpired:
+            raise MediaError("timeout", f"killed after {limits.timeout_s:g} s", path) from None
+        finally:
+            child.kill()
+    header, _, pixels = answer.partition(b"\n")
+    if child.returncode == -signal.SIGXCPU:
+        raise MediaError("timeout", f"{limits.timeout_s:g} s of processor time used up", path)
+    if child.returncode or not header:
+        raise MediaError("crashed", f"the decoder's process ended with {child.returncode}", path)
+    fields = json.loads(header)
+    if "reason" in fields:
+        raise MediaError(fields["reason"], fields["detail"], path)
+    frames = np.frombuffer(pixels, np.uint8).reshape(fields["shape"]).copy()
+    times = np.array(fields["timestamps"], np.float64)
+    indices = np.array(fields["indices"], np.int64)
+    return frames, times, fields["fps"], indices, tuple(fields["source_size"])
+
+
+def main() -> None:
+    """The child: one request on standard input, one answer on standard output."""
+    from videorft_jax.data import video  # imports this module; before the limits: it maps memory
+
+    header, _, raw = sys.stdin.buffer.read().partition(b"\n")
+    request = json.loads(header)
+    limits = Limits(**request["limits"])
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    seconds = int(limits.timeout_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    contract = MediaContract.from_dict(request["contract"])
+    source = raw if request["path"] is None else request["path"]
+    clip = video.load_media(
+        source,
+        request["root"],
+        contract,
+        kind=request["kind"],
+        start=request["start"],
+        end=request["end"],
+        limits=limits,
+    )
+    if isinstance(clip, MediaError):
+        answer, pixels = {"reason": clip.reason, "detail": clip.detail}, b""
+    else:
+        answer = {
+            "shape": clip.frames.shape,
+            "timestamps": clip.timestamps.tolist(),
+            "fps": clip.fps,
+            "indices": clip.indices.tolist(),
+            "source_size": clip.source_size,
+        }
+        pixels = clip.frames.tobytes()
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + pixels)
+
+
+if __name__ == "__main__":
+    main()
