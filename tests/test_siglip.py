@@ -350,6 +350,9 @@ def test_faulty_tensors_are_listed_together_with_both_names(v2, tmp_path):
     tensors["text_model.extra"] = tensors.pop("text_model.head.bias")
     tensors["vision_model.head.probe"] = np.zeros((1, 24), np.float32)
     safetensors.numpy.save_file(tensors, file)
+    whole = {"image_processor": json.loads((tmp_path / "preprocessor_config.json").read_text())}
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))  # read as well
     with pytest.raises(ValueError, match="3 faulty tensors") as error:
         siglip.load_siglip(tmp_path)
     for part in (

@@ -341,7 +341,11 @@ def load_siglip(folder: str, dtype: str = "bfloat16") -> Siglip:
         raise ValueError(f"siglip dtype is {dtype!r}: use 'bfloat16' or 'float32'")
     folder = pathlib.Path(folder)
     raw = _read_json(folder / "config.json")
-    processor = _read_json(folder / "preprocessor_config.json")
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        processor = _read_json(processor)
+    else:  # where transformers 5 saves a whole processor
+        processor = _read_json(folder / "processor_config.json").get("image_processor", {})
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json: save the release's tokenizer in fast form")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
