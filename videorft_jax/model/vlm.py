@@ -38,14 +38,24 @@ class VLM(nnx.Module):
         rows = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
         return jnp.where(visual_index[..., None] >= 0, rows.astype(x.dtype), x)
 
-    def hidden_states(self, batch: Batch, *, attention="auto", remat="none") -> jax.Array:
-        """Final hidden states [B, T, D] of packed or padded rows."""
+    def embed_batch(self, batch: Batch, *, attention="auto", remat="none") -> jax.Array:
+        """Embeddings [B, T, D] of a batch, its clips encoded and in place."""
         visual = None
         if batch.patches.size:
             visual = self.encode_vision(batch, attention=attention, remat=remat)
-        x = self.embed(batch.tokens, visual, batch.visual_index)
+        return self.embed(batch.tokens, visual, batch.visual_index)
+
+    def hidden_states(self, batch: Batch, *, attention="auto", remat="none") -> jax.Array:
+        """Final hidden states [B, T, D] of packed or padded rows."""
+        x = self.embed_batch(batch, attention=attention, remat=remat)
         mask = Causal(batch.segment_ids)
         return self.text(x, batch.positions, mask, attention_path=attention, remat=remat)
+
+    def prefill(self, batch: Batch, *, attention="auto"):
+        """Final hidden states [B, T, D], and keys and values [L, B, K, T, H] of every layer."""
+        x = self.embed_batch(batch, attention=attention)
+        mask = Causal(batch.segment_ids)
+        return self.text.prefill(x, batch.positions, mask, attention_path=attention)
 
     def logits(self, hidden) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]; float32 accumulation, no rounding after."""

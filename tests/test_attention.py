@@ -1,0 +1,166 @@
+"""Every attention path against the dense reference, and the shared prefix against repeated rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videorft_jax.model import attention as A
+from videorft_jax.model import attention_flash, attention_splash
+
+PROMPT, ROLLOUTS, LENGTH = 7, 3, 5
+HEADS, KV_HEADS, DIM = 4, 2, 16
+
+PATHS = {
+    "chunked": functools.partial(A.attention, implementation="chunked"),
+    "splash": functools.partial(attention_splash.attention, interpret=True),
+    "flash": functools.partial(attention_flash.attention, backend="xla"),
+}
+
+
+def draw(length, seed=0, batch=2):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    shapes = [(batch, length, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def value_and_grads(function, q, k, v, cotangent):
+    @jax.jit
+    def run(q, k, v, cotangent):
+        out, backward = jax.vjp(function, q, k, v)
+        return out, *backward(cotangent)
+
+    return run(q, k, v, cotangent)
+
+
+def masks():
+    segments = np.ones((2, 22), np.int32)
+    segments[0, 9:] = 2
+    segments[0, 19:] = 0
+    segments[1, 15:] = 0
+    group = np.ones((2, PROMPT + ROLLOUTS * LENGTH), np.int32)
+    group[0, 5:PROMPT] = 0  # a shorter prompt
+    group[1, PROMPT + LENGTH + 2 : PROMPT + 2 * LENGTH] = 0  # a shorter second completion
+    valid = np.ones((2, 22), bool)
+    valid[1, 4:9] = False
+    return {
+        "causal": (A.Causal(jnp.asarray(segments)), segments > 0),
+        "shared": (A.SharedPrefix(jnp.asarray(group), PROMPT, ROLLOUTS), group > 0),
+        "full": (A.Full(jnp.asarray(valid)), valid),
+    }
+
+
+@pytest.mark.parametrize("kind", ["causal", "shared", "full"])
+@pytest.mark.parametrize("path", PATHS)
+def test_path_equals_reference(path, kind, monkeypatch):
+    monkeypatch.setattr(A, "_CHUNK", 4)  # several chunks even at this length
+    mask, real = masks()[kind]
+    q, k, v, cotangent = draw(22)
+    cotangent *= real[:, :, None, None]  # what padding returns is nobody's business
+    expected = value_and_grads(
+        lambda q, k, v: A.reference(q, k, v, mask.allowed()), q, k, v, cotangent
+    )
+    got = value_and_grads(lambda q, k, v: PATHS[path](q, k, v, mask), q, k, v, cotangent)
+    np.testing.assert_allclose(
+        np.asarray(got[0])[real], np.asarray(expected[0])[real], atol=2e-6, rtol=1e-5
+    )
+    for ours, theirs in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["reference", *PATHS])
+def test_shared_prefix_equals_repeated_rows(path):
+    """The oracle knows nothing of shared prefixes: R separate causal rows per prompt."""
+    q, k, v, cotangent = draw(PROMPT + ROLLOUTS * LENGTH, seed=1)
+    mask, real = masks()["shared"]
+    cotangent *= real[:, :, None, None]
+    run = PATHS.get(path) or functools.partial(A.attention, implementation="reference")
+
+    def rows(x):  # [B, T, ...] -> [B * R, prompt + C, ...]
+        prompt, rest = x[:, :PROMPT], x[:, PROMPT:]
+        rest = rest.reshape(x.shape[0], ROLLOUTS, LENGTH, *x.shape[2:])
+        prompt = jnp.broadcast_to(prompt[:, None], (x.shape[0], ROLLOUTS, *prompt.shape[1:]))
+        joined = jnp.concatenate([prompt, rest], axis=2)
+        return joined.reshape(-1, PROMPT + LENGTH, *x.shape[2:])
+
+    def repeated(q, k, v):
+        segments = rows(mask.segment_ids)
+        index = jnp.arange(PROMPT + LENGTH)
+        allowed = (index[:, None] >= index) & (segments[:, :, None] == segments[:, None, :])
+        out = A.reference(rows(q), rows(k), rows(v), allowed)
+        out = out.reshape(2, ROLLOUTS, PROMPT + LENGTH, HEADS, DIM)
+        rest = out[:, :, PROMPT:].reshape(2, -1, HEADS, DIM)
+        return jnp.concatenate([out[:, 0, :PROMPT], rest], axis=1)
+
+    expected = value_and_grads(repeated, q, k, v, cotangent)
+    got = value_and_grads(lambda q, k, v: run(q, k, v, mask), q, k, v, cotangent)
+    np.testing.assert_allclose(
+        np.asarray(got[0])[real], np.asarray(expected[0])[real], atol=2e-6, rtol=1e-5
+    )
+    for ours, theirs in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
+
+
+def test_flash_merge_needs_the_log_sum_exp_term():
+    """The trap itself: dropping the log-sum-exp's cotangent gives visibly wrong gradients."""
+    q, k, v, cotangent = draw(PROMPT + ROLLOUTS * LENGTH, seed=2)
+    mask, _ = masks()["shared"]
+
+    def careless(q, k, v):
+        prompt = [x[:, :PROMPT] for x in (q, k, v)]
+        own = [x[:, PROMPT:].reshape(-1, LENGTH, *x.shape[2:]) for x in (q, k, v)]
+        lengths = mask.segment_ids[:, :PROMPT].sum(1)
+        a, a_lse = attention_flash._to_prompt("xla", own[0], *prompt[1:], lengths)
+        b, b_lse = attention_flash._to_own("xla", *own, lengths)
+        total = jnp.logaddexp(a_lse, b_lse)
+        share = jax.lax.stop_gradient([jnp.exp(lse - total)[..., None] for lse in (a_lse, b_lse)])
+        return share[0] * a + share[1] * b
+
+    run = functools.partial(attention_flash.attention, backend="xla", mask=mask)
+    cotangent = cotangent.at[:, :PROMPT].set(0)
+    right = jax.vjp(run, q, k, v)[1](cotangent)[1][:, :PROMPT]
+    own = cotangent[:, PROMPT:].reshape(-1, LENGTH, HEADS, DIM)
+    wrong = jax.vjp(careless, q, k, v)[1](own)[1][:, :PROMPT]
+    assert float(jnp.abs(right - wrong).max()) > 1e-2
+
+
+def test_splash_under_a_mesh():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
+    q, k, v, _ = draw(22, seed=3, batch=4)
+    mask = A.Causal(jnp.ones((4, 22), jnp.int32))
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda *args: PATHS["splash"](*args, mask))(q, k, v)
+    np.testing.assert_allclose(got, A.reference(q, k, v, mask.allowed()), atol=2e-6, rtol=1e-5)
+
+
+def test_decode_attention_equals_one_dense_row():
+    """R completions with suffixes against a padded prompt, one completion at a time."""
+    batch, rollouts, prompt, suffix = 2, 3, 6, 4
+    keys = iter(jax.random.split(jax.random.key(4), 5))
+    q = jax.random.normal(next(keys), (batch, rollouts, HEADS, DIM))
+    prefix = [jax.random.normal(next(keys), (batch, KV_HEADS, prompt, DIM)) for _ in range(2)]
+    own = [
+        jax.random.normal(next(keys), (batch, rollouts, KV_HEADS, suffix, DIM)) for _ in range(2)
+    ]
+    prompt_valid = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
+    suffix_valid = np.arange(suffix) <= 2
+    got = A.decode_attention(q, prefix, jnp.asarray(prompt_valid), own, suffix_valid[None, None])
+    for b in range(batch):
+        for r in range(rollouts):
+            k, v = (
+                jnp.concatenate([p[b][:, prompt_valid[b]], o[b, r][:, suffix_valid]], 1)
+                for p, o in zip(prefix, own, strict=True)
+            )
+            k, v = (jnp.repeat(x, HEADS // KV_HEADS, axis=0) for x in (k, v))
+            weights = jax.nn.softmax(jnp.einsum("nh,nsh->ns", q[b, r], k) * DIM**-0.5)
+            np.testing.assert_allclose(
+                got[b, r], jnp.einsum("ns,nsh->nh", weights, v), atol=2e-6, rtol=1e-5
+            )
+
+
+def test_unknown_path_is_refused():
+    q, k, v, _ = draw(4)
+    with pytest.raises(ValueError, match="attention is 'fast'; choose one of"):
+        A.attention(q, k, v, A.Causal(jnp.ones((2, 4), jnp.int32)), "fast")

@@ -1,0 +1,139 @@
+"""A Hugging Face model with random weights, ours with the same, and inputs for both."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from videorft_jax.data import layout
+from videorft_jax.model.config import ModelConfig, parse_config, tiny_values
+from videorft_jax.model.convert import read_checkpoint
+from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+
+torch.set_num_threads(2)
+
+
+@dataclasses.dataclass
+class Twin:
+    hf: Any
+    config: ModelConfig
+    params: dict
+
+
+def make_twin(folder, seed: int = 0, **overrides) -> Twin:
+    """Every weight random, biases and norms too, large enough that nothing hides."""
+    values = tiny_values(**overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    hf_config = transformers.AutoConfig.from_pretrained(folder)
+    hf_config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(hf_config).float().eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            noise = torch.randn_like(value)
+            if "norm" in name or "ln_q" in name:
+                value.copy_(1 + 0.2 * noise)
+            elif value.ndim == 1:
+                value.copy_(0.1 * noise)
+            else:
+                value.copy_(noise * (1.0 / np.prod(value.shape[1:])) ** 0.5)
+    save_weights(folder, model)
+    config = parse_config(values)
+    return Twin(model, config, read_checkpoint(folder, config))
+
+
+def save_weights(folder, model, of=lambda parameter: parameter):
+    tensors = {name: of(p).detach().contiguous() for name, p in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def gradients(folder, twin: Twin):
+    """The Hugging Face model's gradients as a tree like our parameters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder, twin.hf, of=lambda parameter: parameter.grad)
+    return read_checkpoint(folder, twin.config)
+
+
+@dataclasses.dataclass
+class Clip:
+    frames: np.ndarray  # uint8 [n, h, w, 3]
+    fps: float | None  # None: an image
+
+
+def random_clip(rng, frames, height, width, fps) -> Clip:
+    pixels = rng.integers(0, 256, (frames, 28 * height, 28 * width, 3), dtype=np.uint8)
+    return Clip(pixels, fps)
+
+
+def make_sample(rng, config, parts, rule="hf5") -> layout.Sample:
+    """`parts` mixes Clips with counts of random text tokens; the last count is the answer."""
+    ids, tokens, starts, media = config.token_ids, [], [], []
+    for part in parts:
+        if isinstance(part, Clip):
+            item = layout.make_media(part.frames, part.fps)
+            pad = ids.image if part.fps is None else ids.video
+            tokens.append(ids.vision_start)
+            starts.append(len(tokens))
+            tokens += [pad] * item.num_tokens + [ids.vision_end]
+            media.append(item)
+        else:
+            tokens += list(rng.integers(0, 300, part))
+    loss_mask = np.arange(len(tokens)) >= len(tokens) - parts[-1]
+    return layout.make_sample(tokens, loss_mask, starts, media, rule)
+
+
+def hf_patches(clip: Clip):
+    """Rows of Hugging Face's processors by their published formula; grid in patches."""
+    frames = clip.frames.transpose(0, 3, 1, 2)
+    if len(frames) % 2:
+        frames = np.concatenate([frames, frames[-1:]])
+    count, _, height, width = frames.shape
+    t, h, w = count // 2, height // 14, width // 14
+    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
+    wide = (frames.astype(np.float32) - mean[:, None, None]) / std[:, None, None]
+    rows = wide.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14)
+    rows = rows.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 1176)
+    return rows, (t, h, w)
+
+
+def hf_inputs(config, samples, clips, *, length, left=False):
+    """Inputs of the Hugging Face model for padded rows; `clips[i]` belong to `samples[i]`."""
+    ids = config.token_ids
+    shape = (len(samples), length)
+    tokens, attended = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    labels = np.full(shape, -100, np.int64)
+    pixels = {"image": [], "video": []}
+    grids = {"image": [], "video": []}
+    seconds = []
+    for b, (sample, row_clips) in enumerate(zip(samples, clips, strict=True)):
+        count = len(sample.tokens)
+        span = slice(length - count, length) if left else slice(count)
+        tokens[b, span] = sample.tokens
+        attended[b, span] = 1
+        labels[b, span] = np.where(sample.loss_mask, sample.tokens, -100)
+        for clip in row_clips:
+            kind = "image" if clip.fps is None else "video"
+            rows, grid = hf_patches(clip)
+            pixels[kind].append(rows)
+            grids[kind].append(grid)
+            if clip.fps is not None:
+                seconds.append(2 / clip.fps)
+    inputs = {
+        "input_ids": torch.tensor(tokens),
+        "attention_mask": torch.tensor(attended),
+        "mm_token_type_ids": torch.tensor(
+            ((tokens == ids.image) * 1 + (tokens == ids.video) * 2).astype(np.int32)
+        ),
+    }
+    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if pixels[kind]:
+            inputs[key] = torch.tensor(np.concatenate(pixels[kind]))
+            inputs[f"{kind}_grid_thw"] = torch.tensor(grids[kind])
+    if seconds:
+        inputs["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
+    return inputs, torch.tensor(labels)
