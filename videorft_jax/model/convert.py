@@ -38,7 +38,7 @@ _COPIED = (
     "processor_config.json",
     "generation_config.json",
 )
-_BLOCK = 4 * 2**20  # bytes read at once: about the rows for which a transposed copy is fastest
+_BLOCK = 2 * 2**20  # bytes read at once: about the rows for which a transposed copy is fastest
 _MOST_LISTED = 24  # problems spelled out in one error
 
 
@@ -57,7 +57,7 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     entries = _match(pathlib.Path(folder), config, leaves)
     target = None if dtype is None else _known_dtype(dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = dict.fromkeys(entries, device) if shardings is None else _flatten(shardings)
+    places = dict.fromkeys(entries, device) if shardings is None else flatten(shardings)
     _compare_paths(places, leaves, "shardings")
     flat = {}
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     size = sum(entry.nbytes for group in entries.values() for entry in group)
     count = sum(len(group) for group in entries.values())
     logging.info("read %d tensors, %.2f GB, from %s", count, size / 1e9, folder)
-    return _nest(flat)
+    return nest(flat)
 
 
 def write_checkpoint(
@@ -97,7 +97,7 @@ def write_checkpoint(
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
-    leaves, flat = leaves_of(config), _flatten(params)
+    leaves, flat = leaves_of(config), flatten(params)
     _compare_paths(flat, leaves, "params", shapes=True)
     dtypes = {np.dtype(array.dtype) for array in flat.values()}
     if dtype is None and len(dtypes) > 1:
@@ -274,8 +274,7 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
         for layer in range(len(entries))
         for start in range(0, num_rows, rows)
     ]
-    for _ in pool.map(fill, jobs):
-        pass
+    list(pool.map(fill, jobs))  # raises what a job raised
     return jax.make_array_from_callback(
         leaf.shape, sharding, lambda index: buffers[_ranges(index, leaf.shape)]
     )
@@ -380,17 +379,17 @@ def _raise_listed(message, problems, remedy):
         raise ValueError(f"{message.format(count)}: {'; '.join(listed)}; {remedy}")
 
 
-def _flatten(tree, prefix=""):
+def flatten(tree, prefix=""):
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
+            flat |= flatten(value, f"{prefix}{key}/")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _nest(flat):
+def nest(flat):
     tree = {}
     for path, value in flat.items():
         *parents, last = path.split("/")
