@@ -1,0 +1,146 @@
+"""Memory and time of loading a 2 GB checkpoint, beside transformers' `from_pretrained`.
+
+    python benchmarks/load_checkpoint.py [--rounds=3] [--json]
+
+Writes a random bfloat16 Qwen2.5-VL (widths of the 3B, fewer layers) to a temporary folder, then
+loads it in fresh processes, ours and transformers in turn, with the file in the page cache.
+`peak` is the largest resident set of the whole process over the size of the checkpoint, and
+`growth` the same less what was resident just before loading (interpreter, libraries, devices).
+Seconds do not compare equal work: transformers maps the file and adopts its pages as they lie,
+where ours are transposed and stacked into memory of their own, which is then free to be trained.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+LAYERS = {"num_hidden_layers": 8, "vision_depth": 5, "vision_fullatt_block_indexes": [2, 4]}
+TARGET = 1.2  # of the checkpoint's size
+
+
+def resident(key: str) -> float:
+    """Bytes of this process: VmRSS now, VmHWM at its highest."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {key}; this benchmark needs Linux")
+
+
+def write(folder) -> int:
+    """Writes the checkpoint; returns the bytes of its weights."""
+    import ml_dtypes
+
+    from videorft_jax.model import convert
+    from videorft_jax.model.config import hf_values, parse_config
+    from videorft_jax.model.names import expected_shapes
+
+    config = parse_config(hf_values("3b", **LAYERS))
+    rng = np.random.default_rng(0)
+
+    def leaf(shape):
+        values = rng.standard_normal(shape[1:] or shape, np.float32) * 0.02
+        return np.broadcast_to(values.astype(ml_dtypes.bfloat16), shape)
+
+    params = {path: leaf(shape) for path, shape in expected_shapes(config).items()}
+    convert.write_checkpoint(folder, convert.nest(params), config)
+    return sum(path.stat().st_size for path in pathlib.Path(folder).glob("*.safetensors"))
+
+
+def load_ours(folder):
+    import jax
+
+    from videorft_jax.model import convert
+    from videorft_jax.model.config import load_config
+
+    config = load_config(folder)
+    jax.block_until_ready(jax.device_put(np.zeros(1)))
+    yield
+    yield jax.block_until_ready(convert.read_checkpoint(folder, config))
+
+
+def load_peer(folder):
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    torch.zeros(1)
+    yield
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="auto")
+    # Mapped pages count once they are read, as ours were: touch one value of each.
+    sum(float(p.detach().flatten()[::2048].sum()) for p in model.parameters())
+    yield model
+
+
+def measure(who: str, folder: str) -> None:
+    """In a fresh process: prints one JSON object."""
+    steps = {"ours": load_ours, "peer": load_peer}[who](folder)
+    next(steps)
+    before, start = resident("VmRSS"), time.perf_counter()
+    kept = next(steps)
+    seconds = time.perf_counter() - start
+    result = {"load_s": seconds, "peak": resident("VmHWM"), "before": before}
+    result["after"] = resident("VmRSS")
+    del kept
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(*arguments.measure)
+        return
+
+    runs = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as parent:
+        folder = str(pathlib.Path(parent) / "model")
+        os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        size = write(folder)
+        for _ in range(arguments.rounds):
+            for who, results in runs.items():
+                command = [sys.executable, __file__, "--measure", who, folder]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                results.append(json.loads(output.stdout.splitlines()[-1]))
+
+    report = {
+        "machine": {"cpus": os.cpu_count(), "system": " ".join(os.uname()[i] for i in (0, 2, 4))},
+        "shape": {"bytes": size, "dtype": "bfloat16", "rounds": arguments.rounds} | LAYERS,
+    }
+    for who, results in runs.items():
+        middle = {key: statistics.median(r[key] for r in results) for key in results[0]}
+        report[who] = {
+            "load_s": round(middle["load_s"], 3),
+            "peak_over_size": round(middle["peak"] / size, 3),
+            "growth_over_size": round((middle["peak"] - middle["before"]) / size, 3),
+            "after_over_size": round(middle["after"] / size, 3),
+        }
+    report["ratio"] = {
+        key: round(report["peer"][name] / report["ours"][name], 2)
+        for key, name in (("load", "load_s"), ("peak", "peak_over_size"))
+    }
+    print(f"checkpoint: {size / 1e9:.2f} GB, bfloat16, median of {arguments.rounds} rounds")
+    print(f"{'':14}{'seconds':>9}{'peak/size':>11}{'growth/size':>13}")
+    for who, label in (("ours", "videorft_jax"), ("peer", "transformers")):
+        row = report[who]
+        print(
+            f"{label:14}{row['load_s']:9.2f}{row['peak_over_size']:11.3f}"
+            f"{row['growth_over_size']:13.3f}"
+        )
+    if arguments.json:
+        print(json.dumps(report))
+    if report["ours"]["peak_over_size"] >= TARGET:
+        sys.exit(f"peak {report['ours']['peak_over_size']} of the size is not below {TARGET}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""Hugging Face -> ours -> Hugging Face, bit for bit, and one clear error for every damage."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from videorft_jax.model import convert, tensor_files
+from videorft_jax.model.config import load_config, parse_config, tiny_values
+from videorft_jax.model.names import expected_shapes
+from videorft_jax.sharding import make_mesh, state_shardings
+
+# kv heads, mlp and vocabulary that 8 divides, so that (1, 1, 8) meshes hold it.
+SIZES = {
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 3,
+    "vision_out_hidden_size": 64,
+    "vision_hidden_size": 64,
+    "vision_num_heads": 8,
+    "vision_depth": 2,
+    "vision_fullatt_block_indexes": [1],
+}
+
+
+def new_style(name):
+    """The names transformers >= 4.52 has in memory, written down apart from our table."""
+    if name.startswith("visual."):
+        return "model." + name
+    return re.sub("^model[.]", "model.language_model.", name)
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def hub(request, tmp_path_factory):
+    """A random checkpoint as on the hub: folder, config, torch tensors by old name."""
+    values = tiny_values(**SIZES, tie_word_embeddings=request.param == "tied")
+    if request.param == "untied":
+        values = tiny_values(**SIZES | {"num_key_value_heads": 2})
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**values))
+    for parameter in model.parameters():  # norms and biases start constant; no two may look alike
+        torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("hub")
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder, load_config(folder), load_file(folder / "model.safetensors")
+
+
+def write(folder, tensors, config):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(config.source)
+    return folder
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype, name
+        assert left[name].shape == right[name].shape, name
+        assert left[name].numpy(force=True).tobytes() == right[name].numpy(force=True).tobytes()
+
+
+def as_bits(tensors):
+    """bfloat16 has no numpy dtype in torch: compare its bits."""
+    return {k: v.view(torch.int16) if v.dtype.itemsize == 2 else v for k, v in tensors.items()}
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rename", [str, new_style])
+def test_round_trip_is_bit_identical(hub, tmp_path, dtype, rename):
+    _, config, tensors = hub
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    source = write(tmp_path / "in", {rename(k): v for k, v in tensors.items()}, config)
+    params = convert.read_checkpoint(source, config)
+    assert {path: leaf.shape for path, leaf in flat(params).items()} == expected_shapes(config)
+    convert.write_checkpoint(tmp_path / "out", params, config)
+    assert_same_bits(as_bits(load_file(tmp_path / "out/model.safetensors")), as_bits(tensors))
+    # And the other way: ours -> Hugging Face -> ours.
+    again = convert.read_checkpoint(tmp_path / "out", config)
+    for path, leaf in flat(params).items():
+        assert np.asarray(leaf).tobytes() == np.asarray(flat(again)[path]).tobytes(), path
+
+
+def test_table_is_what_transformers_has(hub):
+    """Names of the model in memory, not of the file, and all of them."""
+    folder, config, tensors = hub
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    theirs = dict(model.named_parameters())
+    params = flat(convert.read_checkpoint(folder, config))
+    assert {new_style(name) for name in tensors} == set(theirs)
+    assert sum(leaf.size for leaf in params.values()) == sum(p.numel() for p in theirs.values())
+    qkv = theirs["model.visual.blocks.1.attn.qkv.weight"].detach().numpy()  # [3 N H, D]
+    expected = np.stack([part.reshape(8, 8, 64) for part in np.split(qkv, 3)])
+    np.testing.assert_array_equal(
+        np.einsum("DSNH->SNHD", params["vision/layers/attn/qkv"][1]), expected
+    )
+    conv = theirs["model.visual.patch_embed.proj.weight"].detach().numpy()
+    np.testing.assert_array_equal(params["vision/embed"], conv.reshape(64, 1176).T)
+
+
+def test_written_folder_gives_the_same_logits_in_transformers(hub, tmp_path):
+    folder, config, _ = hub
+    source = tmp_path / "source"
+    source.mkdir()
+    copied = {"tokenizer.json", "chat_template.jinja", "generation_config.json"}
+    for name in copied | {"code.py", "pytorch_model.bin", "optimizer.pt", "README.md"}:
+        (source / name).write_text("{}")
+    values = json.loads(config.source) | {"auto_map": {"AutoModel": "code.Model"}}
+    exported = dataclasses.replace(config, source=json.dumps(values))
+    params = convert.read_checkpoint(folder, config)
+    out = tmp_path / "out"
+    convert.write_checkpoint(out, params, exported, source_folder=source, max_shard_bytes=200_000)
+    shards = sorted(path.name for path in out.glob("*.safetensors"))
+    assert len(shards) > 2
+    others = {path.name for path in out.iterdir()} - set(shards)
+    assert others == copied | {"config.json", "model.safetensors.index.json"}
+    written = json.loads((out / "config.json").read_text())
+    assert written["torch_dtype"] == "float32"
+    assert "auto_map" not in written
+    assert load_config(out) == config
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(4 * x.size for x in jax.tree.leaves(params))
+
+    ids = torch.tensor([[7, 302] + [305] * 6 + [303, 9, 11]])
+    inputs = {
+        "input_ids": ids,
+        "mm_token_type_ids": (ids == 305).int(),
+        "pixel_values": torch.randn(24, 1176, generator=torch.Generator().manual_seed(1)),
+        "image_grid_thw": torch.tensor([[1, 4, 6]]),
+    }
+    logits = []
+    for path in (folder, out):
+        model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(path).eval()
+        with torch.no_grad():
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+    assert logits[0].std() > 0.01
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 8), (1, 8, 1), (2, 2, 2)])
+def test_sharded_read_and_write_equal_unsharded(hub, tmp_path, axes):
+    folder, config, tensors = hub
+    if not config.text.tied and axes[2] == 8:
+        with pytest.raises(ValueError, match="kv_heads = 2"):
+            state_shardings(shapes(config), make_mesh(*axes))
+        return
+    shardings = state_shardings(shapes(config), make_mesh(*axes))
+    whole = flat(convert.read_checkpoint(folder, config, "bfloat16"))
+    params = convert.read_checkpoint(folder, config, "bfloat16", shardings)
+    for path, leaf in flat(params).items():
+        assert leaf.sharding == flat(shardings)[path]
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(whole[path]), err_msg=path)
+    convert.write_checkpoint(tmp_path / "out", params, config)
+    expected = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    assert_same_bits(as_bits(load_file(tmp_path / "out/model.safetensors")), as_bits(expected))
+
+
+def shapes(config):
+    return convert.nest(
+        {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in expected_shapes(config).items()}
+    )
+
+
+def test_only_the_rows_a_process_needs_are_read(hub, monkeypatch):
+    """With one device's shard addressable, the bytes read of a row-split matrix shrink."""
+    folder, config, _ = hub
+    read, counted = tensor_files.read_rows, []
+
+    def counting(descriptor, entry, start, stop):
+        counted.append((stop - start) * entry.nbytes // entry.shape[0])
+        return read(descriptor, entry, start, stop)
+
+    class OnlyFirst:
+        """The sharding as the first of eight processes sees it."""
+
+        def __init__(self, whole):
+            self.whole = whole
+
+        def addressable_devices_indices_map(self, shape):
+            indices = self.whole.addressable_devices_indices_map(shape)
+            device = next(iter(indices))
+            return {device: indices[device]}
+
+    monkeypatch.setattr(tensor_files, "read_rows", counting)
+    monkeypatch.setattr(convert, "_BLOCK", 1024)
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, sharding, get: get)
+    shardings = state_shardings(shapes(config), make_mesh(1, 4, 2))
+    shardings = jax.tree.map(OnlyFirst, shardings)
+    convert.read_checkpoint(folder, config, shardings=shardings)
+    total = (folder / "model.safetensors").stat().st_size
+    assert sum(counted) < 0.75 * total
+
+
+def test_kept_and_cast_dtypes(hub, tmp_path):
+    folder, config, tensors = hub
+    params = convert.read_checkpoint(folder, config, "bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    expected = tensors["model.norm.weight"].to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(params["text"]["final_norm"].astype(np.float32), expected)
+    params["text"]["final_norm"] = params["text"]["final_norm"].astype(np.float32)
+    with pytest.raises(ValueError, match="are mixed; give one dtype"):
+        convert.write_checkpoint(tmp_path / "out", params, config)
+    with pytest.raises(ValueError, match="int8 cannot be held"):
+        convert.read_checkpoint(folder, config, "int8")
+    convert.write_checkpoint(tmp_path / "out", params, config, "float16")
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_a_tied_file_may_carry_its_head_only_if_equal(hub, tmp_path):
+    _, config, tensors = hub
+    if not config.text.tied:
+        pytest.skip("untied")
+    embed = tensors["model.embed_tokens.weight"]
+    folder = write(tmp_path / "in", tensors | {"lm_head.weight": embed.clone()}, config)
+    assert "head" not in convert.read_checkpoint(folder, config)["text"]
+    other = embed.clone()
+    other[-1, -1] += 1
+    write(folder, tensors | {"lm_head.weight": other}, config)
+    with pytest.raises(ValueError, match=r"lm_head.weight \(text/head\) differs from model.embed"):
+        convert.read_checkpoint(folder, config)
+
+
+def test_a_failed_or_killed_export_leaves_nothing(hub, tmp_path, monkeypatch):
+    folder, config, _ = hub
+    params = convert.read_checkpoint(folder, config)
+    out = tmp_path / "out"
+    (tmp_path / "out.partial").mkdir()  # what a kill left
+    (tmp_path / "out.partial" / "junk").write_text("")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "_write_side_files", full)
+        with pytest.raises(OSError, match="disk full"):
+            convert.write_checkpoint(out, params, config)
+    assert list(tmp_path.iterdir()) == []
+    convert.write_checkpoint(out, params, config)
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
+    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(ValueError, match="is there already and not empty"):
+        convert.write_checkpoint(out, params, config)
+
+
+def refused(folder, config, match):
+    with pytest.raises(ValueError, match=match) as error:
+        convert.read_checkpoint(folder, config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_wrong_tensors_are_listed_all_at_once_with_both_names(hub, tmp_path):
+    _, config, tensors = hub
+    tensors = dict(tensors)
+    del tensors["model.layers.1.mlp.up_proj.weight"], tensors["visual.merger.mlp.2.bias"]
+    tensors["visual.pos_embed.weight"] = torch.zeros(3)
+    tensors["model.norm.weight"] = torch.zeros(63)
+    tensors["model.layers.2.self_attn.q_proj.bias"] = torch.zeros(64, dtype=torch.float16)
+    text = refused(write(tmp_path / "in", tensors, config), config, "5 tensors do not fit")
+    for part in (
+        "missing model.layers.1.mlp.up_proj.weight (text/layers/mlp/up[1])",
+        "missing visual.merger.mlp.2.bias (vision/merger/down_bias)",
+        "unknown visual.pos_embed.weight (no parameter of ours)",
+        "mis-shaped model.norm.weight (text/final_norm): [63] in the file, [64] by the config",
+        "model.layers.2.self_attn.q_proj.bias (text/layers/attn/q_bias[2]) is float16",
+    ):
+        assert part in text
+    write(tmp_path / "in", {"other": torch.zeros(1)}, config)
+    assert re.search(r"and \d+ more; take", refused(tmp_path / "in", config, "tensors do not fit"))
+
+
+def test_params_that_do_not_fit_are_not_written(hub, tmp_path):
+    folder, config, _ = hub
+    params = convert.read_checkpoint(folder, config)
+    del params["vision"]["embed"]
+    params["text"]["final_norm"] = params["text"]["final_norm"][:5]
+    params["extra"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match="params: 3 tensors") as error:
+        convert.write_checkpoint(tmp_path / "out", params, config)
+    for part in (
+        "missing vision/embed (visual.patch_embed.proj.weight)",
+        "unknown extra (no tensor on the hub)",
+        "mis-shaped text/final_norm (model.norm.weight): [5], [64] by the config",
+    ):
+        assert part in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_and_new_name_of_one_tensor_is_an_error(hub, tmp_path):
+    _, config, tensors = hub
+    twice = tensors | {"model.language_model.norm.weight": torch.zeros(64)}
+    refused(write(tmp_path / "in", twice, config), config, "under its old and its new name")
+
+
+def header(change):
+    """Damage that rewrites the JSON header of a safetensors file."""
+
+    def damage(data):
+        length = int.from_bytes(data[:8], "little")
+        values = json.loads(data[8 : 8 + length])
+        text = change(values)
+        text = json.dumps(values).encode() if text is None else text
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return damage
+
+
+def overlap(values):
+    first, second = sorted(set(values) - {"__metadata__"})[:2]
+    values[second] = values[first]
+
+
+DAMAGES = {
+    "truncated": (lambda data: data[:-10], "truncated, the header promises"),
+    "left over": (lambda data: data + b"12345678", "bytes are left over"),
+    "no header": (lambda data: data[:5], "truncated, 5 bytes"),
+    "cut header": (lambda data: data[:500], "truncated, the header needs"),
+    "length": (lambda data: b"\xff" * 8 + data[8:], "corrupt header, its length"),
+    "not json": (header(lambda _: b"{" * 40), "corrupt header"),
+    "not an object": (header(lambda _: b"[1, 2, 3]"), "not a JSON object"),
+    "a name twice": (header(lambda _: b'{"a": 1, "a": 2}'), "a name stands twice"),
+    "overlap": (header(overlap), "overlaps the tensor before it"),
+    "hole": (header(lambda v: v.pop("model.norm.weight") and None), "leaves a hole before"),
+    "dtype": (
+        header(lambda v: v["model.norm.weight"].update(dtype="F8_E4M3")),
+        "'model.norm.weight' has dtype 'F8_E4M3', known are F32, F16, BF16",
+    ),
+    "shape": (
+        header(lambda v: v["model.norm.weight"].update(shape=[65])),
+        "'model.norm.weight' of 260 bytes has offsets",
+    ),
+    "negative": (
+        header(lambda v: v["model.norm.weight"].update(shape=[-64])),
+        "corrupt header at tensor 'model.norm.weight'",
+    ),
+    "no offsets": (
+        header(lambda v: v["model.norm.weight"].pop("data_offsets") and None),
+        "corrupt header at tensor 'model.norm.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_files_are_refused_before_anything_is_allocated(hub, tmp_path, monkeypatch, name):
+    folder, config, _ = hub
+    damage, message = DAMAGES[name]
+    data = damage((folder / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(data)
+    monkeypatch.setattr(convert, "_aligned", None)  # a call would be a TypeError
+    text = refused(tmp_path, config, re.escape(message))
+    assert "model.safetensors" in text
+
+
+def test_damaged_indexes_are_refused(hub, tmp_path):
+    folder, config, _ = hub
+    out = tmp_path / "out"
+    params = convert.read_checkpoint(folder, config)
+    convert.write_checkpoint(out, params, config, max_shard_bytes=200_000)
+    convert.read_checkpoint(out, config)
+    index = out / "model.safetensors.index.json"
+    good = json.loads(index.read_text())
+    shard = good["weight_map"]["model.norm.weight"]
+
+    moved = good["weight_map"] | {"model.norm.weight": "model-00002-of-00099.safetensors"}
+    index.write_text(json.dumps({"weight_map": moved}))
+    refused(out, config, "names 1 of .* not there .model-00002-of-00099")
+    index.write_text(json.dumps({"weight_map": good["weight_map"] | {"extra": shard}}))
+    refused(out, config, f"disagrees .* 1 tensors .extra not in {shard}")
+    index.write_text(json.dumps({"weight_map": good["weight_map"] | {"extra": f"../{shard}"}}))
+    refused(out, config, "not a plain file name")
+    index.write_text("{")
+    refused(out, config, "corrupt index")
+    shutil.copy(folder / "model.safetensors", out)
+    refused(out, config, "has both model.safetensors and")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
+def test_pickles_are_never_read(tmp_path, name):
+    config = parse_config(tiny_values())
+    (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n")
+    refused(tmp_path, config, f"only pickle files .{name}., .* convert the checkpoint to safetens")
+    (tmp_path / name).unlink()
+    refused(tmp_path, config, "neither model.safetensors nor")
+
+
+def test_unknown_model_type_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_values() | {"model_type": "qwen3_vl"}))
+    with pytest.raises(ValueError, match="model_type is 'qwen3_vl', expected 'qwen2_5_vl'"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("style", ["tokenizer.json", "unigram", "vocab.json", "decoder"])
+def test_vocabulary_must_fit_the_embedding(tmp_path, style):
+    config = parse_config(tiny_values(vocab_size=320))
+    vocab = {f"t{i}": i for i in range(310)}
+
+    def write_json(name, values):
+        (tmp_path / name).write_text(json.dumps(values))
+
+    def tokenizer(largest):
+        if style == "tokenizer.json":
+            added = [{"id": largest, "content": "<|im_end|>"}]
+            write_json("tokenizer.json", {"model": {"vocab": vocab}, "added_tokens": added})
+        elif style == "unigram":
+            pieces = [[f"t{i}", 0.0] for i in range(largest + 1)]
+            write_json("tokenizer.json", {"model": {"vocab": pieces}, "added_tokens": []})
+        elif style == "vocab.json":
+            write_json("vocab.json", vocab)
+            write_json("added_tokens.json", {"<|im_end|>": largest})
+        else:
+            write_json("vocab.json", vocab)
+            write_json("tokenizer_config.json", {"added_tokens_decoder": {str(largest): {}}})
+
+    with pytest.raises(ValueError, match="no tokenizer.json or vocab.json"):
+        convert.check_vocabulary(config, tmp_path)
+    tokenizer(319)
+    convert.check_vocabulary(config, tmp_path)
+    tokenizer(320)
+    with pytest.raises(ValueError, match="ids up to 320 and the model only 320 rows"):
+        convert.check_vocabulary(config, tmp_path)
