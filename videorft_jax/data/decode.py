@@ -6,6 +6,10 @@ group (seek to the keyframe in front, packets that nobody wants or needs are ski
 decoder). The result is bit-identical to decoding everything. Wherever that cannot be promised (a
 container without a trustworthy index, odd timestamps, any surprise on the way) the file is decoded
 from its first packet to its last, and only that reading may call a clip corrupt.
+
+What a decoder does not notice, this reader does not either: of files with some bytes overwritten it
+refused all but 4 of 30 for H.264, 1 for AV1, 2 for MPEG-4, but 19 for HEVC and 30 for VP9 decoded
+without complaint. Whoever needs more compares file digests.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from io import BytesIO
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.frame import PictureType
 
 from videorft_jax.data.media import Limits, MediaError
 
@@ -84,7 +89,7 @@ class VideoFile:
     def _open(self) -> None:
         """(Re)opens at the first packet."""
         self._close()
-        pixels = {"max_pixels": str(self.limits.max_pixels)}
+        pixels = {"max_pixels": str(self.limits.max_source_pixels)}
         try:
             self.container = av.open(
                 BytesIO(self.source) if isinstance(self.source, bytes) else self.source,
@@ -128,9 +133,9 @@ class VideoFile:
         context = stream.codec_context
         if context is None:
             raise MediaError("unsupported", "no decoder for the video stream")
-        if context.width * context.height > self.limits.max_pixels:
+        if context.width * context.height > self.limits.max_source_pixels:
             size = f"{context.width}x{context.height}"
-            raise MediaError("too_many_pixels", f"{size} > {self.limits.max_pixels} pixels")
+            raise MediaError("too_many_pixels", f"{size} > {self.limits.max_source_pixels} pixels")
         if context.codec.name not in CODECS.split(","):
             raise MediaError("unsupported", f"video codec {context.codec.name}")
         context.options = pixels
@@ -173,7 +178,6 @@ class VideoFile:
         name = self.container.format.name
         if name in SEEKABLE:
             announced = (self.container.duration or 0) / av.time_base
-            announced += max(0, self.container.start_time or 0) / av.time_base
             gap = announced - end - 2 * announced / max(total, 1)
             if gap > 1 + 0.02 * announced or (name == SEEKABLE[0] and stream.frames > total):
                 said = f"{stream.frames} frames" if stream.frames else f"{announced:.2f} s"
@@ -256,7 +260,7 @@ class VideoFile:
                         first = packet.pts
                         if first is None or first > key or not packet.is_keyframe:
                             raise _Unsure  # the seek went elsewhere
-                        last = first - 1
+                        last, hidden = first - 1, packet.is_discard
                     # dav1d reads skip_frame only once, at the first packet: a keyframe
                     needed = packet.is_keyframe or packet.pts in wanted
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -267,6 +271,9 @@ class VideoFile:
                             continue  # leading pictures of an open group: their past was not read
                         if frame.is_corrupt or frame.pts <= last:
                             raise _Unsure
+                        intra = frame.pts == first and frame.pict_type == PictureType.I
+                        if last < first and not (intra or hidden):
+                            raise _Unsure  # a gradual refresh calls itself a keyframe
                         last = frame.pts
                         if frame.pts in targets:
                             images[wanted[frame.pts]] = convert(frame)

@@ -28,7 +28,7 @@ REASONS = {
     "unsupported": "re-encode as H.264 mp4 without unusual rotation",
     "no_video": "drop the record, the file has no video stream",
     "cover_art": "drop the record, the only picture is the cover of an audio file",
-    "too_many_pixels": "scale the file down, or raise Limits.max_pixels",
+    "too_many_pixels": "scale the file down, or raise Limits.max_source_pixels",
     "aspect_ratio": "crop the picture to an aspect ratio below 200",
     "too_long": "cut the clip, or raise Limits.max_seconds and Limits.max_packets",
     "too_few_frames": "use data_type image, widen start and end, or ask for fewer frames",
@@ -67,7 +67,7 @@ class Limits:
     """
 
     max_bytes: int = 16 << 30
-    max_pixels: int = 8192 * 4320
+    max_source_pixels: int = 8192 * 4320
     max_seconds: float = 4 * 3600.0
     max_packets: int = 2_000_000
     timeout_s: float = 120.0
