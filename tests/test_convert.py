@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -309,95 +308,12 @@ def test_old_and_new_name_of_one_tensor_is_an_error(hub, tmp_path):
     refused(write(tmp_path / "in", twice, config), config, "under its old and its new name")
 
 
-def header(change):
-    """Damage that rewrites the JSON header of a safetensors file."""
-
-    def damage(data):
-        length = int.from_bytes(data[:8], "little")
-        values = json.loads(data[8 : 8 + length])
-        text = change(values)
-        text = json.dumps(values).encode() if text is None else text
-        return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-    return damage
-
-
-def overlap(values):
-    first, second = sorted(set(values) - {"__metadata__"})[:2]
-    values[second] = values[first]
-
-
-DAMAGES = {
-    "truncated": (lambda data: data[:-10], "truncated, the header promises"),
-    "left over": (lambda data: data + b"12345678", "bytes are left over"),
-    "no header": (lambda data: data[:5], "truncated, 5 bytes"),
-    "cut header": (lambda data: data[:500], "truncated, the header needs"),
-    "length": (lambda data: b"\xff" * 8 + data[8:], "corrupt header, its length"),
-    "not json": (header(lambda _: b"{" * 40), "corrupt header"),
-    "not an object": (header(lambda _: b"[1, 2, 3]"), "not a JSON object"),
-    "a name twice": (header(lambda _: b'{"a": 1, "a": 2}'), "a name stands twice"),
-    "overlap": (header(overlap), "overlaps the tensor before it"),
-    "hole": (header(lambda v: v.pop("model.norm.weight") and None), "leaves a hole before"),
-    "dtype": (
-        header(lambda v: v["model.norm.weight"].update(dtype="F8_E4M3")),
-        "'model.norm.weight' has dtype 'F8_E4M3', known are F32, F16, BF16",
-    ),
-    "shape": (
-        header(lambda v: v["model.norm.weight"].update(shape=[65])),
-        "'model.norm.weight' of 260 bytes has offsets",
-    ),
-    "negative": (
-        header(lambda v: v["model.norm.weight"].update(shape=[-64])),
-        "corrupt header at tensor 'model.norm.weight'",
-    ),
-    "no offsets": (
-        header(lambda v: v["model.norm.weight"].pop("data_offsets") and None),
-        "corrupt header at tensor 'model.norm.weight'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_files_are_refused_before_anything_is_allocated(hub, tmp_path, monkeypatch, name):
+def test_damaged_files_are_refused_before_anything_is_allocated(hub, tmp_path, monkeypatch):
     folder, config, _ = hub
-    damage, message = DAMAGES[name]
-    data = damage((folder / "model.safetensors").read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(data)
+    data = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[:-10])
     monkeypatch.setattr(convert, "_aligned", None)  # a call would be a TypeError
-    text = refused(tmp_path, config, re.escape(message))
-    assert "model.safetensors" in text
-
-
-def test_damaged_indexes_are_refused(hub, tmp_path):
-    folder, config, _ = hub
-    out = tmp_path / "out"
-    params = convert.read_checkpoint(folder, config)
-    convert.write_checkpoint(out, params, config, max_shard_bytes=200_000)
-    convert.read_checkpoint(out, config)
-    index = out / "model.safetensors.index.json"
-    good = json.loads(index.read_text())
-    shard = good["weight_map"]["model.norm.weight"]
-
-    moved = good["weight_map"] | {"model.norm.weight": "model-00002-of-00099.safetensors"}
-    index.write_text(json.dumps({"weight_map": moved}))
-    refused(out, config, "names 1 of .* not there .model-00002-of-00099")
-    index.write_text(json.dumps({"weight_map": good["weight_map"] | {"extra": shard}}))
-    refused(out, config, f"disagrees .* 1 tensors .extra not in {shard}")
-    index.write_text(json.dumps({"weight_map": good["weight_map"] | {"extra": f"../{shard}"}}))
-    refused(out, config, "not a plain file name")
-    index.write_text("{")
-    refused(out, config, "corrupt index")
-    shutil.copy(folder / "model.safetensors", out)
-    refused(out, config, "has both model.safetensors and")
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_pickles_are_never_read(tmp_path, name):
-    config = parse_config(tiny_values())
-    (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n")
-    refused(tmp_path, config, f"only pickle files .{name}., .* convert the checkpoint to safetens")
-    (tmp_path / name).unlink()
-    refused(tmp_path, config, "neither model.safetensors nor")
+    refused(tmp_path, config, "model.safetensors: truncated, the header promises")
 
 
 def test_unknown_model_type_is_refused(tmp_path):

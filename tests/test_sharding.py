@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax import sharding
-from videorft_jax.model import names, siglip_towers, vlm
+from videorft_jax.model import lora, names, siglip_towers, vlm
 from videorft_jax.model.config import hf_values, parse_config
 
 SIZES = ("3b", "7b", "32b", "72b")
@@ -31,22 +31,11 @@ def siglip(num_heads=16, width=1152, mlp=4304):
     return unflatten_dict(siglip_towers.abstract(config)[2], sep="/")
 
 
-def lora(params, rank=8):
-    """Adapters of every stacked matrix, as `<path>/a`, `<path>/b`."""
-    num_in = {"o": 2, "proj": 2}
-
-    def adapter(path, leaf):
-        split = 1 + num_in.get(path.split("/")[-1], 1)
-        return {
-            "a": jax.ShapeDtypeStruct((*leaf.shape[:split], rank), leaf.dtype),
-            "b": jax.ShapeDtypeStruct((leaf.shape[0], rank, *leaf.shape[split:]), leaf.dtype),
-        }
-
-    return {
-        path: adapter(path, leaf)
-        for path, leaf in flat(params).items()
-        if "/layers/" in path and leaf.ndim > 2 and "bias" not in path
-    }
+def adapters(params):
+    """Of everything that can have one."""
+    targets = (r"layers/(attn|mlp)/(q|k|v|o|qkv|proj|gate|up|down)$", r"merger/(up|down)$")
+    config = lora.LoraConfig(8, 16, targets)
+    return jax.eval_shape(lambda key: lora.init_lora(params, config, key), jax.random.key(0))
 
 
 def flat(tree):
@@ -89,7 +78,7 @@ def test_every_path_matches_and_only_whole_trees_use_every_rule(size):
     mesh = abstract_mesh(2, 16, 2)
     specs = sharding.state_shardings(params, mesh, size)
     assert jax.tree.structure(specs) == jax.tree.structure(params)
-    trees = [params, siglip(), lora(params)]
+    trees = [params, siglip(), adapters(params)]
     assert sharding.unused_rules(trees) == []
     assert sharding.unused_rules(trees[:1])  # the check can fail
 
@@ -118,10 +107,15 @@ def test_adapters_split_the_dims_their_matrix_splits():
     params = qwen("7b")
     mesh = abstract_mesh(1, 8, 4)
     whole = flat(sharding.state_shardings(params, mesh))
-    parts = sharding.state_shardings(lora(params), mesh)
-    for path, pair in parts.items():
-        a, b = pair["a"].spec, pair["b"].spec
-        assert P(*a[:-1], *b[2:]) == whole[path].spec, path
+    parts = flat(sharding.state_shardings(adapters(params), mesh))
+    paths = [path.removesuffix("/a") for path in parts if path.endswith("/a")]
+    assert len(paths) == 7 + 5 + 2
+    for path in paths:
+        a, b = parts[f"{path}/a"].spec, parts[f"{path}/b"].spec
+        lead = "/layers/" in path
+        assert P(*a[:-1], *b[1 + lead :]) == whole[path].spec, path
+        assert a[-1] is None
+        assert b[lead] is None
 
 
 def test_siglip_splits_its_heads_and_keeps_its_scalars_whole():

@@ -54,6 +54,10 @@ PARAM_AXES = (
     (r"layers/attn/qkv/b", ("layers", None, None, "heads", None)),
     (r"layers/(attn/(o|proj)|mlp/down)/b", ("layers", None, "embed")),
     (r"layers/mlp/(gate|up)/b", ("layers", None, "mlp")),
+    (r"vision/merger/up/a", ("embed", None)),
+    (r"vision/merger/up/b", (None, "mlp")),
+    (r"vision/merger/down/a", ("mlp", None)),
+    (r"vision/merger/down/b", (None, "embed")),
 )
 MESH_AXES = {
     "layers": None,
