@@ -1,0 +1,1 @@
+"""From strings and host arrays to rewards; no model but SigLIP, and that only in `semantic`."""
