@@ -111,8 +111,8 @@ class VideoFile:
             raise
 
     def _why_not_opened(self, error: Exception) -> MediaError:
-        if isinstance(error, av.error.ExitError):
-            return MediaError("timeout", f"not opened within {self.limits.timeout_s:g} s")
+        if isinstance(error, av.error.ExitError | MemoryError):
+            return self._translate(error, "")
         if isinstance(self.source, bytes):
             head = self.source[:12]
         else:
@@ -141,6 +141,14 @@ class VideoFile:
         context.options = pixels
         context.thread_count = 1  # parallel across clips, not inside one
         self.stream = stream
+
+    def _translate(self, error: av.FFmpegError, reason: str, packet: int = 0) -> MediaError:
+        """What a refused read means: `reason`, unless time or memory ran out."""
+        if isinstance(error, av.error.ExitError):
+            return MediaError("timeout", f"not read within {self.limits.timeout_s:g} s")
+        if isinstance(error, MemoryError):
+            return MediaError("memory", "no memory left while reading")
+        return MediaError(reason, f"packet {packet} unreadable: {error.strerror}")
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -171,15 +179,13 @@ class VideoFile:
                     keys.append(packet.pts)
                 if not packet.is_discard:  # edit lists decode some frames and do not show them
                     pts.append(packet.pts)
-        except av.error.ExitError:
-            raise MediaError("timeout", f"not read within {limits.timeout_s:g} s") from None
         except av.FFmpegError as error:
-            raise MediaError("truncated", f"packet {total} unreadable: {error.strerror}") from None
+            raise self._translate(error, "truncated", total) from None
         name = self.container.format.name
         if name in SEEKABLE:
             announced = (self.container.duration or 0) / av.time_base
             gap = announced - end - 2 * announced / max(total, 1)
-            if gap > 1 + 0.02 * announced or (name == SEEKABLE[0] and stream.frames > total):
+            if gap > 0.5 + 0.02 * announced or (name == SEEKABLE[0] and stream.frames > total):
                 said = f"{stream.frames} frames" if stream.frames else f"{announced:.2f} s"
                 raise MediaError("truncated", f"{total} frames, {end:.2f} s present of {said}")
         if cut:
@@ -280,6 +286,8 @@ class VideoFile:
                             targets.discard(frame.pts)
                     if not targets:
                         break
+            except MemoryError:
+                raise  # some of FFmpeg's errors are this one too
             except av.FFmpegError:
                 raise _Unsure from None
             if targets:
@@ -296,7 +304,7 @@ class VideoFile:
                 packets += bool(packet.size)
                 try:
                     frames = packet.decode()
-                except av.error.ExitError:
+                except (av.error.ExitError, MemoryError):
                     raise
                 except av.FFmpegError:
                     refused += 1
@@ -306,10 +314,8 @@ class VideoFile:
                     if len(pts) in indices:
                         images[len(pts)] = convert(frame)
                     pts.append(frame.pts)
-        except av.error.ExitError:
-            raise MediaError("timeout", f"not read within {self.limits.timeout_s:g} s") from None
         except av.FFmpegError as error:
-            raise MediaError("corrupt", f"packet {packets} unreadable: {error.strerror}") from None
+            raise self._translate(error, "corrupt", packets) from None
         if refused or damaged:
             found = (
                 f"{refused} of {packets} packets refused, {damaged} of {len(pts)} frames damaged"

@@ -72,6 +72,15 @@ def read_isolated(
     return frames, times, fields["fps"], indices, tuple(fields["source_size"])
 
 
+def _mapped_bytes() -> int:
+    """What this process maps before it decodes: libraries, mostly."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:  # not Linux
+        return 0
+
+
 def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
     from videorft_jax.data import video  # imports this module; before the limits: it maps memory
@@ -79,21 +88,16 @@ def main() -> None:
     header, _, raw = sys.stdin.buffer.read().partition(b"\n")
     request = json.loads(header)
     limits = Limits(**request["limits"])
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    space = _mapped_bytes() + limits.memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
     seconds = int(limits.timeout_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     contract = MediaContract.from_dict(request["contract"])
     source = raw if request["path"] is None else request["path"]
-    clip = video.load_media(
-        source,
-        request["root"],
-        contract,
-        kind=request["kind"],
-        start=request["start"],
-        end=request["end"],
-        limits=limits,
-    )
+    span = {"start": request["start"], "end": request["end"]}
+    options = {"kind": request["kind"], "limits": limits} | span
+    clip = video.load_media(source, request["root"], contract, **options)
     if isinstance(clip, MediaError):
         answer, pixels = {"reason": clip.reason, "detail": clip.detail}, b""
     else:

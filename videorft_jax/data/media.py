@@ -62,8 +62,8 @@ class Limits:
     """Bounds on one clip. They protect the run and never change a pixel, so that they are no part
     of the contract. An hour-long file passes; what is above four hours does not.
 
-    timeout_s is wall time for one clip, checked at every packet. memory_bytes is the address space
-    of the decoding process and holds only with `isolate=True`.
+    timeout_s is wall time for one clip, checked at every packet. memory_bytes is address space for
+    decoding, on top of the libraries, and holds only with `isolate=True`.
     """
 
     max_bytes: int = 16 << 30
@@ -71,7 +71,7 @@ class Limits:
     max_seconds: float = 4 * 3600.0
     max_packets: int = 2_000_000
     timeout_s: float = 120.0
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = 2 << 30
 
 
 @dataclasses.dataclass(frozen=True)

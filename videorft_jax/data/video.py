@@ -2,7 +2,7 @@
 
 One design decision is worth knowing: frames are converted to RGB at full size and then reduced by
 Pillow's bicubic, whose filter is the antialiased one of torchvision (a = -0.5, support scaled,
-8-bit fixed point), to within 2/255 on noise. Scaling inside swscale would be faster and off by tens.
+8-bit fixed point), to within 2/255 on noise. Scaling inside swscale is faster and off by tens.
 """
 
 import math
