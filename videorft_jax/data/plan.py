@@ -1,0 +1,160 @@
+"""The plan of all epochs: which sample stands in which batch and row.
+
+One design decision is worth knowing: the plan is an array, not a process. Batch k of the run is a
+slice of it, so the whole state of a loader is the number k, and any process count, worker count or
+starting point reads the same batches. `digest` names the plan, so that a checkpoint can tell
+whether it continues the run it came from.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from videorft_jax.data.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
+
+SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Slots in order of (batch, row, place in the row). K batches, S slots.
+
+    buckets: the compiled shapes; bucket, epoch int32 [K] of each batch; starts int64 [K + 1] first
+    slot of each batch; record int64 [S] index into the source; row int32 [S] within the batch.
+    """
+
+    buckets: tuple[Bucket, ...]
+    bucket: np.ndarray
+    epoch: np.ndarray
+    starts: np.ndarray
+    record: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over buckets and slots, 64 hexadecimal digits."""
+        digest = hashlib.sha256(repr([tuple(map(int, b)) for b in self.buckets]).encode())
+        for field in (self.bucket, self.epoch, self.starts, self.record, self.row):
+            digest.update(field.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def share(self, process_index: int, process_count: int) -> "Plan":
+        """The rows of one process, numbered from 0: process p of n has rows p*B/n to (p+1)*B/n of
+        every batch. Raises ValueError when a batch does not divide."""
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"loader: process_index {process_index} of {process_count}")
+        for bucket in self.buckets:
+            if bucket.rows % process_count:
+                raise ValueError(
+                    f"loader: {bucket.rows} rows a batch do not divide among {process_count}"
+                    " processes; choose a multiple"
+                )
+        rows = np.array([bucket.rows for bucket in self.buckets]) // process_count
+        batch = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        first = rows[self.bucket[batch]] * process_index
+        keep = (self.row >= first) & (self.row < first + rows[self.bucket[batch]])
+        counts = np.bincount(batch[keep], minlength=len(self))
+        return dataclasses.replace(
+            self,
+            buckets=tuple(b._replace(rows=b.rows // process_count) for b in self.buckets),
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            record=self.record[keep],
+            row=(self.row - first)[keep].astype(np.int32),
+        )
+
+    def waste(self, sizes: Sizes, visual_tokens: np.ndarray) -> tuple[float, float]:
+        """Padding as a share of all tokens, and of all visual token slots (empty rows included).
+        visual_tokens int64 [N] of each sample, sizes of all records."""
+        shapes = np.array(self.buckets, np.int64)[self.bucket]
+        tokens = (shapes[:, 0] * shapes[:, 3]).sum()
+        slots = (shapes[:, 1] * shapes[:, 2] * shapes[:, 3]).sum() * 16
+        return (
+            float(1 - sizes.tokens[self.record].sum() / tokens),
+            float(1 - visual_tokens[self.record].sum() / slots),
+        )
+
+
+def make_plan(
+    records: np.ndarray,
+    sizes: Sizes,
+    buckets: tuple[Bucket, ...],
+    *,
+    packed: bool,
+    seed: int | None,
+    epochs: int,
+) -> Plan:
+    """Every one of `records` (int64, indices into `sizes`) exactly once an epoch. The last batch of
+    a bucket is filled up with empty rows. seed None keeps the order, batches bucket by bucket."""
+    plans = [_plan_epoch(records, sizes, buckets, packed, seed, epoch) for epoch in range(epochs)]
+    batches = [batch for plan in plans for batch in plan]
+    rows = [row for _, batch in batches for row in batch]
+    counts = [sum(map(len, batch)) for _, batch in batches]
+    places = [place for _, batch in batches for place in range(len(batch))]
+    lengths = [len(row) for row in rows]
+    return Plan(
+        buckets=buckets,
+        bucket=np.array([bucket for bucket, _ in batches], np.int32),
+        epoch=np.repeat(np.arange(epochs, dtype=np.int32), [len(plan) for plan in plans]),
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        record=np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64),
+        row=np.repeat(np.array(places, np.int32), lengths),
+    )
+
+
+def _plan_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int, list]]:
+    """(bucket, rows) of each batch; a row is an array of records."""
+    if seed is not None:
+        records = shuffled(seed, epoch, SAMPLES, records)
+    needs = sizes.take(records)
+    price = np.stack([bucket.price(needs, packed) for bucket in buckets])
+    bucket_of = np.argmin(price, axis=0)
+    if np.isinf(price.min(axis=0)).any():
+        i = int(np.argmax(price.min(axis=0)))
+        raise ValueError(
+            f"plan: record {records[i]} ({needs.tokens[i]} tokens, {needs.pairs[i]} frame pairs,"
+            f" {needs.windows[i]} windows) fits none of {len(buckets)} buckets; choose them anew"
+        )
+    rows: list[list[np.ndarray]] = []
+    for b, bucket in enumerate(buckets):
+        own = records[bucket_of == b]
+        if packed:
+            found = []
+            for start in range(0, len(own), LOOKAHEAD):
+                chunk = own[start : start + LOOKAHEAD]
+                packs = pack_rows(sizes.take(chunk), bucket.length, bucket.pairs)
+                found += [chunk[pack] for pack in packs]
+            if seed is not None:
+                keys = mix(seed, epoch, ROWS, np.array([row[0] for row in found], np.int64))
+                found = [found[i] for i in np.argsort(keys, kind="stable")]
+        else:
+            found = list(own[:, None])
+        rows.append(found)
+    _promote(rows, buckets)
+    batches = [
+        (b, found[start : start + bucket.rows])
+        for b, (bucket, found) in enumerate(zip(buckets, rows, strict=True))
+        for start in range(0, len(found), bucket.rows)
+    ]
+    if seed is not None:
+        order = shuffled(seed, epoch, BATCHES, np.arange(len(batches)))
+        batches = [batches[i] for i in order]
+    return batches
+
+
+def _promote(rows: list[list[np.ndarray]], buckets: tuple[Bucket, ...]) -> None:
+    """Moves what a bucket's last, part-filled batch holds to a larger bucket if that is cheaper."""
+    for small, bucket in enumerate(buckets):
+        left = len(rows[small]) % bucket.rows
+        for large in range(small + 1, len(buckets)) if left else ():
+            other = buckets[large]
+            before, after = len(rows[large]), len(rows[large]) + left
+            added = -(-after // other.rows) - -(-before // other.rows)
+            larger = all(a <= b for a, b in zip(bucket[:3], other[:3], strict=True))
+            if larger and added * other.rows * other.cost < bucket.rows * bucket.cost:
+                rows[large] += rows[small][-left:]
+                del rows[small][-left:]
+                break

@@ -1,0 +1,116 @@
+"""Bad records: written down, counted, and a reason to stop when there are too many.
+
+One design decision is worth knowing: the file is the memory. A record is written once, with its
+reason, however many epochs meet it; a resumed run reads the file back and goes on counting.
+"""
+
+import collections
+import json
+import logging
+import os
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+LEAST_SEEN = 100  # samples before which a fraction means nothing
+
+
+class Failure(NamedTuple):
+    """A record that cannot be used. reason: a key of `media.REASONS`, or one of `schema` (the row
+    is wrong), `prompt` (it cannot be rendered), `too_many_tokens` (longer than a row), `changed`
+    (not the shape that was measured)."""
+
+    index: int  # of the record in its source
+    path: str  # of the media, or the row's name
+    reason: str
+    detail: str
+
+
+class TooManyBad(RuntimeError):
+    """The share of bad records is above the limit. str() ends with the table of reasons."""
+
+
+def reason_table(counts: dict[str, int], total: int) -> str:
+    """One line per reason, the most frequent first."""
+    lines = [f"{'reason':<16}{'records':>9}{'share':>9}"]
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        lines.append(f"{reason:<16}{count:>9}{count / max(total, 1):>9.2%}")
+    return "\n".join(lines)
+
+
+class Quarantine:
+    """Counts failures and writes each record's first one to `path` (JSONL), None to count only.
+
+    A failure belongs to one of two stages: `measure` looks at all records before the run, `load`
+    meets those whose damage shows only in decoding.
+
+    max_fraction: the share of the records looked at that may be bad, both stages together.
+    total: number of records of the data set. Raises ValueError for a fraction outside [0, 1] or a
+    file that is no quarantine file.
+    """
+
+    STAGES = ("measure", "load")
+
+    def __init__(self, path: str | os.PathLike | None, max_fraction: float, total: int):
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"quarantine: max_bad_fraction {max_fraction}; give 0 to 1")
+        self.path, self.max_fraction, self.total = path, max_fraction, total
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._stage = dict.fromkeys(self.STAGES, 0)
+        self._known: set[int] = set()
+        self._file = None
+        if path is None:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by close()
+        self._file.seek(0)
+        lines = self._file.read().split("\n")
+        for number, line in enumerate(lines[:-1]):  # what follows the last newline was cut off
+            try:
+                row = json.loads(line)
+                self._count(int(row["index"]), row["reason"], row["stage"])
+            except (ValueError, KeyError, TypeError):
+                self._file.close()
+                raise ValueError(
+                    f"{path}: line {number + 1} is no quarantined record; move the file away"
+                ) from None
+        if lines[-1]:
+            self._file.write("\n")
+            self._file.flush()
+
+    def _count(self, index: int, reason: str, stage: str) -> bool:
+        new = index not in self._known
+        if new:
+            self._stage[stage] += 1
+            self._known.add(index)
+            self.counts[reason] += 1
+        return new
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, failure: Failure, stage: str) -> None:
+        """Counts one failure of `stage`, and writes it down, unless the record is known."""
+        if not self._count(failure.index, failure.reason, stage):
+            return
+        logger.warning("%s: %s: %s", failure.path, failure.reason, failure.detail)
+        if self._file is not None:
+            self._file.write(json.dumps(failure._asdict() | {"stage": stage}) + "\n")
+            self._file.flush()
+
+    def check(self, loaded: int) -> None:
+        """Raises TooManyBad when the share of bad records is too large: of all that were measured,
+        plus of `loaded` records (at least 100, or all there are) that were decoded."""
+        base = max(min(loaded, self.total), min(LEAST_SEEN, self.total), 1)
+        share = self._stage["measure"] / max(self.total, 1) + self._stage["load"] / base
+        if share > self.max_fraction:
+            bad, in_load = len(self), self._stage["load"]
+            raise TooManyBad(
+                f"{bad} of {self.total} records are bad, {in_load} of them found while loading the"
+                f" first {base}: more than max_bad_fraction {self.max_fraction:g}; repair them (see"
+                f" {self.path or 'the log'}) or raise it\n{reason_table(self.counts, self.total)}"
+            )
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
