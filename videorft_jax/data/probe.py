@@ -37,9 +37,9 @@ CHUNK = 4096  # records submitted to the threads at a time
 
 
 class Source(Protocol):
-    """Random access to records. `source[i]` raises RecordError for a bad row. A source that holds
-    the media themselves also has `media(i) -> bytes` and a `fingerprint` (str) that changes when
-    its contents do."""
+    """Random access to records. `source[i]` raises RecordError for a bad row. A source that may
+    hold the media themselves also has `media(i)`, a file's bytes or None, and `fingerprint`, a
+    string that changes when its contents do, or None where it holds only paths."""
 
     data_root: str
 

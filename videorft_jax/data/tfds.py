@@ -1,0 +1,199 @@
+"""VideoRFT records as TFDS data sets, built and read without TensorFlow.
+
+One design decision is worth knowing: a media file is a path or the file's own bytes in a `Text`
+feature, never `tfds.features.Video` (which needs TensorFlow and stores every frame as PNG). The
+bytes come back bit for bit and go into the same decoder, so both forms give the same batches.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from videorft_jax.data.media import Limits, open_media
+from videorft_jax.data.records import Record, RecordSource, parse_row
+
+NUMBERS = ("start", "end")
+TEXTS = ("problem", "data_type", "problem_type", "process", "solution", "path", "data_source")
+SPLIT = "train"
+BLOCK = 1 << 20
+
+
+class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Common to both builders. `records` names the record file and is needed only to build;
+    `embed` stores each media file's bytes beside its record, else its relative path alone."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
+
+    def __init__(self, *, records: RecordSource | None = None, embed: bool = False, **kwargs: Any):
+        self._records, self._embed = records, embed
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = dict.fromkeys(TEXTS, text) | {
+            "problem_id": text,  # JSON: an integer or a string
+            "options": tfds.features.Sequence(text),
+            "start": tfds.features.Scalar(np.float64),  # seconds; NaN where the record has none
+            "end": tfds.features.Scalar(np.float64),
+            "extra": text,  # JSON: the row's other fields
+            "media": text,  # the file's bytes, empty when not embedded
+            "sha256": text,  # of the media file
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="VideoRFT records with the media as relative paths or as bytes.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # order of the record file; the loader shuffles
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager
+        if self._records is None:
+            raise ValueError(f"{self.name}: pass records=RecordSource(FILE, DATA_ROOT) to build it")
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(len(self._records)):
+            record = self._records[index]
+            digest, media = hashlib.sha256(), b""
+            with open_media(record.path, self._records.data_root, Limits()) as descriptor:
+                blocks = []
+                while block := os.read(descriptor, BLOCK):
+                    digest.update(block)
+                    if self._embed:
+                        blocks.append(block)
+                media = b"".join(blocks)
+            example = {field: getattr(record, field) for field in TEXTS}
+            for field in NUMBERS:
+                value = getattr(record, field)
+                example[field] = math.nan if value is None else float(value)
+            example |= {
+                "problem_id": json.dumps(record.problem_id),
+                "options": list(record.options),
+                "extra": json.dumps(dict(record.extra)),
+                "media": media,
+                "sha256": digest.hexdigest(),
+            }
+            yield index, example
+
+
+class VideorftCot(_VideoRft):
+    """`videorft_cot`: questions with chains of thought, for SFT."""
+
+
+class VideorftRl(_VideoRft):
+    """`videorft_rl`: questions with answers, for GRPO."""
+
+
+BUILDERS = {"videorft_cot": VideorftCot, "videorft_rl": VideorftRl}
+
+
+def build(name: str, records: RecordSource, data_dir: str | os.PathLike, embed: bool) -> str:
+    """Writes one data set as ArrayRecord and returns its folder; what an interrupted build left
+    behind is removed first.
+
+    Raises ValueError for an unknown name or a data set that exists, RecordError for a bad row and
+    MediaError for a file that is missing or unsafe: run `videorft validate` before.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"tfds: no builder {name!r}; choose one of {', '.join(BUILDERS)}")
+    builder = BUILDERS[name](records=records, embed=embed, data_dir=os.fspath(data_dir))
+    parent, version = os.path.split(builder.data_dir)
+    if os.path.exists(builder.data_dir):
+        raise ValueError(f"{builder.data_dir}: exists; remove it to build it anew")
+    for left in os.listdir(parent) if os.path.isdir(parent) else ():
+        if left.startswith("incomplete.") and left.endswith(f"_{version}"):
+            shutil.rmtree(os.path.join(parent, left))
+    builder.download_and_prepare(file_format="array_record")
+    return builder.data_dir
+
+
+class TfdsSource:
+    """Records of a TFDS folder for the loader: `source[i]` is a Record, `media(i)` the bytes of its
+    file, or None where the data set holds paths. Pickles; strings are decoded, absent times None.
+
+    split: also a slice, such as "train[:1%]". data_root: folder of the media, needed when they are
+    not embedded. Raises ValueError when the folder is no such data set.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        split: str = SPLIT,
+        data_root: str | os.PathLike | None = None,
+    ):
+        self.folder, self.split = os.path.abspath(folder), split
+        self.data_root = os.path.abspath(data_root or folder)
+        self._open()
+        if not len(self._data):
+            raise ValueError(f"{folder}: split {split!r} holds no records")
+        self.embedded = bool(self._example(0)["media"])  # a data set is built one way or the other
+
+    def _open(self) -> None:
+        if not os.path.exists(os.path.join(self.folder, "dataset_info.json")):
+            raise ValueError(f"{self.folder}: no TFDS folder; name the one with dataset_info.json")
+        try:
+            builder = tfds.builder_from_directory(self.folder)
+            self._data = builder.as_data_source(split=self.split)
+        except ValueError as error:
+            line = str(error).split("\n")[0]
+            raise ValueError(f"{self.folder}: split {self.split!r}: {line}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_data"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """Names the contents (sizes and times of the shards, the split); None where the media are
+        files of their own, which may change."""
+        if not self.embedded:
+            return None
+        shards = sorted(n for n in os.listdir(self.folder) if ".array_record" in n)
+        facts = [self.split]
+        for name in shards:
+            status = os.stat(os.path.join(self.folder, name))
+            facts += [name, status.st_size, status.st_mtime_ns]
+        return hashlib.sha1(json.dumps(facts).encode()).hexdigest()
+
+    def where(self, index: int) -> str:
+        """How messages name row `index`."""
+        return f"{os.path.basename(os.path.dirname(self.folder))} {self.split} row {index}"
+
+    def __getitem__(self, index: int) -> Record:
+        return self._record(self._example(index), index)
+
+    def _example(self, index: int) -> dict[str, Any]:
+        try:
+            return self._data[int(index)]
+        except RuntimeError as error:  # truncated or flipped bytes; the message may be empty
+            shards = f"{self.folder}: {self.where(index)}"
+            raise ValueError(f"{shards}: damaged ({error or 'cut off'}); build it anew") from None
+
+    def _record(self, example: dict[str, Any], index: int) -> Record:
+        row = json.loads(example["extra"])
+        row |= {field: example[field].decode() for field in TEXTS}
+        row["problem_id"] = json.loads(example["problem_id"])
+        row["options"] = [option.decode() for option in example["options"]]
+        for field in NUMBERS:
+            row[field] = None if math.isnan(example[field]) else float(example[field])
+        return parse_row(row, self.where(index))
+
+    def media(self, index: int) -> bytes | None:
+        """The media file's bytes, None where the record's path is to be used."""
+        return self._example(index)["media"] if self.embedded else None
