@@ -1,0 +1,406 @@
+"""Synthetic clips: every answer is worked out again from the decoded pixels alone."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections import Counter, defaultdict
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from videorft_jax.data.glyphs import LETTERS, draw_text
+from videorft_jax.data.prompts import append_options, build_messages, build_target, render
+from videorft_jax.data.records import PROBLEM_TYPES, RecordSource
+from videorft_jax.data.scenes import (
+    INK,
+    PALETTE,
+    QUESTIONS,
+    SHAPES,
+    WorldConfig,
+    draw_frames,
+)
+from videorft_jax.data.synthetic import (
+    guess_baselines,
+    make_sample,
+    write_clip,
+    write_dataset,
+    write_image,
+)
+from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+
+WORLDS = {
+    "default": WorldConfig(),
+    "demo": WorldConfig(max_shapes=2, shuffle_options=False, restate=False, still_every=0),
+    "wide": WorldConfig(
+        size=(140, 196),
+        num_frames=12,
+        fps=6,
+        colours=("red", "blue", "yellow", "cyan"),
+        shapes=tuple(SHAPES)[:3] + ("post",),
+        shape_size=0.2,
+        max_shapes=4,
+        still_every=2,
+        text_length=(1, 5),
+    ),
+}
+WAYS = {(0, -1): "left", (0, 1): "right", (1, -1): "up", (1, 1): "down"}
+
+
+def read_clip(path):
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+class Seen:
+    """What the pixels show: per colour its kind, when it appears and where it is."""
+
+    def __init__(self, frames, world):
+        names = [*world.colours, "ink"]
+        palette = [*(PALETTE[name] for name in world.colours), INK, (24, 24, 24)]
+        distance = np.stack(
+            [
+                np.maximum(frames, colour).astype(np.int16).sum(-1, dtype=np.int16)
+                - np.minimum(frames, colour).astype(np.int16).sum(-1, dtype=np.int16)
+                for colour in np.array(palette, np.uint8)
+            ]
+        )
+        nearest = np.where(distance.min(0) < 110, distance.argmin(0), len(names))
+        self.masks = {name: nearest == i for i, name in enumerate(names)}
+        ink = self.masks.pop("ink")
+        self.ink = ink[-1] if ink[-1].sum() > 25 else None
+        least = 0.12 * (world.shape_size * min(world.size)) ** 2
+        self.masks = {k: m for k, m in self.masks.items() if m[-1].sum() > least}
+        self.appears, self.centres, self.kinds, self.ways = {}, {}, {}, {}
+        for colour, mask in self.masks.items():
+            visible = mask.sum((1, 2)) > least
+            self.appears[colour] = int(visible.argmax())
+            assert visible[self.appears[colour] :].all()
+            boxes = [self.box(frame) for frame in mask[self.appears[colour] :]]
+            self.centres[colour] = np.array([((a + b) / 2, (c + d) / 2) for a, b, c, d in boxes])
+            left, right, top, bottom = boxes[-1]
+            ratio = (right - left) / (bottom - top)
+            areas = [(b - a) * (d - c) for a, b, c, d in boxes]
+            fill = np.median(mask[self.appears[colour] :].sum((1, 2)) / areas)
+            flat = "square" if fill > 0.955 else "dot"
+            self.kinds[colour] = "bar" if ratio > 1.5 else "post" if ratio < 0.67 else flat
+            if len(frames) > 1:
+                step = self.centres[colour][1] - self.centres[colour][0]
+                axis = int(abs(step).argmax())
+                self.ways[colour] = WAYS[axis != 0, int(np.sign(step[axis]))]
+
+    @staticmethod
+    def box(mask, least=0.25):
+        # rows and columns with few pixels are the codec's frayed edges
+        counts = (mask.sum(axis) for axis in (0, 1))
+        columns, rows = (np.flatnonzero(n > max(1, least * n.max())) for n in counts)
+        return columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+
+    def names(self):
+        """Colours in order of appearance (a still: from left to right)."""
+        if not self.ways:
+            return sorted(self.masks, key=lambda colour: self.centres[colour][0, 0])
+        return sorted(self.masks, key=self.appears.get)
+
+    def turns(self, colour):
+        track = self.centres[colour]
+        axis = int(np.ptp(track, axis=0).argmax())
+        steps = np.diff(track[:, axis])
+        signs = np.sign(steps[abs(steps) > 1.2])
+        walls = [("left", "right"), ("top", "bottom")][axis]
+        return [walls[int(s > 0)] for s, n in zip(signs[:-1], signs[1:], strict=True) if s != n]
+
+    def closest(self):
+        """Least distance in pixels between the two shapes (which are there from the start)."""
+        centres = [self.centres[colour] for colour in self.masks]
+        near = np.argsort(np.linalg.norm(centres[0] - centres[1], axis=1))[:3]
+        a, b = ([np.argwhere(mask[frame]) for frame in near] for mask in self.masks.values())
+        return min(
+            np.sqrt(((p[:, None] - q[None]) ** 2).sum(-1)).min() for p, q in zip(a, b, strict=True)
+        )
+
+    def text(self, world):
+        left, right, top, bottom = self.box(self.ink, 0)
+        scale = world.text_scale
+        assert abs(bottom - top - 7 * scale) <= 1
+        num = round(((right - left) / scale + 1) / 6)
+        best = ""
+        for i in range(num):
+            cell = self.ink[top : top + 7 * scale, left + 6 * i * scale :][:, : 5 * scale]
+            scores = {}
+            for letter in LETTERS:
+                ink = draw_text(letter, scale)[: cell.shape[0], : cell.shape[1]]
+                scores[letter] = (ink == cell).mean()
+            best += max(scores, key=scores.get)
+        return best
+
+
+def expected_answer(kind, problem, seen, world):
+    """The answer (an option's text for choices) by looking; None where looking gives a range."""
+    colour = next((name for name in world.colours if f" {name} " in problem), None)
+    shape = next((name for name in SHAPES if f" the {name}?" in problem), None)
+    order = seen.names()
+    if kind == "direction":
+        return seen.ways[colour]
+    if kind == "count":
+        return str(len(order))
+    if kind == "first":
+        assert seen.appears[order[1]] > seen.appears[order[0]]
+        return seen.kinds[order[0]]
+    if kind == "colour":
+        return next(name for name in order if seen.kinds[name] == shape)
+    if kind == "bounces":
+        return str(len(seen.turns(colour)))
+    if kind == "touch":
+        distance = seen.closest()
+        assert not 4.5 < distance < 5
+        return "yes" if distance < 4.5 else "no"
+    if kind == "text":
+        return seen.text(world)
+    if kind == "describe":
+        if not seen.ways:
+            return " and ".join(f"a {name} {seen.kinds[name]}" for name in order)
+        return ", then ".join(f"a {n} {seen.kinds[n]} moves {seen.ways[n]}" for n in order)
+    return 100 * seen.centres[colour][-1, 0] / world.size[1]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_answers_follow_from_the_pixels(name, tmp_path):
+    world = WORLDS[name]
+    checked = Counter()
+    for index in range(10 * len(world.questions)):
+        sample = make_sample(world, 11, "eval", index)
+        record, frames = sample.record, draw_frames(sample.scene)
+        if record.data_type == "image":
+            write_image(tmp_path / "a.png", frames[0])
+            pixels = np.asarray(Image.open(tmp_path / "a.png"))[None]
+            np.testing.assert_array_equal(pixels, frames)
+        else:
+            write_clip(tmp_path / "a.mp4", frames, world.fps)
+            pixels = read_clip(tmp_path / "a.mp4")
+            assert pixels.shape == (world.num_frames, *world.size, 3)
+            assert np.abs(pixels.astype(int) - frames).mean() < 2
+        seen = Seen(pixels, world)
+        kind = record.data_source.removeprefix("synthetic-")
+        expected = expected_answer(kind, record.problem, seen, world)
+        answer = record.solution
+        if record.options:
+            answer = next(o[3:] for o in record.options if o.startswith(f"{answer}. "))
+        if kind == "position":
+            assert abs(float(answer) - expected) < 2, record
+        else:
+            assert answer == expected, record
+        checked[kind, record.data_type] += 1
+
+        # The chain of thought names what appears in the order in which it appears, as it looks.
+        order = seen.names()
+        story = record.process.removeprefix(record.process.split(".")[0]) * world.restate
+        story = story or record.process
+        places = [story.find(f" {n} {seen.kinds[n]}") for n in order]
+        assert min(places) >= 0, (record, seen.kinds)
+        if seen.ways and kind != "touch":
+            assert places == sorted(places), record
+            for n in order:
+                assert re.search(f"{n} {seen.kinds[n]} (appears and )?moves {seen.ways[n]}", story)
+        if kind == "bounces":
+            assert re.findall(r"off the (\w+) wall", story) == seen.turns(order[0])
+        if kind == "touch":
+            assert (" touches the " in story) == (expected == "yes")
+        if not (seen.ways and kind == "touch"):
+            names = [f"a {n} {seen.kinds[n]}" for n in order]
+            if seen.ink is not None:
+                names.append(f"the text {seen.text(world)}")
+            assert re.split(", | and ", sample.caption) == names
+    assert {kind for kind, _ in checked} == set(world.questions)
+    assert (sum(n for (_, media), n in checked.items() if media == "image") > 0) == bool(
+        world.still_every
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    ticks = []
+    files = write_dataset(
+        folder, 27, 18, 9, seed=5, progress=lambda done, total: ticks.append((done, total))
+    )
+    assert ticks[-1] == (54, 54)
+    assert [done for done, _ in ticks] == sorted({done for done, _ in ticks})
+    return folder, files
+
+
+def test_dataset_is_valid(dataset):
+    folder, files = dataset
+    kinds = set()
+    for split, num in (("sft", 27), ("rl", 18), ("eval", 9)):
+        source = RecordSource(files[split])
+        assert len(source) == num
+        assert list(source.iter_errors()) == []
+        lines = (folder / f"{split}_captions.jsonl").read_text().splitlines()
+        captions = [json.loads(line) for line in lines]
+        for i in range(num):
+            record = source[i]
+            kinds.add(record.problem_type)
+            assert os.path.isfile(os.path.join(source.data_root, record.path))
+            assert captions[i]["path"] == record.path
+            assert captions[i]["data_type"] == record.data_type
+            assert bool(record.process) == (split != "rl")
+            assert append_options(record.problem, record.options) == record.problem
+            assert record == make_sample(WorldConfig(), 5, split, i).record
+    assert kinds == set(PROBLEM_TYPES)
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_same_seed_same_bytes_and_resume(dataset, tmp_path):
+    folder, _ = dataset
+    for name in ("clips/sft/000000.mp4", "clips/rl/000003.mp4"):
+        assert (folder / name).exists()
+    write_dataset(tmp_path, 12, 9, 0, seed=5, num_threads=3)
+    victim = tmp_path / "clips/sft/000000.mp4"
+    victim.unlink()
+    (tmp_path / "clips/sft/000001.mp4.99.tmp").write_bytes(b"cut short")
+    kept = tmp_path / "clips/sft/000002.mp4"
+    before = kept.stat().st_mtime_ns if kept.exists() else None
+    assert before
+    time.sleep(0.01)
+    write_dataset(tmp_path, 27, 18, 9, seed=5, num_threads=1)
+    assert kept.stat().st_mtime_ns == before
+    (tmp_path / "clips/sft/000001.mp4.99.tmp").unlink()
+    assert digests(tmp_path) == digests(folder)
+    with pytest.raises(ValueError, match="another seed"):
+        write_dataset(tmp_path, 1, 0, 0, seed=6)
+    with pytest.raises(ValueError, match="another seed, world"):
+        write_dataset(tmp_path, 1, 0, 0, seed=5, world=WorldConfig(fps=5))
+
+
+def test_samples_are_distinct_and_order_free():
+    world = WorldConfig()
+    keys = [(split, i) for split in ("sft", "rl", "eval") for i in range(60)]
+    forward = {key: make_sample(world, 3, *key) for key in keys}
+    for key in reversed(keys[::7]):
+        again = make_sample(world, 3, *key)
+        assert again.record == forward[key].record
+        np.testing.assert_array_equal(draw_frames(again.scene), draw_frames(forward[key].scene))
+    pixels = {hashlib.sha256(draw_frames(s.scene).tobytes()).digest() for s in forward.values()}
+    assert len(pixels) == len(keys)
+    other = make_sample(world, 4, "sft", 0)
+    assert not np.array_equal(other.scene.tracks, forward["sft", 0].scene.tracks)
+
+
+def chi_square(counts, num):
+    expected = sum(counts.values()) / num
+    missing = num - len(counts)
+    return sum((n - expected) ** 2 / expected for n in counts.values()) + missing * expected
+
+
+# 99.9 % points of the chi-square distribution by degrees of freedom
+CRITICAL = {1: 10.8, 2: 13.8, 3: 16.3}
+
+
+def test_answers_cannot_be_guessed():
+    """Letters and values are even, and neither the question nor its options tell the answer."""
+    world = WorldConfig()
+    groups = defaultdict(list)
+    for index in range(240 * len(QUESTIONS)):
+        if QUESTIONS[index % len(QUESTIONS)] not in ("text", "describe", "position"):
+            record = make_sample(world, 1, "rl", index).record
+            groups[record.data_source.removeprefix("synthetic-")].append(record)
+    sizes = {"direction": 4, "first": 3, "colour": 4, "touch": 2, "count": 3, "bounces": 3}
+    for kind, num in sizes.items():
+        records = groups[kind]
+        letters = Counter(record.solution for record in records)
+        assert max(letters.values()) == min(letters.values()) == 240 // num
+        texts = [
+            next((o[3:] for o in r.options if o[0] == r.solution), r.solution) for r in records
+        ]
+        assert len(set(texts)) == num
+        assert chi_square(Counter(texts), num) < CRITICAL[num - 1], (kind, Counter(texts))
+        # majority answer per question wording, learnt on one half, tried on the other
+        votes = defaultdict(Counter)
+        wording = [record.problem.split("\n")[0] for record in records]
+        for question, text in zip(wording[:120], texts[:120], strict=True):
+            votes[question][text] += 1
+        hits = [
+            bool(votes[question]) and votes[question].most_common(1)[0][0] == text
+            for question, text in zip(wording[120:], texts[120:], strict=True)
+        ]
+        sigma = np.sqrt((1 / num) * (1 - 1 / num) / 120)
+        assert np.mean(hits) < 1 / num + 3.3 * sigma, kind
+
+
+def test_baselines():
+    world = WorldConfig()
+    records = [make_sample(world, 2, "eval", i).record for i in range(24 * len(QUESTIONS))]
+    best = guess_baselines(records, lambda answer, record: answer == record.solution)
+    for kind, num in {"direction": 4, "first": 3, "touch": 2, "count": 3, "bounces": 3}.items():
+        assert best[f"synthetic-{kind}"][1] == pytest.approx(1 / num)
+    assert best["synthetic-text"][1] <= 2 / 24
+    assert best["synthetic-position"][1] < 0.2
+
+    def closeness(answer, record):
+        truth = float(record.solution)
+        return max(0.0, 1 - abs(float(answer) - truth) / truth)
+
+    positions = [r for r in records if r.problem_type == "regression"]
+    guess, mean = guess_baselines(positions, closeness)["synthetic-position"]
+    values = np.array([float(r.solution) for r in positions])
+    assert mean == pytest.approx(np.clip(1 - abs(float(guess) - values) / values, 0, 1).mean())
+    assert mean < 0.65
+
+
+def test_tiny_tokenizer_on_the_set():
+    world = WORLDS["demo"]
+    records = [make_sample(world, 0, "sft", i).record for i in range(90)]
+    texts = [record.problem + "\n" + build_target(record) for record in records]
+    tokenizer = train_tiny_tokenizer(texts, 512)
+    prompt = render(tokenizer, build_messages(records[0]), [4], build_target(records[0]))
+    told = tokenizer.decode(prompt.tokens[prompt.loss_mask])
+    assert told == build_target(records[0]) + "<|im_end|>"
+    assert np.mean([len(tokenizer(build_target(r))["input_ids"]) for r in records]) < 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": (111, 112)},
+        {"size": (14, 14)},
+        {"fps": 0},
+        {"colours": ("red", "pink")},
+        {"colours": ("red", "red")},
+        {"shapes": ("blob", "dot")},
+        {"max_shapes": 4},
+        {"max_shapes": 1},
+        {"num_frames": 4},
+        {"shape_size": 0.5},
+        {"travel": (0.5, 0.8)},
+        {"questions": ()},
+        {"questions": ("why",)},
+        {"still_every": -1},
+        {"text_length": (0, 2)},
+        {"text_length": (2, 40)},
+        {"letters": "aO"},
+    ],
+)
+def test_impossible_worlds(change):
+    with pytest.raises(ValueError, match=f"world: {next(iter(change))}") as info:
+        WorldConfig(**change)
+    assert "; " in str(info.value)
+
+
+def test_crowded_world_says_so():
+    world = WorldConfig(
+        size=(28, 28), shape_size=0.4, travel=(0.5, 0.5), text_length=(1, 1), questions=("text",)
+    )
+    with pytest.raises(ValueError, match="use smaller shapes"):
+        [make_sample(world, 0, "sft", i) for i in range(3)]
