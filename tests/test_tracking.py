@@ -1,0 +1,179 @@
+"""Metrics, read back by TensorBoard itself and by json; the console through a real terminal."""
+
+import io
+import json
+import math
+import os
+import pty
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator, event_file_loader
+
+from videorft_jax import chips
+from videorft_jax.flops import Cost
+from videorft_jax.tensorboard import EventWriter, crc32c
+from videorft_jax.tracking import METRICS, Tracker
+
+
+def read_lines(folder):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (folder / METRICS).read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def read_scalars(folder):
+    """tag -> [(step, value)], with the steps of a killed run purged as TensorBoard does."""
+    reader = event_accumulator.EventAccumulator(str(folder), purge_orphaned_data=True)
+    reader.Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+    }
+
+
+def curve(step):
+    return {"loss": 1 / (step + 1), "grad_norm": np.float32(step)}
+
+
+def test_crc32c_of_the_standard():
+    """RFC 3720, appendix B.4, and the check value of the polynomial."""
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    writer = EventWriter(tmp_path)
+    values = [0.5, -3.0, math.inf, 1e300]
+    for step, value in enumerate(values):
+        writer.write(step * 1000, {"a/b": value, "nan": math.nan, "ünicode": 1})
+    writer.close()
+    scalars = read_scalars(tmp_path)
+    assert scalars["a/b"] == [(0, 0.5), (1000, -3.0), (2000, math.inf), (3000, math.inf)]
+    assert all(math.isnan(value) for _, value in scalars["nan"])
+    assert len(scalars["ünicode"]) == 4
+
+
+def test_a_flipped_bit_in_the_events_is_noticed(tmp_path):
+    """The checksums are those that TensorBoard verifies."""
+    writer = EventWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    assert len(list(event_file_loader.LegacyEventFileLoader(str(path)).Load())) == 3
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(data)
+    assert len(list(event_file_loader.LegacyEventFileLoader(str(path)).Load())) == 2
+
+
+def test_resumed_files_are_those_of_one_run(tmp_path):
+    for folder, runs in (("whole", [(0, 9)]), ("killed", [(0, 6), (4, 9)])):
+        for start, stop in runs:
+            with Tracker(tmp_path / folder, 9, start_step=start, stream=io.StringIO()) as tracker:
+                for step in range(start, stop):
+                    tracker.log(step, curve(step))
+            if stop < 9:
+                with (tmp_path / folder / METRICS).open("a") as file:
+                    file.write('{"step": 6, "lo')  # torn by the kill
+
+    def deterministic(folder):
+        keep = ("step", "loss", "grad_norm")
+        return [{name: line[name] for name in keep} for line in read_lines(tmp_path / folder)]
+
+    assert [line["step"] for line in deterministic("whole")] == list(range(9))
+    assert deterministic("killed") == deterministic("whole")
+    whole, killed = (
+        read_scalars(tmp_path / folder / "tensorboard") for folder in ("whole", "killed")
+    )
+    assert killed["loss"] == whole["loss"]
+    assert [step for step, _ in killed["loss"]] == list(range(9))
+
+
+def test_each_line_is_on_disk_when_log_returns(tmp_path):
+    tracker = Tracker(tmp_path, 3, stream=io.StringIO())
+    tracker.log(1, {"loss": jnp.float32(2.5), "reward": math.nan, "kl": math.inf})
+    (line,) = read_lines(tmp_path)
+    assert (line["step"], line["loss"], line["reward"], line["kl"]) == (1, 2.5, None, None)
+    tracker.close()
+
+
+def test_performance_from_costs(tmp_path):
+    useful, executed = Cost(forward=1e9, backward=2e9), Cost(2e9, 4e9, 1e9)
+    with Tracker(tmp_path, 3, stream=io.StringIO()) as tracker:
+        tracker.log(1, {}, tokens=600, useful=useful, executed=executed)
+    (line,) = read_lines(tmp_path)
+    seconds, peak = line["perf/step_s"], chips.find_chip().flops
+    devices = jax.device_count()
+    assert line["perf/tokens_per_s"] == pytest.approx(600 / seconds)
+    assert line["perf/tflops_per_s"] == pytest.approx(3e9 / seconds / devices / 1e12)
+    assert line["perf/mfu"] == pytest.approx(3e9 / seconds / devices / peak)
+    assert line["perf/hfu"] == pytest.approx(7e9 / seconds / devices / peak)
+    assert line["perf/padding"] == pytest.approx(0.5)
+    assert line["memory/host_peak_gib"] > 0.05
+
+
+def test_phases_add_up_and_start_anew(tmp_path):
+    with Tracker(tmp_path, 3, stream=io.StringIO()) as tracker:
+        for _ in range(2):
+            with tracker.phase("rollout"):
+                pass
+        with pytest.raises(KeyError), tracker.phase("update"):
+            raise KeyError
+        tracker.log(1, {})
+        with tracker.phase("update"):
+            pass
+        tracker.log(2, {})
+    first, second = read_lines(tmp_path)
+    assert 0 < first["time/rollout"] + first["time/update"] < first["perf/step_s"]
+    assert "time/rollout" not in second
+    assert 0 < second["time/update"] < second["perf/step_s"]
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path):
+    stream = io.StringIO()
+    with Tracker(tmp_path, 5, start_step=1, interval=3600, stream=stream) as tracker:
+        for step in range(1, 6):
+            tracker.log(step, {"loss": 0.25}, tokens=100, useful=Cost(1e9))
+    first, last = stream.getvalue().splitlines()
+    speed = r"[\d,]+ tok/s  \S+ TFLOP/s  MFU \S+%  RSS \S+ GiB"
+    assert re.fullmatch(rf"step 1/5  loss 0\.25  {speed}  ETA \d+:\d\d:\d\d", first)
+    assert last.startswith("step 5/5")
+    assert last.endswith("ETA 0:00:00")
+
+
+def test_live_line_on_a_terminal(tmp_path):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        with Tracker(tmp_path, 3, stream=terminal) as tracker:
+            for step in range(1, 4):
+                tracker.log(step, {"loss": 0.5})
+        seen = ""
+        while "step 3/3" not in seen:
+            seen += os.read(master, 4096).decode()
+    os.close(master)
+    parts = seen.split("\r\x1b[K")
+    assert [part[:8] for part in parts[1:]] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert all("\n" not in part for part in parts[:-1])
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with Tracker(tmp_path / "run", 3) as tracker, tracker.phase("rollout"):
+        tracker.log(1, curve(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_refuses_what_it_cannot_do(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="give a local folder"):
+        Tracker("gs://bucket/run", 3)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
+    with pytest.raises(ValueError, match="pip install wandb"):
+        Tracker(tmp_path, 3, wandb="videorft")
