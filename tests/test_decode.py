@@ -235,6 +235,12 @@ def test_true_rate_of_constant_and_variable_clips(clip):
         got = read_video(clip(name), contract)
         assert got.fps == pytest.approx(8 / NUM * (NUM - 1) / span, rel=1e-3)
         assert got.timestamps[-1] == pytest.approx(span, abs=2e-3)
+        times = (np.array(IRREGULAR) - IRREGULAR[0]) / 1000
+        part = read_video(clip(name), contract, start=2.0, end=8.0)
+        inside = times[(times >= 2) & (times <= 8)]
+        assert part.timestamps[[0, -1]].tolist() == pytest.approx(inside[[0, -1]], abs=2e-3)
+        rate = (len(inside) - 1) / (inside[-1] - inside[0])
+        assert part.fps == pytest.approx(8 / len(inside) * rate, rel=1e-3)
     # milliseconds of Matroska must not leak into the rate: positions floor it
     assert read_video(clip("late_start.mkv"), contract).fps == 8 / NUM * 25
 

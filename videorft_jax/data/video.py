@@ -26,16 +26,17 @@ __all__ = [
 ]  # fmt: skip
 MAX_ASPECT = 200  # qwen-vl-utils MAX_RATIO
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # JPEG includes the MPO of phones
-ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
 
 class Clip(NamedTuple):
     """Sampled, resized frames.
 
     frames uint8 [n, h, w, 3] RGB; timestamps float64 [n] seconds after the file's first frame; fps
-    the true rate of the sample, n / number of frames in the range * native rate; indices int64 [n]
-    into the file's frames in order of presentation; source_size (height, width) before the resize
-    and after rotation. An image has one frame at 0 s and fps 2, so that a grid step lasts 1 s.
+    the true rate of the sample, n / number of frames in the range * native rate (that of the range
+    where the rate varies); indices int64 [n] into the file's frames in order of presentation;
+    source_size (height, width) before the resize and after rotation. An image has one frame at 0 s
+    and fps 2, so that a grid step lasts 1 s.
     """
 
     frames: np.ndarray
@@ -89,6 +90,11 @@ def resize_frames(frames: np.ndarray, contract: MediaContract, image: bool = Fal
     return np.stack([_resize(frame, *size) for frame in frames])
 
 
+def has_constant_rate(seconds: np.ndarray, rate: float) -> bool:
+    """Whether each frame lies within half a frame of where the rate puts it."""
+    return bool(np.abs(seconds - np.arange(len(seconds)) / rate).max() < 0.5 / rate)
+
+
 def frame_range(
     seconds: np.ndarray, rate: float, start: float | None, end: float | None
 ) -> tuple[int, int]:
@@ -104,8 +110,7 @@ def frame_range(
     low, high = 0.0 if start is None else start, math.inf if end is None else end
     if not (math.isfinite(low) and low < high):
         raise MediaError("empty_range", f"start {start}, end {end}")
-    constant = np.abs(seconds - np.arange(total) / rate).max() < 0.5 / rate
-    if constant:
+    if has_constant_rate(seconds, rate):
         length = total / rate
         first = math.ceil(max(0.0, min(low, length)) * rate)
         last = min(math.floor(max(0.0, min(high, length)) * rate), total - 1)
@@ -176,8 +181,10 @@ def _sample(
     def choose(seconds: np.ndarray, rate: float) -> np.ndarray:
         first, last = frame_range(seconds, rate, start, end)
         total = last - first + 1
+        if total > 1 and not has_constant_rate(seconds, rate):  # the range has a rate of its own
+            rate = (total - 1) / (seconds[last] - seconds[first])
         num = num_sampled(total, rate, contract)
-        plan.update(num=num, fps=num / total * rate)
+        plan.update(num=num, fps=float(num / total * rate))
         return sample_indices(first, last, num)
 
     def convert(frame: av.VideoFrame) -> np.ndarray:
