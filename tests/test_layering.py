@@ -1,0 +1,58 @@
+"""Imports point down only: rooms do not know the rooms above or beside them."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "videorft_jax"
+MAINS = {"sft", "grpo", "evaluate", "export", "curate", "validate", "plan", "ask", "demo", "ablate"}
+
+# What each room may import of ours; mains may import anything.
+ALLOWED = {
+    "data": {"data"},
+    "sharding": set(),
+    "checkpoint": {"manifest"},
+    "manifest": set(),
+    "losses": set(),
+    "model": {"model", "data.batch"},
+    "rewards": {"rewards", "model.siglip"},
+    "flops": {"model.config"},
+    "tensorboard": set(),
+    "tracking": {"flops", "tensorboard"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imports(path):
+        if room == "data":
+            assert name.split(".")[0] not in {"jax", "flax", "torch", "tensorflow"}, name
+        assert name.split(".")[0] not in {"torch", "tensorflow"}, name
+        if not name.startswith("videorft_jax."):
+            continue
+        target = name.removeprefix("videorft_jax.")
+        assert target.split(".")[0] not in MAINS or room in {"cli", "__init__"}, name
+        if room in ALLOWED:
+            fits = any(target == room or f"{target}.".startswith(f"{a}.") for a in ALLOWED[room])
+            assert fits, f"{path.name} imports {name}; {room} may import {ALLOWED[room]}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_stay_small(path):
+    assert path.name != "utils.py"
+    assert len(path.read_text().splitlines()) <= 400
