@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 from videorft_jax.data.media import Limits, MediaContract, MediaError, open_media
-from videorft_jax.data.probe import GRACE_S, Source, media_of
+from videorft_jax.data.probe import Source, media_of, patience
 from videorft_jax.data.quarantine import Failure, reason_table
 from videorft_jax.data.records import Record, RecordError, RecordSource
 from videorft_jax.data.video import Clip, load_media
@@ -237,7 +237,7 @@ def write_cache(
         except RecordError as error:
             return Failure(index, source.where(index), "schema", str(error))
         try:
-            return call_within(limits.timeout_s + GRACE_S, read, index, record)
+            return call_within(patience(limits, isolate), read, index, record)
         except TimeoutError as error:
             return Failure(index, record.path, "timeout", str(error))
         except MediaError as error:

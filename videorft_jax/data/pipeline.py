@@ -25,12 +25,12 @@ from videorft_jax.data.layout import Sample, make_media, make_sample, pack
 from videorft_jax.data.media import Limits, MediaContract, MediaError
 from videorft_jax.data.plan import Plan, make_plan
 from videorft_jax.data.probe import (
-    GRACE_S,
     Answers,
     Measurer,
     Source,
     load_clip,
     measure,
+    patience,
 )
 from videorft_jax.data.prompts import (
     DEFAULT_TEMPLATE,
@@ -41,6 +41,7 @@ from videorft_jax.data.prompts import (
 )
 from videorft_jax.data.quarantine import Failure, Quarantine
 from videorft_jax.data.records import Record, RecordError
+from videorft_jax.data.video import Clip
 from videorft_jax.data.watch import call_within, kill_workers, mark_flags_parsed, start_worker
 
 logger = logging.getLogger(__name__)
@@ -126,17 +127,12 @@ class _Load:
         if index in self.known:
             return self.known[index]
         try:
-            record = m.source[index]
-        except RecordError as error:
-            return Failure(index, m.source.where(index), "schema", str(error))
-        try:
-            clip = call_within(
-                m.limits.timeout_s + GRACE_S, load_clip, m, index, record, self.cache
-            )
+            found = call_within(patience(m.limits, m.isolate), self._read, index)
         except TimeoutError as error:
-            return Failure(index, record.path, "timeout", str(error))
-        if isinstance(clip, MediaError):
-            return Failure(index, record.path, clip.reason, clip.detail)
+            return Failure(index, m.source.where(index), "timeout", str(error))
+        if isinstance(found, Failure):
+            return found
+        record, clip = found
         media = make_media(clip.frames, None if record.data_type == "image" else clip.fps)
         messages = build_messages(record, m.template)
         target = build_target(record) if m.target else None
@@ -149,6 +145,16 @@ class _Load:
             what = f"tokens, frame pairs, windows {found}, measured {tuple(self.needs[index])}"
             return Failure(index, record.path, "changed", what)
         return _Loaded(record, sample)
+
+    def _read(self, index: int) -> tuple[Record, Clip] | Failure:
+        try:
+            record = self.measurer.source[index]
+        except RecordError as error:
+            return Failure(index, self.measurer.source.where(index), "schema", str(error))
+        clip = load_clip(self.measurer, index, record, self.cache)
+        if isinstance(clip, MediaError):
+            return Failure(index, record.path, clip.reason, clip.detail)
+        return record, clip
 
 
 class Loader:

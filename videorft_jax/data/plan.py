@@ -3,16 +3,18 @@
 One design decision is worth knowing: the plan is an array, not a process. Batch k of the run is a
 slice of it, so the whole state of a loader is the number k, and any process count, worker count or
 starting point reads the same batches. `digest` names the plan, so that a checkpoint can tell
-whether it continues the run it came from.
+whether it continues the run that it came from.
 """
 
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 
 from videorft_jax.data.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
 
+VERSION = 1  # raise when the same input gives another plan
 SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys
 
 
@@ -20,10 +22,13 @@ SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys
 class Plan:
     """Slots in order of (batch, row, place in the row). K batches, S slots.
 
-    buckets: the compiled shapes; bucket, epoch int32 [K] of each batch; starts int64 [K + 1] first
-    slot of each batch; record int64 [S] index into the source; row int32 [S] within the batch.
+    digest: sha256 over all that the plan was made from, except the number of epochs (a run may be
+    made longer); buckets: the compiled shapes; bucket, epoch int32 [K] of each batch; starts int64
+    [K + 1] first slot of each batch; record int64 [S] index into the source; row int32 [S] within
+    the batch.
     """
 
+    digest: str
     buckets: tuple[Bucket, ...]
     bucket: np.ndarray
     epoch: np.ndarray
@@ -33,14 +38,6 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.bucket)
-
-    @property
-    def digest(self) -> str:
-        """sha256 over buckets and slots, 64 hexadecimal digits."""
-        digest = hashlib.sha256(repr([tuple(map(int, b)) for b in self.buckets]).encode())
-        for field in (self.bucket, self.epoch, self.starts, self.record, self.row):
-            digest.update(field.astype("<i8").tobytes())
-        return digest.hexdigest()
 
     def share(self, process_index: int, process_count: int) -> "Plan":
         """The rows of one process, numbered from 0: process p of n has rows p*B/n to (p+1)*B/n of
@@ -95,7 +92,12 @@ def make_plan(
     counts = [sum(map(len, batch)) for _, batch in batches]
     places = [place for _, batch in batches for place in range(len(batch))]
     lengths = [len(row) for row in rows]
+    inputs = [VERSION, packed, seed, [[int(side) for side in bucket] for bucket in buckets]]
+    digest = hashlib.sha256(json.dumps(inputs).encode())
+    for numbers in (records, *sizes.take(records)):
+        digest.update(np.asarray(numbers).astype("<i8").tobytes())
     return Plan(
+        digest=digest.hexdigest(),
         buckets=buckets,
         bucket=np.array([bucket for bucket, _ in batches], np.int32),
         epoch=np.repeat(np.arange(epochs, dtype=np.int32), [len(plan) for plan in plans]),

@@ -31,7 +31,6 @@ from videorft_jax.data.records import Record, RecordError
 from videorft_jax.data.watch import Progress, call_within
 
 logger = logging.getLogger(__name__)
-GRACE_S = 20.0  # beyond a clip's own deadline, before its thread is given up
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 CHUNK = 4096  # records submitted to the threads at a time
 
@@ -46,6 +45,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
     def where(self, index: int) -> str: ...
+
+
+def patience(limits: Limits, isolate: bool) -> float:
+    """Seconds after which the thread of a clip is given up: past the clip's own deadline, which
+    gives the better reason."""
+    return 1.5 * limits.timeout_s + (20 if isolate else 1)
 
 
 class Probe(NamedTuple):
@@ -95,7 +100,8 @@ class Answers:
                             continue  # cut off when the run was; it is looked up again
                         self._known[key] = value
         name = os.path.join(folder, f"sizes-{process_index}.jsonl")
-        self._file = open(name, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        # Line by line, so that a run that is killed has lost nothing.
+        self._file = open(name, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, see close()
         if self._file.tell():
             self._file.write("\n")  # in case the last line was cut off
 
@@ -107,10 +113,6 @@ class Answers:
             self._known[key] = value
             if self._file is not None:
                 self._file.write(json.dumps([key, value]) + "\n")
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
@@ -239,7 +241,7 @@ class Measurer:
         if known is not None and (known[0] or not self.full):
             return Probe(*known[1:])
         try:
-            probe = call_within(self.limits.timeout_s + GRACE_S, self._look, index, record)
+            probe = call_within(patience(self.limits, self.isolate), self._look, index, record)
         except TimeoutError as error:
             probe = Probe(reason="timeout", detail=str(error))
         if key and probe.reason not in ("timeout", "memory"):  # those may pass
@@ -347,5 +349,4 @@ def measure(
                     windows[index], tokens[index] = probe.num_windows, text + probe.num_tokens
                     probes.append(probe)
                 progress(index + 1)
-            answers.flush()
     return Measured(Sizes(tokens, pairs, windows), visual, probes, failures)
