@@ -17,9 +17,10 @@ ALLOWED = {
     "losses": set(),
     "model": {"model", "data.batch"},
     "rewards": {"rewards", "model.siglip"},
-    "flops": {"model.config"},
+    "flops": {"model.config", "data.batch"},
+    "chips": set(),
     "tensorboard": set(),
-    "tracking": {"flops", "tensorboard"},
+    "tracking": {"flops", "tensorboard", "chips"},
 }
 
 

@@ -1,0 +1,140 @@
+"""Patch slots against Hugging Face's processor, positions against its `get_rope_index`."""
+
+import pathlib
+import types
+
+import numpy as np
+import pytest
+import twin as hf
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+from videorft_jax.data import layout
+from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.model.vision import normalise
+
+DATA = pathlib.Path(__file__).parent / "data"
+
+
+def in_reference_order(media):
+    """Rows of the slots as the processor orders them: pair, then merged tokens, raster order."""
+    rows = {}
+    for pair, window, slot in np.argwhere(media.valid):
+        row, column = media.hw[pair, window, slot]
+        key = (pair, row // 2, column // 2, row % 2, column % 2)
+        rows[tuple(int(part) for part in key)] = media.patches[pair, window, slot]
+    return np.stack([rows[key] for key in sorted(rows)])
+
+
+@pytest.mark.parametrize("name", ["video_processor_1", "image_processor_1"])
+def test_pixels_equal_the_processor(name):
+    """From resized frames on, to the last bit: five frames (the last repeated), and an image."""
+    golden = np.load(DATA / f"{name}.npz")
+    frames = golden["frames"] if "frames" in golden else golden["image"][None]
+    media = layout.make_media(frames, fps=2.0 if "frames" in golden else None)
+    pairs, height, width = golden["grid_thw"][0]
+    assert media.grid == (pairs, height // 2, width // 2)
+    ours = np.asarray(normalise(in_reference_order(media), 2 * 14 * 14))
+    np.testing.assert_array_equal(ours, golden["pixel_values"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (5, 4), (3, 9), (8, 8)])
+def test_every_patch_has_one_slot(height, width):
+    rng = np.random.default_rng(height * 10 + width)
+    clip = hf.random_clip(rng, 3, height, width, 2.0)
+    media = layout.make_media(clip.frames, clip.fps)
+    assert media.patches.shape[1] == layout.num_windows(28 * height, 28 * width)
+    assert media.valid.sum() == 2 * 4 * height * width
+    expected, _ = hf.hf_patches(clip)
+    np.testing.assert_array_equal(
+        np.asarray(normalise(in_reference_order(media), 392)), expected.astype(np.float32)
+    )
+    # A window holds the patches of an 8 x 8 square and no others.
+    for pair, window, slot in np.argwhere(media.valid):
+        row, column = media.hw[pair, window, slot] // 8
+        assert window == row * -(-width // 4) + column
+
+
+def test_positions_equal_get_rope_index_on_random_grids():
+    config = parse_config(tiny_values())
+    rng = np.random.default_rng(5)
+    reference = types.SimpleNamespace(
+        config=types.SimpleNamespace(
+            vision_config=types.SimpleNamespace(spatial_merge_size=2, tokens_per_second=2)
+        ),
+    )
+    reference.get_vision_position_ids = types.MethodType(
+        Qwen2_5_VLModel.get_vision_position_ids, reference
+    )
+    for _ in range(50):
+        clips = []
+        parts = [int(rng.integers(1, 6))]
+        for _ in range(rng.integers(1, 4)):
+            frames, height, width = rng.integers(1, 7, 3)
+            fps = None if rng.random() < 0.3 else float(rng.uniform(0.2, 8))
+            clip = hf.random_clip(rng, 1 if fps is None else frames, height, width, fps)
+            clips.append(clip)
+            parts += [clip, int(rng.integers(1, 6))]
+        sample = hf.make_sample(rng, config, parts, rule="hf5")
+        inputs, _ = hf.hf_inputs(config, [sample], [clips], length=len(sample.tokens))
+        expected, _ = Qwen2_5_VLModel.get_rope_index(
+            reference,
+            inputs["input_ids"],
+            inputs["mm_token_type_ids"],
+            inputs.get("image_grid_thw"),
+            inputs.get("video_grid_thw"),
+            inputs.get("second_per_grid_ts"),
+            inputs["attention_mask"],
+        )
+        np.testing.assert_array_equal(sample.positions, expected[:, 0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("frames", "grid", "fps", "qwen", "hf5"),
+    [
+        (16, (8, 16), 2.0, 31, 31),
+        (16, (8, 16), 1.0, 44, 31),
+        (32, (8, 16), 2.0, 46, 31),
+        (64, (10, 13), 2.0, 78, 28),
+    ],
+)
+def test_first_text_position_after_a_video(frames, grid, fps, qwen, hf5):
+    """Worked examples of the two rules after 15 text tokens: where 4.49 and 5.23 disagree."""
+    item = layout.Media(None, None, None, (frames // 2, *grid), 2 / fps)
+    for rule, first in (("qwen", qwen), ("hf5", hf5)):
+        positions = layout.mrope_positions(15 + item.num_tokens + 2, [15], [item], rule)
+        assert positions[:, -2].tolist() == [first] * 3
+        assert positions[:, -1].tolist() == [first + 1] * 3
+
+
+def test_visual_index_finds_the_token_of_each_slot():
+    """Every visual token names the slot that holds its own four patches."""
+    rng = np.random.default_rng(1)
+    config = parse_config(tiny_values())
+    clips = [hf.random_clip(rng, 3, 5, 3, 2.0), hf.random_clip(rng, 1, 2, 6, None)]
+    sample = hf.make_sample(rng, config, [2, clips[0], 1, clips[1], 3])
+    batch = layout.pack([[], [sample, sample]], 140, 6, 3)
+    assert batch.segment_ids[0].max() == 0
+    values = batch.patches.reshape(2, -1, 4 * 1176)  # four slots to a token
+    for segment in (1, 2):
+        span = np.flatnonzero(batch.segment_ids[1] == segment)
+        index = batch.visual_index[1, span]
+        got = values[1, index[index >= 0]]
+        expected = [in_reference_order(item).reshape(-1, 4 * 1176) for item in sample.media]
+        np.testing.assert_array_equal(got, np.concatenate(expected))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="sides must be multiples of 28"):
+        layout.make_media(np.zeros((2, 30, 56, 3), np.uint8), 2.0)
+    with pytest.raises(ValueError, match=r"expected uint8 \[n, h, w, 3\]"):
+        layout.make_media(np.zeros((2, 28, 28, 3), np.float32), 2.0)
+    with pytest.raises(ValueError, match="sampled fps is 0"):
+        layout.make_media(np.zeros((2, 28, 28, 3), np.uint8), 0.0)
+    item = layout.make_media(np.zeros((2, 56, 56, 3), np.uint8), 2.0)
+    with pytest.raises(ValueError, match="do not fit a prompt of 5"):
+        layout.mrope_positions(5, [2], [item])
+    with pytest.raises(ValueError, match="mrope_rule is 'old'"):
+        layout.mrope_positions(9, [2], [item], "old")
+    sample = layout.make_sample(np.arange(9), np.zeros(9), [2], [item])
+    with pytest.raises(ValueError, match="row 0: 9 tokens, 1 frame pairs, 1 windows do not fit"):
+        layout.pack([[sample]], 8, 1, 1)
