@@ -57,10 +57,11 @@ def reward_without_kwargs(prompts, completions):
     return [1.0] * len(completions)
 
 
-REACHED, RELEASE = threading.Event(), threading.Event()
+REACHED, RELEASE, CALLS = threading.Event(), threading.Event(), []
 
 
 def reward_hanging(completions, **kwargs):
+    CALLS.append(completions)
     if "hang" in completions:
         REACHED.set()
         assert RELEASE.wait(60)
@@ -81,16 +82,17 @@ def run(rewards, completions, records=None, mode="strict", **kwargs):
 def test_weights_gate_and_mask():
     completions = [[complete("A"), complete("B"), complete("A")], [complete("A x")] * 3]
     records = [make_record(MC, "A"), make_record(FREE, "A b c d e f g")]
-    semantic = np.array([[0.4, 0.6, math.nan], [0.5, 0.7, 0.9]])
+    semantic = np.array([[0.4, 0.6, math.nan], [0.5, math.nan, 0.9]])
     rewards = (("accuracy", 1.0), ("format", 0.5), ("semantic", 2.0))
     batch = run(rewards, completions, records, given={"semantic": semantic})
     free = to_float(score_accuracy(complete("A x"), "A b c d e f g", FREE))
     assert 0 < free < 0.3  # one shared word does not open the strict gate
     np.testing.assert_array_equal(batch.is_open, [[True, False, True], [False] * 3])
-    np.testing.assert_array_equal(batch.valid, [[True, True, False], [True] * 3])
-    np.testing.assert_allclose(batch.total, [[2.3, 0.5, math.nan], [free + 0.5] * 3])
+    np.testing.assert_array_equal(batch.valid, [[True, True, False], [True, False, True]])
+    low = free + 0.5  # a failed score masks its sample behind a closed gate as well
+    np.testing.assert_allclose(batch.total, [[2.3, 0.5, math.nan], [low, math.nan, low]])
     np.testing.assert_array_equal(batch.scores["semantic"], semantic)
-    assert batch.counts == {"semantic/failed": 1}
+    assert batch.counts == {"semantic/failed": 2}
     repo = run(rewards, completions, records, "repo", given={"semantic": semantic})
     np.testing.assert_allclose(repo.total[1], free + 0.5 + 2 * semantic[1])
     gate = ((FREE, free - 0.01),)
@@ -199,6 +201,7 @@ def test_a_broken_reward_costs_its_group_only():
 def test_a_hanging_reward_is_left_behind_and_not_called_twice():
     REACHED.clear()
     RELEASE.clear()
+    CALLS.clear()
     reward = user.UserReward(spec(reward_hanging))
     completions = [["ok", "ok"], ["hang", "x"], ["ok", "ok"]]
     records = [make_record() for _ in completions]
@@ -213,6 +216,7 @@ def test_a_hanging_reward_is_left_behind_and_not_called_twice():
     assert reasons == {"busy": 6}
     RELEASE.set()
     reward._thread.join(60)
+    assert completions[:2] == CALLS  # the third was not begun after the deadline
     values, reasons = reward.start(prompts, completions, records)(time.monotonic() + 60)
     np.testing.assert_array_equal(values, np.ones((3, 2)))
     assert reasons == {}
