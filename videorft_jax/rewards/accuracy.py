@@ -4,7 +4,7 @@ One switch, `mode`, picks between three sets of rules, and nothing else does:
   repo    what the published code computes, case for case, bugs included
   paper   the formulas of the paper (arXiv 2505.12434)
   strict  the formulas with the known defects of the code fixed (default)
-The fixes of `strict`, numbered as in the defect list that this project keeps of the original:
+The fixes of `strict`, by their numbers in our list of the defects (5, 13: see `combine`):
   6   regression: "nan" no longer earns 1, and 0 for a true 0 does
   7   numerical: commas, units, %, currencies, fractions and LaTeX are read; 4.0 is 4
   8   multiple choice: "A.", "(A)", "a" and "A. cat" are read
