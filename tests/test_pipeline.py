@@ -74,8 +74,8 @@ def tokenizer(source):
     return train_tiny_tokenizer([source[i].problem + source[i].process for i in range(50)], 400)
 
 
-def make_loader(source, tokenizer, config=None, **options):
-    return Loader(source, tokenizer, CONTRACT, LoaderConfig(**(CONFIG | (config or {}))), **options)
+def make_loader(source, tokenizer, config=None, contract=CONTRACT, **options):
+    return Loader(source, tokenizer, contract, LoaderConfig(**(CONFIG | (config or {}))), **options)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,12 @@ class FrameCache:
         self.check_contract(contract)
         self._position, self._digests, shards = _read_index(self.folder)
         self._sizes = {size for _, size, _ in self._digests}
-        self._shards = array_record_data_source.ArrayRecordDataSource(shards) if shards else None
+        try:
+            self._shards = (
+                array_record_data_source.ArrayRecordDataSource(shards) if shards else None
+            )
+        except RuntimeError as error:
+            raise self._damaged(f"a shard is not readable ({error})") from None
 
     def __len__(self) -> int:
         return len(self._position)
@@ -78,10 +83,12 @@ class FrameCache:
         try:
             return unpack_clip(self._shards[position])
         except (RuntimeError, ValueError) as error:  # array_record's own checksums
-            raise ValueError(
-                f"{self.folder}: entry {position} is damaged ({error}); delete the folder and run"
-                " `videorft cache` again"
-            ) from None
+            raise self._damaged(f"entry {position} is damaged ({error})") from None
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.folder}: {what}; delete the folder and run `videorft cache` again"
+        )
 
     def _digest(self, media: str | bytes, root: str) -> str | None:
         if isinstance(media, bytes):

@@ -179,9 +179,11 @@ class TfdsSource:
         return self._record(self._example(index), index)
 
     def _example(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.where(index)} of {len(self)}")
         try:
             return self._data[int(index)]
-        except RuntimeError as error:  # truncated or flipped bytes; the message may be empty
+        except (RuntimeError, ValueError) as error:  # flipped bytes, or cut off; may say nothing
             shards = f"{self.folder}: {self.where(index)}"
             raise ValueError(f"{shards}: damaged ({error or 'cut off'}); build it anew") from None
 
