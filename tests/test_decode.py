@@ -13,7 +13,7 @@ from PIL import Image
 from videorft_jax.data import decode
 from videorft_jax.data.decode import VideoFile
 from videorft_jax.data.media import Limits, MediaContract
-from videorft_jax.data.video import read_video
+from videorft_jax.data.video import read_video, resize_frames
 
 NUM, HEIGHT, WIDTH = 97, 96, 128
 
@@ -261,5 +261,7 @@ def test_rotation_is_applied(clip):
     frames, _ = sequential(clip("h264_closed.mp4"))
     with VideoFile(str(clip("rotated.mp4")), Limits()) as file:
         raw = file.read(lambda seconds, rate: np.array([0]), pixels).images[0]
+    expected = resize_frames(sequential(clip("rotated.mp4"))[0][0][None], MediaContract())[0]
+    np.testing.assert_array_equal(turned.frames[0], expected)
     # the matrix maps (x, y) to (HEIGHT - y, x): a quarter turn clockwise
     np.testing.assert_array_equal(raw, frames[0].transpose(1, 0, 2)[:, ::-1])

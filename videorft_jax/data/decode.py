@@ -20,7 +20,6 @@ from io import BytesIO
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.frame import PictureType
 
 from videorft_jax.data.media import Limits, MediaError
 
@@ -271,14 +270,9 @@ class VideoFile:
                     needed = packet.is_keyframe or packet.pts in wanted
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
                     for frame in packet.decode():
-                        if frame.pts is None:
+                        if frame.pts is None or frame.pts <= last or frame.is_corrupt:
                             raise _Unsure
-                        if frame.pts < first:
-                            continue  # leading pictures of an open group: their past was not read
-                        if frame.is_corrupt or frame.pts <= last:
-                            raise _Unsure
-                        intra = frame.pts == first and frame.pict_type == PictureType.I
-                        if last < first and not (intra or hidden):
+                        if last < first and not hidden and frame.pts != first:
                             raise _Unsure  # a gradual refresh calls itself a keyframe
                         last = frame.pts
                         if frame.pts in targets:
