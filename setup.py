@@ -28,6 +28,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "transformers>=5.18,<6",
     ],
+    entry_points={"console_scripts": ["videorft=videorft_jax.cli:main"]},
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

@@ -1,0 +1,77 @@
+"""Every option and its default; a recipe overrides what it needs. Code holds no defaults."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.name = ""  # what errors and logs call the recipe
+    config.seed = 0
+
+    config.model = ConfigDict()
+    config.model.init_from = ""  # Hugging Face folder to start from
+    config.model.dtype = "bfloat16"  # of the computation; trained weights are kept in float32
+    config.model.attention = "auto"  # auto, reference, chunked, splash, flash
+    config.model.remat = "full"  # none, full, save_attention, save_dots
+
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # 0: train the weights themselves
+    config.lora.alpha = 64.0
+    config.lora.targets = (r"text/layers/attn/(q|k|v|o)$", r"text/layers/mlp/(gate|up|down)$")
+
+    config.data = ConfigDict()
+    config.data.records = ""  # JSON or JSONL file
+    config.data.root = ""  # folder of the media; empty: that of the records
+    config.data.template_file = ""  # prompt template; empty: ours
+    config.data.cache = ""  # folder of a frame cache written by `videorft cache`
+    config.data.rows = 16  # rows of a batch, all processes together
+    config.data.row_tokens = 4096  # tokens of a packed row, and the most of one sample
+    config.data.max_buckets = 4  # compiled shapes
+    config.data.multiple = 128
+    config.data.epochs = 1
+    config.data.max_bad_fraction = 0.05
+    config.data.threads = -1  # decoding threads of a process; -1: one per core, at most 16
+    config.data.workers = 0  # decoding processes
+    config.data.timeout_s = 600.0
+    config.data.isolate = False  # decode in killable processes, for untrusted media
+
+    config.media = ConfigDict()
+    config.media.preset = "train"  # train or evaluate; the fields below override it, 0: do not
+    config.media.fps = 0.0
+    config.media.min_frames = 0
+    config.media.max_frames = 0
+    config.media.min_pixels = 0
+    config.media.max_pixels = 0
+    config.media.mrope_rule = "qwen"
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"
+    config.optim.lr = 1e-6
+    config.optim.schedule = "linear"
+    config.optim.warmup_steps = 0
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0
+    config.optim.clip = 5.0  # global norm; 0: no clipping
+    config.optim.mu_dtype = "float32"  # bfloat16 saves 2 bytes per weight
+    config.optim.ema_decay = 0.0  # 0: no average is kept
+
+    config.mesh = (("data", 1), ("fsdp", -1), ("tensor", 1))  # -1: what is left
+
+    config.train = ConfigDict()
+    config.train.accumulate = 1  # slices that a batch is taken in
+    config.train.freeze = ()  # among vision, merger, text
+    config.train.max_steps = 0  # 0: to the end of the data
+    config.train.max_skipped_in_row = 5  # non-finite steps in a row after which a run stops
+    config.train.legacy_labels = False  # the original's loss on everything, for comparison
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 500  # steps; one is also written at the end and on SIGTERM
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every = 0
+
+    config.log = ConfigDict()
+    config.log.interval_s = 30.0  # between lines when not on a terminal
+    config.log.wandb = ""  # project; empty: not used
+    return config

@@ -1,0 +1,202 @@
+"""What SFT and GRPO put together before their first step, from the sections of a config.
+
+Everything that can be refused is refused here, before a weight is read or a program compiled.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import transformers
+
+from videorft_jax import sharding, training
+from videorft_jax.data.cache import FrameCache
+from videorft_jax.data.media import MediaContract
+from videorft_jax.data.pipeline import Loader, LoaderConfig
+from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records import RecordSource
+from videorft_jax.model import tensor_files, vlm
+from videorft_jax.model.attention import IMPLEMENTATIONS
+from videorft_jax.model.config import ModelConfig, load_config
+from videorft_jax.model.convert import check_vocabulary, read_checkpoint
+from videorft_jax.model.layers import REMAT_POLICIES
+from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_lora
+
+
+def make_mesh(config) -> jax.sharding.Mesh:
+    """The mesh, and the checks of everything that must divide by it."""
+    mesh = sharding.make_mesh(**dict(config.mesh))
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, slices = config.data.rows, config.train.accumulate
+    if rows % (parts * slices):
+        raise ValueError(
+            f"{config.name}: data.rows is {rows}; with data * fsdp = {parts} and train.accumulate "
+            f"= {slices} it must be a multiple of {parts * slices}"
+        )
+    if parts % jax.process_count():
+        raise ValueError(
+            f"{config.name}: data * fsdp = {parts} does not divide by {jax.process_count()} "
+            f"processes; lower tensor = {mesh.shape['tensor']} so that each process has its rows"
+        )
+    for field, value, known in (
+        ("remat", config.model.remat, REMAT_POLICIES),
+        ("attention", config.model.attention, IMPLEMENTATIONS),
+        ("dtype", config.model.dtype, ("float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise ValueError(f"{config.name}: model.{field} is {value!r}; choose one of {known}")
+    return mesh
+
+
+def load_model_files(config) -> tuple[ModelConfig, Any]:
+    """The model's config and tokenizer from `model.init_from`."""
+    folder = config.model.init_from
+    if not folder:
+        raise ValueError(f"{config.name}: model.init_from is empty; give a Hugging Face folder")
+    model_config = load_config(folder)
+    check_vocabulary(model_config, folder)
+    return model_config, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def make_contract(config) -> MediaContract:
+    media = config.media.to_dict()
+    preset = media.pop("preset")
+    if preset not in ("train", "evaluate"):
+        raise ValueError(f"{config.name}: media.preset is {preset!r}; choose train or evaluate")
+    changes = {field: value for field, value in media.items() if value}
+    return dataclasses.replace(getattr(MediaContract, preset)(), **changes)
+
+
+def make_loader(config, mode: str, tokenizer, contract: MediaContract, workdir: str) -> Loader:
+    """The loader of this process's rows; it measures the records on its first run."""
+    data = config.data
+    source = RecordSource(data.records, data.root or None)
+    template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
+    return Loader(
+        source,
+        tokenizer,
+        contract,
+        LoaderConfig(
+            mode=mode,
+            rows=data.rows,
+            row_tokens=data.row_tokens,
+            max_buckets=data.max_buckets,
+            multiple=data.multiple,
+            epochs=data.epochs,
+            seed=config.seed,
+            max_bad_fraction=data.max_bad_fraction,
+            threads=None if data.threads < 0 else data.threads,
+            workers=data.workers,
+            timeout_s=data.timeout_s,
+            isolate=data.isolate,
+        ),
+        template=template,
+        answers_dir=os.path.join(workdir, "sizes"),
+        quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
+        cache=FrameCache(data.cache, contract) if data.cache else None,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def make_optim_config(config, total_steps: int) -> training.OptimConfig:
+    return training.OptimConfig(total_steps=total_steps, **config.optim.to_dict())
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Which weights train, and how the model's are made of them."""
+
+    model: ModelConfig
+    freeze: tuple[str, ...]
+    lora: LoraConfig | None
+
+    def split(self, params, key):
+        """(trained, frozen): adapters beside a frozen model, or the parts that are not frozen."""
+        if self.lora is None:
+            return training.split_trained(params, self.freeze)
+        return {"lora": init_lora(params, self.lora, key)}, params
+
+    def merged(self, joined):
+        """The model's parameters, of what a step is given."""
+        if self.lora is None:
+            return joined
+        params = {name: part for name, part in joined.items() if name != "lora"}
+        return merge_lora(params, joined["lora"], self.lora)
+
+    def is_trained(self, path: str) -> bool:
+        """Whether the gradient of the model's weight at `path` is computed; for counting."""
+        return path in self.targets if self.lora else path not in self._frozen_paths
+
+    @functools.cached_property
+    def targets(self) -> frozenset[str]:
+        """Paths under an adapter."""
+        if self.lora is None:
+            return frozenset()
+        return frozenset(find_targets(vlm.abstract_params(self.model), self.lora))
+
+    @functools.cached_property
+    def _frozen_paths(self):
+        frozen = training.split_trained(vlm.abstract_params(self.model), self.freeze)[1]
+        leaves = jax.tree_util.tree_leaves_with_path(frozen)
+        return {training.path_of(keys) for keys, _ in leaves}
+
+
+def make_weights(config, model_config: ModelConfig) -> Weights:
+    lora = None
+    if config.lora.rank:
+        if config.train.freeze:
+            raise ValueError(f"{config.name}: lora freezes every weight; leave train.freeze empty")
+        lora = LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
+    return Weights(model_config, tuple(config.train.freeze), lora)
+
+
+def abstract_state(config, weights: Weights, optimizer, mesh) -> training.TrainState:
+    """The state's shapes with their shardings; nothing is allocated.
+
+    Frozen weights keep the dtype of the checkpoint, which its files give.
+    """
+    frozen_dtype = jnp.dtype(checkpoint_dtype(config.model.init_from))
+
+    def build():
+        params = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, frozen_dtype), vlm.abstract_params(weights.model)
+        )
+        trained, frozen = weights.split(params, jax.random.key(0))
+        return training.init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
+
+    shapes = jax.eval_shape(build)
+    shardings = sharding.state_shardings(shapes, mesh, config.name)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def checkpoint_dtype(folder) -> str:
+    """The dtype of the first tensor of a checkpoint."""
+    return str(next(iter(tensor_files.read_folder(folder).values())).dtype)
+
+
+def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training.TrainState:
+    """Reads the checkpoint into its shards and makes the state of step 0 from it."""
+    shapes = vlm.abstract_params(weights.model)
+    shardings = sharding.state_shardings(shapes, mesh, config.name)
+    params = read_checkpoint(config.model.init_from, weights.model, shardings=shardings)
+
+    def build(params):
+        trained, frozen = weights.split(params, jax.random.key(config.seed))
+        return training.init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(build, out_shardings=shardings)(params)
+
+
+def expected_meta(model_config: ModelConfig, contract: MediaContract) -> dict:
+    """What a checkpoint must agree with to be gone on from: the model and the media contract."""
+    fields = dataclasses.asdict(model_config)
+    fields.pop("source")
+    return json.loads(json.dumps({"model": fields, "media": contract.to_dict()}))

@@ -1,0 +1,47 @@
+"""`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "sft": ("videorft_jax.sft", "supervised fine-tuning on chains of thought"),
+    "validate": ("videorft_jax.validate", "check records and media before training on them"),
+    "cache": ("videorft_jax.data.cache", "decode and resize every clip once"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("videorft COMMAND --help for the flags and examples of a command\n")
+        for name, (_, text) in COMMANDS.items():
+            print(f"  {name:<{width}}  {text}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"videorft: no command {name!r}; choose one of {known}", file=sys.stderr)
+        return 2
+    return run(importlib.import_module(COMMANDS[name][0]).main, rest, f"videorft {name}")
+
+
+def run(main, argv: list[str], name: str) -> int:
+    """Calls `main(argv)`; errors meant for the user become one line."""
+    try:
+        return main(argv) or 0
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("jax", "jaxlib")):
+            raise  # a fault of ours or of the platform: its trace is wanted
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
