@@ -1,0 +1,169 @@
+"""Drawing one token from logits, on the device, in float32.
+
+Top-k and top-p need no sort: the lowest logit that stays is found by bisection on the bit pattern
+of float32, 32 counts (or sums) over the vocabulary, which also works when the vocabulary is sharded
+over devices. Ids whose logits tie at that bound all stay, so the result depends on no order.
+
+What is recorded is the log-probability of the *policy*: of softmax(logits / temperature) over the
+whole vocabulary, the number that training computes again. Forbidden ids, top-k, top-p and min-p
+draw from a part of it; `truncation` is the log of the mass they left, so `logprob - truncation` is
+the log-probability with which the token was drawn.
+"""
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videorft_jax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn and when they end.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p in (0, 1]. min_p in [0, 1): an id stays when
+    its probability is at least this share of the likeliest one's. They apply in this order, each to
+    what the one before left, as in Hugging Face. stop_ids end a completion and are part of it;
+    pad_id fills what is behind. forbidden_ids, and rows from num_real_tokens on (the tokenizer's
+    length; None: all are real), are never drawn.
+    """
+
+    num_rollouts: int = 1
+    max_new_tokens: int = 768
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    forbidden_ids: tuple[int, ...] = ()
+    num_real_tokens: int | None = None
+
+    def __post_init__(self):
+        conditions = [
+            ("num_rollouts", self.num_rollouts >= 1, "at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < np.inf, "0 (greedy) or a positive number"),
+            ("top_k", self.top_k >= 0, "0 (off) or a count"),
+            ("top_p", 0 < self.top_p <= 1, "a probability above 0; 1 is off"),
+            ("min_p", 0 <= self.min_p < 1, "a share below 1; 0 is off"),
+        ]
+        for name, holds, wanted in conditions:
+            if not holds:
+                raise ValueError(f"sampling: {name} is {getattr(self, name)}; give {wanted}")
+
+
+def media_ids(config: ModelConfig) -> tuple[int, ...]:
+    """Ids that stand for pixels or frame them; a completion that held one could not be scored."""
+    marker = json.loads(config.source).get("vision_token_id")
+    return (*dataclasses.astuple(config.token_ids), *(() if marker is None else (marker,)))
+
+
+class Draw(NamedTuple):
+    """One token of each row [...]."""
+
+    token: jax.Array  # int32
+    logprob: jax.Array  # float32, of the policy at this temperature
+    truncation: jax.Array  # float32 <= 0, log of the mass drawn from
+    failed: jax.Array  # bool, some logit is not finite: token and numbers mean nothing
+
+
+def completion_key(seed, step, uid, rollout) -> jax.Array:
+    """uint32 [2], the key of one completion; scalars, `jax.vmap` over the rest."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    for part in (step, uid, rollout):
+        key = jax.random.fold_in(key, part)
+    return jax.random.key_data(key)
+
+
+def draw(logits, keys, position, config: SamplingConfig) -> Draw:
+    """Draws from float32 logits [..., V] with keys uint32 [..., 2] of the completions.
+
+    `position`: place of the token in the completion, folded into the keys.
+    """
+    failed = ~jnp.isfinite(logits).all(-1)
+    scaled = jnp.where(failed[..., None], 0.0, logits) / (config.temperature or 1.0)
+    peak = scaled.max(-1, keepdims=True)
+    total = jnp.log(jnp.exp(scaled - peak).sum(-1)) + peak[..., 0]
+    ids = jnp.arange(logits.shape[-1])
+    kept = _kept(scaled, config)
+    if config.temperature == 0:
+        token = jnp.where(kept, scaled, -jnp.inf).argmax(-1)
+    else:
+        noise = jax.vmap(gumbel, (0, None, None))(keys.reshape(-1, 2), position, len(ids))
+        noisy = scaled + noise.reshape(scaled.shape)
+        token = jnp.where(kept, noisy, -jnp.inf).argmax(-1)
+    # A sum over the one token, not a gather: it stays local when the vocabulary is sharded.
+    logprob = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1) - total
+    if config.temperature == 0:  # one id is left
+        truncation = logprob
+    elif _keeps_all(config):
+        truncation = jnp.zeros_like(total)
+    else:
+        left = jnp.where(kept, jnp.exp(scaled - peak), 0.0).sum(-1)
+        truncation = jnp.minimum(jnp.log(left) + peak[..., 0] - total, 0.0)
+    return Draw(token.astype(jnp.int32), logprob, truncation, failed)
+
+
+def gumbel(key, position, size) -> jax.Array:
+    """float32 [size] standard Gumbel noise. All 32 random bits count where the noise is large,
+    which is where the winner is; the usual 23 would tie in a vocabulary of 152 thousand."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
+    uniform = (jax.random.bits(key, (size,)).astype(jnp.float32) + 0.5) * 2.0**-32
+    return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24)))
+
+
+def _keeps_all(config):
+    bounds = config.top_k, config.top_p, config.min_p, config.num_real_tokens
+    return bounds == (0, 1.0, 0.0, None) and not config.forbidden_ids
+
+
+def _kept(scaled, config):
+    """bool [..., V], or broadcast to it: what may be drawn."""
+    size = scaled.shape[-1]
+    allowed = np.arange(size) < (config.num_real_tokens or size)
+    allowed[list(config.forbidden_ids)] = False
+    if config.temperature == 0 or (config.top_k, config.top_p, config.min_p) == (0, 1.0, 0.0):
+        return jnp.asarray(allowed)
+    scaled = jnp.where(allowed, scaled, -jnp.inf)
+    order = _ordered(scaled)
+    bound = _ordered(jnp.full(scaled.shape[:-1], jnp.finfo(jnp.float32).min))
+    if config.top_k:
+        count = min(config.top_k, int(allowed.sum()))
+        bound = _largest(lambda bound: (order >= bound[..., None]).sum(-1) >= count, bound)
+    peak = scaled.max(-1)
+    if config.top_p < 1:
+        mass = jnp.where(order >= bound[..., None], jnp.exp(scaled - peak[..., None]), 0.0)
+        wanted = config.top_p * mass.sum(-1)
+
+        def holds(bound):
+            return jnp.where(order >= bound[..., None], mass, 0.0).sum(-1) >= wanted
+
+        bound = jnp.maximum(bound, _largest(holds, bound))
+    if config.min_p:
+        bound = jnp.maximum(bound, _ordered(peak + np.float32(np.log(config.min_p))))
+    return order >= bound[..., None]
+
+
+def _ordered(x):
+    """int32 with the order of float32 `x`."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _largest(holds, like):
+    """The largest int32 of which `holds`, true up to some number and false beyond, by bisection."""
+    low = jnp.full_like(like, np.iinfo(np.int32).min)
+    high = jnp.full_like(like, np.iinfo(np.int32).max)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # the upper mean, without overflow
+        found = holds(middle)
+        return jnp.where(found, middle, low), jnp.where(found, high, middle - 1)
+
+    return jax.lax.fori_loop(0, 32, halve, (low, high))[0]
