@@ -15,6 +15,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from videorft_jax.model.quantise import Int8
+
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "splash", "flash")
 _HIDDEN = jnp.finfo(jnp.float32).min  # finite, so that a row without keys gives no NaN
 _CHUNK = 256  # queries scored at once on the CPU
@@ -215,18 +217,36 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     """One new token of each completion against the shared prompt and its own suffix.
 
     q [B, R, N, H]; prefix: k, v [B, K, S, H] with prefix_valid bool [B, S]; suffix: k, v
-    [B, R, K, C, H] with suffix_valid bool, broadcast to [B, R, C]. One softmax over both parts.
-    Returns [B, R, N, H].
+    [B, R, K, C, H] with suffix_valid bool, broadcast to [B, R, C]. Keys and values may be `Int8`
+    with one scale per token and head. One softmax over both parts. Returns [B, R, N, H].
     """
-    (prefix_k, prefix_v), (suffix_k, suffix_v) = prefix, suffix
+    (prefix_k, prefix_v), (suffix_k, suffix_v) = (
+        [_widen(part, dims, q.dtype) for part in pair]
+        for pair, dims in ((prefix, (1, 3)), (suffix, 3))
+    )
     batch, rollouts, heads, dim = q.shape
-    grouped = q.reshape(batch, rollouts, prefix_k.shape[1], -1, dim)
-    wide = {"preferred_element_type": jnp.float32}
-    to_prefix = jnp.einsum("BRKGH,BKSH->BRKGS", grouped, prefix_k, **wide) * dim**-0.5
-    to_suffix = jnp.einsum("BRKGH,BRKCH->BRKGC", grouped, suffix_k, **wide) * dim**-0.5
+    grouped = q.reshape(batch, rollouts, prefix_k[0].shape[1], -1, dim)
+
+    def scores(spec, keys, scale):
+        products = jnp.einsum(spec, grouped, keys, preferred_element_type=jnp.float32)
+        return products * (scale * dim**-0.5)
+
+    to_prefix = scores("BRKGH,BKSH->BRKGS", *prefix_k)
+    to_suffix = scores("BRKGH,BRKCH->BRKGC", *suffix_k)
     to_prefix = jnp.where(prefix_valid[:, None, None, None, :], to_prefix, _HIDDEN)
     to_suffix = jnp.where(suffix_valid[:, :, None, None, :], to_suffix, _HIDDEN)
     to_prefix, to_suffix = _softmax([to_prefix, to_suffix])
-    out = jnp.einsum("BRKGS,BKSH->BRKGH", to_prefix.astype(q.dtype), prefix_v)
-    out += jnp.einsum("BRKGC,BRKCH->BRKGH", to_suffix.astype(q.dtype), suffix_v)
+
+    def mixed(spec, weights, values, scale):
+        return jnp.einsum(spec, (weights * scale).astype(q.dtype), values)
+
+    out = mixed("BRKGS,BKSH->BRKGH", to_prefix, *prefix_v)
+    out += mixed("BRKGC,BRKCH->BRKGH", to_suffix, *suffix_v)
     return out.reshape(batch, rollouts, heads, dim)
+
+
+def _widen(part, dims, dtype):
+    """A cached part in the compute dtype, and the scale of products with it, `dims` inserted."""
+    if isinstance(part, Int8):
+        return part.values.astype(dtype), jnp.expand_dims(part.scale, dims).astype(jnp.float32)
+    return part, 1.0

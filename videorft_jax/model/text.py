@@ -16,16 +16,17 @@ from jax.ad_checkpoint import checkpoint_name
 from videorft_jax.model import layers
 from videorft_jax.model.attention import Mask, attention, decode_attention
 from videorft_jax.model.config import TextConfig
+from videorft_jax.model.quantise import Int8, quantise
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer."""
+    """Keys and values of every layer; `Int8` ones have one scale per token and head."""
 
-    prefix_k: jax.Array  # [L, B, K, S, H]
-    prefix_v: jax.Array
+    prefix_k: jax.Array | Int8  # [L, B, K, S, H]
+    prefix_v: jax.Array | Int8
     prefix_valid: jax.Array  # bool [B, S]
-    suffix_k: jax.Array  # [L, B, R, K, C, H]
-    suffix_v: jax.Array
+    suffix_k: jax.Array | Int8  # [L, B, R, K, C, H]
+    suffix_v: jax.Array | Int8
 
 
 class TextAttention(nnx.Module):
@@ -126,25 +127,22 @@ class Text(nnx.Module):
         cos, sin = self._rotary(
             jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
         )
-        seen = jnp.arange(cache.suffix_k.shape[4]) <= index
+        seen = jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
 
         def step(block, carry, slices):
             x, suffix_k, suffix_v = carry
             layer, prefix_k, prefix_v = slices
 
             def attend(q, k, v):
-                # [B, R, K, H] -> [1, B, R, K, 1, H], written in place of one cache column.
-                start = (layer, 0, 0, 0, index, 0)
-                keys = jax.lax.dynamic_update_slice(suffix_k, k[None, :, :, :, None], start)
-                values = jax.lax.dynamic_update_slice(suffix_v, v[None, :, :, :, None], start)
-                own = tuple(
-                    jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False)
-                    for part in (keys, values)
+                written = _write(suffix_k, k, layer, index), _write(suffix_v, v, layer, index)
+                own = jax.tree.map(
+                    lambda part: jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False),
+                    written,
                 )
                 out = decode_attention(
                     q, (prefix_k, prefix_v), cache.prefix_valid, own, seen[None, None]
                 )
-                return out, (keys, values)
+                return out, written
 
             with jax.named_scope("text_block"):
                 x, (suffix_k, suffix_v) = block(x, cos, sin, attend)
@@ -173,3 +171,15 @@ class Text(nnx.Module):
         angles = positions[:, axis].astype(jnp.float32) * frequency[:, None]
         angles = jnp.moveaxis(angles, 1, 2)
         return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def _write(suffix, new, layer, index):
+    """The suffix [L, B, R, K, C, H] with `new` [B, R, K, H] in place of one column of a layer."""
+    if isinstance(suffix, Int8):
+        new = quantise(new, -1, keep=False)
+    start = (layer, 0, 0, 0, index, 0)
+
+    def put(old, column):  # a scale has no H
+        return jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
+
+    return jax.tree.map(put, suffix, new)

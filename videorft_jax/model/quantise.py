@@ -1,0 +1,71 @@
+"""Eight-bit weights and caches for sampling; off unless asked for.
+
+A matrix keeps its place in the parameters: `Int8` is a pytree that rides the scan over layers and
+gives its values back at `[...]`, which is how every module reads a weight, so no module knows of
+it. XLA fuses the product with the scale into the matrix product that follows.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+# Dims that a product sums over: their values share one scale per output channel. The embedding
+# stays as it is, rows of it are read one at a time; so does a head that is tied to it.
+_SUMMED = (
+    (r"text/layers/attn/[qkv]", (1,)),
+    (r"text/layers/attn/o", (1, 2)),
+    (r"text/layers/mlp/(gate|up|down)", (1,)),
+    (r"text/head", (1,)),
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """values int8; scale in the compute dtype, 1 where values share it, or without the last dim."""
+
+    values: jax.Array
+    scale: jax.Array
+
+    def __getitem__(self, index) -> jax.Array:
+        return (self.values.astype(self.scale.dtype) * self.scale)[index]
+
+
+def quantise(x, axes, *, keep: bool) -> Int8:
+    """Symmetric: the largest magnitude along `axes` becomes 127. `keep` keeps those dims as 1."""
+    wide = x.astype(jnp.float32)
+    peak = jnp.abs(wide).max(axes, keepdims=True)
+    scale = (jnp.where(peak > 0, peak, 1.0) / 127).astype(x.dtype)  # first rounded, then used
+    values = jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8)
+    return Int8(values, scale if keep else scale.squeeze(axes))
+
+
+def quantise_weights(params):
+    """The parameters with the decoder's matrices as `Int8`; call it inside `jax.jit`."""
+
+    def convert(keys, leaf):
+        axes = _summed(keys)
+        return leaf if axes is None else quantise(leaf, axes, keep=True)
+
+    return jax.tree_util.tree_map_with_path(convert, params)
+
+
+def quantised_shardings(shardings):
+    """Shardings of what `quantise_weights` returns, from those of the parameters."""
+
+    def convert(keys, sharding):
+        axes = _summed(keys)
+        if axes is None:
+            return sharding
+        spec = [None if dim in axes else axis for dim, axis in enumerate(sharding.spec)]
+        return Int8(sharding, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+    return jax.tree_util.tree_map_with_path(convert, shardings)
+
+
+def _summed(keys):
+    path = jax.tree_util.keystr(keys, simple=True, separator="/")
+    return next((axes for rule, axes in _SUMMED if re.fullmatch(rule, path)), None)
