@@ -153,7 +153,7 @@ def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
         params=params,
         frozen=frozen,
         opt_state=optimizer.init(params),
-        ema=params if ema else None,
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),
     )
@@ -210,7 +210,7 @@ def make_step(
         grads, metrics = accumulated(params, frozen, batch, totals(batch))
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = optax.apply_updates(state.params, updates)
@@ -232,7 +232,7 @@ def make_step(
         )
         metrics |= {
             "grad_norm": norm,
-            "update_norm": optax.global_norm(updates),
+            "update_norm": optax.tree.norm(updates),
             "skipped": state.skipped,
             "skipped_in_row": state.skipped_in_row,
         }
