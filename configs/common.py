@@ -57,7 +57,10 @@ def get_config() -> ConfigDict:
     config.optim.mu_dtype = "float32"  # bfloat16 saves 2 bytes per weight
     config.optim.ema_decay = 0.0  # 0: no average is kept
 
-    config.mesh = (("data", 1), ("fsdp", -1), ("tensor", 1))  # -1: what is left
+    config.mesh = ConfigDict()  # devices along each axis; at most one is -1: what is left
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.tensor = 1
 
     config.train = ConfigDict()
     config.train.accumulate = 1  # slices that a batch is taken in

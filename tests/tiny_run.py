@@ -75,7 +75,7 @@ def sft_config(model, records, **changes):
     config.optim.lr = 1e-3
     config.train.accumulate = 1
     config.train.max_steps = 5
-    config.mesh = (("data", -1), ("fsdp", 1), ("tensor", 1))
+    config.mesh.data, config.mesh.fsdp = -1, 1
     for path, value in changes.items():
         *sections, field = path.split("__")
         target = config

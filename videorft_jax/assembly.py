@@ -18,6 +18,7 @@ from videorft_jax.data.cache import FrameCache
 from videorft_jax.data.media import MediaContract
 from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.quarantine import TooManyBad
 from videorft_jax.data.records import RecordSource
 from videorft_jax.model import tensor_files, vlm
 from videorft_jax.model.attention import IMPLEMENTATIONS
@@ -29,7 +30,14 @@ from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_l
 
 def make_mesh(config) -> jax.sharding.Mesh:
     """The mesh, and the checks of everything that must divide by it."""
-    mesh = sharding.make_mesh(**dict(config.mesh))
+    for field, value, least in (
+        ("train.accumulate", config.train.accumulate, 1),
+        ("train.max_steps", config.train.max_steps, 0),
+        ("checkpoint.every", config.checkpoint.every, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{config.name}: {field} is {value}; give at least {least}")
+    mesh = sharding.make_mesh(**config.mesh)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     rows, slices = config.data.rows, config.train.accumulate
     if rows % (parts * slices):
@@ -43,12 +51,13 @@ def make_mesh(config) -> jax.sharding.Mesh:
             f"processes; lower tensor = {mesh.shape['tensor']} so that each process has its rows"
         )
     for field, value, known in (
-        ("remat", config.model.remat, REMAT_POLICIES),
-        ("attention", config.model.attention, IMPLEMENTATIONS),
-        ("dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("model.remat", config.model.remat, REMAT_POLICIES),
+        ("model.attention", config.model.attention, IMPLEMENTATIONS),
+        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("optim.mu_dtype", config.optim.mu_dtype, ("float32", "bfloat16")),
     ):
         if value not in known:
-            raise ValueError(f"{config.name}: model.{field} is {value!r}; choose one of {known}")
+            raise ValueError(f"{config.name}: {field} is {value!r}; choose one of {tuple(known)}")
     return mesh
 
 
@@ -72,35 +81,42 @@ def make_contract(config) -> MediaContract:
 
 
 def make_loader(config, mode: str, tokenizer, contract: MediaContract, workdir: str) -> Loader:
-    """The loader of this process's rows; it measures the records on its first run."""
+    """The loader of this process's rows; it measures the records on its first run.
+
+    Raises ValueError, also when too many records are bad for a run to start.
+    """
     data = config.data
     source = RecordSource(data.records, data.root or None)
     template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
-    return Loader(
-        source,
-        tokenizer,
-        contract,
-        LoaderConfig(
-            mode=mode,
-            rows=data.rows,
-            row_tokens=data.row_tokens,
-            max_buckets=data.max_buckets,
-            multiple=data.multiple,
-            epochs=data.epochs,
-            seed=config.seed,
-            max_bad_fraction=data.max_bad_fraction,
-            threads=None if data.threads < 0 else data.threads,
-            workers=data.workers,
-            timeout_s=data.timeout_s,
-            isolate=data.isolate,
-        ),
-        template=template,
-        answers_dir=os.path.join(workdir, "sizes"),
-        quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
-        cache=FrameCache(data.cache, contract) if data.cache else None,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+    settings = LoaderConfig(
+        mode=mode,
+        rows=data.rows,
+        row_tokens=data.row_tokens,
+        max_buckets=data.max_buckets,
+        multiple=data.multiple,
+        epochs=data.epochs,
+        seed=config.seed,
+        max_bad_fraction=data.max_bad_fraction,
+        threads=None if data.threads < 0 else data.threads,
+        workers=data.workers,
+        timeout_s=data.timeout_s,
+        isolate=data.isolate,
     )
+    try:
+        return Loader(
+            source,
+            tokenizer,
+            contract,
+            settings,
+            template=template,
+            answers_dir=os.path.join(workdir, "sizes"),
+            quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
+            cache=FrameCache(data.cache, contract) if data.cache else None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    except TooManyBad as error:
+        raise ValueError(str(error)) from None
 
 
 def make_optim_config(config, total_steps: int) -> training.OptimConfig:
@@ -155,12 +171,13 @@ def make_weights(config, model_config: ModelConfig) -> Weights:
     return Weights(model_config, tuple(config.train.freeze), lora)
 
 
-def abstract_state(config, weights: Weights, optimizer, mesh) -> training.TrainState:
+def abstract_state(config, weights: Weights, mesh) -> training.TrainState:
     """The state's shapes with their shardings; nothing is allocated.
 
     Frozen weights keep the dtype of the checkpoint, which its files give.
     """
-    frozen_dtype = jnp.dtype(checkpoint_dtype(config.model.init_from))
+    frozen_dtype = checkpoint_dtype(config.model.init_from)
+    optimizer = training.make_optimizer(make_optim_config(config, 1))  # any total: same shapes
 
     def build():
         params = jax.tree.map(
@@ -176,16 +193,17 @@ def abstract_state(config, weights: Weights, optimizer, mesh) -> training.TrainS
     )
 
 
-def checkpoint_dtype(folder) -> str:
-    """The dtype of the first tensor of a checkpoint."""
-    return str(next(iter(tensor_files.read_folder(folder).values())).dtype)
+def checkpoint_dtype(folder) -> jnp.dtype:
+    """The dtype that holds every tensor of a Hugging Face folder without loss."""
+    return jnp.result_type(*{entry.dtype for entry in tensor_files.read_folder(folder).values()})
 
 
 def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training.TrainState:
     """Reads the checkpoint into its shards and makes the state of step 0 from it."""
     shapes = vlm.abstract_params(weights.model)
     shardings = sharding.state_shardings(shapes, mesh, config.name)
-    params = read_checkpoint(config.model.init_from, weights.model, shardings=shardings)
+    folder = config.model.init_from
+    params = read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)
 
     def build(params):
         trained, frozen = weights.split(params, jax.random.key(config.seed))
@@ -195,8 +213,9 @@ def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training
     return jax.jit(build, out_shardings=shardings)(params)
 
 
-def expected_meta(model_config: ModelConfig, contract: MediaContract) -> dict:
-    """What a checkpoint must agree with to be gone on from: the model and the media contract."""
-    fields = dataclasses.asdict(model_config)
+def expected_meta(weights: Weights, contract: MediaContract) -> dict:
+    """What a checkpoint must agree with to be gone on from: model, adapters, media contract."""
+    fields = dataclasses.asdict(weights.model)
     fields.pop("source")
-    return json.loads(json.dumps({"model": fields, "media": contract.to_dict()}))
+    lora = weights.lora and dataclasses.asdict(weights.lora)
+    return json.loads(json.dumps({"model": fields, "lora": lora, "media": contract.to_dict()}))

@@ -3,6 +3,8 @@
 Flags live in their own `FlagValues`, so that mains can be called from programs and tests.
 """
 
+import ast
+import contextlib
 import logging
 import os
 import pathlib
@@ -10,6 +12,16 @@ import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+FLAGS = (
+    ("config", "STRING", "recipe, a Python file such as those in configs/"),
+    ("workdir", "STRING", "local folder where everything is written"),
+    ("distributed", "BOOL", "one of several processes, found as the platform says (TPU, SLURM)"),
+    ("coordinator", "STRING", "host:port of process 0, where the platform does not say"),
+    ("num_processes", "INTEGER", "how many there are"),
+    ("process_id", "INTEGER", "which this one is, from 0"),
+    ("help", "BOOL", "show this text; with --config its options too"),
+)
 
 
 def parse(argv: list[str], command: str, examples: str) -> tuple[ConfigDict, str]:
@@ -19,36 +31,73 @@ def parse(argv: list[str], command: str, examples: str) -> tuple[ConfigDict, str
     anything else touches a device; `--distributed` does it from what the platform says of itself
     (Cloud TPU, SLURM). Raises ValueError, one line, for anything it cannot use.
     """
+    values = _read(["--help" if argument == "-h" else argument for argument in argv], command)
+    if values.help:
+        print(_help(values, examples))
+        raise SystemExit(0)
+    missing = [name for name in ("config", "workdir") if values[name].value is None]
+    if missing:
+        flag = " and ".join(f"--{name}" for name in missing)
+        raise ValueError(f"{flag} missing; write {examples.splitlines()[0].rstrip(' ' + chr(92))}")
+    if "://" in values.workdir:
+        raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
+    # Another library may have configured the root already. Orbax reports every file, and the
+    # traces of its threads, to absl; what concerns the user comes as an exception too.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _start_processes(values)
+    return values.config, os.path.abspath(values.workdir)
+
+
+def _read(argv, command):
+    """The flags of `argv`, the config locked."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Recipe, see configs/.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "One of several processes.", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "Which this one is.", flag_values=values)
-    flags.DEFINE_bool("help", False, "Show this text.", short_name="h", flag_values=values)
+    for name, kind, text in FLAGS[1:]:
+        default = False if kind == "BOOL" else None
+        getattr(flags, f"DEFINE_{kind.lower()}")(name, default, text, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, FLAGS[0][2], flag_values=values)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if "--config" in argv:
+        raise ValueError("--config is followed by a space; write --config=FILE")
+    if path is not None and not os.path.isfile(path):
+        raise ValueError(f"--config={path}: no such file; give a recipe, see configs/")
     if path is not None:  # recipes import each other by name
         sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
     try:
-        if {"--help", "-h"} & set(argv):
-            print(f"{examples}\n\n{values.get_help()}")
-            raise SystemExit(0)
         rest = values([command, *argv])[1:]
         if rest:
             raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
-        if values.config is None or not values.workdir:
-            raise ValueError(f"give --config=FILE and --workdir=DIR, as in\n{examples}")
-        values.config.lock()
+        if values.config is not None:
+            values.config.lock()
     except (flags.Error, AttributeError, TypeError, KeyError, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        text = str(error)
+        with contextlib.suppress(
+            ValueError, SyntaxError
+        ):  # a KeyError's text, made to one of Python
+            text = str(ast.literal_eval(text))
+        what = "no such option: " if isinstance(error, KeyError | AttributeError) else ""
+        raise ValueError(what + " ".join(text.split())) from None
     finally:
         if path is not None:
             sys.path.pop(0)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file
-    _start_processes(values)
-    return values.config, values.workdir
+    return values
+
+
+def _help(values, examples):
+    lines = [examples, "", *(f"  --{name:<15}{text}" for name, _, text in FLAGS)]
+    if values.config is not None:
+        lines += ["", "options and their values in this config; configs/common.py explains them:"]
+        lines += [f"  --{name}={value}" for name, value in flatten(values.config, "config")]
+    return "\n".join(lines)
+
+
+def flatten(config: ConfigDict, prefix: str) -> list[tuple[str, object]]:
+    """(dotted name, value) of every option, sections in alphabetical order."""
+    found = []
+    for name in sorted(config):
+        value, path = config[name], f"{prefix}.{name}"
+        found += flatten(value, path) if isinstance(value, ConfigDict) else [(path, value)]
+    return found
 
 
 def _start_processes(values):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = """videorft sft --config=configs/sft_7b.py --workdir=runs/sft_7b \\
     --config.model.init_from=DIR --config.data.records=FILE.jsonl
-videorft sft --config=configs/sft_7b.py --workdir=runs/tensor4 --config.mesh.2.1=4 ..."""
+videorft sft --config=configs/sft_7b.py --workdir=runs/tensor4 --config.mesh.tensor=4 ..."""
 
 
 def main(argv: list[str]) -> int:
@@ -65,16 +65,8 @@ def train(config, workdir: str) -> int:
     model_config, tokenizer = assembly.load_model_files(config)
     contract = assembly.make_contract(config)
     weights = assembly.make_weights(config, model_config)
-    loader = assembly.make_loader(config, "sft", tokenizer, contract, workdir)
-    total = min(len(loader), config.train.max_steps or len(loader))
-    optimizer = training.make_optimizer(assembly.make_optim_config(config, total))
-    abstract = assembly.abstract_state(config, weights, optimizer, mesh)
-    agreed = assembly.expected_meta(model_config, contract)
-    meta = agreed | {
-        "data": {"plan": loader.digest},
-        "seed": config.seed,
-        "config": json.loads(config.to_json_best_effort()),
-    }
+    abstract = assembly.abstract_state(config, weights, mesh)
+    agreed = assembly.expected_meta(weights, contract)
     with (
         jax.set_mesh(mesh),
         Checkpointer(
@@ -84,11 +76,21 @@ def train(config, workdir: str) -> int:
         ) as checkpointer,
     ):
         checkpointer.check_room(abstract)
-        if checkpointer.latest_step() is None:
+        state = None
+        if checkpointer.latest_step() is not None:
+            state, saved = checkpointer.restore(None, abstract, agreed)
+        loader = assembly.make_loader(config, "sft", tokenizer, contract, workdir)
+        total = min(len(loader), config.train.max_steps or len(loader))
+        optimizer = training.make_optimizer(assembly.make_optim_config(config, total))
+        if state is None:
             state = assembly.fresh_state(config, weights, optimizer, abstract, mesh)
         else:
-            state, saved = checkpointer.restore(None, abstract, agreed)
             loader.check_digest(saved["data"]["plan"])
+        meta = agreed | {
+            "data": {"plan": loader.digest},
+            "seed": config.seed,
+            "config": json.loads(config.to_json_best_effort()),
+        }
         loss, totals = make_loss(config, weights)
         step = training.make_step(
             loss,
@@ -105,44 +107,48 @@ def train(config, workdir: str) -> int:
 
 def _loop(config, workdir, weights, loader, mesh, checkpointer, meta, state, step, total):
     start = int(state.step)
+    if start >= total:
+        log.info("step %d of %d: nothing left to do; raise data.epochs to go on", start, total)
+        return
+    log.info("steps %d to %d; the first of each shape is compiled", start + 1, total)
     with (
         PreemptionGuard() as guard,
         Tracker(
             workdir,
             total,
-            start_step=start,
+            start_step=start + 1,
             interval=config.log.interval_s,
             wandb=config.log.wandb or None,
             config=meta["config"],
         ) as tracker,
         loader.steps(start) as batches,
     ):
-        for index in range(start, total):
+        for number in range(start + 1, total + 1):
             with tracker.phase("data"):
                 item = next(batches)
             batch = sharding.place_batch(item.batch, mesh)
             with tracker.phase("step"):
                 state, metrics = step(state, batch)
                 metrics = {name: float(value) for name, value in metrics.items()}
-            ids = [record.problem_id for row in item.records for record in row]
-            _check(config, index, metrics, ids)
-            tracker.log(index, metrics, **_counts(config, weights, item.batch))
-            stop = guard.should_stop(index)
-            if stop or index + 1 == total or (index + 1) % config.checkpoint.every == 0:
-                checkpointer.save(index + 1, state, meta)
+            tracker.log(number, metrics, **_counts(config, weights, item.batch))
+            _check(config, number, metrics, item.records)
+            stop = guard.should_stop(number)
+            if stop or number == total or number % config.checkpoint.every == 0:
+                checkpointer.save(number, state, meta)
             if stop:
-                log.info("stopped after step %d; the same command goes on from there", index)
+                log.info("stopped after step %d; the same command goes on from there", number)
                 break
 
 
-def _check(config, index, metrics, ids):
+def _check(config, number, metrics, records):
     if not metrics["skipped_in_row"]:
         return
-    log.warning("step %d was not finite and is skipped; samples %s", index, ids)
+    ids = [record.problem_id for row in records for record in row]
+    log.warning("step %d was not finite and is skipped; samples %s", number, ids)
     if metrics["skipped_in_row"] >= config.train.max_skipped_in_row:
         raise RuntimeError(
             f"{config.name}: {int(metrics['skipped_in_row'])} steps in a row were not finite, the "
-            f"last one step {index} with samples {ids}; lower optim.lr or look at those samples"
+            f"last one step {number} with samples {ids}; lower optim.lr or look at those samples"
         )
 
 
