@@ -469,6 +469,21 @@ def test_no_orphan_is_left_when_the_trainer_is_killed(data, tmp_path):
     assert gone(pids)
 
 
+def test_isolated_decoding_gives_the_same_batches(data, source, tokenizer, tmp_path):
+    path = tmp_path / "few.jsonl"
+    with open(data) as file:
+        path.write_text("".join(file.readlines()[:3]))
+    few = RecordSource(path, source.data_root)
+    loaders = [
+        make_loader(few, tokenizer, {"epochs": 1, "rows": 1, "isolate": isolate})
+        for isolate in (False, True)
+    ]
+    assert loaders[0].digest == loaders[1].digest
+    with loaders[0].steps() as plain, loaders[1].steps() as isolated:
+        for ours, theirs in zip(isolated, plain, strict=True):
+            assert_equal(ours, theirs)
+
+
 def test_call_within():
     assert call_within(1.0, lambda x, y: x - y, 5, y=3) == 2
     with pytest.raises(KeyError, match="gone"):
