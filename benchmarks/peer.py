@@ -1,0 +1,120 @@
+"""The small model that benchmarks share, for us and for PyTorch, and the same inputs for both.
+
+6.5 M parameters: text 256 wide, 4 layers, 8 query and 2 kv heads, MLP 768, vocabulary 4096; vision
+128 wide, 4 layers, 4 heads, MLP 384. Torch is imported only where the peer runs.
+"""
+
+import json
+import os
+import pathlib
+import platform
+
+import numpy as np
+
+from videorft_jax.data import layout
+from videorft_jax.model.config import hf_values
+from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+
+VALUES = hf_values(
+    "7b",
+    num_hidden_layers=4,
+    hidden_size=256,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    intermediate_size=768,
+    vocab_size=4096,
+    rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]},
+    bos_token_id=4080,
+    eos_token_id=4081,
+    vision_start_token_id=4082,
+    vision_end_token_id=4083,
+    vision_token_id=4084,
+    image_token_id=4085,
+    video_token_id=4086,
+    vision_depth=4,
+    vision_hidden_size=128,
+    vision_num_heads=4,
+    vision_intermediate_size=384,
+    vision_out_hidden_size=256,
+    vision_fullatt_block_indexes=[1, 3],
+)
+TEXT_IDS = 4000  # below every control token
+
+
+def write_model(folder) -> None:
+    """A random checkpoint, by the Hugging Face class."""
+    import torch
+    import transformers
+
+    folder = pathlib.Path(folder)
+    (folder / "config.json").write_text(json.dumps(VALUES))
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    transformers.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(VALUES))
+
+
+def load_peer(folder):
+    """The Hugging Face model in float32, with the attention it chooses by itself."""
+    import torch
+    import transformers
+
+    return transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+
+
+def make_clips(count: int, frames: int, side: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (frames, side, side, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def make_samples(clips, text: int, answer: int, seed: int = 0) -> list[layout.Sample]:
+    """One conversation per clip: `text` tokens around the clip and `answer` target tokens."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for frames in clips:
+        item = layout.make_media(frames, fps=2.0)
+        tokens = rng.integers(0, TEXT_IDS, text + answer + item.num_tokens)
+        tokens[8], tokens[9 + item.num_tokens] = 4082, 4083
+        tokens[9 : 9 + item.num_tokens] = 4086
+        target = np.arange(len(tokens)) >= len(tokens) - answer
+        samples.append(layout.make_sample(tokens, target, [9], [item], "hf5"))
+    return samples
+
+
+def peer_inputs(clips, samples):
+    """What the Hugging Face model is given for the same conversations, all equally long."""
+    import torch
+
+    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
+    rows, grids = [], []
+    for frames in clips:
+        wide = (frames.transpose(0, 3, 1, 2) - mean[:, None, None]) / std[:, None, None]
+        t, h, w = len(frames) // 2, frames.shape[1] // 14, frames.shape[2] // 14
+        cut = wide.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14)
+        rows.append(cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 1176))
+        grids.append((t, h, w))
+    tokens = torch.tensor(np.stack([sample.tokens for sample in samples])).long()
+    targets = torch.tensor(np.stack([sample.loss_mask for sample in samples]))
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "mm_token_type_ids": (tokens == 4086).int() * 2,
+        "pixel_values_videos": torch.tensor(np.concatenate(rows), dtype=torch.float32),
+        "video_grid_thw": torch.tensor(grids),
+        "second_per_grid_ts": torch.ones(len(clips)),
+    }
+    return inputs, torch.where(targets, tokens, -100)
+
+
+def machine() -> dict:
+    """What every benchmark says of where it ran."""
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+    }

@@ -1,0 +1,147 @@
+"""One optimizer step of supervised fine-tuning beside PyTorch's on the same model and batch.
+
+python benchmarks/sft_step.py [--rounds 5] [--json]
+
+Float32, the same threads; rows of about 1.5k tokens, 1,152 of them from a clip. Both sides are
+processes of their own that live through the whole run and take their turns, so that each one's
+peak memory is its own. PyTorch runs the Hugging Face class as its users do: the head on every
+token, AdamW, clipping.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+
+ROWS, FRAMES, SIDE = 2, 16, 336
+TEXT, ANSWER = 128, 256
+
+
+def run_ours(folder, pipe):
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    import peer
+
+    from videorft_jax import losses, training
+    from videorft_jax.data import layout
+    from videorft_jax.model import vlm
+    from videorft_jax.model.config import load_config
+    from videorft_jax.model.convert import read_checkpoint
+
+    config = load_config(folder)
+    samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)
+    length = len(samples[0].tokens)
+    windows = layout.num_windows(SIDE, SIDE)
+    batch = layout.pack([[sample] for sample in samples], length, FRAMES // 2, windows)
+    batch = jax.tree.map(jnp.asarray, batch)
+    optimizer = training.make_optimizer(
+        training.OptimConfig("adamw", 1e-5, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, 1.0, "float32", 0)
+    )  # fmt: skip
+    state = training.init_state(read_checkpoint(folder, config), {}, optimizer)
+
+    def loss(params, rows, count):
+        model = vlm.bind(config, params)
+        hidden = model.hidden_states(
+            rows, remat="save_dots"
+        )  # memory traffic, not arithmetic, is dear
+        head = model.text.output_weight
+        return losses.sft_loss(hidden, head, rows.tokens, rows.loss_mask, count)
+
+    totals = functools.partial(lambda batch: batch.loss_mask.sum().astype(jnp.float32))
+    step = training.make_step(loss, totals, optimizer, dtype=jnp.float32)
+
+    def once():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    serve(once, pipe)
+
+
+def run_peer(folder, pipe):
+    import peer
+    import torch
+
+    torch.set_num_threads(multiprocessing.cpu_count())
+    model = peer.load_peer(folder).train()
+    clips = peer.make_clips(ROWS, FRAMES, SIDE)
+    inputs, labels = peer.peer_inputs(clips, peer.make_samples(clips, TEXT, ANSWER))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
+
+    def once():
+        optimizer.zero_grad()
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    serve(once, pipe)
+
+
+def serve(once, pipe):
+    """Steps when told to; answers with loss, seconds and peak resident bytes."""
+    while pipe.recv():
+        start = time.perf_counter()
+        loss = once()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pipe.send((loss, time.perf_counter() - start, peak))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    import peer
+
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        peer.write_model(folder)
+        sides = {}
+        for name, target in (("ours", run_ours), ("peer", run_peer)):
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=target, args=(folder, there), daemon=True)
+            process.start()
+            sides[name] = (here, process)
+        seen = {name: [] for name in sides}
+        for round_ in range(options.rounds + 1):  # the first compiles
+            for name, (pipe, _) in sides.items():
+                pipe.send(True)
+                loss, seconds, peak = pipe.recv()
+                seen[name].append((loss, seconds, peak))
+                print(f"round {round_} {name}: loss {loss:.5f}, {seconds:.2f} s", flush=True)
+        for pipe, process in sides.values():
+            pipe.send(False)
+            process.join()
+    tokens = ROWS * (TEXT + ANSWER + (FRAMES // 2) * (SIDE // 28) ** 2)
+    rows = {}
+    for name, values in seen.items():
+        seconds = statistics.median(s for _, s, _ in values[1:])
+        rows[name] = {
+            "step_s": seconds,
+            "tokens_per_s": tokens / seconds,
+            "peak_gib": values[-1][2] / 2**30,
+            "first_loss": values[0][0],
+        }
+        print(
+            f"{name:5} {seconds:7.2f} s a step, {tokens / seconds:8.0f} tokens/s, "
+            f"peak {values[-1][2] / 2**30:.2f} GiB"
+        )
+    ratio = {
+        "step": rows["peer"]["step_s"] / rows["ours"]["step_s"],
+        "memory": rows["peer"]["peak_gib"] / rows["ours"]["peak_gib"],
+    }
+    print(f"ratio: {ratio['step']:.2f}x tokens per second, {ratio['memory']:.2f}x less memory")
+    if options.json:
+        shape = {"rows": ROWS, "tokens_per_row": tokens // ROWS, "frames": FRAMES}
+        print(json.dumps({"machine": peer.machine(), "shape": shape, **rows, "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()

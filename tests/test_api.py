@@ -1,0 +1,123 @@
+"""The public API as a program would use it, on a tiny checkpoint with a real clip."""
+
+import inspect
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+import torch
+import transformers
+import twin as hf
+
+import videorft_jax as vr
+from videorft_jax.data.records import RecordSource
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("api")
+    files = tiny_run.make_data(folder / "data", num_sft=8, num_rl=0, num_eval=0)
+    tiny_run.make_model(folder / "model", files["sft"])
+    source = RecordSource(files["sft"])
+    clip = next(r.path for r in (source[i] for i in range(8)) if r.data_type == "video")
+    return folder, vr.load(folder / "model", dtype="float32", mrope_rule="hf5"), clip
+
+
+def chats(path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 448, 448, 3), dtype=np.uint8)
+    text = {"type": "text", "text": "What moves?"}
+    clip = {"type": "video", "video": pixels, "fps": 1.3}
+    return pixels, [
+        [{"role": "user", "content": [{"type": "video", "video": str(path)}, text]}],
+        [{"role": "user", "content": [clip, text]}, {"role": "assistant", "content": "A square."}],
+    ]
+
+
+def test_forward_equals_hugging_face_and_save_round_trips(model, tmp_path):
+    folder, ours, clip = model
+    pixels, messages = chats(folder / "data" / clip)
+    batch = ours.prepare(messages)
+    tokens = batch.tokens[1]
+    length = int((batch.segment_ids[1] > 0).sum())
+    answer = ours.tokenizer.decode(tokens[batch.loss_mask[1]])
+    assert answer == "A square.<|im_end|>"
+    logits = np.asarray(ours.forward(batch))[1, :length]
+
+    ours.save(tmp_path / "saved")
+    theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    # 448 x 448 is the budget itself and a multiple of 28: no pixel was touched.
+    rows, grid = hf.hf_patches(hf.Clip(pixels, 1.3))
+    ids = torch.tensor(tokens[None, :length]).long()
+    expected = theirs(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == ours.config.token_ids.video).int() * 2,
+        pixel_values_videos=torch.tensor(rows),
+        video_grid_thw=torch.tensor([grid]),
+        second_per_grid_ts=torch.tensor([2 / 1.3]),
+    ).logits.detach()[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * float(expected.abs().max()))
+    again = vr.load(tmp_path / "saved", dtype=None)
+    for before, after in zip(
+        jax.tree.leaves(ours.params), jax.tree.leaves(again.params), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_generate(model):
+    folder, ours, clip = model
+    messages = chats(folder / "data" / clip)[1][:1]
+    out = ours.generate(messages, num_rollouts=2, max_new_tokens=6, temperature=0.0)
+    assert out.tokens.shape == out.logprobs.shape == (1, 2, 6)
+    np.testing.assert_array_equal(out.tokens[0, 0], out.tokens[0, 1])
+    # Greedy: each token is the most likely one of a full forward pass over what came before.
+    batch = ours.prepare(messages)
+    length = int((batch.segment_ids > 0).sum())
+    grown = batch._replace(
+        tokens=batch.tokens.copy(),
+        segment_ids=batch.segment_ids.copy(),
+        positions=batch.positions.copy(),
+    )
+    first = int(batch.positions.max()) + 1
+    for index in range(int(out.lengths[0, 0])):
+        row = np.asarray(ours.forward(grown))[0, length + index - 1, : len(ours.tokenizer)].copy()
+        row[[ours.config.token_ids.image, ours.config.token_ids.video]] = -np.inf
+        assert row.argmax() == out.tokens[0, 0, index]
+        grown.tokens[0, length + index] = out.tokens[0, 0, index]
+        grown.segment_ids[0, length + index] = 1
+        grown.positions[0, :, length + index] = first + index
+    assert out.texts[0][0] == ours.tokenizer.decode(
+        out.tokens[0, 0, : out.lengths[0, 0]], skip_special_tokens=True
+    )
+
+
+def test_surface_is_frozen():
+    assert vr.__all__ == ["MediaContract", "load", "load_siglip", "read_video", "score"]
+    assert list(inspect.signature(vr.load).parameters) == ["folder", "dtype", "mesh", "mrope_rule"]
+    from videorft_jax.api import Model
+
+    public = {name: list(inspect.signature(getattr(Model, name)).parameters)[1:]
+              for name in ("prepare", "forward", "generate", "save")}  # fmt: skip
+    assert public == {
+        "prepare": ["messages"],
+        "forward": ["batch"],
+        "generate": [
+            "messages", "num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "seed",
+        ],
+        "save": ["folder"],
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        _ = vr.train
+
+
+def test_bad_input(model):
+    _, ours, _ = model
+    with pytest.raises(ValueError, match="no chats"):
+        ours.prepare([])
+    frames = np.zeros((4, 448, 448, 3), np.uint8)
+    with pytest.raises(ValueError, match='add "fps"'):
+        ours.prepare([[{"role": "user", "content": [{"type": "video", "video": frames}]}]])
+    with pytest.raises(ValueError, match="no such file"):
+        vr.load("nowhere")

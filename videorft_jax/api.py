@@ -1,0 +1,180 @@
+"""The library's front door: a checkpoint folder becomes a model to look at, run and save.
+
+Training has its own mains; this is for inspection, inference and programs of other people.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from videorft_jax import sharding
+from videorft_jax.data import layout
+from videorft_jax.data.batch import Batch
+from videorft_jax.data.media import MediaContract
+from videorft_jax.data.prompts import render
+from videorft_jax.data.video import read_image, read_video, resize_frames
+from videorft_jax.model import vlm
+from videorft_jax.model.config import ModelConfig, load_config
+from videorft_jax.model.convert import check_vocabulary, read_checkpoint, write_checkpoint
+from videorft_jax.rollout import RolloutEngine
+from videorft_jax.sampling import SamplingConfig, media_ids
+
+_MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """tokens int32 [B, R, C], lengths int32 [B, R], logprobs float32 [B, R, C]; texts [B][R]."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logprobs: np.ndarray
+    texts: list[list[str]]
+
+
+@dataclasses.dataclass
+class Model:
+    """Qwen2.5-VL with its weights, tokenizer and media contract; make one with `load`."""
+
+    config: ModelConfig
+    params: Any  # nested dict of jax.Array
+    tokenizer: Any
+    contract: MediaContract
+    mesh: jax.sharding.Mesh
+    folder: str
+
+    def prepare(self, messages: list[list[dict]]) -> Batch:
+        """Chats in Hugging Face's form to one batch of right-padded prompts.
+
+        A part is {"type": "video", "video": path, "start": s, "end": s}, {"type": "image",
+        "image": path} or {"type": "text", "text": ...}. In place of a path, pixels already decoded:
+        uint8 [n, h, w, 3] with "fps" (an image: [h, w, 3]); they are resized only when their sides
+        are no multiples of 28 or lie outside the budget. A chat that ends in an assistant's turn is
+        laid out with that turn as the target. Raises ValueError, MediaError among them.
+        """
+        samples = [self._sample(chat) for chat in messages]
+        if not samples:
+            raise ValueError("prepare: no chats; give a list of at least one")
+        longest = max(len(sample.tokens) for sample in samples)
+        return layout.pack(
+            [[sample] for sample in samples],
+            -(-longest // _MULTIPLE) * _MULTIPLE,
+            max(sample.num_pairs for sample in samples),
+            max(sample.num_windows for sample in samples),
+        )
+
+    def _sample(self, chat):
+        chat, target = list(chat), None
+        if chat and chat[-1]["role"] == "assistant":
+            target = chat.pop()["content"]
+            if not isinstance(target, str):
+                target = "".join(part["text"] for part in target)
+        contents = [m["content"] for m in chat if not isinstance(m["content"], str)]
+        parts = [part for content in contents for part in content if part["type"] != "text"]
+        media = [self._media(part) for part in parts]
+        rendered = render(self.tokenizer, chat, [item.num_tokens for item in media], target)
+        starts = [start for start, _ in rendered.visual_spans]
+        rule = self.contract.mrope_rule
+        return layout.make_sample(rendered.tokens, rendered.loss_mask, starts, media, rule)
+
+    def _media(self, part):
+        kind, source = part["type"], part[part["type"]]
+        still = kind == "image"
+        if not isinstance(source, np.ndarray):
+            if still:
+                return layout.make_media(read_image(source, self.contract).frames)
+            clip = read_video(source, self.contract, part.get("start"), part.get("end"))
+            return layout.make_media(clip.frames, clip.fps)
+        if not still and "fps" not in part:
+            raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
+        frames = source[None] if still and source.ndim == 3 else source
+        frames = resize_frames(frames, self.contract, image=still)
+        return layout.make_media(frames, None if still else part["fps"])
+
+    def forward(self, batch: Batch) -> jax.Array:
+        """float32 logits [B, T, V] of every position; for inspection and tests only."""
+        with jax.set_mesh(self.mesh):
+            return _logits(self.config, self.params, sharding.place_batch(batch, self.mesh))
+
+    def generate(
+        self,
+        messages: list[list[dict]],
+        num_rollouts: int = 8,
+        max_new_tokens: int = 768,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Generation:
+        """R completions of each chat, each clip encoded once and each prompt run once.
+
+        temperature 0 is greedy. Pads, vision markers and rows beyond the real vocabulary are never
+        drawn. Chat i draws with the name i, whatever stands beside it.
+        """
+        stop = [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
+        sampling = SamplingConfig(
+            num_rollouts=num_rollouts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_ids=tuple(stop),
+            pad_id=stop[-1],
+            forbidden_ids=media_ids(self.config),
+            num_real_tokens=len(self.tokenizer),
+        )
+        dtype = str(jax.tree.leaves(self.params)[0].dtype)
+        engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype)
+        batch = self.prepare(messages)
+        uids = np.arange(len(batch.tokens))
+        out = engine.rollout(engine.prepare(self.params), batch, uids, seed=seed)
+        texts = [
+            self.tokenizer.batch_decode(
+                [row[:length] for row, length in zip(rows, lengths, strict=True)],
+                skip_special_tokens=True,
+            )
+            for rows, lengths in zip(out.tokens, out.lengths, strict=True)
+        ]
+        return Generation(out.tokens, out.lengths, out.logprobs, texts)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
+        write_checkpoint(folder, self.params, self.config, source_folder=self.folder)
+
+
+def load(
+    folder: str | os.PathLike,
+    dtype: str | None = "bfloat16",
+    mesh: jax.sharding.Mesh | None = None,
+    mrope_rule: str = "qwen",
+) -> Model:
+    """Loads a Hugging Face folder of Qwen2.5-VL.
+
+    dtype None keeps that of the files. mesh: where the weights are sharded; default: the first
+    device. mrope_rule "qwen" is what the weights were trained with, "hf5" that of transformers
+    >= 5.18. Raises ValueError, one line, before anything is allocated.
+    """
+    config = load_config(folder)
+    check_vocabulary(config, folder)
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    shardings = sharding.state_shardings(vlm.abstract_params(config), mesh, str(folder))
+    return Model(
+        config=config,
+        params=read_checkpoint(folder, config, dtype=dtype, shardings=shardings),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        contract=dataclasses.replace(MediaContract.evaluate(), mrope_rule=mrope_rule),
+        mesh=mesh,
+        folder=str(folder),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, batch):
+    model = vlm.bind(config, params)
+    return model.logits(model.hidden_states(batch)).astype(jnp.float32)
