@@ -353,8 +353,12 @@ def test_quarantine_goes_on_counting_after_a_restart(tmp_path):
     second.check(loaded=120)
     with pytest.raises(TooManyBad, match="6 of 1000 records are bad, 6 of them found while load"):
         second.check(loaded=60)
+    second.add(Failure(20, "20.mp4", "missing", "x"), "measure")
     second.close()
-    with pytest.raises(ValueError, match="line 3 is no quarantined record"):
+    assert len(Quarantine(path, 0.05, total=1000)) == 6  # what was measured is measured again
+    with open(path, "a") as file:
+        file.write("[]\n")
+    with pytest.raises(ValueError, match="line 7 is no quarantined record"):
         Quarantine(path, 0.05, total=1000)
 
 

@@ -1,11 +1,17 @@
-"""A tiny model folder, a tiny data set of real clips and a config: what an end-to-end test needs."""
+"""What an end-to-end test needs: a tiny model, real clips, a config and a way to start runs."""
 
 import json
+import os
 import pathlib
+import subprocess
 import sys
+import time
 
 import jax
+import numpy as np
 
+from videorft_jax import manifest
+from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.prompts import build_messages, build_target, render_text
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.synthetic import WorldConfig, write_dataset
@@ -59,30 +65,102 @@ def load_recipe(name: str):
         sys.path.remove(folder)
 
 
+def sft_options(model, records, **changes) -> dict:
+    """What the tiny model changes in configs/sft_7b.py, by dotted path; `changes` are written
+    `data__rows=8`. Five steps an epoch with 40 records."""
+    options = {
+        "model.init_from": str(model),
+        "model.dtype": "float32",
+        "data.records": str(records),
+        "data.rows": 8,
+        "data.row_tokens": 256,
+        "data.multiple": 64,
+        "data.max_buckets": 1,
+        "data.threads": 2,
+        "media.min_frames": 4,
+        "media.max_frames": 4,
+        "media.min_pixels": 56 * 56,
+        "media.max_pixels": 56 * 56,
+        "optim.lr": 1e-3,
+        "train.accumulate": 1,
+        "train.max_steps": 5,
+        "mesh.data": -1,
+        "mesh.fsdp": 1,
+    }
+    return options | {path.replace("__", "."): value for path, value in changes.items()}
+
+
 def sft_config(model, records, **changes):
-    """configs/sft_7b.py on the tiny model; `changes` by dotted path, `data__rows=8`."""
+    """configs/sft_7b.py with `sft_options`."""
     config = load_recipe("sft_7b")
-    config.model.init_from = str(model)
-    config.model.dtype = "float32"
-    config.data.records = str(records)
-    config.data.rows = 8
-    config.data.row_tokens = 256
-    config.data.multiple = 64
-    config.data.max_buckets = 1
-    config.data.threads = 2
-    config.media.min_frames = config.media.max_frames = 4
-    config.media.min_pixels = config.media.max_pixels = 56 * 56
-    config.optim.lr = 1e-3
-    config.train.accumulate = 1
-    config.train.max_steps = 5
-    config.mesh.data, config.mesh.fsdp = -1, 1
-    for path, value in changes.items():
-        *sections, field = path.split("__")
+    for path, value in sft_options(model, records, **changes).items():
+        *sections, field = path.split(".")
         target = config
         for section in sections:
             target = target[section]
         target[field] = value
     return config
+
+
+def write_config(path, recipe: str, options: dict) -> None:
+    """A config file as a user writes one: a recipe and what is changed in it."""
+    lines = ["import sys", f"sys.path.append({str(ROOT / 'configs')!r})", f"import {recipe}"]
+    lines += ["def get_config():", f"    config = {recipe}.get_config()"]
+    lines += [f"    config.{name} = {value!r}" for name, value in options.items()]
+    pathlib.Path(path).write_text("\n".join([*lines, "    return config", ""]))
+
+
+def start(cache, *arguments, devices: int = 1, module: str = "videorft_jax.cli"):
+    """Starts `python -m module arguments...` on simulated devices; compiled programs are kept in
+    the folder `cache`. Compiled quickly rather than well: compiling is what such tests wait for."""
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, seconds: float = 300.0) -> tuple[int, str]:
+    """(exit code, everything it said)."""
+    try:
+        text, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"still running: {process.communicate()[0]}") from None
+    return process.returncode, text
+
+
+def wait_for(condition, process, seconds: float = 300.0) -> None:
+    """Returns as soon as `condition()` holds while the process is running."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"it ended before: {process.communicate()[0]}")
+        time.sleep(0.002)
+
+
+def read_arrays(workdir, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path."""
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with Checkpointer(workdir) as checkpointer:
+        kept = manifest.read(checkpointer.folder / f"{step:08d}")["arrays"]
+        wanted = {
+            path: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+            for path, (dtype, shape) in kept.items()
+        }
+        return jax.tree.map(np.asarray, checkpointer.restore(step, wanted, {})[0])
 
 
 def metrics(workdir) -> list[dict]:

@@ -163,12 +163,14 @@ class Weights:
 
 
 def make_weights(config, model_config: ModelConfig) -> Weights:
+    """A command line gives `train.freeze` as one string, `vision,merger`."""
     lora = None
+    freeze = tuple(name for part in config.train.freeze for name in part.split(","))
     if config.lora.rank:
-        if config.train.freeze:
+        if freeze:
             raise ValueError(f"{config.name}: lora freezes every weight; leave train.freeze empty")
         lora = LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    return Weights(model_config, tuple(config.train.freeze), lora)
+    return Weights(model_config, freeze, lora)
 
 
 def abstract_state(config, weights: Weights, mesh) -> training.TrainState:
@@ -187,10 +189,26 @@ def abstract_state(config, weights: Weights, mesh) -> training.TrainState:
         return training.init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
 
     shapes = jax.eval_shape(build)
-    shardings = sharding.state_shardings(shapes, mesh, config.name)
+    shardings = sharding.state_shardings(_without_factors(shapes), mesh, config.name)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
+
+
+def _without_factors(shapes: training.TrainState) -> training.TrainState:
+    """The same, but a scalar for what Adafactor keeps per row or column of a weight: it is small,
+    fits no rule of the weight and lies on every device."""
+    sizes = {
+        training.path_of(keys): leaf.shape
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes.params)
+    }
+
+    def keep(keys, leaf):
+        path = training.path_of(keys)
+        of = next((size for name, size in sizes.items() if path.endswith(f"/{name}")), leaf.shape)
+        return leaf if of == leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype)
+
+    return shapes._replace(opt_state=jax.tree_util.tree_map_with_path(keep, shapes.opt_state))
 
 
 def checkpoint_dtype(folder) -> jnp.dtype:

@@ -55,7 +55,8 @@ def _read(argv, command):
     for name, kind, text in FLAGS[1:]:
         default = False if kind == "BOOL" else None
         getattr(flags, f"DEFINE_{kind.lower()}")(name, default, text, flag_values=values)
-    config_flags.DEFINE_config_file("config", None, FLAGS[0][2], flag_values=values)
+    whole = [command, *argv]
+    config_flags.DEFINE_config_file("config", None, FLAGS[0][2], values, sys_argv=whole)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     if "--config" in argv:
         raise ValueError("--config is followed by a space; write --config=FILE")
@@ -64,16 +65,14 @@ def _read(argv, command):
     if path is not None:  # recipes import each other by name
         sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
     try:
-        rest = values([command, *argv])[1:]
+        rest = values(whole)[1:]
         if rest:
             raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
         if values.config is not None:
             values.config.lock()
     except (flags.Error, AttributeError, TypeError, KeyError, OSError) as error:
         text = str(error)
-        with contextlib.suppress(
-            ValueError, SyntaxError
-        ):  # a KeyError's text, made to one of Python
+        with contextlib.suppress(ValueError, SyntaxError):  # str() of a KeyError is quoted
             text = str(ast.literal_eval(text))
         what = "no such option: " if isinstance(error, KeyError | AttributeError) else ""
         raise ValueError(what + " ".join(text.split())) from None

@@ -1,7 +1,8 @@
 """Bad records: written down, counted, and a reason to stop when there are too many.
 
 One design decision is worth knowing: the file is the memory. A record is written once, with its
-reason, however many epochs meet it; a resumed run reads the file back and goes on counting.
+reason, however many epochs meet it; a resumed run reads the file back and goes on counting. Only
+what was found in measuring is forgotten: it is measured again, and may have been repaired.
 """
 
 import collections
@@ -64,18 +65,21 @@ class Quarantine:
         self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by close()
         self._file.seek(0)
         lines = self._file.read().split("\n")
+        kept = []
         for number, line in enumerate(lines[:-1]):  # what follows the last newline was cut off
             try:
                 row = json.loads(line)
-                self._count(int(row["index"]), row["reason"], row["stage"])
+                if row["stage"] != "measure":
+                    self._count(int(row["index"]), row["reason"], row["stage"])
+                    kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 self._file.close()
                 raise ValueError(
                     f"{path}: line {number + 1} is no quarantined record; move the file away"
                 ) from None
-        if lines[-1]:
-            self._file.write("\n")
-            self._file.flush()
+        self._file.truncate(0)
+        self._file.write("".join(kept))
+        self._file.flush()
 
     def _count(self, index: int, reason: str, stage: str) -> bool:
         new = index not in self._known

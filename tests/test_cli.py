@@ -1,0 +1,272 @@
+"""The command line: help, and one line for all that cannot work, before anything compiles."""
+
+import json
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import pytest
+from tiny_run import (
+    ROOT,
+    finish,
+    make_data,
+    make_model,
+    sft_config,
+    sft_options,
+    start,
+    write_config,
+)
+
+from videorft_jax import assembly, cli, options, training
+from videorft_jax.checkpoint import Checkpointer
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Place(NamedTuple):
+    folder: pathlib.Path
+    model: pathlib.Path
+    records: str
+    config: str  # the flag
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    records = make_data(folder / "data")["sft"]
+    make_model(folder / "model", records)
+    write_config(folder / "tiny.py", "sft_7b", sft_options(folder / "model", records))
+    return Place(folder, folder / "model", records, f"--config={folder / 'tiny.py'}")
+
+
+@pytest.fixture
+def say(capsys):
+    """`videorft ARGUMENTS` in this process: (exit code, stdout, last paragraph of stderr).
+
+    Nothing may have been compiled when it refuses.
+    """
+    compiled = []
+
+    def listen(event, _, **__):
+        if event == COMPILED:
+            compiled.append(event)
+
+    root, absl = logging.getLogger(), logging.getLogger("absl")
+    handlers, levels = list(root.handlers), (root.level, absl.level)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def call(*arguments):
+        try:
+            code = cli.main(list(map(str, arguments)))
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        assert not compiled
+        return code, out, err
+
+    yield call
+    jax.monitoring.unregister_event_duration_listener(listen)
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    absl.setLevel(levels[1])
+
+
+def refused(said):
+    """The one line of a refusal."""
+    code, out, err = said
+    assert (code, out) == (2, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith("videorft sft: ")
+    assert "Traceback" not in err
+    return last
+
+
+def test_help(say):
+    for flags in ([], ["-h"], ["--help"]):
+        code, out, err = say(*flags)
+        assert (code, err) == (0, "")
+        assert "supervised fine-tuning" in out
+    for flag in ("-h", "--help"):
+        code, out, err = say("sft", flag)
+        assert (code, err) == (0, "")
+        assert "videorft sft --config=configs/sft_7b.py --workdir=" in out
+        assert all(f"--{name} " in out for name, _, _ in options.FLAGS)
+    code, out, _ = say("sft", f"--config={ROOT / 'configs' / 'sft_3b.py'}", "--help")
+    assert code == 0
+    assert "--config.optim.lr=1e-06" in out
+    assert "--config.mesh.tensor=1" in out
+
+
+def test_help_loads_no_library():
+    code = "import sys; from videorft_jax import cli; cli.main(['-h']); print('jax' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.splitlines()[-1] == "False", said
+
+
+def test_unknown_command(say):
+    assert say("sfft") == (
+        2,
+        "",
+        f"videorft: no command 'sfft'; choose one of {', '.join(cli.COMMANDS)}\n",
+    )
+
+
+def test_module_is_the_command(place, say):
+    flags = [place.config, f"--workdir={place.folder / 'module'}", "--config.optim.rate=1"]
+    process = start(place.folder, *flags, module="videorft_jax.sft")
+    assert finish(process) == (2, refused(say("sft", *flags)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.optim.lrr=1"], """no such option: 'lrr' Did you mean "lr" instead of "lrr"?"""),
+        (["--config.optimm.lr=1"], "no such option: 'optimm' Did you mean \"optim\""),
+        (["--config.optim.lr=fast"], "--config.optim.lr=fast: could not convert string to float"),
+        (["--config.data.rows=7.5"], "--config.data.rows=7.5: invalid literal for int()"),
+        (["--config.data.isolate=2"], "--config.data.isolate=2: "),
+        (["--rows=8"], "Unknown command line flag 'rows'"),
+        (["8"], "'8' is no flag; write --name=value"),
+        (["--process_id=0"], "give all of --coordinator, --num_processes and --process_id"),
+        (["--config.optim.name=sgd"], "optimizer is 'sgd'; choose one of ('adamw', 'adafactor')"),
+        (["--config.optim.schedule=step"], "schedule is 'step'; choose one of"),
+        (["--config.optim.mu_dtype=half"], "optim.mu_dtype is 'half'; choose one of"),
+        (["--config.model.remat=all"], "model.remat is 'all'; choose one of ('none', 'full'"),
+        (["--config.model.attention=fast"], "model.attention is 'fast'; choose one of ('auto'"),
+        (["--config.model.dtype=float16"], "model.dtype is 'float16'; choose one of"),
+        (["--config.media.preset=test"], "media.preset is 'test'; choose train or evaluate"),
+        (["--config.train.freeze=audio"], "freeze names ['audio']; choose among"),
+        (["--config.train.freeze=vision,merger,text"], "leaves nothing to train"),
+        (["--config.lora.rank=4", "--config.train.freeze=text"], "leave train.freeze empty"),
+        (["--config.train.accumulate=0"], "train.accumulate is 0; give at least 1"),
+        (["--config.checkpoint.every=0"], "checkpoint.every is 0; give at least 1"),
+        (["--config.checkpoint.keep_last=0"], "keep_last is 0"),
+        (["--config.train.max_steps=-1"], "train.max_steps is -1; give at least 0"),
+        (
+            ["--config.data.rows=12"],
+            "data.rows is 12; with data * fsdp = 8 and train.accumulate = 1",
+        ),
+        (["--config.train.accumulate=2"], "it must be a multiple of 16"),
+        (["--config.mesh.fsdp=3"], "mesh data=-1, fsdp=3, tensor=1: does not fit 8 devices"),
+        (["--config.mesh.tensor=4"], "mesh axis tensor = 4 does not divide"),
+        (["--config.model.init_from="], "model.init_from is empty; give a Hugging Face folder"),
+        (["--config.model.init_from=/none"], "/none/config.json: no such file; give a Hugging"),
+        (["--config.data.records=/none.jsonl"], "/none.jsonl: No such file or directory"),
+        (["--config.data.template_file=/none.txt"], "/none.txt"),
+        (["--config.data.row_tokens=250"], "row_tokens 250 is no multiple of 64"),
+        (["--config.media.max_pixels=100"], "max_pixels"),
+    ],
+)
+def test_refused_in_one_line(place, say, flags, message):
+    workdir = place.folder / "refused"
+    assert message in refused(say("sft", place.config, f"--workdir={workdir}", *flags))
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--config and --workdir missing; write videorft sft --config="),
+        (["--workdir=runs/a"], "--config missing"),
+        (["--config=none.py", "--workdir=runs/a"], "--config=none.py: no such file"),
+        (["--config", "none.py"], "write --config=FILE"),
+    ],
+)
+def test_refuses_without_config_or_workdir(say, flags, message):
+    assert message in refused(say("sft", *flags))
+
+
+def test_refuses_a_workdir_that_cannot_be_written(place, say):
+    assert "--workdir missing" in refused(say("sft", place.config))
+    assert "give a local folder" in refused(say("sft", place.config, "--workdir=gs://bucket/run"))
+    file = place.folder / "file"
+    file.write_text("")
+    said = say("sft", place.config, f"--workdir={file}", "--config.data.records=/none.jsonl")
+    assert "cannot be written" in refused(said)  # found before the records are read
+
+
+def test_refuses_damaged_models_and_records(place, say):
+    model, workdir = place.folder / "cut", place.folder / "damaged"
+    shutil.copytree(place.model, model)
+    weights = next(model.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    flags = [place.config, f"--workdir={workdir}"]
+    assert "truncated" in refused(say("sft", *flags, f"--config.model.init_from={model}"))
+    weights.unlink()
+    assert str(model) in refused(say("sft", *flags, f"--config.model.init_from={model}"))
+    records = place.folder / "records.jsonl"
+    records.write_bytes(b"\x1f\x8b" + bytes(100))
+    assert "is compressed" in refused(say("sft", *flags, f"--config.data.records={records}"))
+    records.write_bytes(bytes(range(1, 128)) * 9)
+    assert "records are bad" in say("sft", *flags, f"--config.data.records={records}")[2]
+
+
+def test_refuses_too_many_bad_records_until_they_are_repaired(place, say):
+    """A table of reasons follows the line. What was repaired no longer counts."""
+    flags = [place.config, f"--workdir={place.folder / 'bad'}"]
+    code, _, err = say("sft", *flags, "--config.data.row_tokens=64")
+    assert code == 2
+    assert "40 of 40 records are bad" in err
+    assert "more than max_bad_fraction 0.05" in err
+    assert err.splitlines()[-1].split() == ["too_many_tokens", "40", "100.00%"]
+    rows = [json.loads(line) for line in pathlib.Path(place.records).read_text().splitlines()]
+    for row in rows[:4]:
+        row["path"] = "none.mp4"
+    records = pathlib.Path(place.records).with_name("four_bad.jsonl")
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flag = f"--config.data.records={records}"
+    code, _, err = say("sft", *flags, flag)
+    assert code == 2
+    assert "4 of 40 records are bad" in err
+    wrong = "--config.model.init_from=/none"
+    assert "/none" in refused(say("sft", *flags, flag, wrong, "--config.data.max_bad_fraction=0.2"))
+    config = sft_config(place.model, records, data__max_bad_fraction=0.2)
+    loader = make_loader(config, place.folder / "bad")
+    assert len(loader.quarantine) == 4
+    config = sft_config(place.model, place.records)
+    assert len(make_loader(config, place.folder / "bad").quarantine) == 0
+
+
+def make_loader(config, workdir):
+    tokenizer = assembly.load_model_files(config)[1]
+    return assembly.make_loader(config, "sft", tokenizer, assembly.make_contract(config), workdir)
+
+
+@pytest.fixture(scope="module")
+def begun(place):
+    """A work directory with the checkpoint of step 3."""
+    config = sft_config(place.model, place.records)
+    mesh = assembly.make_mesh(config)
+    weights = assembly.make_weights(config, assembly.load_model_files(config)[0])
+    contract = assembly.make_contract(config)
+    workdir = place.folder / "begun"
+    abstract = assembly.abstract_state(config, weights, mesh)
+    optimizer = training.make_optimizer(assembly.make_optim_config(config, 5))
+    with Checkpointer(workdir) as checkpointer:
+        state = assembly.fresh_state(config, weights, optimizer, abstract, mesh)
+        meta = assembly.expected_meta(weights, contract) | {"data": {"plan": "another"}}
+        checkpointer.save(3, state, meta)
+    return workdir
+
+
+def test_refuses_to_go_on_with_something_else(place, begun, say):
+    flags = [place.config, f"--workdir={begun}"]
+    message = "media.max_frames is 4 in the checkpoint and 6 in this run"
+    assert message in refused(say("sft", *flags, "--config.media.max_frames=6"))
+    model = place.folder / "deeper"
+    shutil.copytree(place.model, model)
+    values = json.loads((model / "config.json").read_text())
+    (values.get("text_config") or values)["num_hidden_layers"] = 3
+    (model / "config.json").write_text(json.dumps(values))
+    message = "model.text.num_layers is 2 in the checkpoint and 3 in this run"
+    assert message in refused(say("sft", *flags, f"--config.model.init_from={model}"))
+    message = "lora is None in the checkpoint and {"
+    assert message in refused(say("sft", *flags, "--config.lora.rank=4"))
+    message = "use the optimizer and options the checkpoint was made with"
+    assert message in refused(say("sft", *flags, "--config.train.freeze=vision"))
+    assert message in refused(say("sft", *flags, "--config.optim.name=adafactor"))
+    assert "the saved run read plan another, this one" in refused(say("sft", *flags))

@@ -1,0 +1,191 @@
+"""The recipes: all load, are locked and fit the meshes they are meant for; no array is made."""
+
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+from tiny_run import ROOT, load_recipe
+
+from videorft_jax import assembly, options, sharding
+from videorft_jax.model.config import hf_values, load_config
+from videorft_jax.model.tensor_files import SINGLE_NAME, write_file
+from videorft_jax.model.vlm import count_params
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r"_\d+b", name)}
+# data, fsdp, tensor of one host of 8, a pod of 32, of 128 and of 256 chips.
+MESHES = ((1, 8, 1), (1, 4, 2), (2, 8, 2), (1, 16, 1), (4, 16, 2), (1, 64, 2))
+
+OPTIONS = (
+    "checkpoint.every",
+    "checkpoint.keep_every",
+    "checkpoint.keep_last",
+    "data.cache",
+    "data.epochs",
+    "data.isolate",
+    "data.max_bad_fraction",
+    "data.max_buckets",
+    "data.multiple",
+    "data.records",
+    "data.root",
+    "data.row_tokens",
+    "data.rows",
+    "data.template_file",
+    "data.threads",
+    "data.timeout_s",
+    "data.workers",
+    "log.interval_s",
+    "log.wandb",
+    "lora.alpha",
+    "lora.rank",
+    "lora.targets",
+    "media.fps",
+    "media.max_frames",
+    "media.max_pixels",
+    "media.min_frames",
+    "media.min_pixels",
+    "media.mrope_rule",
+    "media.preset",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "model.attention",
+    "model.dtype",
+    "model.init_from",
+    "model.remat",
+    "name",
+    "optim.b1",
+    "optim.b2",
+    "optim.clip",
+    "optim.ema_decay",
+    "optim.eps",
+    "optim.lr",
+    "optim.mu_dtype",
+    "optim.name",
+    "optim.schedule",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "seed",
+    "train.accumulate",
+    "train.freeze",
+    "train.legacy_labels",
+    "train.max_skipped_in_row",
+    "train.max_steps",
+)
+
+
+def model_folder(folder, size):
+    """What building a state reads of a checkpoint: its config, and the dtype of a tensor."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hf_values(size)))
+    dtype = np.dtype(jnp.bfloat16)
+    write_file(folder / SINGLE_NAME, [("any", dtype, (1,))], [np.zeros(1, dtype)])
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {size: model_folder(folder / size, size) for size in ("3b", "7b")}
+
+
+def build(recipe, folders, mesh, optim=None):
+    """(config, weights, abstract state)."""
+    config = load_recipe(recipe)
+    config.model.init_from = folders[SIZES[recipe]]
+    config.optim.update(optim or {})
+    config.lock()
+    weights = assembly.make_weights(config, load_config(config.model.init_from))
+    return config, weights, assembly.abstract_state(config, weights, mesh)
+
+
+def num_bytes(tree, per_device=False):
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if per_device else leaf.shape)
+        * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def test_option_names_are_frozen():
+    names = [name.removeprefix("c.") for name, _ in options.flatten(load_recipe("common"), "c")]
+    assert tuple(names) == OPTIONS
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_loads_locked_and_names_its_command(name):
+    path = ROOT / "configs" / f"{name}.py"
+    config = options.parse([f"--config={path}", "--workdir=unused"], "videorft", "")[0]
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.optim.learning_rate = 1.0
+    with pytest.raises(TypeError):
+        config.data.rows = "8"
+    assert {option for option, _ in options.flatten(config, "")} == {f".{n}" for n in OPTIONS}
+    if name == "common":
+        return
+    assert config.name == name
+    assert f"--config=configs/{name}.py" in path.read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_state_divides_on_pods(name, shape, folders):
+    mesh = AbstractMesh(shape, sharding.AXES, (AxisType.Auto,) * 3)
+    _, weights, state = build(name, folders, mesh)
+    split = math.prod(shape[1:])
+    large = state if weights.lora is None else state.frozen
+    share = num_bytes(large, per_device=True) / (num_bytes(large) / split)
+    assert 1 <= share < 1.02  # only norms and biases lie on every device
+    count = count_params(weights.model)
+    if weights.lora is None:  # a master, two moments: 12 bytes; step and counters are a few
+        assert 0 <= num_bytes(state) - 12 * count < 100
+    else:
+        assert num_bytes(state.frozen) == 2 * count
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+@pytest.mark.parametrize(
+    "optim", [{"name": "adafactor"}, {"mu_dtype": "bfloat16", "ema_decay": 0.9}]
+)
+def test_state_of_other_optimizers_is_built(name, optim, folders):
+    mesh = AbstractMesh((1, 4, 2), sharding.AXES, (AxisType.Auto,) * 3)
+    trained, other = (build(name, folders, mesh, changes)[2] for changes in ({}, optim))
+    assert jax.tree.map(lambda x: x.sharding, other.params) == jax.tree.map(
+        lambda x: x.sharding, trained.params
+    )
+    if optim.get("name") == "adafactor":  # rows and columns of matrices that are not too narrow
+        if name == "sft_7b_lora":
+            return
+        assert num_bytes(other.opt_state) < 0.2 * num_bytes(trained.opt_state)
+    else:  # 2 + 4 bytes, and 4 of the average
+        size = num_bytes(trained.params)
+        assert abs(num_bytes(other.opt_state) - 1.5 * size) < 100
+        assert num_bytes(other.ema) == size
+
+
+@pytest.mark.parametrize("name", ["sft_3b", "sft_7b"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_full_recipes_fit_a_host_of_eight(name, tensor, folders):
+    config = load_recipe(name)
+    config.mesh.tensor = tensor
+    mesh = assembly.make_mesh(config)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8 // tensor, "tensor": tensor}
+
+
+def test_lora_recipe_fits_one_card_of_80_gb(folders):
+    mesh = AbstractMesh((1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3)
+    config, weights, state = build("sft_7b_lora", folders, mesh)
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # PEFT's count for Qwen2.5-7B, rank r, all seven matrices of 28 layers, is r times the sum of
+    # their sides: q, o 3584 + 3584; k, v 3584 + 512; gate, up, down 3584 + 18944.
+    sides = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    assert adapters == 28 * 32 * sides == 80_740_352
+    assert num_bytes(state) < 18e9
+    assert config.data.rows == config.train.accumulate  # one row at a time
+    assert len(weights.targets) == 7
