@@ -4,7 +4,7 @@ The paper splits a response into parsing the question, describing the video and 
 only the description can be held against pixels, and it begins after the first sentence. The
 original looks for the first "." instead, so "3.5", "Mr." and "..." cut wrongly and a first sentence
 ending in "?" takes the description with it (defect 3). The decision worth knowing: the splitter
-stops only at marks that may end a sentence, looks at most 32 characters back and never twice at the
+stops only at marks that may end a sentence, looks at most 32 characters back and at most twice at
 white space ahead, so it is linear in any text, and lazy, so a long text costs only what is read.
 """
 
