@@ -1,0 +1,182 @@
+"""Advantages and every loss variant against loops in PyTorch, values and gradients."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from videorft_jax import losses
+
+B, R, C = 3, 4, 6
+
+
+def config(**fields):
+    plain = {
+        "variant": "grpo", "beta": 0.04, "kl": "k3", "clip_low": 0.2, "clip_high": 0.28,
+        "max_length": C, "sampler_cap": 0.0,
+    }  # fmt: skip
+    return losses.GrpoConfig(**(plain | fields))
+
+
+def draw(seed=0):
+    rng = np.random.default_rng(seed)
+    logprobs = rng.normal(-2, 0.5, (B, R, C)).astype(np.float32)
+    old, reference, sampler = (
+        (logprobs + rng.normal(0, 0.3, logprobs.shape)).astype(np.float32) for _ in range(3)
+    )
+    lengths = rng.integers(1, C + 1, (B, R))
+    lengths[1, 2] = 0  # a masked completion
+    mask = np.arange(C) < lengths[..., None]
+    advantages = rng.normal(size=(B, R)).astype(np.float32)
+    return logprobs, old, reference, sampler, mask, advantages
+
+
+def naive(logprobs, old, reference, sampler, mask, advantages, c):
+    """One token at a time, from the formulas; None stands for what is not given."""
+    per_sequence, total_tokens = [], int(mask.sum())
+    for b, r in itertools.product(range(B), range(R)):
+        places = np.flatnonzero(mask[b, r])
+        if not len(places):
+            continue
+        lp = logprobs[b, r, places]
+        start = lp.detach() if old is None else old[b, r, places]
+        advantage = advantages[b, r]
+        log_ratio = lp - start
+        if c.variant == "gspo":
+            log_ratio = log_ratio.mean().repeat(len(places))
+        values = []
+        for i, place in enumerate(places):
+            ratio = torch.exp(log_ratio[i])
+            if c.variant == "cispo":
+                value = -ratio.detach().clamp(max=1 + c.clip_high) * advantage * lp[i]
+            else:
+                bounded = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
+                value = -torch.minimum(ratio * advantage, bounded * advantage)
+            if c.sampler_cap:
+                weight = torch.exp(start[i] - sampler[b, r, place]).clamp(max=c.sampler_cap)
+                value = value * weight
+            if c.beta:
+                d = (reference[b, r, place] - lp[i]).clamp(-10, 10)
+                kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - d - 1}[c.kl]
+                value = value + c.beta * kl
+            values.append(value)
+        per_sequence.append(torch.stack(values))
+    if c.variant in ("grpo", "gspo"):
+        return torch.stack([values.mean() for values in per_sequence]).mean()
+    total = torch.cat(per_sequence).sum()
+    if c.variant == "dr_grpo":
+        return total / (len(per_sequence) * c.max_length)
+    return total / total_tokens
+
+
+@pytest.mark.parametrize("on_policy", [True, False], ids=["first_update", "later_update"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"variant": variant} for variant in losses.VARIANTS),
+        {"kl": "k1"},
+        {"kl": "k2", "variant": "dapo"},
+        {"beta": 0.0, "sampler_cap": 1.1},
+        {"variant": "cispo", "sampler_cap": 2.0, "clip_high": 0.05},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_loss_equals_naive(fields, on_policy):
+    c = config(**fields)
+    logprobs, old, reference, sampler, mask, advantages = draw()
+    given = {
+        "old": None if on_policy else old,
+        "reference": reference if c.beta else None,
+        "sampler": sampler,
+    }
+
+    def ours(logprobs):
+        totals = losses.grpo_totals(jnp.asarray(mask))
+        return losses.grpo_loss(logprobs, advantages, jnp.asarray(mask), totals, c, **given)[0]
+
+    loss, grad = jax.jit(jax.value_and_grad(ours))(logprobs)
+    leaf = torch.tensor(logprobs, requires_grad=True)
+    expected = naive(
+        leaf, None if on_policy else torch.tensor(old), torch.tensor(reference),
+        torch.tensor(sampler), mask, torch.tensor(advantages), c,
+    )  # fmt: skip
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_parts_of_a_step_add_up():
+    """Groups scored one at a time with the step's denominators give the step's loss."""
+    logprobs, old, reference, _, mask, advantages = draw(1)
+    totals = losses.grpo_totals(jnp.asarray(mask))
+    for variant in losses.VARIANTS:
+        c = config(variant=variant)
+
+        def part(rows, c=c):
+            return losses.grpo_loss(
+                logprobs[rows], advantages[rows], jnp.asarray(mask[rows]), totals, c,
+                old=old[rows], reference=reference[rows],
+            )  # fmt: skip
+
+        whole, whole_metrics = part(slice(None))
+        pieces = [part(slice(b, b + 1)) for b in range(B)]
+        np.testing.assert_allclose(sum(loss for loss, _ in pieces), whole, rtol=1e-5)
+        for name, value in whole_metrics.items():
+            added = sum(metrics[name] for _, metrics in pieces)
+            np.testing.assert_allclose(added, value, rtol=1e-5)
+
+
+def test_masked_values_reach_nothing():
+    """NaN under the mask, as padding or a failed completion may hold, changes no number."""
+    logprobs, old, reference, sampler, mask, advantages = draw(2)
+    totals = losses.grpo_totals(jnp.asarray(mask))
+
+    def run(logprobs, old, reference, sampler):
+        return jax.value_and_grad(
+            lambda lp: losses.grpo_loss(
+                lp, advantages, jnp.asarray(mask), totals, config(sampler_cap=2.0),
+                old=old, reference=reference, sampler=sampler,
+            )[0]
+        )(logprobs)  # fmt: skip
+
+    clean = run(logprobs, old, reference, sampler)
+    poisoned = run(*(np.where(mask, x, np.nan) for x in (logprobs, old, reference, sampler)))
+    for got, wanted in zip(poisoned, clean, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_advantages_equal_naive(divide):
+    rng = np.random.default_rng(3)
+    rewards = rng.integers(0, 4, (6, 5)).astype(np.float32)
+    rewards[1] = 2.0  # all alike
+    valid = rng.random((6, 5)) < 0.8
+    valid[2] = False
+    valid[3] = [True, False, False, False, False]
+    rewards[~valid] = np.nan
+    got, informative = losses.group_advantages(rewards, jnp.asarray(valid), divide_by_std=divide)
+    for b in range(6):
+        kept = torch.tensor(rewards[b][valid[b]])
+        wanted = np.zeros(5, np.float32)
+        says = len(kept) > 1 and bool((kept != kept[0]).any())
+        if says:
+            centred = kept - kept.mean()
+            wanted[valid[b]] = centred / (kept.std() + 1e-4) if divide else centred
+        assert bool(informative[b]) == says
+        np.testing.assert_allclose(got[b], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="variant is 'ppo'; choose one of"):
+        config(variant="ppo")
+    with pytest.raises(ValueError, match="kl is 'k4'; choose one of"):
+        config(kl="k4")
+    with pytest.raises(ValueError, match="max_length is 0"):
+        config(max_length=0)
+    logprobs, *_, mask, advantages = draw()
+    totals = losses.grpo_totals(jnp.asarray(mask))
+    with pytest.raises(ValueError, match="give the reference policy"):
+        losses.grpo_loss(logprobs, advantages, jnp.asarray(mask), totals, config())
