@@ -3,9 +3,6 @@
 *Prefill* encodes the clips, runs the prompts and draws the first tokens. *Decode* is a loop on the
 device, one token of every completion per turn. *Compact* moves live completions into a smaller
 batch. Each is compiled once per shape and the compiles are counted.
-
-The layout of the cache in memory is the decode program's choice (`Layout.AUTO`), and the other two
-programs are compiled for it; with the usual layout XLA for TPU would copy the whole cache.
 """
 
 import collections
@@ -25,7 +22,7 @@ from videorft_jax.compaction import Bucket
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal
 from videorft_jax.model.config import ModelConfig
-from videorft_jax.model.quantise import Int8, quantise, quantise_weights, quantised_shardings
+from videorft_jax.model.quantise import Int8, quantise, quantise_weights, quantised_formats
 from videorft_jax.model.text import KVCache
 from videorft_jax.sampling import SamplingConfig, completion_key, draw
 
@@ -33,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LIVE, STOPPED, FULL, FAILED, EMPTY = range(5)  # how a completion ended; EMPTY: no completion
 _ROWS = ("data", "fsdp")
+# [L, D, K, H], wanted as [L, K, D, H] by XLA for TPU, which would copy them on every call.
+_HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
 _SHARED, _OWN = P(None, _ROWS, "tensor"), P(None, _ROWS, None, "tensor")  # kv heads over tensor
 
 
@@ -77,6 +76,8 @@ class Programs:
         self.compiles = collections.Counter()
         self._made: dict[Any, Any] = {}
         self._rows, self._all = NamedSharding(mesh, P(_ROWS)), NamedSharding(mesh, P())
+        shared, own = NamedSharding(mesh, _SHARED), NamedSharding(mesh, _OWN)
+        self._cache = (shared, shared, self._rows), (own, own)
         places = self._rows.addressable_devices_indices_map((self.shards,)).values()
         self.local_shards = len(set(map(str, places)))
 
@@ -89,44 +90,44 @@ class Programs:
 
     @functools.cached_property
     def _prepare(self):
-        return jax.jit(self._convert, out_shardings=self.param_shardings)
+        return jax.jit(self._convert, out_shardings=self.param_formats)
 
     def _convert(self, params):
         params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
         return quantise_weights(params) if self.int8_weights else params
 
     @functools.cached_property
-    def param_shardings(self):
-        def whole(held):
-            return NamedSharding(self.mesh, P(*(None if a == "fsdp" else a for a in held.spec)))
+    def param_formats(self):
+        def whole(keys, held):
+            held = NamedSharding(self.mesh, P(*(None if a == "fsdp" else a for a in held.spec)))
+            path = jax.tree_util.keystr(keys, simple=True, separator="/")
+            if self.mesh.devices.flat[0].platform == "tpu" and path in _HEAD_MAJOR:
+                return Format(Layout((0, 2, 1, 3)), held)
+            return held
 
         tree = vlm.abstract_params(self.config)
-        shardings = jax.tree.map(whole, sharding.state_shardings(tree, self.mesh, "rollout"))
-        return quantised_shardings(shardings) if self.int8_weights else shardings
+        shardings = sharding.state_shardings(tree, self.mesh, "rollout")
+        formats = jax.tree_util.tree_map_with_path(whole, shardings)
+        return quantised_formats(formats) if self.int8_weights else formats
 
     # Shapes in, executables out
 
     def prefill(self, batch_shapes, bucket: Bucket):
         """batch_shapes: tree of shapes (Batch, uids [B], limits [B, R], visual tokens or None)."""
         length = batch_shapes[0].tokens.shape[1]
-        formats = self._cache_formats(length, bucket)
         key = (length, bucket, batch_shapes[0].patches.shape[1:3], batch_shapes[3] is not None)
         args = (self.param_shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
-        into = (self.param_shardings, self._rows, self._all, self._all)
-        out = (*formats, self._rows, self._rows, self._all)
+        into = (self.param_formats, self._rows, self._all, self._all)
+        out = (*self._cache, self._rows, self._rows, self._all)
         return self._compile("prefill", key, self._run_prompts, args, into, out)
 
     def decode(self, length: int, bucket: Bucket):
         """For prompts of `length` tokens; see `_run_completions`."""
         prefix, suffix, slots = self._state_shapes(length, bucket)
-        shared, own = (
-            Format(Layout.AUTO, NamedSharding(self.mesh, spec)) for spec in (_SHARED, _OWN)
-        )
         scalars = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
         args = (self.param_shapes, prefix, suffix, slots, *scalars)
-        into = (self.param_shardings, (shared, shared, self._rows), own)
-        into = (*into, self._rows, self._all, self._all)
-        out = (own, self._rows, self._rows, self._all)
+        into = (self.param_formats, *self._cache, self._rows, self._all, self._all)
+        out = (self._cache[1], self._rows, self._rows, self._all)
         return self._compile(
             "decode", (length, bucket), self._run_completions, args, into, out, (2, 3)
         )
@@ -136,8 +137,8 @@ class Programs:
         sizes = (smaller.rows, jnp.int32), (smaller.size, jnp.int32), (smaller.size, bool)
         index = [jax.ShapeDtypeStruct((self.shards, size), kind) for size, kind in sizes]
         args = (*self._state_shapes(length, bucket), *index)
-        into = (*self._cache_formats(length, bucket), self._rows, *[self._rows] * 3)
-        out = (*self._cache_formats(length, smaller), self._rows)
+        into = (*self._cache, self._rows, *[self._rows] * 3)
+        out = (*self._cache, self._rows)
         move = functools.partial(self._move, smaller)
         return self._compile("compact", (length, bucket, smaller), move, args, into, out)
 
@@ -153,10 +154,6 @@ class Programs:
                 kind, key, time.perf_counter() - started, self.compiles.total(),
             )  # fmt: skip
         return self._made[kind, key]
-
-    def _cache_formats(self, length, bucket):
-        """Layouts of prefix and suffix that the decode program has chosen."""
-        return self.decode(length, bucket).input_formats[0][1:3]
 
     @functools.cached_property
     def param_shapes(self):

@@ -55,7 +55,7 @@ class RolloutEngine:
         mesh=None,
         *,
         prompt_lengths: tuple[int, ...] = (),
-        num_buckets: int = 5,
+        num_buckets: int = 6,
         chunk: int = 64,
         dtype="bfloat16",
         attention: str = "auto",
@@ -134,7 +134,7 @@ class RolloutEngine:
             def price(bucket):
                 own = np.full(bucket, size)
                 cost = flops.decode_cost(self.config, np.full(bucket.rows, length), own)
-                return max(cost.bytes, cost.forward / balance)
+                return cost.bytes + cost.forward / balance  # they overlap, but never wholly
 
             chosen = choose_buckets(*full, self.programs.shards, self.num_buckets, price)
             self._buckets[length, full] = {bucket: price(bucket) for bucket in chosen}

@@ -10,6 +10,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Dims that a product sums over: their values share one scale per output channel. The embedding
@@ -53,17 +54,18 @@ def quantise_weights(params):
     return jax.tree_util.tree_map_with_path(convert, params)
 
 
-def quantised_shardings(shardings):
-    """Shardings of what `quantise_weights` returns, from those of the parameters."""
+def quantised_formats(formats):
+    """Shardings (or Formats) of what `quantise_weights` returns, from those of the parameters."""
 
-    def convert(keys, sharding):
+    def convert(keys, held):
         axes = _summed(keys)
         if axes is None:
-            return sharding
+            return held
+        sharding = held.sharding if isinstance(held, Format) else held
         spec = [None if dim in axes else axis for dim, axis in enumerate(sharding.spec)]
-        return Int8(sharding, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+        return Int8(held, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
-    return jax.tree_util.tree_map_with_path(convert, shardings)
+    return jax.tree_util.tree_map_with_path(convert, formats)
 
 
 def _summed(keys):

@@ -1,8 +1,8 @@
 """The decoder with M-RoPE, and the two-part KV cache that decoding reads.
 
 The prompt's keys and values are stored once per row and shared by its R completions; each
-completion has a suffix of its own. Both are head-major, [.., K, S, H], the layout in which XLA for
-TPU carries a cache through the layer loop without copying it.
+completion has a suffix of its own. Both are head-major, [.., K, S, H], so that a layer's part of
+the cache goes from memory into the matrix product, without a copy of it being made.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from videorft_jax.model import layers
 from videorft_jax.model.attention import Mask, attention, decode_attention
@@ -180,6 +181,8 @@ def _write(suffix, new, layer, index):
     start = (layer, 0, 0, 0, index, 0)
 
     def put(old, column):  # a scale has no H
-        return jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
+        new = jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
+        # Left alone, XLA for TPU lays the cache out for this write, and transposes it to read it.
+        return with_layout_constraint(new, Layout(tuple(range(old.ndim))))
 
     return jax.tree.map(put, suffix, new)
