@@ -20,6 +20,7 @@ ALLOWED = {
     "flops": {"model.config", "data.batch"},
     "chips": set(),
     "tensorboard": set(),
+    "siglip_training": {"model.siglip"},
     "tracking": {"flops", "tensorboard", "chips"},
 }
 
