@@ -238,11 +238,14 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     to_prefix, to_suffix = _softmax([to_prefix, to_suffix])
 
     def mixed(spec, weights, values, scale):
-        return jnp.einsum(spec, (weights * scale).astype(q.dtype), values)
+        weights = (weights * scale).astype(q.dtype)
+        # In the other order XLA for CPU has no such product of bfloat16.
+        return jnp.einsum(spec, values, weights, preferred_element_type=jnp.float32)
 
-    out = mixed("BRKGS,BKSH->BRKGH", to_prefix, *prefix_v)
-    out += mixed("BRKGC,BRKCH->BRKGH", to_suffix, *suffix_v)
-    return out.reshape(batch, rollouts, heads, dim)
+    # Rounded once, after the sum, as where the keys are not in two parts.
+    out = mixed("BKSH,BRKGS->BRKGH", to_prefix, *prefix_v)
+    out += mixed("BRKCH,BRKGC->BRKGH", to_suffix, *suffix_v)
+    return out.reshape(batch, rollouts, heads, dim).astype(q.dtype)
 
 
 def _widen(part, dims, dtype):
