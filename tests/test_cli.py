@@ -21,7 +21,7 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax import assembly, cli, options, training
+from videorft_jax import assembly, cli, options, sharding, training
 from videorft_jax.checkpoint import Checkpointer
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -240,7 +240,7 @@ def make_loader(config, workdir):
 def begun(place):
     """A work directory with the checkpoint of step 3."""
     config = sft_config(place.model, place.records)
-    mesh = assembly.make_mesh(config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     weights = assembly.make_weights(config, assembly.load_model_files(config)[0])
     contract = assembly.make_contract(config)
     workdir = place.folder / "begun"

@@ -1,5 +1,6 @@
 """What an end-to-end test needs: a tiny model, real clips, a config and a way to start runs."""
 
+import functools
 import json
 import os
 import pathlib
@@ -49,7 +50,9 @@ def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
         )
     }
     config = parse_config(tiny_values(vocab_size=vocab, **ids, **overrides))
-    params = vlm.init_params(config, jax.random.key(0))
+    quick = {"xla_backend_optimization_level": 0}  # a quarter of the time
+    init = jax.jit(functools.partial(vlm.init_params, config), compiler_options=quick)
+    params = init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)
     tokenizer.save_pretrained(folder)

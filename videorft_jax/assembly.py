@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import transformers
+from transformers import PreTrainedTokenizerFast
 
 from videorft_jax import sharding, training
 from videorft_jax.data.cache import FrameCache
@@ -68,7 +68,10 @@ def load_model_files(config) -> tuple[ModelConfig, Any]:
         raise ValueError(f"{config.name}: model.init_from is empty; give a Hugging Face folder")
     model_config = load_config(folder)
     check_vocabulary(model_config, folder)
-    return model_config, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        raise ValueError(f"{folder}: no tokenizer.json; save the tokenizer as a fast one there")
+    # AutoTokenizer would load torch where it is installed: two seconds and 300 MB.
+    return model_config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def make_contract(config) -> MediaContract:
