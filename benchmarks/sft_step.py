@@ -42,7 +42,8 @@ def run_ours(folder, pipe):
     optimizer = training.make_optimizer(
         training.OptimConfig("adamw", 1e-5, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, 1.0, "float32", 0)
     )  # fmt: skip
-    state = training.init_state(read_checkpoint(folder, config), {}, optimizer)
+    start = jax.jit(functools.partial(training.init_state, frozen={}, optimizer=optimizer))
+    state = start(read_checkpoint(folder, config))
 
     def loss(params, rows, count):
         model = vlm.bind(config, params)
@@ -52,7 +53,9 @@ def run_ours(folder, pipe):
         head = model.text.output_weight
         return losses.sft_loss(hidden, head, rows.tokens, rows.loss_mask, count)
 
-    totals = functools.partial(lambda batch: batch.loss_mask.sum().astype(jnp.float32))
+    def totals(batch):
+        return batch.loss_mask.sum().astype(jnp.float32)
+
     step = training.make_step(loss, totals, optimizer, dtype=jnp.float32)
 
     def once():

@@ -19,7 +19,7 @@ from videorft_jax.model.quantise import Int8
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "splash", "flash")
 _HIDDEN = jnp.finfo(jnp.float32).min  # finite, so that a row without keys gives no NaN
-_CHUNK = 256  # queries scored at once on the CPU
+_CHUNK = 128  # queries scored at once on the CPU
 
 
 def _mask(*, data, static=()):
@@ -123,48 +123,33 @@ def attention(q, k, v, mask: Mask, implementation: str = "auto") -> jax.Array:
 
 def reference(q, k, v, allowed) -> jax.Array:
     """Dense attention; allowed bool, broadcast to [B, T, S]."""
-    probabilities = _softmax([_scores(q, k, allowed)])[0]
-    return _mix(probabilities, v)
-
-
-def _scores(q, k, allowed):
-    """float32 [B, K, G, T, S]."""
     batch, length, heads, dim = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], dim)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
-    return jnp.where(allowed[:, None, None], scores * dim**-0.5, _HIDDEN)
-
-
-def _softmax(parts):
-    """One softmax over the concatenation of score blocks, without concatenating them."""
-    peak = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in parts])
-    weights = [jnp.exp(part - jax.lax.stop_gradient(peak)) for part in parts]
-    total = functools.reduce(jnp.add, [part.sum(-1, keepdims=True) for part in weights])
-    return [part / total for part in weights]
-
-
-def _mix(probabilities, v):
-    mixed = jnp.einsum("BKGTS,BSKH->BTKGH", probabilities.astype(v.dtype), v)
-    return mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])
+    scores = jnp.where(allowed[:, None, None], scores * dim**-0.5, _HIDDEN)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, v).reshape(q.shape)
 
 
 def _chunked(q, k, v, mask):
+    """A block of queries at a time; what a causal mask hides of later keys is left out."""
     if isinstance(mask, SharedPrefix):
         return _chunked_prefix(q, k, v, mask)
     length = q.shape[1]
+    queries, (keys, values) = _by_head(q, k.shape[2]), _head_major(k, v)
     outs = []
     for start in range(0, length, _CHUNK):
         stop = min(start + _CHUNK, length)
-        if isinstance(mask, Causal):  # later keys are never seen: leave them out
+        seen = slice(stop) if isinstance(mask, Causal) else slice(None)
+        if isinstance(mask, Causal):
             ids, index = mask.segment_ids, jnp.arange(stop)
-            allowed = (ids[:, start:stop, None] == ids[:, None, :stop]) & (
-                index[start:, None] >= index
-            )
-            seen = slice(stop)
+            allowed = ids[:, start:stop, None] == ids[:, None, :stop]
+            allowed &= index[start:, None] >= index
         else:
-            allowed, seen = mask.allowed(), slice(None)
-        outs.append(jax.checkpoint(reference)(q[:, start:stop], k[:, seen], v[:, seen], allowed))
-    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+            allowed = mask.allowed()
+        part = (keys[:, :, seen], values[:, :, seen], allowed[None])
+        outs.append(_mix(queries[:, :, :, :, start:stop], (part,)))
+    return _by_token(jnp.concatenate(outs, axis=4))[0]
 
 
 def _chunked_prefix(q, k, v, mask):
@@ -172,45 +157,98 @@ def _chunked_prefix(q, k, v, mask):
     prompt, length, rollouts = mask.prompt_length, mask.completion_length, mask.num_rollouts
     ids = mask.segment_ids
     first = _chunked(q[:, :prompt], k[:, :prompt], v[:, :prompt], Causal(ids[:, :prompt]))
-    batch, _, heads, dim = q.shape
+    shared = _head_major(k[:, :prompt], v[:, :prompt])
+    at_once = next(n for n in range(max(1, 4 * _CHUNK // length), 0, -1) if rollouts % n == 0)
 
-    def split(x):  # [B, T, ...] -> [R, B, C, ...]
-        return jnp.moveaxis(x[:, prompt:].reshape(batch, rollouts, length, *x.shape[2:]), 1, 0)
-
-    at_once = next(n for n in range(max(1, 2 * _CHUNK // length), 0, -1) if rollouts % n == 0)
+    def split(x):  # [B, T, ...] -> [R / n, n, B, C, ...]
+        x = x[:, prompt:].reshape(x.shape[0], -1, at_once, length, *x.shape[2:])
+        return jnp.moveaxis(x, 0, 2)
 
     def step(_, group):
-        q, k, v, ids_own = group  # [n, B, C, ...]
-        return None, _prefix_and_own(q, k, v, ids_own, *shared)
+        q, k, v, own = group  # [n, B, C, ...]
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        to_prompt = own[..., None] == ids[:, None, :prompt]
+        to_own = causal & (own[..., None] == own[..., None, :])
+        queries = jnp.stack([_by_head(x, k.shape[3])[0] for x in q])
+        keys, values = jnp.moveaxis(k, 2, 3), jnp.moveaxis(v, 2, 3)
+        parts = ((*shared, to_prompt), (keys, values, to_own))
+        return None, _by_token(_mix(queries, parts))
 
-    shared = (k[:, :prompt], v[:, :prompt], ids[:, :prompt])
-    groups = jax.tree.map(
-        lambda x: x.reshape(-1, at_once, *x.shape[1:]), tuple(map(split, (q, k, v, ids)))
+    _, outs = jax.lax.scan(step, None, tuple(map(split, (q, k, v, ids))))
+    rest = jnp.moveaxis(outs, 2, 0).reshape(q.shape[0], -1, *q.shape[2:])
+    return jnp.concatenate([first, rest], axis=1)
+
+
+def _by_head(q, kv_heads):
+    """[B, T, N, H] -> scaled [1, B, K, G, T, H]."""
+    grouped = (q * q.shape[-1] ** -0.5).reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+    return jnp.moveaxis(grouped, 1, 3)[None]
+
+
+def _head_major(k, v):
+    """[B, S, K, H] -> [B, K, S, H]."""
+    return jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+
+
+def _by_token(out):
+    """[n, B, K, G, T, H] -> [n, B, T, N, H]."""
+    out = jnp.moveaxis(out, 4, 2)
+    return out.reshape(*out.shape[:3], -1, out.shape[-1])
+
+
+@jax.custom_vjp
+def _mix(q, parts):
+    """One softmax over several sets of keys, without joining them.
+
+    q [n, B, K, G, T, H], scaled. Each part is keys and values, [B, K, S, H] (the same for all n) or
+    [n, B, K, S, H], and allowed bool [n or 1, B or 1, T, S]. The backward pass makes each score
+    once more from the log-sum-exp: left to differentiation it would take twice the passes over
+    memory, which is what a CPU spends its time on.
+    """
+    return _mix_forward(q, parts)[0]
+
+
+def _labels(keys):
+    return "nBKSH" if keys.ndim == 5 else "BKSH"
+
+
+def _scores(q, k, allowed):
+    scores = jnp.einsum(f"nBKGTH,{_labels(k)}->nBKGTS", q, k, preferred_element_type=jnp.float32)
+    return jnp.where(allowed[:, :, None, None], scores, _HIDDEN)
+
+
+def _mix_forward(q, parts):
+    scores = [_scores(q, k, allowed) for k, _, allowed in parts]
+    peak = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in scores])
+    weights = [jnp.exp(part - peak) for part in scores]
+    total = sum(part.sum(-1, keepdims=True) for part in weights)
+    out = sum(
+        jnp.einsum(f"nBKGTS,{_labels(v)}->nBKGTH", w.astype(v.dtype), v)
+        for w, (_, v, _) in zip(weights, parts, strict=True)
     )
-    _, outs = jax.lax.scan(jax.checkpoint(step), None, groups)
-    rest = jnp.moveaxis(outs.reshape(rollouts, batch, length, heads, dim), 0, 1)
-    return jnp.concatenate([first, rest.reshape(batch, -1, heads, dim)], axis=1)
+    out = (out / total).astype(q.dtype)
+    return out, (q, parts, out, peak + jnp.log(total))
 
 
-def _prefix_and_own(q, k, v, ids, prompt_k, prompt_v, prompt_ids):
-    """q, k, v [n, B, C, ...] of n completions of each row, one softmax over prompt and own keys."""
-    n, batch, length = q.shape[:3]
-    folded = jnp.moveaxis(q, 0, 1).reshape(batch, n * length, *q.shape[3:])
-    folded_ids = jnp.moveaxis(ids, 0, 1).reshape(batch, n * length)
-    to_prompt = _scores(folded, prompt_k, folded_ids[:, :, None] == prompt_ids[:, None, :])
-    rows = to_prompt.shape[:3]
-    to_prompt = jnp.moveaxis(to_prompt.reshape(*rows, n, length, -1), 3, 0)
+def _mix_backward(saved, cotangent):
+    q, parts, out, log_sum = saved
+    delta = (cotangent * out).astype(jnp.float32).sum(-1, keepdims=True)
+    dq, gradients = 0.0, []
+    for k, v, allowed in parts:
+        scores = _scores(q, k, allowed)
+        p = jnp.where(allowed[:, :, None, None], jnp.exp(scores - log_sum), 0.0)
+        dp = jnp.einsum(
+            f"nBKGTH,{_labels(v)}->nBKGTS", cotangent, v, preferred_element_type=jnp.float32
+        )
+        ds = (p * (dp - delta)).astype(k.dtype)
+        dv = jnp.einsum(f"nBKGTS,nBKGTH->{_labels(v)}", p.astype(v.dtype), cotangent)
+        dk = jnp.einsum(f"nBKGTS,nBKGTH->{_labels(k)}", ds, q)
+        dq += jnp.einsum(f"nBKGTS,{_labels(k)}->nBKGTH", ds, k)
+        gradients.append((dk, dv, None))
+    return dq, tuple(gradients)
 
-    def flat(x):
-        return x.reshape(n * batch, *x.shape[2:])
 
-    own = _scores(flat(q), flat(k), Causal(flat(ids)).allowed())
-    own = own.reshape(n, *rows, length, length)
-    to_prompt, own = _softmax([to_prompt, own])
-    to_prompt = jnp.moveaxis(to_prompt, 0, 3).reshape(*rows, n * length, -1)
-    from_prompt = _mix(to_prompt, prompt_v).reshape(batch, n, length, *q.shape[3:])
-    from_own = _mix(own.reshape(n * batch, *own.shape[2:]), flat(v)).reshape(q.shape)
-    return jnp.moveaxis(from_prompt, 1, 0) + from_own
+_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array:
@@ -246,6 +284,14 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     out = mixed("BKSH,BRKGS->BRKGH", to_prefix, *prefix_v)
     out += mixed("BRKCH,BRKGC->BRKGH", to_suffix, *suffix_v)
     return out.reshape(batch, rollouts, heads, dim).astype(q.dtype)
+
+
+def _softmax(parts):
+    """One softmax over the concatenation of score blocks, without concatenating them."""
+    peak = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in parts])
+    weights = [jnp.exp(part - peak) for part in parts]
+    total = sum(part.sum(-1, keepdims=True) for part in weights)
+    return [part / total for part in weights]
 
 
 def _widen(part, dims, dtype):

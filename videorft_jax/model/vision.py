@@ -62,7 +62,7 @@ class VisionBlocks(nnx.Module):
 def attend_windows(q, k, v, valid):
     """Each window by itself; 64 x 64 scores, too few for any kernel to be worth its launch."""
     flat = [part.reshape(-1, *part.shape[2:]) for part in (q, k, v, valid)]
-    return attention(*flat[:3], Full(flat[3]), "reference").reshape(q.shape)
+    return attention(*flat[:3], Full(flat[3]), "chunked").reshape(q.shape)
 
 
 def attend_frames(q, k, v, valid, *, implementation):
