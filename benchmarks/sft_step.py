@@ -40,8 +40,21 @@ def run_ours(folder, pipe):
     batch = layout.pack([[sample] for sample in samples], length, FRAMES // 2, windows)
     batch = jax.tree.map(jnp.asarray, batch)
     optimizer = training.make_optimizer(
-        training.OptimConfig("adamw", 1e-5, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, 1.0, "float32", 0)
-    )  # fmt: skip
+        training.OptimConfig(
+            name="adamw",
+            lr=1e-5,
+            schedule="constant",
+            warmup_steps=0,
+            total_steps=1,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            clip=1.0,
+            mu_dtype="float32",
+            ema_decay=0.0,
+        )
+    )
     start = jax.jit(functools.partial(training.init_state, frozen={}, optimizer=optimizer))
     state = start(read_checkpoint(folder, config))
 
