@@ -8,7 +8,8 @@ sample; Hugging Face gets each prompt eight times, clip and all, as TRL hands it
 a process of its own and they take turns; medians over the rounds, without the first, which
 compiles. "fixed" draws 64 tokens for everyone. "uniform" ends each completion at a length drawn
 from 8 to 64, the same on both sides; Hugging Face goes on until the last has ended, ours moves the
-live ones to smaller batches: waste is the share of computed tokens that nobody needed.
+live ones to smaller batches: waste is the share of computed tokens that nobody needed. Ratios are
+of tokens per second and, for busy machines, of processor time per token.
 """
 
 import argparse
@@ -73,11 +74,12 @@ def run_peer(folder, pipe):
 
 
 def serve(once, pipe):
-    """Rolls out when told to; answers with seconds, useful tokens and what else is known."""
+    """Rolls out when told to; answers with seconds (wall, processor), useful tokens and more."""
     while (request := pipe.recv()) is not None:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         tokens, counters = once(*request)
-        pipe.send((time.perf_counter() - start, tokens, counters))
+        spent = time.perf_counter() - start, time.process_time() - used
+        pipe.send((*spent, tokens, counters))
 
 
 def main():
@@ -111,27 +113,34 @@ def main():
                 for name, (pipe, _) in sides.items():
                     pipe.send((lengths, step))
                     seen[kind][name].append(pipe.recv())
-                    seconds, tokens, _ = seen[kind][name][-1]
-                    print(f"{kind} {step} {name}: {tokens} tokens, {seconds:.3f} s", flush=True)
+                    seconds, used, tokens, _ = seen[kind][name][-1]
+                    print(
+                        f"{kind} {step} {name}: {tokens} tokens, {seconds:.3f} s, "
+                        f"processor {used:.3f} s", flush=True,
+                    )  # fmt: skip
         for pipe, process in sides.values():
             pipe.send(None)
             process.join()
     report = {"ours": {}, "peer": {}, "ratio": {}}
     for kind, by_side in seen.items():
-        rates = {}
+        rates, busy = {}, {}
         for name, values in by_side.items():
-            rates[name] = statistics.median(tokens / s for s, tokens, _ in values[1:])
+            rates[name] = statistics.median(tokens / s for s, _, tokens, _ in values[1:])
+            busy[name] = statistics.median(used / tokens for _, used, tokens, _ in values[1:])
             report[name][f"{kind}_tokens_per_s"] = rates[name]
         for key in ("prefill_s", "decode_s", "finished_slot_waste"):
-            middle = statistics.median(c[key] for _, _, c in by_side["ours"][1:])
+            middle = statistics.median(row[-1][key] for row in by_side["ours"][1:])
             report["ours"][f"{kind}_{key}"] = middle
-        report["ratio"][kind] = rates["peer"] and rates["ours"] / rates["peer"]
+        report["ratio"][kind] = rates["ours"] / rates["peer"]
+        report["ratio"][f"{kind}_cpu"] = busy["peer"] / busy["ours"]
         ours = report["ours"]
         print(
-            f"{kind}: ours {rates['ours']:.0f} tokens/s (prefill {ours[f'{kind}_prefill_s']:.3f} s, "
+            f"{kind}: ours {rates['ours']:.0f} tokens/s (prefill "
+            f"{ours[f'{kind}_prefill_s']:.3f} s, "
             f"decode {ours[f'{kind}_decode_s']:.3f} s, "
             f"finished-slot waste {100 * ours[f'{kind}_finished_slot_waste']:.1f} %), "
-            f"peer {rates['peer']:.0f}, ratio {report['ratio'][kind]:.2f}x"
+            f"peer {rates['peer']:.0f}, ratio {report['ratio'][kind]:.2f}x, "
+            f"{report['ratio'][f'{kind}_cpu']:.2f}x less processor time"
         )
     if options.json:
         shape = {

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from jax.extend.random import threefry_2x32
+from scipy.stats import chisquare, kstest
 
 from videorft_jax import sampling
 from videorft_jax.model.config import parse_config, tiny_values
@@ -16,7 +17,10 @@ from videorft_jax.sampling import SamplingConfig, completion_key, media_ids
 SIZE, DRAWS = 24, 20000
 RNG = np.random.default_rng(5)
 draw = jax.jit(sampling.draw, static_argnums=3)
-gumbel = jax.jit(sampling.gumbel, static_argnums=2)
+noise_of = jax.jit(
+    lambda keys, place, size: sampling.exponential(keys, place, jnp.arange(size, dtype=jnp.uint32)),
+    static_argnums=2,
+)
 LOGITS = np.sort(RNG.normal(0, 2, SIZE)).astype(np.float32)[RNG.permutation(SIZE)]
 
 
@@ -137,17 +141,31 @@ def test_keys_depend_on_every_part():
     parts = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     keys = {tuple(np.asarray(completion_key(*part))) for part in parts}
     assert len(keys) == len(parts)
-    first, second = (np.asarray(gumbel(completion_key(0, 0, 0, 0), p, 64)) for p in (0, 1))
+    key = completion_key(0, 0, 0, 0)
+    first, second = (np.asarray(noise_of(key, place, 64)) for place in (0, 1))
     assert (first != second).all()
 
 
-def test_noise_is_gumbel_and_does_not_tie():
-    noise = np.asarray(gumbel(completion_key(0, 0, 0, 0), 0, 200000), np.float64)
-    assert np.isfinite(noise).all()
-    assert abs(noise.mean() - np.euler_gamma) < 0.01
-    assert abs(noise.var() - np.pi**2 / 6) < 0.03
-    top = np.sort(noise)[-2000:]
-    assert len(np.unique(top)) > 1990
+def test_noise_is_exponential_and_does_not_tie():
+    noise = np.asarray(noise_of(completion_key(0, 0, 0, 0), 0, 200000), np.float64)
+    assert (noise > 0).all()
+    assert kstest(noise, "expon").pvalue > 1e-3
+    assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.01
+    assert len(np.unique(np.sort(noise)[:2000])) > 1990
+
+
+def test_threefry_gives_the_published_words():
+    """Known answers of Random123 for Threefry-2x32-20, and JAX's own."""
+    cases = [
+        ((0, 0), (0, 0), 0x6B200159),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, 0x1CB996FC),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), 0xC4923A9C),
+    ]
+    for key, counter, wanted in cases:
+        words = [jnp.uint32(word) for word in (*key, *counter)]
+        assert int(sampling.threefry(*words)) == wanted
+        theirs = threefry_2x32(jnp.stack(words[:2]), jnp.stack(words[2:]))
+        assert int(theirs[0]) == wanted
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

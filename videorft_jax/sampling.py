@@ -83,20 +83,24 @@ def completion_key(seed, step, uid, rollout) -> jax.Array:
 def draw(logits, keys, position, config: SamplingConfig) -> Draw:
     """Draws from float32 logits [..., V] with keys uint32 [..., 2] of the completions.
 
-    `position`: place of the token in the completion, folded into the keys.
+    `position`: place of the token in the completion; with the id it is the counter of the noise.
     """
     failed = ~jnp.isfinite(logits).all(-1)
     scaled = jnp.where(failed[..., None], 0.0, logits) / (config.temperature or 1.0)
     peak = scaled.max(-1, keepdims=True)
-    total = jnp.log(jnp.exp(scaled - peak).sum(-1)) + peak[..., 0]
-    ids = jnp.arange(logits.shape[-1])
+    weight = jnp.exp(scaled - peak)
+    total = jnp.log(weight.sum(-1)) + peak[..., 0]
+    ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
     kept = _kept(scaled, config)
     if config.temperature == 0:
-        token = jnp.where(kept, scaled, -jnp.inf).argmax(-1)
+        racing = jnp.where(kept, scaled, -jnp.inf)
     else:
-        noise = jax.vmap(gumbel, (0, None, None))(keys.reshape(-1, 2), position, len(ids))
-        noisy = scaled + noise.reshape(scaled.shape)
-        token = jnp.where(kept, noisy, -jnp.inf).argmax(-1)
+        racing = jnp.where(kept, weight / exponential(keys, position, ids), -1.0)
+    # An argmax, the lowest id of equals. Noise, maximum and search apart from one another: in one
+    # loop XLA for CPU takes eight times as long.
+    racing = jax.lax.optimization_barrier(racing)
+    best = racing.max(-1, keepdims=True)
+    token = jnp.where(racing == best, ids, jnp.uint32(len(ids) - 1)).min(-1)
     # A sum over the one token, not a gather: it stays local when the vocabulary is sharded.
     logprob = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1) - total
     if config.temperature == 0:  # one id is left
@@ -104,17 +108,33 @@ def draw(logits, keys, position, config: SamplingConfig) -> Draw:
     elif _keeps_all(config):
         truncation = jnp.zeros_like(total)
     else:
-        left = jnp.where(kept, jnp.exp(scaled - peak), 0.0).sum(-1)
+        left = jnp.where(kept, weight, 0.0).sum(-1)
         truncation = jnp.minimum(jnp.log(left) + peak[..., 0] - total, 0.0)
     return Draw(token.astype(jnp.int32), logprob, truncation, failed)
 
 
-def gumbel(key, position, size) -> jax.Array:
-    """float32 [size] standard Gumbel noise. All 32 random bits count where the noise is large,
-    which is where the winner is; the usual 23 would tie in a vocabulary of 152 thousand."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
-    uniform = (jax.random.bits(key, (size,)).astype(jnp.float32) + 0.5) * 2.0**-32
-    return -jnp.log(-jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24)))
+def exponential(keys, position, ids) -> jax.Array:
+    """float32 [..., V] exponential noise of keys uint32 [..., 2]; the id with the largest weight /
+    noise is a draw in proportion to the weights, and minus its log is the Gumbel noise of the
+    trick of that name. All 32 random bits count where the noise is small, which is where the
+    winner is; the usual 23 would tie in a vocabulary of 152 thousand."""
+    bits = threefry(keys[..., :1], keys[..., 1:], jnp.uint32(position), ids)
+    uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
+    return -jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24))
+
+
+def threefry(key0, key1, counter0, counter1) -> jax.Array:
+    """The first word of Threefry-2x32 with 20 rounds (Salmon et al. 2011), uint32, broadcast.
+    Unrolled, so that it fuses with what follows; JAX's own is a slow loop on the CPU."""
+    keys = key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA)
+    x, y = counter0 + key0, counter1 + key1
+    for block in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
+            x = x + y
+            y = x ^ ((y << turn) | (y >> (32 - turn)))
+        x = x + keys[(block + 1) % 3]
+        y = y + keys[(block + 2) % 3] + jnp.uint32(block + 1)
+    return x
 
 
 def _keeps_all(config):
