@@ -1,7 +1,9 @@
 """The recipes: all load, are locked and fit the meshes they are meant for; no array is made."""
 
 import json
+import logging
 import math
+import os
 import re
 
 import jax
@@ -117,10 +119,22 @@ def test_option_names_are_frozen():
     assert tuple(names) == OPTIONS
 
 
+@pytest.fixture
+def keep_logging():
+    """Reading a command line takes over the root logger."""
+    loggers = logging.getLogger(), logging.getLogger("absl")
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_loads_locked_and_names_its_command(name):
+def test_recipe_loads_locked_and_names_its_command(name, keep_logging):
     path = ROOT / "configs" / f"{name}.py"
-    config = options.parse([f"--config={path}", "--workdir=unused"], "videorft", "")[0]
+    config, workdir = options.parse([f"--config={path}", "--workdir=runs/a"], "videorft", "")
+    assert workdir == os.path.abspath("runs/a")  # Orbax refuses relative ones, at its first save
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.optim.learning_rate = 1.0

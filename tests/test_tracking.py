@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 import pty
@@ -162,6 +163,30 @@ def test_live_line_on_a_terminal(tmp_path):
     parts = seen.split("\r\x1b[K")
     assert [part[:8] for part in parts[1:]] == ["step 1/3", "step 2/3", "step 3/3"]
     assert all("\n" not in part for part in parts[:-1])
+
+
+def test_messages_do_not_run_into_the_live_line(tmp_path):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        console = logging.StreamHandler(terminal)
+        logging.getLogger().addHandler(console)
+        with Tracker(tmp_path, 2, stream=terminal) as tracker:
+            tracker.log(1, {"loss": 0.5})
+            logging.getLogger("videorft_jax").warning("first")
+            logging.getLogger("videorft_jax").warning("second")
+            tracker.log(2, {"loss": 0.5})
+        logging.getLogger().removeHandler(console)
+        assert not console.filters
+        terminal.write("prompt$")
+        terminal.flush()
+        seen = ""
+        while "prompt$" not in seen:
+            seen += os.read(master, 4096).decode()
+    os.close(master)
+    step, first, second, other, prompt = seen.split("\r\n")
+    assert step.startswith("\r\x1b[Kstep 1/2")
+    assert (first, second, prompt) == ("first", "second", "prompt$")
+    assert other.startswith("\r\x1b[Kstep 2/2")
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

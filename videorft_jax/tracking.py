@@ -69,6 +69,10 @@ class Tracker:
             return
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
+        self._open = False  # the live line stands there and has no end yet
+        self._handlers = logging.getLogger().handlers[:] if self._live else []
+        for handler in self._handlers:
+            handler.addFilter(self._end_line)
         folder = pathlib.Path(workdir)
         self._run = _start_wandb(wandb, folder, config) if wandb else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,9 +151,18 @@ class Tracker:
         if self._live:  # back to the first column, erase, and never wrap
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r\x1b[K{text[:width]}")
+            self._open = True
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
+
+    def _end_line(self, _=None):
+        """What comes next begins on a line of its own; as a filter of log records, keeps all."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
+        return True
 
     def _format(self, step, values):
         parts = [f"step {step}/{self._total}"]
@@ -172,8 +185,9 @@ class Tracker:
         """Closes the files; the console is left on a line of its own."""
         if not self._active:
             return
-        if self._live and math.isfinite(self._printed):
-            self._stream.write("\n")
+        self._end_line()
+        for handler in self._handlers:
+            handler.removeFilter(self._end_line)
         self._lines.close()
         self._events.close()
         if self._run:
