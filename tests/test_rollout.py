@@ -285,21 +285,33 @@ def test_non_finite_logits_fail_the_sequence_alone(base, batch, drawn, sampling)
     assert np.isfinite(out.logprobs).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "dtype", "least", "most"),
-    [({"dtype": "bfloat16"}, jnp.bfloat16, 0, 1e-2),
-     ({"dtype": "float32", "int8_weights": True, "int8_cache": True}, jnp.float32, 1e-4, 5e-2)],
-    ids=["bfloat16", "int8"],
-)  # fmt: skip
-def test_lower_precision_stays_close(twin, sampling, samples, batch, options, dtype, least, most):
-    engine = RolloutEngine(twin.config, sampling, num_buckets=1, **options)
+def test_bfloat16_agrees_with_the_training_path(tmp_path, samples):
+    """Mean gap at temperature 1, 128 wide. Two batch sizes of the training path itself differ by
+    0.006 here; narrower models are noisier."""
+    wide = {"hidden_size": 128, "vision_out_hidden_size": 128, "intermediate_size": 256}
+    rope = {"type": "mrope", "mrope_section": [4, 6, 6]}
+    twin = hf.make_twin(tmp_path, seed=11, num_hidden_layers=3, rope_scaling=rope, **wide)
+    sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW)
+    engine = RolloutEngine(twin.config, sampling, num_buckets=1)
     params = engine.prepare(twin.params)
+    gaps = []
+    for seed in range(4):
+        out = engine.rollout(params, pack(samples[0]), UIDS, seed=seed)
+        scores = score(twin.config, twin.params, samples[0], out, 1.0, jnp.bfloat16)
+        gaps.append(np.abs(out.logprobs[given(out)] - picked(scores, out)))
+    assert np.mean(gaps) < 1e-2
+
+
+def test_int8_stays_close(twin, sampling, samples, batch):
+    engine = RolloutEngine(
+        twin.config, sampling, dtype="float32", num_buckets=1, int8_weights=True, int8_cache=True
+    )
+    params = engine.prepare(twin.params)
+    assert params["text"]["layers"]["mlp"]["up"].values.dtype == jnp.int8
     out = engine.rollout(params, batch, UIDS, seed=5, step=2)
-    scores = score(twin.config, twin.params, samples[0], out, sampling.temperature, dtype)
+    scores = score(twin.config, twin.params, samples[0], out, sampling.temperature)
     gap = np.abs(out.logprobs[given(out)] - picked(scores, out)).mean()
-    assert least <= gap <= most
-    if "int8_weights" in options:
-        assert params["text"]["layers"]["mlp"]["up"].values.dtype == jnp.int8
+    assert 1e-4 < gap < 5e-2
 
 
 def test_quantised_values_are_within_half_a_step():
