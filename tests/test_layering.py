@@ -21,6 +21,8 @@ ALLOWED = {
     "chips": set(),
     "tensorboard": set(),
     "siglip_training": {"model.siglip"},
+    "compaction": set(),
+    "sampling": {"model.config"},
     "tracking": {"flops", "tensorboard", "chips"},
 }
 
