@@ -11,6 +11,7 @@ import transformers
 import twin as hf
 
 import videorft_jax as vr
+from videorft_jax import cli
 from videorft_jax.data.records import RecordSource
 
 
@@ -91,6 +92,24 @@ def test_generate(model):
     assert out.texts[0][0] == ours.tokenizer.decode(
         out.tokens[0, 0, : out.lengths[0, 0]], skip_special_tokens=True
     )
+
+
+def test_ask_streams_what_generate_says(model, capsys):
+    folder, ours, clip = model
+    path = str(folder / "data" / clip)
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": path}, {"type": "text", "text": "What moves?"}],
+        }
+    ]
+    fixed = vr.load(folder / "model", dtype="float32")
+    out = fixed.generate([chat], num_rollouts=1, max_new_tokens=12, temperature=0.0)
+    arguments = ["--model", str(folder / "model"), "--video", path, "--question", "What moves?"]
+    assert cli.main(["ask", *arguments, "--max_new_tokens=12", "--dtype=float32"]) == 0
+    assert capsys.readouterr().out == out.texts[0][0].rstrip("\ufffd") + "\n"
+    assert cli.main(["ask", "--model", "nowhere", "--question", "?"]) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_surface_is_frozen():

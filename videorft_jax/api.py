@@ -117,23 +117,15 @@ class Model:
         temperature 0 is greedy. Pads, vision markers and rows beyond the real vocabulary are never
         drawn. Chat i draws with the name i, whatever stands beside it.
         """
-        stop = [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-        sampling = SamplingConfig(
+        out = self.roll_out(
+            messages,
+            seed=seed,
             num_rollouts=num_rollouts,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            stop_ids=tuple(stop),
-            pad_id=stop[-1],
-            forbidden_ids=media_ids(self.config),
-            num_real_tokens=len(self.tokenizer),
         )
-        dtype = str(jax.tree.leaves(self.params)[0].dtype)
-        engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype)
-        batch = self.prepare(messages)
-        uids = np.arange(len(batch.tokens))
-        out = engine.rollout(engine.prepare(self.params), batch, uids, seed=seed)
         texts = [
             self.tokenizer.batch_decode(
                 [row[:length] for row, length in zip(rows, lengths, strict=True)],
@@ -142,6 +134,25 @@ class Model:
             for rows, lengths in zip(out.tokens, out.lengths, strict=True)
         ]
         return Generation(out.tokens, out.lengths, out.logprobs, texts)
+
+    def roll_out(self, messages, *, seed: int = 0, on_tokens=None, **settings):
+        """The engine's `Rollout` under the model's own stop and forbidden ids; `settings` are
+        fields of SamplingConfig, `on_tokens` is called as decoding goes on."""
+        stop = [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
+        sampling = SamplingConfig(
+            stop_ids=tuple(stop),
+            pad_id=stop[-1],
+            forbidden_ids=media_ids(self.config),
+            num_real_tokens=len(self.tokenizer),
+            **settings,
+        )
+        dtype = str(jax.tree.leaves(self.params)[0].dtype)
+        chunk = 8 if on_tokens else 64  # how often a reader sees something new
+        engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype, chunk=chunk)
+        batch = self.prepare(messages)
+        uids = np.arange(len(batch.tokens))
+        params = engine.prepare(self.params)
+        return engine.rollout(params, batch, uids, seed=seed, on_tokens=on_tokens)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
