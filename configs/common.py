@@ -69,6 +69,45 @@ def get_config() -> ConfigDict:
     config.train.max_skipped_in_row = 5  # non-finite steps in a row after which a run stops
     config.train.legacy_labels = False  # the original's loss on everything, for comparison
 
+    config.rollout = ConfigDict()
+    config.rollout.num_rollouts = 8  # R, completions of a prompt
+    config.rollout.max_new_tokens = 768
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0  # 1: off
+    config.rollout.top_k = 0  # 0: off
+    config.rollout.min_p = 0.0  # 0: off
+    config.rollout.chunk = 64  # most tokens between two looks of the host
+    config.rollout.num_buckets = 6  # batch sizes that finished completions are compacted to
+    config.rollout.int8_weights = False
+    config.rollout.int8_cache = False
+
+    config.grpo = ConfigDict()
+    config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo
+    config.grpo.beta = 0.04  # weight of the divergence from the reference policy; 0: no reference
+    config.grpo.kl = "k3"  # k1, k2, k3
+    config.grpo.clip_low = 0.2
+    config.grpo.clip_high = 0.2
+    config.grpo.divide_by_std = True
+    config.grpo.num_updates = 1  # optimizer steps per rollout
+    config.grpo.mask_truncated = False  # leave completions without an end out of the loss
+    config.grpo.sampler_cap = 0.0  # of importance weights between sampler and trainer; 0: none
+    config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards
+    config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
+    config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
+
+    config.rewards = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))  # name, weight
+    config.reward = ConfigDict()
+    config.reward.mode = "strict"  # repo, paper, strict
+    config.reward.gated = ("semantic",)  # count only where the answer is right
+    config.reward.gates = ()  # (problem type, least accuracy) pairs; empty: those of the mode
+    config.reward.timeout_s = 30.0  # for the user rewards of a batch
+    config.reward.siglip = ""  # Hugging Face folder of a SigLIP
+    config.reward.frames = 16  # of a clip that SigLIP sees
+    config.reward.order = "paper"  # paper: mean embedding, then scaled; repo: the other way round
+    config.reward.text_rule = "paper"  # which sentences are held against the frames
+    config.reward.scale = 2.0
+    config.reward.cache = ""  # folder of frame embeddings; empty: in memory
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; one is also written at the end and on SIGTERM
     config.checkpoint.keep_last = 2

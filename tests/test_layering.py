@@ -22,6 +22,8 @@ ALLOWED = {
     "tensorboard": set(),
     "siglip_training": {"model.siglip"},
     "compaction": set(),
+    "gathering": set(),
+    "scoring": {"model", "losses", "data.batch"},
     "sampling": {"model.config"},
     "tracking": {"flops", "tensorboard", "chips"},
 }

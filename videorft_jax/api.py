@@ -23,7 +23,7 @@ from videorft_jax.model import vlm
 from videorft_jax.model.config import ModelConfig, load_config
 from videorft_jax.model.convert import check_vocabulary, read_checkpoint, write_checkpoint
 from videorft_jax.rollout import RolloutEngine
-from videorft_jax.sampling import SamplingConfig, media_ids
+from videorft_jax.sampling import make_sampling
 
 _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
 
@@ -138,14 +138,7 @@ class Model:
     def roll_out(self, messages, *, seed: int = 0, on_tokens=None, **settings):
         """The engine's `Rollout` under the model's own stop and forbidden ids; `settings` are
         fields of SamplingConfig, `on_tokens` is called as decoding goes on."""
-        stop = [self.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
-        sampling = SamplingConfig(
-            stop_ids=tuple(stop),
-            pad_id=stop[-1],
-            forbidden_ids=media_ids(self.config),
-            num_real_tokens=len(self.tokenizer),
-            **settings,
-        )
+        sampling = make_sampling(self.config, self.tokenizer, **settings)
         dtype = str(jax.tree.leaves(self.params)[0].dtype)
         chunk = 8 if on_tokens else 64  # how often a reader sees something new
         engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype, chunk=chunk)

@@ -3,17 +3,21 @@
 Everything that can be refused is refused here, before a weight is read or a program compiled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
-from videorft_jax import sharding, training
+from videorft_jax import options, sharding, training
+from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.cache import FrameCache
 from videorft_jax.data.media import MediaContract
 from videorft_jax.data.pipeline import Loader, LoaderConfig
@@ -26,6 +30,8 @@ from videorft_jax.model.config import ModelConfig, load_config
 from videorft_jax.model.convert import check_vocabulary, read_checkpoint
 from videorft_jax.model.layers import REMAT_POLICIES
 from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_lora
+
+log = logging.getLogger(__name__)
 
 
 def make_mesh(config) -> jax.sharding.Mesh:
@@ -147,6 +153,13 @@ class Weights:
         params = {name: part for name, part in joined.items() if name != "lora"}
         return merge_lora(params, joined["lora"], self.lora)
 
+    @functools.cached_property
+    def trains_vision(self) -> bool:
+        """Whether visual tokens change from step to step."""
+        leaves = jax.tree_util.tree_leaves_with_path(vlm.abstract_params(self.model))
+        paths = (training.path_of(keys) for keys, _ in leaves)
+        return any(self.is_trained(path) for path in paths if path.startswith("vision/"))
+
     def is_trained(self, path: str) -> bool:
         """Whether the gradient of the model's weight at `path` is computed; for counting."""
         return path in self.targets if self.lora else path not in self._frozen_paths
@@ -219,12 +232,17 @@ def checkpoint_dtype(folder) -> jnp.dtype:
     return jnp.result_type(*{entry.dtype for entry in tensor_files.read_folder(folder).values()})
 
 
-def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training.TrainState:
-    """Reads the checkpoint into its shards and makes the state of step 0 from it."""
+def read_params(config, weights: Weights, mesh):
+    """The weights of `model.init_from` in their shards."""
     shapes = vlm.abstract_params(weights.model)
     shardings = sharding.state_shardings(shapes, mesh, config.name)
     folder = config.model.init_from
-    params = read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)
+    return read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)
+
+
+def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training.TrainState:
+    """The state of step 0, made of the weights of `model.init_from`."""
+    params = read_params(config, weights, mesh)
 
     def build(params):
         trained, frozen = weights.split(params, jax.random.key(config.seed))
@@ -240,3 +258,81 @@ def expected_meta(weights: Weights, contract: MediaContract) -> dict:
     fields.pop("source")
     lora = weights.lora and dataclasses.asdict(weights.lora)
     return json.loads(json.dumps({"model": fields, "lora": lora, "media": contract.to_dict()}))
+
+
+@dataclasses.dataclass
+class Run:
+    """What a training loop starts from: step 0, or the newest checkpoint of the work directory."""
+
+    mesh: jax.sharding.Mesh
+    weights: Weights
+    tokenizer: Any
+    contract: MediaContract
+    checkpointer: Checkpointer
+    loader: Loader
+    optimizer: Any
+    abstract: training.TrainState
+    state: training.TrainState
+    next_batch: int  # of the loader
+    total: int  # steps
+    meta: dict
+
+    @property
+    def shardings(self):
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def save(self, number: int, state, next_batch: int) -> None:
+        data = self.meta["data"] | {"next_batch": next_batch}
+        self.checkpointer.save(number, state, self.meta | {"data": data})
+
+
+@contextlib.contextmanager
+def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]:
+    """Checks the config, restores or makes the state, and measures the data for `mode`, one of
+    the loader's. `updates` are optimizer steps a batch. The mesh is set inside.
+
+    Raises ValueError for a config that cannot work."""
+    log.info("%s on %s", config.name, options.describe_environment())
+    mesh = make_mesh(config)
+    model_config, tokenizer = load_model_files(config)
+    contract = make_contract(config)
+    weights = make_weights(config, model_config)
+    abstract = abstract_state(config, weights, mesh)
+    agreed = expected_meta(weights, contract)
+    kept = {name: config.checkpoint[name] for name in ("keep_last", "keep_every")}
+    with jax.set_mesh(mesh), Checkpointer(workdir, **kept) as checkpointer:
+        checkpointer.check_room(abstract)
+        state, next_batch = None, 0
+        if checkpointer.latest_step() is not None:
+            state, saved = checkpointer.restore(None, abstract, agreed)
+        loader = make_loader(config, mode, tokenizer, contract, workdir)
+        total = min(len(loader), config.train.max_steps or len(loader))
+        optimizer = training.make_optimizer(make_optim_config(config, total * updates))
+        if state is None:
+            state = fresh_state(config, weights, optimizer, abstract, mesh)
+        else:
+            loader.check_digest(saved["data"]["plan"])
+            next_batch = saved["data"]["next_batch"]
+        meta = agreed | {
+            "data": {"plan": loader.digest},
+            "seed": config.seed,
+            "config": json.loads(config.to_json_best_effort()),
+        }
+        yield Run(
+            mesh, weights, tokenizer, contract, checkpointer, loader, optimizer, abstract, state,
+            next_batch, total, meta,
+        )  # fmt: skip
+
+
+def check_skipped(config, number: int, metrics: dict, records) -> None:
+    """Warns of a step that was not finite, with its samples; raises RuntimeError when it was one
+    too many in a row."""
+    if not metrics["skipped_in_row"]:
+        return
+    ids = [record.problem_id for row in records for record in row]
+    log.warning("step %d was not finite and is skipped; samples %s", number, ids)
+    if metrics["skipped_in_row"] >= config.train.max_skipped_in_row:
+        raise RuntimeError(
+            f"{config.name}: {int(metrics['skipped_in_row'])} steps in a row were not finite, the "
+            f"last one step {number} with samples {ids}; lower optim.lr or look at those samples"
+        )

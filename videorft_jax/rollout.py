@@ -267,7 +267,7 @@ class _Run:
             "num_compiles": self.engine.num_compiles,
             "failed": int((self.ends == FAILED).sum()),
         }
-        log.info("rollout: %s", {key: round(value, 4) for key, value in counters.items()})
+        log.debug("rollout: %s", {key: round(value, 4) for key, value in counters.items()})
         ends = self.ends[rows]
         return Rollout(*(x[rows] for x in parts), ends == STOPPED, ends == FAILED, counters)
 

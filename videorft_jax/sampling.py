@@ -63,6 +63,18 @@ def media_ids(config: ModelConfig) -> tuple[int, ...]:
     return (*dataclasses.astuple(config.token_ids), *(() if marker is None else (marker,)))
 
 
+def make_sampling(config: ModelConfig, tokenizer, **settings) -> SamplingConfig:
+    """`settings` are fields of SamplingConfig; stop, pad and forbidden ids are the model's own."""
+    stop = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    return SamplingConfig(
+        stop_ids=tuple(stop),
+        pad_id=stop[-1],
+        forbidden_ids=media_ids(config),
+        num_real_tokens=len(tokenizer),
+        **settings,
+    )
+
+
 class Draw(NamedTuple):
     """One token of each row [...]."""
 

@@ -5,7 +5,6 @@ that was killed goes on as if nothing had happened.
 """
 
 import functools
-import json
 import logging
 import operator
 import sys
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax import assembly, cli, flops, losses, options, sharding, training
-from videorft_jax.checkpoint import Checkpointer, PreemptionGuard
+from videorft_jax.checkpoint import PreemptionGuard
 from videorft_jax.model import vlm
 from videorft_jax.tracking import Tracker
 
@@ -60,53 +59,23 @@ def train(config, workdir: str) -> int:
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
     not finite.
     """
-    log.info("%s on %s", config.name, options.describe_environment())
-    mesh = assembly.make_mesh(config)
-    model_config, tokenizer = assembly.load_model_files(config)
-    contract = assembly.make_contract(config)
-    weights = assembly.make_weights(config, model_config)
-    abstract = assembly.abstract_state(config, weights, mesh)
-    agreed = assembly.expected_meta(weights, contract)
-    with (
-        jax.set_mesh(mesh),
-        Checkpointer(
-            workdir,
-            keep_last=config.checkpoint.keep_last,
-            keep_every=config.checkpoint.keep_every,
-        ) as checkpointer,
-    ):
-        checkpointer.check_room(abstract)
-        state = None
-        if checkpointer.latest_step() is not None:
-            state, saved = checkpointer.restore(None, abstract, agreed)
-        loader = assembly.make_loader(config, "sft", tokenizer, contract, workdir)
-        total = min(len(loader), config.train.max_steps or len(loader))
-        optimizer = training.make_optimizer(assembly.make_optim_config(config, total))
-        if state is None:
-            state = assembly.fresh_state(config, weights, optimizer, abstract, mesh)
-        else:
-            loader.check_digest(saved["data"]["plan"])
-        meta = agreed | {
-            "data": {"plan": loader.digest},
-            "seed": config.seed,
-            "config": json.loads(config.to_json_best_effort()),
-        }
-        loss, totals = make_loss(config, weights)
+    with assembly.open_run(config, workdir, "sft") as run:
+        loss, totals = make_loss(config, run.weights)
         step = training.make_step(
             loss,
             totals,
-            optimizer,
+            run.optimizer,
             dtype=jnp.dtype(config.model.dtype),
             accumulate=config.train.accumulate,
             ema_decay=config.optim.ema_decay,
-            shardings=jax.tree.map(lambda x: x.sharding, abstract),
+            shardings=run.shardings,
         )
-        _loop(config, workdir, weights, loader, mesh, checkpointer, meta, state, step, total)
+        _loop(config, workdir, run, step)
     return 0
 
 
-def _loop(config, workdir, weights, loader, mesh, checkpointer, meta, state, step, total):
-    start = int(state.step)
+def _loop(config, workdir, run, step):
+    state, start, total = run.state, int(run.state.step), run.total
     if start >= total:
         log.info("step %d of %d: nothing left to do; raise data.epochs to go on", start, total)
         return
@@ -119,37 +88,25 @@ def _loop(config, workdir, weights, loader, mesh, checkpointer, meta, state, ste
             start_step=start + 1,
             interval=config.log.interval_s,
             wandb=config.log.wandb or None,
-            config=meta["config"],
+            config=run.meta["config"],
         ) as tracker,
-        loader.steps(start) as batches,
+        run.loader.steps(start) as batches,
     ):
         for number in range(start + 1, total + 1):
             with tracker.phase("data"):
                 item = next(batches)
-            batch = sharding.place_batch(item.batch, mesh)
+            batch = sharding.place_batch(item.batch, run.mesh)
             with tracker.phase("step"):
                 state, metrics = step(state, batch)
                 metrics = {name: float(value) for name, value in metrics.items()}
-            tracker.log(number, metrics, **_counts(config, weights, item.batch))
-            _check(config, number, metrics, item.records)
+            tracker.log(number, metrics, **_counts(config, run.weights, item.batch))
+            assembly.check_skipped(config, number, metrics, item.records)
             stop = guard.should_stop(number)
             if stop or number == total or number % config.checkpoint.every == 0:
-                checkpointer.save(number, state, meta)
+                run.save(number, state, number)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
                 break
-
-
-def _check(config, number, metrics, records):
-    if not metrics["skipped_in_row"]:
-        return
-    ids = [record.problem_id for row in records for record in row]
-    log.warning("step %d was not finite and is skipped; samples %s", number, ids)
-    if metrics["skipped_in_row"] >= config.train.max_skipped_in_row:
-        raise RuntimeError(
-            f"{config.name}: {int(metrics['skipped_in_row'])} steps in a row were not finite, the "
-            f"last one step {number} with samples {ids}; lower optim.lr or look at those samples"
-        )
 
 
 def _counts(config, weights, batch):

@@ -175,6 +175,12 @@ def place_batch(batch, mesh: Mesh):
     return jax.tree.map(place, batch)
 
 
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of this process, in order, of an array placed as by `place_batch`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
 def _find_rule(path):
     return next((i for i, (rule, _) in enumerate(_RULES) if rule.search(path)), None)
 

@@ -159,7 +159,7 @@ def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
     )
 
 
-Loss = Callable[[Any, Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_step(
@@ -172,42 +172,43 @@ def make_step(
     ema_decay: float = 0.0,
     shardings=None,
 ):
-    """Compiles `(state, batch) -> (state, metrics)`; the state is donated.
+    """Compiles `(state, batch, *fixed) -> (state, metrics)`; the state is donated.
 
-    `totals(batch)` are the denominators of the whole batch; `loss(params, rows, totals)` gives the
-    share of some rows in the loss and in metrics, all of which add up over rows. `params` is the
-    joined tree in `dtype`. With `accumulate` > 1 the batch [B, ...] is taken in as many slices of
-    rows b, b + accumulate, ..., gradients adding up in float32. `shardings` are the state's.
+    `totals(batch)` are the denominators of the whole batch; `loss(params, rows, totals, *fixed)`
+    gives the share of some rows in the loss and in metrics, all of which add up over rows. `params`
+    is the joined tree in `dtype`; `fixed` is whatever else a loss reads and no gradient enters.
+    With `accumulate` > 1 the batch [B, ...] is taken in as many slices of rows b, b + accumulate,
+    ..., gradients adding up in float32. `shardings` are the state's.
 
     When the loss or the gradient's norm is not finite the state keeps everything but its counters.
     """
 
-    def gradient(params, frozen, rows, fixed):
+    def gradient(params, frozen, rows, counts, fixed):
         def share(params):
-            return loss(join(params, frozen), rows, fixed)
+            return loss(join(params, frozen), rows, counts, *fixed)
 
         (value, metrics), grads = jax.value_and_grad(share, has_aux=True)(params)
         return cast(grads, jnp.float32), {"loss": value} | metrics
 
-    def accumulated(params, frozen, batch, fixed):
+    def accumulated(params, frozen, batch, counts, fixed):
         if accumulate == 1:
-            return gradient(params, frozen, batch, fixed)
+            return gradient(params, frozen, batch, counts, fixed)
 
         def slices(x):  # strided, so that every device keeps its own rows
             return jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
 
         def add(total, rows):
-            return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, fixed)), None
+            return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, counts, fixed)), None
 
         parts = jax.tree.map(slices, batch)
         first = jax.tree.map(lambda x: x[0], parts)
-        shape = jax.eval_shape(gradient, params, frozen, first, fixed)
+        shape = jax.eval_shape(gradient, params, frozen, first, counts, fixed)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
         return jax.lax.scan(add, zeros, parts)[0]
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, *fixed):
         params, frozen = cast(state.params, dtype), cast(state.frozen, dtype)
-        grads, metrics = accumulated(params, frozen, batch, totals(batch))
+        grads, metrics = accumulated(params, frozen, batch, totals(batch), fixed)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         norm = optax.tree.norm(grads)

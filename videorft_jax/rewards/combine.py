@@ -107,7 +107,7 @@ class Rewards:
         completions: Sequence[Sequence[str]],
         records: Sequence[Any],
         prompts: Sequence[str] | None = None,
-        given: Mapping[str, np.ndarray] | None = None,
+        given: Mapping[str, Any] | None = None,
         num_tokens: np.ndarray | None = None,
     ) -> RewardBatch:
         """Scores a batch.
@@ -116,7 +116,8 @@ class Rewards:
           completions: B lists of R texts.
           records: B records (problem_type, solution, options and, for user rewards, the rest).
           prompts: B texts for user rewards; default: each record's `problem`.
-          given: name -> float [B, R] of the rewards computed elsewhere, NaN where failed.
+          given: name -> float [B, R] of the rewards computed elsewhere, NaN where failed; or a
+            function that returns it, called when the strings are scored.
           num_tokens: int [B, R], lengths of the completions; only for the length bonus.
 
         Raises:
@@ -126,7 +127,14 @@ class Rewards:
         _check_batch(completions, records)
         names = [name for name, _ in config.rewards]
         shape = (len(completions), len(completions[0]))
-        _check_given(names, given, num_tokens, shape)
+        expected = {name for name in names if name not in BUILT_IN and ":" not in name}
+        if expected != given.keys():
+            raise ValueError(
+                f"rewards: arrays given for {sorted(given)}, needed for {sorted(expected)}; "
+                "give each reward that is neither built in nor module:function"
+            )
+        if "length" in names:
+            _check_shape("length (num_tokens)", num_tokens, shape)
         if prompts is None:
             prompts = [getattr(record, "problem", "") for record in records]
         deadline = time.monotonic() + config.timeout_s
@@ -143,11 +151,13 @@ class Rewards:
                 texts = [text for group in completions for text in group]
                 values = [rules.score_format(text, config.mode) for text in texts]
                 scores[name] = np.array(values, np.float64).reshape(shape)
-            elif name in given:
-                scores[name] = np.array(given[name], np.float64)
-                scores[name][~np.isfinite(scores[name])] = np.nan
-                if failed := int(np.isnan(scores[name]).sum()):
-                    counts[f"{name}/failed"] = failed
+        for name, array in given.items():
+            array = array() if callable(array) else array
+            _check_shape(name, array, shape)
+            scores[name] = np.array(array, np.float64)
+            scores[name][~np.isfinite(scores[name])] = np.nan
+            if failed := int(np.isnan(scores[name]).sum()):
+                counts[f"{name}/failed"] = failed
         if "length" in names:
             scores["length"] = favour_length(scores["accuracy"], num_tokens)
         for name, collect in started.items():
@@ -305,16 +315,6 @@ def _check_batch(completions: Sequence[Sequence[str]], records: Sequence[Any]) -
         raise ValueError("rewards: a completion is not a string; decode the tokens first")
 
 
-def _check_given(
-    names: Sequence[str], given: Mapping[str, np.ndarray], num_tokens: Any, shape: tuple[int, int]
-) -> None:
-    expected = {name for name in names if name not in BUILT_IN and ":" not in name}
-    if expected != given.keys():
-        raise ValueError(
-            f"rewards: arrays given for {sorted(given)}, needed for {sorted(expected)}; "
-            "give each reward that is neither built in nor module:function"
-        )
-    arrays = dict(given) | ({"length (num_tokens)": num_tokens} if "length" in names else {})
-    for name, array in arrays.items():
-        if np.shape(array) != shape:
-            raise ValueError(f"rewards: {name} has shape {np.shape(array)}; give {list(shape)}")
+def _check_shape(name: str, array: Any, shape: tuple[int, int]) -> None:
+    if np.shape(array) != shape:
+        raise ValueError(f"rewards: {name} has shape {np.shape(array)}; give {list(shape)}")

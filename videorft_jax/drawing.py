@@ -1,0 +1,152 @@
+"""The first half of a GRPO step: completions of a batch, their rewards and their advantages."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from videorft_jax import assembly, judging, losses, sharding
+from videorft_jax.data.batch import Batch
+from videorft_jax.data.frames import shuffle_frames
+from videorft_jax.data.pipeline import Step
+from videorft_jax.gathering import gather
+from videorft_jax.model import vlm
+from videorft_jax.rollout import Rollout, RolloutEngine
+from videorft_jax.sampling import make_sampling
+
+_SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames
+
+
+class Drawn(NamedTuple):
+    """One batch of the loader with its completions and what they are worth; NumPy arrays."""
+
+    item: Step
+    batch: Batch  # prompts; rows without a sample hold one token
+    rollout: Rollout
+    verdict: judging.Verdict
+    advantages: np.ndarray  # float32 [B, R]
+    informative: np.ndarray  # bool [B], rewards of the group differ
+    visual: jax.Array | None  # visual tokens on the mesh, where the tower is frozen
+
+
+class Drawer:
+    """The engine, the judge and the advantages of one run."""
+
+    def __init__(self, config, run: assembly.Run, reward_config):
+        self.config, self.run, weights = config, run, run.weights
+        settings = config.rollout.to_dict()
+        sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+        sampling = {name: settings.pop(name) for name in sampled}
+        settings |= {"dtype": config.model.dtype, "attention": config.model.attention}
+
+        def make_engine(**changes):
+            drawn = make_sampling(weights.model, run.tokenizer, **sampling | changes)
+            return RolloutEngine(weights.model, drawn, run.mesh, **settings)
+
+        self.engine, self.shuffled_engine = make_engine(), None
+        self.rows = config.data.rows // jax.process_count()
+        self.judge = judging.Judge(
+            config, reward_config, run.mesh, run.tokenizer, run.contract, self.rows
+        )
+        if self.judge.wants_order:
+            self.shuffled_engine = make_engine(num_rollouts=config.rollout.num_rollouts // 2)
+        self.shares_visual = not weights.trains_vision and config.grpo.max_draws == 1
+        self._encode = jax.jit(self._encode_clips)
+        self._advantages = jax.jit(
+            functools.partial(losses.group_advantages, divide_by_std=config.grpo.divide_by_std)
+        )
+
+    def _encode_clips(self, params, batch):
+        model = vlm.bind(self.run.weights.model, params)
+        visual = model.encode_vision(batch, attention=self.config.model.attention)
+        return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(self.run.mesh))
+
+    @property
+    def num_programs(self) -> int:
+        """How many were compiled so far."""
+        engines = [engine for engine in (self.engine, self.shuffled_engine) if engine]
+        own = self._encode._cache_size() + self._advantages._cache_size()
+        return own + sum(engine.num_compiles for engine in engines)
+
+    def draw(self, policy, items, tracker) -> list[Drawn]:
+        """Batches of completions until their informative groups fill an update, or the number of
+        draws is used up; without dynamic sampling one batch."""
+        prepared, parts = self.engine.prepare(policy), []
+        for _ in range(self.config.grpo.max_draws):
+            with tracker.phase("data"):
+                item = next(items, None)
+            if item is None:
+                break
+            parts.append(self._draw_one(policy, prepared, item, tracker))
+            same = [part for part in parts if part.item.bucket == item.bucket]
+            enough = sum(int(part.informative.sum()) for part in same) >= self.rows
+            if self.config.grpo.max_draws == 1 or all(gather(enough)):
+                break
+        return parts
+
+    def _draw_one(self, policy, prepared, item, tracker) -> Drawn:
+        config = self.config
+        with tracker.phase("rollout"):
+            batch = fill_rows(item.batch, item.valid, self.run.weights.model)
+            uids = np.array([row[0] if row else 0 for row in item.indices])
+            limits = np.full(
+                (len(uids), config.rollout.num_rollouts), config.rollout.max_new_tokens
+            )
+            limits[~item.valid] = 1
+            visual = None
+            if self.shares_visual and batch.patches.size:
+                visual = self._encode(policy, sharding.place_batch(batch, self.run.mesh))
+            drawn = {"seed": config.seed, "step": item.index, "limits": limits}
+            rollout = self.engine.rollout(prepared, batch, uids, visual=visual, **drawn)
+            shuffled = None
+            if self.shuffled_engine:
+                keys = [(config.seed, item.index, int(uid)) for uid in uids]
+                drawn |= {"step": item.index | _SHUFFLED}
+                drawn |= {"limits": limits[:, : config.rollout.num_rollouts // 2]}
+                other = shuffle_frames(batch, keys)
+                shuffled = self.shuffled_engine.rollout(prepared, other, uids, **drawn)
+        with tracker.phase("rewards"):
+            verdict = self.judge(item, rollout, shuffled)
+            placed = sharding.place_batch((verdict.total, verdict.valid), self.run.mesh)
+            advantages, informative = map(sharding.local_rows, self._advantages(*placed))
+        return Drawn(item, batch, rollout, verdict, advantages, informative, visual)
+
+
+def fill_rows(batch: Batch, valid: np.ndarray, model) -> Batch:
+    """The batch with a prompt of one token in rows without a sample, so that every row runs."""
+    if valid.all():
+        return batch
+    batch = Batch(*(leaf.copy() for leaf in batch))
+    for row in np.flatnonzero(~valid):
+        batch.tokens[row, 0], batch.segment_ids[row, 0] = model.token_ids.vision_end, 1
+    return batch
+
+
+def describe(parts: list[Drawn]) -> dict[str, float]:
+    """Metrics of rollout and rewards: the means over the draws of a step."""
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        lengths, stopped = (
+            part.rollout.lengths[part.item.valid],
+            part.rollout.stopped[part.item.valid],
+        )
+        sums = gather(
+            [int(lengths.sum()), lengths.size, int(stopped.sum()), int(lengths.max(initial=0))]
+        )
+        tokens, count, ended, longest = zip(*sums, strict=True)
+        informative = gather(float(part.informative.mean()))
+        values = dict(part.verdict.metrics)
+        values["groups/informative"] = float(np.mean(informative))
+        if sum(count):
+            values["rollout/length/mean"] = sum(tokens) / sum(count)
+            values["rollout/length/max"] = max(longest)
+            values["rollout/truncated"] = 1 - sum(ended) / sum(count)
+        for name, value in part.rollout.counters.items():
+            about_machine = name.endswith(("_s", "_fraction", "num_compiles"))
+            values[f"{'perf' if about_machine else 'rollout'}/{name}"] = value
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()} | {
+        "rollout/draws": len(parts)
+    }

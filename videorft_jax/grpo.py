@@ -1,0 +1,346 @@
+"""Stage two: GRPO. Draw R completions of each prompt, judge them, make the better ones likelier.
+
+A step is a few compiled programs. *Rollout*: clips once, prompts once, then R completions each
+(rollout.py). *Rewards*: SigLIP on the device while strings are scored on the host (judging.py).
+*Advantages*: group-normalised. *Update*: log-probs of policy and reference with a group in one row
+(scoring.py), the loss (losses.py) and the optimizer (training.py). A batch index and a seed decide
+all that is random, so a run that was killed goes on as if nothing had happened.
+"""
+
+import dataclasses
+import functools
+import logging
+import operator
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videorft_jax import assembly, cli, flops, judging, losses, options, sharding, training
+from videorft_jax.checkpoint import PreemptionGuard
+from videorft_jax.drawing import Drawer, Drawn, describe
+from videorft_jax.gathering import gather
+from videorft_jax.model import vlm
+from videorft_jax.scoring import Groups, score_completions
+from videorft_jax.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """videorft grpo --config=configs/grpo_7b.py --workdir=runs/grpo_7b \\
+    --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR
+videorft grpo --config=configs/grpo_7b.py --workdir=runs/no_semantic \\
+    --config.rewards="(('accuracy', 1.0), ('format', 1.0))" ..."""
+_LANE = 128  # completion lengths are multiples of it where it divides the longest
+
+
+def main(argv: list[str]) -> int:
+    """videorft grpo --config=FILE --workdir=DIR [--config.section.option=value ...]"""
+    config, workdir = options.parse(argv, "videorft grpo", EXAMPLES)
+    return train(config, workdir)
+
+
+class GroupRows(NamedTuple):
+    """What an update reads, every leaf [B, ...]."""
+
+    groups: Groups
+    advantages: jax.Array  # float32 [B, R]
+    sampler: jax.Array  # float32 [B, R, C], log-probs that the rollout recorded
+    old: jax.Array | None = None  # float32 [B, R, C], of the policy before the first update
+    reference: jax.Array | None = None  # float32 [B, R, C]; None: computed in the update
+
+
+def make_grpo_config(config) -> losses.GrpoConfig:
+    """The loss, and the checks of the options around it."""
+    grpo = config.grpo
+    for name in ("num_updates", "max_draws", "length_buckets"):
+        if grpo[name] < 1:
+            raise ValueError(f"{config.name}: grpo.{name} is {grpo[name]}; give at least 1")
+    if config.rollout.num_rollouts < 2:
+        raise ValueError(
+            f"{config.name}: rollout.num_rollouts is {config.rollout.num_rollouts}; a group needs "
+            "at least 2 completions to compare"
+        )
+    if not config.rollout.temperature > 0:
+        raise ValueError(
+            f"{config.name}: rollout.temperature is {config.rollout.temperature}; completions of "
+            "a group would all be the same, give a positive number"
+        )
+    names = [field.name for field in dataclasses.fields(losses.GrpoConfig)]
+    fields = {name: grpo[name] for name in names if name in grpo}
+    return losses.GrpoConfig(**fields, max_length=config.rollout.max_new_tokens)
+
+
+def make_score(config, weights: assembly.Weights):
+    """params, groups -> log-probs and entropy [B, R, C]; params are the model's own."""
+
+    def score(params, groups: Groups):
+        return score_completions(
+            vlm.bind(weights.model, params),
+            groups,
+            temperature=config.rollout.temperature,
+            attention=config.model.attention,
+            remat=config.model.remat,
+        )
+
+    return score
+
+
+def reference_params(joined, reference):
+    """The reference policy: the base under the adapters, or `reference`, the weights that train as
+    they were, beside those that do not."""
+    if "lora" in joined:
+        return {name: part for name, part in joined.items() if name != "lora"}
+    return training.join(reference, joined)
+
+
+def make_loss(config, weights: assembly.Weights):
+    """(loss, totals) for `training.make_step`; the loss takes the reference weights as well."""
+    grpo, score = make_grpo_config(config), make_score(config, weights)
+
+    def totals(rows: GroupRows):
+        return losses.grpo_totals(rows.groups.mask)
+
+    def loss(joined, rows: GroupRows, counts, reference=None):
+        logprobs, entropy = score(weights.merged(joined), rows.groups)
+        known = rows.reference
+        if grpo.beta and known is None:
+            known, _ = score(
+                jax.lax.stop_gradient(reference_params(joined, reference)), rows.groups
+            )
+        value, metrics = losses.grpo_loss(
+            logprobs, rows.advantages, rows.groups.mask, counts, grpo,
+            old=rows.old, reference=known, sampler=rows.sampler,
+        )  # fmt: skip
+        return value, metrics | {"entropy": entropy.sum() / counts["tokens"]}
+
+    return loss, totals
+
+
+class Trainer:
+    """The compiled programs of one run and what flows between them."""
+
+    def __init__(self, config, run: assembly.Run, reward_config):
+        self.config, self.run, weights = config, run, run.weights
+        self.dtype = jnp.dtype(config.model.dtype)
+        self.drawer = Drawer(config, run, reward_config)
+        model_shardings = sharding.state_shardings(vlm.abstract_params(weights.model), run.mesh)
+        self._policy = jax.jit(self._merge, out_shardings=model_shardings)
+        self.reference = ()
+        if config.grpo.beta:
+            self.reference = (None if weights.lora else self._read_reference(),)
+        self._score = jax.jit(self._score_before)
+        loss, totals = make_loss(config, weights)
+        self._step = training.make_step(
+            self._with_fetched(loss),
+            totals,
+            run.optimizer,
+            dtype=self.dtype,
+            accumulate=config.train.accumulate,
+            ema_decay=config.optim.ema_decay,
+            shardings=run.shardings,
+        )
+
+    # Programs
+
+    def _merge(self, params, frozen):
+        joined = training.join(training.cast(params, self.dtype), training.cast(frozen, self.dtype))
+        return self.run.weights.merged(joined)
+
+    def _score_before(self, params, frozen, groups, reference=None):
+        """Log-probs of the policy and, with a beta, of the reference, before the first update."""
+        score = make_score(self.config, self.run.weights)
+        joined = training.join(training.cast(params, self.dtype), training.cast(frozen, self.dtype))
+        old, _ = score(self.run.weights.merged(joined), groups)
+        if not self.config.grpo.beta:
+            return old, None
+        reference = self._fetch(reference)
+        return old, score(reference_params(joined, reference), groups)[0]
+
+    def _read_reference(self):
+        """The weights that train as they are in `model.init_from`, in the dtype of the model."""
+        shardings = self.run.shardings.params
+        if self.config.grpo.reference_on_host:
+            shardings = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), shardings)
+        params = assembly.read_params(self.config, self.run.weights, self.run.mesh)
+
+        def build(params):
+            trained, _ = self.run.weights.split(params, jax.random.key(0))
+            return training.cast(trained, self.dtype)
+
+        return jax.jit(build, out_shardings=shardings)(params)
+
+    def _fetch(self, reference):
+        if reference is None or not self.config.grpo.reference_on_host:
+            return reference
+        return jax.device_put(reference, self.run.shardings.params)
+
+    def _with_fetched(self, loss):
+        return lambda joined, rows, counts, *fixed: loss(
+            joined, rows, counts, *map(self._fetch, fixed)
+        )
+
+    @property
+    def num_programs(self) -> int:
+        own = sum(program._cache_size() for program in (self._policy, self._score, self._step))
+        return own + self.drawer.num_programs
+
+    def policy(self, state):
+        """The model's parameters, in its dtype."""
+        return self._policy(state.params, state.frozen)
+
+    def make_rows(self, parts: list[Drawn]) -> GroupRows:
+        """The groups of an update on the mesh. Of several draws, those of the shape that has the
+        most informative groups; these come first, others fill what is left."""
+        config, last = self.config, parts[-1]
+        if len(parts) > 1:
+            shapes = {part.item.bucket for part in parts}
+            counts = {
+                shape: min(gather(_num_informative(parts, shape))) for shape in sorted(shapes)
+            }
+            shape = max(counts, key=counts.get)
+            parts = [part for part in parts if part.item.bucket == shape]
+        rows = [self._host_rows(part) for part in parts]
+        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
+        if len(parts) > 1:
+            informative = np.concatenate([part.informative for part in parts])
+            chosen = np.argsort(~informative, kind="stable")[: len(last.informative)]
+            rows = jax.tree.map(lambda leaf: leaf[np.sort(chosen)], rows)
+        longest = max(gather(int(rows.groups.lengths.max())))
+        size = fit_length(longest, config.rollout.max_new_tokens, config.grpo.length_buckets)
+        groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
+        rows = rows._replace(groups=groups, sampler=rows.sampler[..., :size])
+        placed = sharding.place_batch(rows, self.run.mesh)
+        return placed._replace(groups=placed.groups._replace(visual=last.visual))
+
+    def _host_rows(self, part: Drawn) -> GroupRows:
+        taking = part.verdict.valid
+        if self.config.grpo.mask_truncated:
+            taking = taking & part.rollout.stopped
+        batch = part.batch
+        if part.visual is not None:  # no need to send the pixels again
+            batch = batch._replace(patches=batch.patches[:, :0])
+        lengths = np.where(taking, part.rollout.lengths, 0).astype(np.int32)
+        groups = Groups(batch, part.rollout.tokens, lengths)
+        return GroupRows(groups, part.advantages, part.rollout.logprobs)
+
+    def update(self, state, rows: GroupRows):
+        """All updates of one rollout; metrics are those of the last."""
+        if self.config.grpo.num_updates > 1:
+            old, reference = self._score(state.params, state.frozen, rows.groups, *self.reference)
+            rows = rows._replace(old=old, reference=reference)
+        for _ in range(self.config.grpo.num_updates):
+            state, metrics = self._step(state, rows, *self.reference)
+        return state, metrics
+
+
+def _num_informative(parts: list[Drawn], shape: int) -> int:
+    return sum(int(part.informative.sum()) for part in parts if part.item.bucket == shape)
+
+
+def fit_length(longest: int, limit: int, num_buckets: int) -> int:
+    """The smallest of `num_buckets` lengths up to `limit` that holds `longest`; each is compiled
+    when it is first needed."""
+    unit = _LANE if limit % _LANE == 0 else 1
+    sizes = (-(-limit * k // (num_buckets * unit)) * unit for k in range(1, num_buckets + 1))
+    return min(size for size in sizes if size >= longest)
+
+
+def train(config, workdir: str) -> int:
+    """Runs to the end of the data, or to the next checkpoint after SIGTERM. Returns exit code 0.
+
+    Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
+    not finite.
+    """
+    updates = config.grpo.num_updates
+    make_grpo_config(config)
+    reward_config = judging.make_reward_config(config)
+    with assembly.open_run(config, workdir, "grpo", updates) as run:
+        start = int(run.state.step) // updates
+        if start >= run.total or run.next_batch >= len(run.loader):
+            log.info("step %d of %d: nothing left to do", start, run.total)
+            return 0
+        plans = gather(run.loader.digest)
+        if len(set(plans)) > 1:
+            raise ValueError(f"{config.name}: processes read different data, plans {plans}")
+        _loop(config, workdir, run, Trainer(config, run, reward_config), start)
+    return 0
+
+
+def _loop(config, workdir, run, trainer, start):
+    state, total = run.state, run.total
+    log.info("steps %d to %d; the first of each shape is compiled", start + 1, total)
+    completions = judging.CompletionLog(workdir, start + 1)
+    with (
+        PreemptionGuard() as guard,
+        Tracker(
+            workdir,
+            total,
+            start_step=start + 1,
+            show=("loss", "rewards/total/mean", "rewards/accuracy/mean"),
+            interval=config.log.interval_s,
+            wandb=config.log.wandb or None,
+            config=run.meta["config"],
+        ) as tracker,
+        run.loader.steps(run.next_batch) as items,
+    ):
+        for number in range(start + 1, total + 1):
+            parts = trainer.drawer.draw(trainer.policy(state), items, tracker)
+            if not parts:
+                log.info("the data ended after step %d of %d", number - 1, total)
+                run.save(number - 1, state, len(run.loader))
+                break
+            with tracker.phase("update"):
+                rows = trainer.make_rows(parts)
+                state, metrics = trainer.update(state, rows)
+            for part in parts:  # while the update runs
+                completions.write(number, part.item, part.rollout, part.verdict, part.advantages)
+            logged = describe(parts) | {"perf/programs": trainer.num_programs}
+            counts = _counts(config, run.weights, parts, rows)
+            with tracker.phase("update"):
+                metrics = {name: float(value) for name, value in metrics.items()}
+            tracker.log(number, metrics | logged, **counts)
+            records = [row for part in parts for row in part.item.records]
+            assembly.check_skipped(config, number, metrics, records)
+            stop = guard.should_stop(number)
+            if stop or number == total or number % config.checkpoint.every == 0:
+                run.save(number, state, parts[-1].item.index + 1)
+            if stop:
+                log.info("stopped after step %d; the same command goes on from there", number)
+                break
+    completions.close()
+
+
+def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:
+    """Tokens and operations of a step over all processes, each holding as many rows."""
+    settings = {
+        "remat": config.model.remat,
+        "trained": weights.is_trained,
+        "merged": weights.targets,
+        "rank": config.lora.rank,
+    }
+    size, costs = rows.groups.completions.shape[-1], []
+    for useful in (True, False):
+        cost = flops.Cost()
+        for part in parts:
+            prompts = (part.batch.segment_ids > 0).sum(1)
+            length = part.batch.tokens.shape[1]
+            group = flops.group_work(prompts, part.rollout.lengths, length, size)[not useful]
+            clips = flops.vision_work(part.batch.patch_valid)[not useful]
+            cost += flops.forward_cost(weights.model, group + clips)
+        learnt = group if part.visual is not None else group + clips
+        for _ in range(config.grpo.num_updates):
+            cost += flops.train_cost(weights.model, learnt, **settings)
+        if config.grpo.beta:
+            cost += flops.forward_cost(weights.model, learnt)
+        costs.append(functools.reduce(operator.add, [cost] * jax.process_count()))
+    tokens = sum(int(part.rollout.lengths.sum()) for part in parts)
+    tokens += sum(int((part.batch.segment_ids > 0).sum()) for part in parts)
+    return {
+        "tokens": tokens * jax.process_count(), "useful": costs[0], "executed": costs[1],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv[1:], "videorft grpo"))

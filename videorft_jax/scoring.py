@@ -1,0 +1,75 @@
+"""Log-probabilities of completions under a policy, a group in one row.
+
+The row `[prompt | R completions]` with a static mask runs clip and prompt once, forward and
+backward, where a row per completion would run them R times; values and gradients are the same.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from videorft_jax.data.batch import Batch
+from videorft_jax.losses import token_logprobs
+from videorft_jax.model.attention import SharedPrefix
+from videorft_jax.model.vlm import VLM
+
+
+class Groups(NamedTuple):
+    """B prompts with R completions of at most C tokens each."""
+
+    batch: Batch  # one right-padded prompt per row; without pixels where `visual` is given
+    completions: jax.Array  # int32 [B, R, C]
+    lengths: jax.Array  # int32 [B, R], 0: this completion takes no part
+    visual: jax.Array | None = None  # visual tokens [B, Z, D], where they are known already
+
+    @property
+    def mask(self) -> jax.Array:
+        """bool [B, R, C], True on tokens of completions that take part."""
+        return jnp.arange(self.completions.shape[-1]) < self.lengths[..., None]
+
+
+def score_completions(
+    model: VLM, groups: Groups, *, temperature: float = 1.0, attention="auto", remat="none"
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each token and entropy of its distribution, float32 [B, R, C].
+
+    Of softmax(logits / temperature) over the whole vocabulary, as the rollout records them; 0
+    outside `groups.mask`. The first token of a completion is predicted by the last of the prompt,
+    wherever padding puts the completion itself.
+    """
+    batch, mask = groups.batch, groups.mask
+    rows, rollouts, size = mask.shape
+    prompt_length = batch.tokens.shape[1]
+    visual = groups.visual
+    if visual is None and batch.patches.size:
+        visual = model.encode_vision(batch, attention=attention, remat=remat)
+    valid = batch.segment_ids > 0
+    prompt = model.embed(batch.tokens, visual, batch.visual_index)
+    own = model.embed(groups.completions.reshape(rows, -1), None, None)
+
+    following = jnp.where(valid[:, None], batch.positions, 0).max((1, 2)) + 1
+    places = jnp.tile(jnp.arange(size), rollouts) + following[:, None]
+    places = jnp.broadcast_to(places[:, None], (rows, 3, rollouts * size))
+    flat = mask.reshape(rows, -1)
+    hidden = model.text(
+        jnp.concatenate([prompt, own], axis=1),
+        jnp.concatenate([batch.positions, places], axis=2),
+        SharedPrefix(
+            jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
+        ),
+        attention_path=attention,
+        remat=remat,
+    )
+    last = jnp.take_along_axis(hidden, (valid.sum(1) - 1)[:, None, None], axis=1)
+    inside = hidden[:, prompt_length:].reshape(rows, rollouts, size, -1)
+    first = jnp.broadcast_to(last[:, None], (rows, rollouts, 1, hidden.shape[-1]))
+    before = jnp.concatenate([first, inside[:, :, :-1]], axis=2).reshape(rows, -1, hidden.shape[-1])
+    scores = token_logprobs(
+        before,
+        model.text.output_weight,
+        groups.completions.reshape(rows, -1),
+        flat,
+        temperature=temperature,
+    )
+    return tuple(x.reshape(mask.shape) for x in scores)
