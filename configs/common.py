@@ -108,6 +108,17 @@ def get_config() -> ConfigDict:
     config.reward.scale = 2.0
     config.reward.cache = ""  # folder of frame embeddings; empty: in memory
 
+    config.evaluate = ConfigDict()
+    config.evaluate.checkpoint = ""  # work directory of a run, or a step in it; empty: init_from
+    config.evaluate.ema = False  # the average of its weights
+    config.evaluate.other_media = False  # allow another media contract than the checkpoint's
+    config.evaluate.blank = False  # clips without content, what the text alone gives away
+    config.evaluate.limit = 0  # first records of the file; 0: all
+    config.evaluate.num_rollouts = 1
+    config.evaluate.max_new_tokens = 1024
+    config.evaluate.temperature = 0.0  # 0: greedy
+    config.evaluate.top_p = 1.0
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; one is also written at the end and on SIGTERM
     config.checkpoint.keep_last = 2
