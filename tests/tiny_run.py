@@ -11,13 +11,13 @@ import time
 import jax
 import numpy as np
 
-from videorft_jax import manifest
+from videorft_jax import manifest, siglip_training
 from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.prompts import build_messages, build_target, render_text
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.synthetic import WorldConfig, write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.model import vlm
+from videorft_jax.model import siglip, vlm
 from videorft_jax.model.config import parse_config, tiny_values
 from videorft_jax.model.convert import write_checkpoint
 
@@ -56,6 +56,16 @@ def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)
     tokenizer.save_pretrained(folder)
+
+
+def make_siglip(folder, records) -> None:
+    """A random SigLIP whose words are those of the records."""
+    source = RecordSource(records)
+    texts = [source[i].process for i in range(len(source))]
+    tokenizer = siglip_training.make_tokenizer(texts)
+    vocab = len(tokenizer) + len(tokenizer) % 2  # so that a tensor axis of 2 divides it, and heads
+    config = siglip_training.tiny_config(vocab, image_size=28, width=64, num_layers=1)
+    siglip.save_siglip(folder, siglip.init(config, jax.random.key(0)), config, tokenizer)
 
 
 def load_recipe(name: str):

@@ -1,0 +1,240 @@
+"""GRPO from the command line: the same numbers on any mesh, in slices, on two processes, and after
+a kill. Every run is the real command on a tiny model, real clips and a random SigLIP."""
+
+import concurrent.futures
+import json
+import random
+import socket
+
+import numpy as np
+import pytest
+from tiny_run import (
+    finish,
+    make_data,
+    make_model,
+    make_siglip,
+    metrics,
+    read_arrays,
+    sft_options,
+    start,
+    wait_for,
+    write_config,
+)
+
+STEPS = 4
+MACHINE = ("perf/", "time/", "memory/")
+REWARDS = (("tests.user_rewards:count_letters", 1.0), ("accuracy", 1.0), ("semantic", 0.5))
+
+
+class Place:
+    def __init__(self, folder):
+        self.folder = folder
+        files = make_data(folder / "data", num_sft=40, num_rl=32)
+        make_model(folder / "model", files["sft"])
+        make_siglip(folder / "siglip", files["sft"])
+        options = sft_options(
+            folder / "model",
+            files["rl"],
+            data__row_tokens=192,
+            train__max_steps=STEPS,
+            optim__schedule="constant",
+            optim__eps=1e-4,  # so that rounding of a gradient near 0 is no step of full length
+            checkpoint__every=2,
+            rollout__num_rollouts=4,
+            rollout__max_new_tokens=8,
+            rollout__top_p=1.0,
+            grpo__length_buckets=1,
+            rewards=REWARDS,
+            reward__siglip=str(folder / "siglip"),
+            reward__gated=(),
+            reward__frames=4,
+        )
+        write_config(folder / "tiny.py", "grpo_7b", options)
+
+    def start(self, name, *flags, devices=1):
+        return start(
+            self.folder / "compiled", "grpo", f"--config={self.folder / 'tiny.py'}",
+            f"--workdir={self.folder / name}", *flags, devices=devices,
+        )  # fmt: skip
+
+    def run(self, name, *flags, devices=1, code=0):
+        found, text = finish(self.start(name, *flags, devices=devices))
+        assert found == code, text
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("grpo"))
+
+
+RUNS = {
+    "single": ((), 1),
+    "slices": (("--config.train.accumulate=4",), 1),
+    "mesh": (("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"), 8),
+    "shuffled": (
+        (
+            "--config.rewards=(('tests.user_rewards:count_letters', 1.0), ('accuracy', 0.0),"
+            " ('order', 0.3))",
+            "--config.train.max_steps=2",
+        ),
+        1,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """name -> work directory of a finished run of RUNS; all are started at once, two at a time."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        futures = {
+            name: pool.submit(place.run, name, *flags, devices=devices)
+            for name, (flags, devices) in RUNS.items()
+        }
+
+        class Finished:
+            def __getitem__(self, name):
+                return futures[name].result()
+
+        yield Finished()
+
+
+def curve(workdir):
+    """What a run logged but for the machine's own figures."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith(MACHINE)}
+        for line in metrics(workdir)
+    ]
+
+
+def completions(workdir):
+    lines = (workdir / "completions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_close(workdir, reference):
+    found, expected = curve(workdir), curve(reference)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for line, other in zip(found, expected, strict=True):
+        # How the rollout was divided over devices is no result.
+        names = {name for name in other if not name.startswith(("rollout/fin", "rollout/comp"))}
+        assert names <= line.keys()
+        for name in names:
+            np.testing.assert_allclose(line[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    texts = [
+        [(x["problem_id"], x["completion"]) for x in completions(d)] for d in (workdir, reference)
+    ]
+    assert texts[0] == texts[1]
+    found, expected = (read_arrays(folder, STEPS) for folder in (workdir, reference))
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_what_a_run_leaves(place, runs):
+    workdir = runs["single"]
+    lines, told = metrics(workdir), completions(workdir)
+    assert len(lines) == STEPS
+    assert len(told) == STEPS * 8 * 4
+    for line in lines:
+        assert {
+            "loss", "kl", "entropy", "clip_fraction", "sampler_gap", "grad_norm",
+            "rewards/total/mean", "rewards/total/std", "rewards/total/group_std",
+            "rewards/semantic/mean", "rewards/accuracy/mean", "groups/informative",
+            "groups/all_wrong", "groups/all_right", "rollout/length/mean", "rollout/truncated",
+            "perf/programs", "perf/tokens_per_s", "perf/mfu",
+            "time/data", "time/rollout", "time/rewards", "time/update",
+        } <= line.keys()  # fmt: skip
+        assert line["sampler_gap"] < 1e-3  # rollout and training are one model
+        own = [x for x in told if x["step"] == line["step"]]
+        assert len({x["problem_id"] for x in own}) == 8
+        groups = np.array([x["total"] for x in own]).reshape(8, 4)
+        advantages = np.array([x["advantage"] for x in own]).reshape(8, 4)
+        spread = groups.std(1, ddof=1, keepdims=True) + 1e-4
+        wanted = (groups - groups.mean(1, keepdims=True)) / spread
+        np.testing.assert_allclose(advantages, wanted, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(line["rewards/total/mean"], groups.mean(), rtol=1e-5)
+        lengths = [x["length"] for x in own]
+        assert line["rollout/length/mean"] == np.mean(lengths)
+        assert line["rollout/truncated"] == np.mean([not x["stopped"] for x in own])
+    assert lines[0]["kl"] == 0.0  # the reference is where it began
+    assert lines[-1]["kl"] > 0.0
+    weights = dict(REWARDS)
+    for x in told:
+        total = sum(weights[name] * value for name, value in x["rewards"].items())
+        assert x["total"] == pytest.approx(total, rel=1e-5)
+    # Programs of a step: policy, its copy, prefill, decode, advantages, update; buckets of decode.
+    assert lines[-1]["perf/programs"] <= 12
+
+
+@pytest.mark.parametrize("name", ["slices", "mesh"])
+def test_equals_one_device(runs, name):
+    assert_close(runs[name], runs["single"])
+
+
+def test_two_processes_equal_one(place, runs):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = ["--config.mesh.data=8", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    processes = [
+        place.start("two", *common, f"--process_id={number}", devices=4) for number in range(2)
+    ]
+    for process in processes:
+        code, text = finish(process)
+        assert code == 0, text
+    workdir = place.folder / "two"
+    other = (workdir / "completions-1.jsonl").read_text().splitlines()
+    with (workdir / "completions.jsonl").open("a") as file:
+        file.writelines(line + "\n" for line in other)
+
+    def place_of(x):
+        return x["step"], x["problem_id"], x["completion"]
+
+    merged, single = (sorted(map(place_of, completions(d))) for d in (workdir, runs["single"]))
+    assert merged == single
+    for line, wanted in zip(curve(workdir), curve(runs["single"]), strict=True):
+        for name in ("loss", "kl", "entropy", "rewards/total/mean", "rewards/semantic/std"):
+            np.testing.assert_allclose(line[name], wanted[name], rtol=1e-4, atol=1e-5)
+    found, expected = (read_arrays(d, STEPS) for d in (workdir, runs["single"]))
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_killed_and_resumed(place, runs):
+    wanted = random.Random(1).randint(1, STEPS - 1)
+    process = place.start("killed")
+    path = place.folder / "killed" / "metrics.jsonl"
+    wait_for(lambda: path.exists() and path.read_text().count("\n") >= wanted, process)
+    process.kill()
+    finish(process)
+    workdir = place.run("killed")
+    assert curve(workdir) == curve(runs["single"])
+    assert completions(workdir) == completions(runs["single"])
+    found, expected = (read_arrays(folder, STEPS) for folder in (workdir, runs["single"]))
+    assert found.keys() == expected.keys()
+    for path in expected:
+        assert found[path].tobytes() == expected[path].tobytes(), path
+
+
+def test_order_of_frames_is_rewarded(runs):
+    """A random model is as often right on shuffled frames, so the bonus of right answers is paid
+    wherever there are any; here there are none, and it is 0 for all."""
+    lines = metrics(runs["shuffled"])
+    assert [line["rewards/order/mean"] for line in lines] == [0.0, 0.0]
+    assert lines[0]["perf/programs"] > metrics(runs["single"])[0]["perf/programs"]
+
+
+def refused(place, *flags, code=2):
+    found, text = finish(place.start("refused", *flags))
+    assert found == code, text
+    return text.splitlines()[-1]
+
+
+def test_bad_input(place):
+    missing = refused(place, "--config.reward.siglip=")
+    assert missing == (
+        "videorft grpo: rewards: semantic has weight 0.5 but no folder is named; name the folder "
+        "of a SigLIP checkpoint or take semantic out of the rewards"
+    )
+    unknown = refused(place, "--config.rewards=(('tests.nothing:here', 1.0),)")
+    assert unknown.startswith("videorft grpo: reward tests.nothing:here: ")
