@@ -5,6 +5,7 @@
 """
 
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -106,6 +107,42 @@ def peer_inputs(clips, samples):
         "second_per_grid_ts": torch.ones(len(clips)),
     }
     return inputs, torch.where(targets, tokens, -100)
+
+
+class Sides:
+    """The two sides of a benchmark, each a process of its own: what `run(*arguments, pipe)` serves.
+
+    Each lives through the whole benchmark, so that what it compiled and allocated is its own.
+    """
+
+    def __init__(self, *arguments, **runs):
+        spawn = multiprocessing.get_context("spawn")
+        self._sides = {}
+        for name, run in runs.items():
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=run, args=(*arguments, there), daemon=True)
+            process.start()
+            self._sides[name] = here, process
+
+    def ask(self, name: str, *request):
+        pipe, _ = self._sides[name]
+        pipe.send(request)
+        return pipe.recv()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pipe, process in self._sides.values():
+            pipe.send(None)
+            process.join()
+
+
+def serve(once, pipe) -> None:
+    """Calls `once(*request)` for every request until there are no more, and sends back its answer.
+    For a process of `Sides`."""
+    while (request := pipe.recv()) is not None:
+        pipe.send(once(*request))
 
 
 def machine() -> dict:
