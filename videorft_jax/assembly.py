@@ -89,13 +89,16 @@ def make_contract(config) -> MediaContract:
     return dataclasses.replace(getattr(MediaContract, preset)(), **changes)
 
 
-def make_loader(config, mode: str, tokenizer, contract: MediaContract, workdir: str) -> Loader:
-    """The loader of this process's rows; it measures the records on its first run.
+def make_loader(
+    config, mode: str, tokenizer, contract: MediaContract, workdir: str, source=None
+) -> Loader:
+    """The loader of this process's rows of `source`, the default being `data.records`; it measures
+    the records on its first run.
 
     Raises ValueError, also when too many records are bad for a run to start.
     """
     data = config.data
-    source = RecordSource(data.records, data.root or None)
+    source = source or RecordSource(data.records, data.root or None)
     template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
     settings = LoaderConfig(
         mode=mode,

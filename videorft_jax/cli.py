@@ -6,6 +6,8 @@ import sys
 COMMANDS = {
     "sft": ("videorft_jax.sft", "supervised fine-tuning on chains of thought"),
     "grpo": ("videorft_jax.grpo", "reinforced fine-tuning on questions with checkable answers"),
+    "evaluate": ("videorft_jax.evaluate", "completions of every record, and what they are worth"),
+    "export": ("videorft_jax.export", "a checkpoint as a Hugging Face folder"),
     "ask": ("videorft_jax.ask", "one question about one clip"),
     "validate": ("videorft_jax.validate", "check records and media before training on them"),
     "cache": ("videorft_jax.data.cache", "decode and resize every clip once"),

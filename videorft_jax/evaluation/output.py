@@ -1,0 +1,142 @@
+"""The folder of an evaluation: every output as it comes, and the results at the end.
+
+    completions.jsonl    rows of `evaluate_records`; process p > 0 writes completions-p.jsonl
+    results.json         settings from the start, results when all records are done
+
+An evaluation goes on where it was stopped: rows that are there whole are kept, and only with the
+settings they were made with.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from videorft_jax.gathering import gather
+
+COMPLETIONS, RESULTS = "completions.jsonl", "results.json"
+
+
+class OutputFolder:
+    """Opens or goes on with an evaluation of `settings`, a dict of dicts that JSON can hold.
+
+    `rows` are those found, of all processes whose files are in this folder. Raises ValueError, on
+    every process, when the folder holds another evaluation or the completions of another command.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: dict[str, dict], num_rollouts: int):
+        self.folder, self.settings = pathlib.Path(folder), json.loads(json.dumps(settings))
+        self._file = None
+        number = jax.process_index()
+        self._own = self.folder / (f"completions-{number}.jsonl" if number else COMPLETIONS)
+        problems = gather("" if number else self._start())
+        if problems[0]:
+            raise ValueError(problems[0])
+        self.rows: list[dict[str, Any]] = []
+        for path in sorted({self._own, *self.folder.glob("completions*.jsonl")}):
+            if path.exists():
+                rows, size = read_rows(path, num_rollouts)
+                self.rows += rows
+                if path == self._own:
+                    os.truncate(path, size)
+        gather(0)  # all have read before any writes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._own.open("a", encoding="utf-8")
+
+    def _start(self):
+        """Settings in place; what is wrong with the folder, or ""."""
+        path = self.folder / RESULTS
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+                return _compare(found, self.settings, path)
+            if any(self.folder.glob("completions*.jsonl")):
+                return (
+                    f"{self.folder}: has completions without {RESULTS}, of another command; "
+                    "choose another workdir"
+                )
+            self._write({"results": None})
+        except OSError as error:
+            return f"{self.folder}: cannot be written ({error}); choose another workdir"
+        except (ValueError, KeyError, TypeError):
+            return f"{path}: is not of an evaluation; choose another workdir"
+        return ""
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Appends rows of this process; they are in the file when it returns."""
+        self.rows += rows
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._file.flush()
+
+    def gather_rows(self) -> list[dict[str, Any]]:
+        """All rows of all processes without their texts, in order of the records."""
+        texts = ("problem", "completion", "answer", "solution")
+        own = [{name: row[name] for name in row if name not in texts} for row in self.rows]
+        rows = {(row["index"], row["rollout"]): row for part in gather(own) for row in part}
+        return [rows[name] for name in sorted(rows)]
+
+    def finish(self, results: dict[str, Any], performance: dict[str, Any]) -> None:
+        """Process 0 writes the results; those about the machine stay when nothing new was run."""
+        if jax.process_index():
+            return
+        if not performance:
+            before = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
+            performance = before.get("performance", {})
+        self._write({"results": results, "performance": performance})
+
+    def _write(self, body):
+        partial = self.folder / f"{RESULTS}.partial"
+        text = json.dumps({"settings": self.settings} | body, indent=1, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, self.folder / RESULTS)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def read_rows(path: pathlib.Path, num_rollouts: int) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the records that are there whole, and the bytes they take up from the beginning.
+
+    A record is whole with a line for each of its completions, or one that says why it has none.
+    """
+    lines, size = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:  # behind the last newline: cut off, or nothing
+        try:
+            row = json.loads(line)
+            lines.append((row["index"], row["outcome"], row, len(line) + 1))
+        except (ValueError, KeyError, TypeError):
+            break
+    rows = []
+    for _, group in itertools.groupby(lines, key=lambda line: line[0]):
+        group = list(group)
+        if group[0][1] != "quarantined" and len(group) != num_rollouts:
+            break
+        rows += [row for *_, row, _ in group]
+        size += sum(length for *_, length in group)
+    return rows, size
+
+
+def _compare(found, settings, path):
+    there, here = (
+        {f"{section}.{name}": value for section, own in body.items() for name, value in own.items()}
+        for body in (found, settings)
+    )
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            return (
+                f"{path}: {name} is {there.get(name)!r} there and {here.get(name)!r} in this run; "
+                "use the same value or another workdir"
+            )
+    return ""

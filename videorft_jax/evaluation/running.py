@@ -1,0 +1,143 @@
+"""Completions of every record of a loader, scored. The engine and its parameters are handed in, so
+that a program which evaluates several weights compiles once.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from videorft_jax.data.batch import Batch
+from videorft_jax.data.pipeline import Loader, Step
+from videorft_jax.drawing import fill_rows
+from videorft_jax.gathering import gather
+from videorft_jax.model.vision import PIXEL_MEAN
+from videorft_jax.rewards import answers
+from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
+from videorft_jax.rollout import Rollout, RolloutEngine
+
+SCORED, QUARANTINED = "scored", "quarantined"
+
+
+def evaluate_records(
+    engine: RolloutEngine,
+    params: Any,
+    tokenizer: Any,
+    loader: Loader,
+    *,
+    mode: str = "strict",
+    seed: int = 0,
+    blank: bool = False,
+    done: Iterable[int] = (),
+    on_batch: Callable[[list[dict], dict[str, float]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Draws and scores the completions of this process's records, every record exactly once.
+
+    A row of the result is one completion, or one record that could not be shown to the model:
+
+      index, rollout           place of the record in its file, number of the completion
+      problem_id, problem_type, problem, path, solution     of the record
+      completion, answer       texts; answer None: none could be taken out of it
+      score, outcome           float or None; scored, unparseable (score 0), failed, quarantined
+      reason                   why it is quarantined, else ""
+      completion_tokens, stopped, finite       length, ended by a stop id, all logits finite
+
+    params: of `engine.prepare`. loader: in the mode "evaluate". mode: rules of the score, see
+    `rewards.accuracy`. blank: clips without content (`blank_pixels`). done: records (of any
+    process) that are not run again. on_batch: called with the rows of each batch and the counters
+    of its rollout. Completion r of record i depends on seed, i and r alone, not on the batch.
+
+    All processes of the mesh call it with the same arguments but their own loaders.
+    """
+    check_mode(mode)
+    done = set().union(*gather(sorted(map(int, done))))
+    needed = _find_batches(loader, done)
+    if not needed.any():
+        return []
+    found, sampling = [], engine.sampling
+    with loader.steps(int(np.argmax(needed))) as items:
+        for item in items:
+            if not needed[item.index]:
+                continue
+            batch = fill_rows(item.batch, item.valid, engine.config)
+            if blank:
+                batch = blank_pixels(batch)
+            uids = np.array([row[0] if row else 0 for row in item.indices])
+            limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
+            limits[~item.valid] = 1
+            rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits)
+            rows = _make_rows(item, rollout, tokenizer, mode)
+            rows = [row for row in rows if row["index"] not in done]
+            found += rows
+            if on_batch:
+                on_batch(rows, rollout.counters)
+    return found
+
+
+def _find_batches(loader, done):
+    """bool [K], batches of which some process has a record to run: a batch is run by all."""
+    plan = loader.plan
+    own = [
+        any(int(index) not in done for index in plan.record[start:stop])
+        for start, stop in zip(plan.starts, plan.starts[1:], strict=False)
+    ]
+    return np.any(np.array(gather(own), bool), axis=0)
+
+
+def blank_pixels(batch: Batch) -> Batch:
+    """The batch with every pixel at the mean of the normalisation, which the tower sees as 0 to
+    half a grey level. Frames keep their number, size and time: what is left to the model is the
+    text, and how long and how large the clip is."""
+    colour = np.round(np.array(PIXEL_MEAN) * 255).astype(np.uint8)
+    patch = np.repeat(colour, batch.patches.shape[-1] // len(colour))  # channels come first
+    return batch._replace(patches=np.where(batch.patch_valid[..., None], patch, np.uint8(0)))
+
+
+def _make_rows(item: Step, rollout: Rollout, tokenizer, mode):
+    failures = dict(item.failures)
+    for row in range(len(item.valid)):
+        if row in failures:
+            yield _quarantined(failures[row])
+        for number in range(rollout.lengths.shape[1]) if item.valid[row] else ():
+            length = int(rollout.lengths[row, number])
+            ids = rollout.tokens[row, number, :length]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            record = item.records[row][0]
+            yield {
+                "index": item.indices[row][0],
+                "rollout": number,
+                "problem_id": record.problem_id,
+                "problem_type": record.problem_type,
+                "problem": record.problem,
+                "path": record.path,
+                "solution": record.solution,
+                **_judge(text, record, mode),
+                "reason": "",
+                "completion_tokens": length,
+                "stopped": bool(rollout.stopped[row, number]),
+                "finite": not rollout.failed[row, number],
+            }
+
+
+def _judge(text, record, mode):
+    found = score_accuracy(text, record.solution, record.problem_type, record.options, mode)
+    score, outcome = found, SCORED
+    if isinstance(found, Outcome):
+        score, outcome = (0.0 if found is Outcome.UNPARSEABLE else None), str(found)
+    strict = mode == "strict"
+    answer = answers.extract_answer(text) if strict else answers.first_block(text, "answer")
+    return {"completion": text, "answer": answer, "score": score, "outcome": outcome}
+
+
+def _quarantined(failure):
+    unknown = (
+        "problem_id", "problem_type", "problem", "solution", "completion", "answer", "score",
+        "completion_tokens", "stopped", "finite",
+    )  # fmt: skip
+    return dict.fromkeys(unknown) | {
+        "index": failure.index,
+        "rollout": 0,
+        "path": failure.path,
+        "outcome": QUARANTINED,
+        "reason": failure.reason,
+    }

@@ -1,0 +1,108 @@
+"""A model out of one of our checkpoints, whatever was trained: all weights, a part, adapters."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from videorft_jax import assembly, manifest, sharding, training
+from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.data.media import MediaContract
+from videorft_jax.model.config import ModelConfig
+from videorft_jax.model.convert import nest
+from videorft_jax.model.lora import LoraConfig, merge_lora
+
+
+class Saved(NamedTuple):
+    """A checkpoint whose arrays have not been read."""
+
+    workdir: str
+    step: int
+    meta: dict[str, Any]
+    arrays: dict[str, tuple]  # path -> (dtype, shape)
+
+    @property
+    def name(self) -> str:
+        return f"{self.workdir}/checkpoints/{self.step:08d}"
+
+    @property
+    def init_from(self) -> str:
+        """The Hugging Face folder that the run started from, with tokenizer and configuration."""
+        return self.meta["config"]["model"]["init_from"]
+
+    @property
+    def contract(self) -> MediaContract:
+        return MediaContract.from_dict(self.meta["media"])
+
+
+def find_checkpoint(path: str) -> Saved:
+    """The newest whole checkpoint of a work directory, or the one that a path such as
+    `runs/a/checkpoints/00000120` names. Raises ValueError when there is none."""
+    folder, step = epath.Path(path), None
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        folder, step = folder.parent.parent, int(folder.name)
+    elif folder.name == "checkpoints":
+        folder = folder.parent
+    with Checkpointer(folder) as checkpointer:
+        if step is None:
+            step = checkpointer.latest_step()
+        kept = None if step is None else checkpointer.folder / f"{step:08d}"
+        if kept is None or not kept.exists():
+            raise ValueError(
+                f"{path}: no checkpoint there; give the work directory of a run, or one of its "
+                "steps, WORKDIR/checkpoints/00000120"
+            )
+        body = manifest.read(kept)
+    return Saved(str(folder), step, body["meta"], body["arrays"])
+
+
+def read_params(
+    saved: Saved, model: ModelConfig, mesh, dtype="float32", *, ema: bool = False
+) -> dict[str, Any]:
+    """The model's parameters in `dtype`, adapters merged, in their shards on `mesh`.
+
+    ema: the moving average of what was trained. Casting comes before merging, as in training.
+    Raises ValueError for a damaged checkpoint, one of another model, and when no average was kept.
+    """
+    part = "ema" if ema else "params"
+    if ema and not any(path.startswith("ema/") for path in saved.arrays):
+        raise ValueError(f"{saved.name}: no average was kept (optim.ema_decay); leave ema out")
+    shapes = {
+        path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kept))
+        for path, (kept, shape) in saved.arrays.items()
+        if path.startswith((f"{part}/", "frozen/"))
+    }
+    tree = {"frozen": {}} | nest(shapes)
+    places = sharding.state_shardings(tree, mesh, saved.name)
+    wanted = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree, places,
+    )  # fmt: skip
+    lora = saved.meta["lora"]
+    lora = lora and LoraConfig(**lora | {"targets": tuple(lora["targets"])})
+    weights = assembly.Weights(model, (), lora)
+    expected = assembly.expected_meta(weights, saved.contract)
+    with Checkpointer(saved.workdir) as checkpointer:
+        found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)
+
+    dtype = jnp.dtype(dtype)
+    joined = training.join(
+        *(jax.tree.map(lambda leaf: _cast(leaf, dtype), found[name]) for name in (part, "frozen"))
+    )
+    if lora is None:
+        return joined
+    factors = joined.pop("lora")
+    places = sharding.state_shardings(joined, mesh, saved.name)
+    merge = functools.partial(merge_lora, config=lora)
+    return jax.jit(merge, donate_argnums=0, out_shardings=places)(joined, factors)
+
+
+def _cast(leaf, dtype):
+    """One leaf at a time, so that the parameters never lie there twice."""
+    if leaf.dtype == dtype:
+        return leaf
+    new = leaf.astype(dtype)
+    leaf.delete()
+    return new
