@@ -19,6 +19,7 @@ setup(
         "jax>=0.10.2,<0.13",
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jinja2",  # transformers renders chat templates only with it
+        "matplotlib>=3.10",
         "ml_collections>=1.1",
         "numpy>=2",
         "optax>=0.2.8",

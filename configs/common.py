@@ -7,6 +7,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # what errors and logs call the recipe
     config.seed = 0
+    config.compile_cache = ""  # folder of compiled programs, also gs://; empty: in the workdir
 
     config.model = ConfigDict()
     config.model.init_from = ""  # Hugging Face folder to start from
@@ -61,6 +62,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.tensor = 1
+    config.mesh.slices = 1  # TPU slices; data is split over them first
 
     config.train = ConfigDict()
     config.train.accumulate = 1  # slices that a batch is taken in
@@ -118,6 +120,12 @@ def get_config() -> ConfigDict:
     config.evaluate.max_new_tokens = 1024
     config.evaluate.temperature = 0.0  # 0: greedy
     config.evaluate.top_p = 1.0
+
+    config.ablate = ConfigDict()
+    config.ablate.variants = ()  # (name, ((option, value), ...)) pairs; the first is the baseline
+    config.ablate.seeds = (0,)
+    config.ablate.records = ""  # held out, with the options of `evaluate`
+    config.ablate.root = ""
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; one is also written at the end and on SIGTERM

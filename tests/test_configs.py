@@ -24,9 +24,14 @@ SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r
 MESHES = ((1, 8, 1), (1, 4, 2), (2, 8, 2), (1, 16, 1), (4, 16, 2), (1, 64, 2))
 
 OPTIONS = (
+    "ablate.records",
+    "ablate.root",
+    "ablate.seeds",
+    "ablate.variants",
     "checkpoint.every",
     "checkpoint.keep_every",
     "checkpoint.keep_last",
+    "compile_cache",
     "data.cache",
     "data.epochs",
     "data.isolate",
@@ -76,6 +81,7 @@ OPTIONS = (
     "media.preset",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.slices",
     "mesh.tensor",
     "model.attention",
     "model.dtype",

@@ -12,6 +12,7 @@ from videorft_jax.data.frames import shuffle_frames
 from videorft_jax.data.pipeline import Step
 from videorft_jax.gathering import gather
 from videorft_jax.model import vlm
+from videorft_jax.model.config import ModelConfig
 from videorft_jax.rollout import Rollout, RolloutEngine
 from videorft_jax.sampling import make_sampling
 
@@ -30,37 +31,49 @@ class Drawn(NamedTuple):
     visual: jax.Array | None  # visual tokens on the mesh, where the tower is frozen
 
 
+def make_engine(config, model: ModelConfig, mesh, tokenizer, **changes) -> RolloutEngine:
+    """The engine of a run; `changes` are fields of its SamplingConfig."""
+    settings = config.rollout.to_dict()
+    sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+    sampling = {name: settings.pop(name) for name in sampled}
+    settings |= {"dtype": config.model.dtype, "attention": config.model.attention}
+    return RolloutEngine(
+        model, make_sampling(model, tokenizer, **sampling | changes), mesh, **settings
+    )
+
+
+def shares_visual(config, weights: assembly.Weights) -> bool:
+    """Whether rollout and update read the same visual tokens, of a program of their own."""
+    return not weights.trains_vision and config.grpo.max_draws == 1
+
+
+def make_encode(config, model: ModelConfig, mesh):
+    """The program (params, batch) -> visual tokens [B, Z, D]."""
+
+    def encode(params, batch):
+        bound = vlm.bind(model, params)
+        visual = bound.encode_vision(batch, attention=config.model.attention)
+        return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
+
+    return jax.jit(encode)
+
+
 class Drawer:
     """The engine, the judge and the advantages of one run."""
 
-    def __init__(self, config, run: assembly.Run, reward_config):
+    def __init__(self, config, run: assembly.Run):
         self.config, self.run, weights = config, run, run.weights
-        settings = config.rollout.to_dict()
-        sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
-        sampling = {name: settings.pop(name) for name in sampled}
-        settings |= {"dtype": config.model.dtype, "attention": config.model.attention}
-
-        def make_engine(**changes):
-            drawn = make_sampling(weights.model, run.tokenizer, **sampling | changes)
-            return RolloutEngine(weights.model, drawn, run.mesh, **settings)
-
-        self.engine, self.shuffled_engine = make_engine(), None
+        make = functools.partial(make_engine, config, weights.model, run.mesh, run.tokenizer)
+        self.engine, self.shuffled_engine = make(), None
         self.rows = config.data.rows // jax.process_count()
-        self.judge = judging.Judge(
-            config, reward_config, run.mesh, run.tokenizer, run.contract, self.rows
-        )
+        self.judge = judging.Judge(config, run.mesh, run.tokenizer, run.contract, self.rows)
         if self.judge.wants_order:
-            self.shuffled_engine = make_engine(num_rollouts=config.rollout.num_rollouts // 2)
-        self.shares_visual = not weights.trains_vision and config.grpo.max_draws == 1
-        self._encode = jax.jit(self._encode_clips)
+            self.shuffled_engine = make(num_rollouts=config.rollout.num_rollouts // 2)
+        self.shares_visual = shares_visual(config, weights)
+        self._encode = make_encode(config, weights.model, run.mesh)
         self._advantages = jax.jit(
             functools.partial(losses.group_advantages, divide_by_std=config.grpo.divide_by_std)
         )
-
-    def _encode_clips(self, params, batch):
-        model = vlm.bind(self.run.weights.model, params)
-        visual = model.encode_vision(batch, attention=self.config.model.attention)
-        return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(self.run.mesh))
 
     @property
     def num_programs(self) -> int:

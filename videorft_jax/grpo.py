@@ -7,24 +7,23 @@ A step is a few compiled programs. *Rollout*: clips once, prompts once, then R c
 all that is random, so a run that was killed goes on as if nothing had happened.
 """
 
-import dataclasses
 import functools
 import logging
 import operator
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import assembly, cli, flops, judging, losses, options, sharding, training
+from videorft_jax import assembly, cli, flops, judging, options, sharding, training, updating
 from videorft_jax.checkpoint import PreemptionGuard
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.gathering import gather
-from videorft_jax.model import vlm
-from videorft_jax.scoring import Groups, score_completions
+from videorft_jax.scoring import Groups
 from videorft_jax.tracking import Tracker
+from videorft_jax.updating import GroupRows, make_grpo_config
 
 log = logging.getLogger(__name__)
 
@@ -41,154 +40,36 @@ def main(argv: list[str]) -> int:
     return train(config, workdir)
 
 
-class GroupRows(NamedTuple):
-    """What an update reads, every leaf [B, ...]."""
-
-    groups: Groups
-    advantages: jax.Array  # float32 [B, R]
-    sampler: jax.Array  # float32 [B, R, C], log-probs that the rollout recorded
-    old: jax.Array | None = None  # float32 [B, R, C], of the policy before the first update
-    reference: jax.Array | None = None  # float32 [B, R, C]; None: computed in the update
-
-
-def make_grpo_config(config) -> losses.GrpoConfig:
-    """The loss, and the checks of the options around it."""
-    grpo = config.grpo
-    for name in ("num_updates", "max_draws", "length_buckets"):
-        if grpo[name] < 1:
-            raise ValueError(f"{config.name}: grpo.{name} is {grpo[name]}; give at least 1")
-    if config.rollout.num_rollouts < 2:
-        raise ValueError(
-            f"{config.name}: rollout.num_rollouts is {config.rollout.num_rollouts}; a group needs "
-            "at least 2 completions to compare"
-        )
-    if not config.rollout.temperature > 0:
-        raise ValueError(
-            f"{config.name}: rollout.temperature is {config.rollout.temperature}; completions of "
-            "a group would all be the same, give a positive number"
-        )
-    names = [field.name for field in dataclasses.fields(losses.GrpoConfig)]
-    fields = {name: grpo[name] for name in names if name in grpo}
-    return losses.GrpoConfig(**fields, max_length=config.rollout.max_new_tokens)
-
-
-def make_score(config, weights: assembly.Weights):
-    """params, groups -> log-probs and entropy [B, R, C]; params are the model's own."""
-
-    def score(params, groups: Groups):
-        return score_completions(
-            vlm.bind(weights.model, params),
-            groups,
-            temperature=config.rollout.temperature,
-            attention=config.model.attention,
-            remat=config.model.remat,
-        )
-
-    return score
-
-
-def reference_params(joined, reference):
-    """The reference policy: the base under the adapters, or `reference`, the weights that train as
-    they were, beside those that do not."""
-    if "lora" in joined:
-        return {name: part for name, part in joined.items() if name != "lora"}
-    return training.join(reference, joined)
-
-
-def make_loss(config, weights: assembly.Weights):
-    """(loss, totals) for `training.make_step`; the loss takes the reference weights as well."""
-    grpo, score = make_grpo_config(config), make_score(config, weights)
-
-    def totals(rows: GroupRows):
-        return losses.grpo_totals(rows.groups.mask)
-
-    def loss(joined, rows: GroupRows, counts, reference=None):
-        logprobs, entropy = score(weights.merged(joined), rows.groups)
-        known = rows.reference
-        if grpo.beta and known is None:
-            known, _ = score(
-                jax.lax.stop_gradient(reference_params(joined, reference)), rows.groups
-            )
-        value, metrics = losses.grpo_loss(
-            logprobs, rows.advantages, rows.groups.mask, counts, grpo,
-            old=rows.old, reference=known, sampler=rows.sampler,
-        )  # fmt: skip
-        return value, metrics | {"entropy": entropy.sum() / counts["tokens"]}
-
-    return loss, totals
-
-
 class Trainer:
     """The compiled programs of one run and what flows between them."""
 
-    def __init__(self, config, run: assembly.Run, reward_config):
+    def __init__(self, config, run: assembly.Run):
         self.config, self.run, weights = config, run, run.weights
-        self.dtype = jnp.dtype(config.model.dtype)
-        self.drawer = Drawer(config, run, reward_config)
-        model_shardings = sharding.state_shardings(vlm.abstract_params(weights.model), run.mesh)
-        self._policy = jax.jit(self._merge, out_shardings=model_shardings)
+        self.drawer = Drawer(config, run)
+        self.programs = updating.GrpoPrograms(
+            config, weights, run.mesh, run.optimizer, run.shardings
+        )
         self.reference = ()
         if config.grpo.beta:
             self.reference = (None if weights.lora else self._read_reference(),)
-        self._score = jax.jit(self._score_before)
-        loss, totals = make_loss(config, weights)
-        self._step = training.make_step(
-            self._with_fetched(loss),
-            totals,
-            run.optimizer,
-            dtype=self.dtype,
-            accumulate=config.train.accumulate,
-            ema_decay=config.optim.ema_decay,
-            shardings=run.shardings,
-        )
-
-    # Programs
-
-    def _merge(self, params, frozen):
-        joined = training.join(training.cast(params, self.dtype), training.cast(frozen, self.dtype))
-        return self.run.weights.merged(joined)
-
-    def _score_before(self, params, frozen, groups, reference=None):
-        """Log-probs of the policy and, with a beta, of the reference, before the first update."""
-        score = make_score(self.config, self.run.weights)
-        joined = training.join(training.cast(params, self.dtype), training.cast(frozen, self.dtype))
-        old, _ = score(self.run.weights.merged(joined), groups)
-        if not self.config.grpo.beta:
-            return old, None
-        reference = self._fetch(reference)
-        return old, score(reference_params(joined, reference), groups)[0]
 
     def _read_reference(self):
         """The weights that train as they are in `model.init_from`, in the dtype of the model."""
-        shardings = self.run.shardings.params
-        if self.config.grpo.reference_on_host:
-            shardings = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), shardings)
         params = assembly.read_params(self.config, self.run.weights, self.run.mesh)
 
         def build(params):
             trained, _ = self.run.weights.split(params, jax.random.key(0))
-            return training.cast(trained, self.dtype)
+            return training.cast(trained, jnp.dtype(self.config.model.dtype))
 
-        return jax.jit(build, out_shardings=shardings)(params)
-
-    def _fetch(self, reference):
-        if reference is None or not self.config.grpo.reference_on_host:
-            return reference
-        return jax.device_put(reference, self.run.shardings.params)
-
-    def _with_fetched(self, loss):
-        return lambda joined, rows, counts, *fixed: loss(
-            joined, rows, counts, *map(self._fetch, fixed)
-        )
+        return jax.jit(build, out_shardings=self.programs.reference_shardings)(params)
 
     @property
     def num_programs(self) -> int:
-        own = sum(program._cache_size() for program in (self._policy, self._score, self._step))
-        return own + self.drawer.num_programs
+        return self.programs.num_compiled + self.drawer.num_programs
 
     def policy(self, state):
         """The model's parameters, in its dtype."""
-        return self._policy(state.params, state.frozen)
+        return self.programs.policy(state.params, state.frozen)
 
     def make_rows(self, parts: list[Drawn]) -> GroupRows:
         """The groups of an update on the mesh. Of several draws, those of the shape that has the
@@ -228,10 +109,11 @@ class Trainer:
     def update(self, state, rows: GroupRows):
         """All updates of one rollout; metrics are those of the last."""
         if self.config.grpo.num_updates > 1:
-            old, reference = self._score(state.params, state.frozen, rows.groups, *self.reference)
+            before = (state.params, state.frozen, rows.groups)
+            old, reference = self.programs.score(*before, *self.reference)
             rows = rows._replace(old=old, reference=reference)
         for _ in range(self.config.grpo.num_updates):
-            state, metrics = self._step(state, rows, *self.reference)
+            state, metrics = self.programs.step(state, rows, *self.reference)
         return state, metrics
 
 
@@ -247,6 +129,12 @@ def fit_length(longest: int, limit: int, num_buckets: int) -> int:
     return min(size for size in sizes if size >= longest)
 
 
+def check(config) -> None:
+    """Raises ValueError for losses and rewards that cannot work; nothing is read but names."""
+    make_grpo_config(config)
+    judging.make_reward_config(config)
+
+
 def train(config, workdir: str) -> int:
     """Runs to the end of the data, or to the next checkpoint after SIGTERM. Returns exit code 0.
 
@@ -254,8 +142,7 @@ def train(config, workdir: str) -> int:
     not finite.
     """
     updates = config.grpo.num_updates
-    make_grpo_config(config)
-    reward_config = judging.make_reward_config(config)
+    check(config)
     with assembly.open_run(config, workdir, "grpo", updates) as run:
         start = int(run.state.step) // updates
         if start >= run.total or run.next_batch >= len(run.loader):
@@ -264,7 +151,7 @@ def train(config, workdir: str) -> int:
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
             raise ValueError(f"{config.name}: processes read different data, plans {plans}")
-        _loop(config, workdir, run, Trainer(config, run, reward_config), start)
+        _loop(config, workdir, run, Trainer(config, run), start)
     return 0
 
 

@@ -57,7 +57,8 @@ class Verdict(NamedTuple):
 class Judge:
     """The configured rewards of one run. `rows` is the number of prompts of this process."""
 
-    def __init__(self, config, reward_config: RewardConfig, mesh, tokenizer, contract, rows: int):
+    def __init__(self, config, mesh, tokenizer, contract, rows: int):
+        reward_config = make_reward_config(config)
         self._config, self._rewards = reward_config, Rewards(reward_config)
         self._tokenizer, self._semantic = tokenizer, None
         self._rollouts = config.rollout.num_rollouts
