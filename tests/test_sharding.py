@@ -1,11 +1,16 @@
 """Every path has a rule, every rule a path; published sizes divide, and refusals say why."""
 
+import math
+import os
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax.traverse_util import unflatten_dict
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax import sharding
@@ -192,6 +197,66 @@ def test_make_mesh_fills_in_what_is_left():
 def test_make_mesh_refuses_sizes_that_do_not_fit(sizes):
     with pytest.raises(ValueError, match=r"^mesh data="):
         sharding.make_mesh(**sizes)
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    """The devices of two v5e slices of eight, which are not here."""
+    pytest.importorskip("libtpu")
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    os.environ.update({key: os.environ.get(key, value) for key, value in settings.items()})
+    return topologies.get_topology_desc("v5e:2x4", "tpu", num_slices=2).devices
+
+
+def test_only_data_crosses_slices(two_slices):
+    mesh = sharding.make_mesh(data=4, fsdp=2, tensor=2, slices=2, devices=two_slices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 2}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert slices[:, 0, 0].tolist() == [0, 0, 1, 1]
+    assert (slices == slices[:, :1, :1]).all()
+    assert len({device.id for device in mesh.devices.flat}) == 16
+
+
+def test_gradients_are_all_that_crosses_slices(two_slices):
+    """A compiled update: weights are gathered within a slice, and between slices a chip sends only
+    its part of the gradient."""
+    mesh = sharding.make_mesh(data=2, fsdp=8, slices=2, devices=two_slices)
+    split = jax.sharding.NamedSharding(mesh, P("fsdp", None))
+    rows = jax.ShapeDtypeStruct((64, 512), jnp.float32, sharding=sharding.batch_sharding(mesh))
+    weight = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=split)
+
+    def update(w, x):
+        return w - jax.grad(lambda w: jnp.tanh(x @ w).sum())(w)
+
+    text = jax.jit(update, out_shardings=split).lower(weight, rows).compile().as_text()
+    gathers = re.findall(r" all-gather(?:-start)?\(.*?replica_groups=(\S+),", text)
+    assert gathers == ["{{0,1,2,3,4,5,6,7}}"]  # of each slice
+    sent = re.findall(r"= \(f32\[([\d,]+)\]\S*, u32\[\], token\[\]\) send\(", text)
+    assert text.count(" send(") == len(sent) == 1
+    assert math.prod(map(int, sent[0].split(","))) == 512 * 512 // 8  # its own part, once
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 2}, r"^mesh slices=1: the devices lie in 2; set slices=2$"),
+        ({"data": 3, "fsdp": 2, "slices": 2}, r"^mesh data=3"),
+        ({"fsdp": 16, "slices": 2}, r"data does not divide by slices=2, .* data=2 or a multiple$"),
+    ],
+)
+def test_slices_that_do_not_fit_are_refused(two_slices, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(**sizes, devices=two_slices)
+
+
+def test_processes_stand_in_for_slices_where_devices_do_not_say():
+    with pytest.raises(ValueError, match=r"^mesh slices=2: there are 1 processes; give 1"):
+        sharding.make_mesh(data=2, slices=2)
 
 
 def test_place_batch_splits_rows_over_data_and_fsdp():

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -70,10 +71,16 @@ MESH_AXES = {
 _RULES = tuple((re.compile(rf"(?:^|/){pattern}$"), axes) for pattern, axes in PARAM_AXES)
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, slices: int = 1, devices=None
+) -> Mesh:
     """A mesh of all `devices` (default: all there are); one size may be -1, what is left.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    `slices` is the number of TPU slices, or of other groups of processes, between which the network
+    is slow: `data` is split over them first, so that only gradients travel there.
+
+    Raises ValueError when the sizes do not multiply to the number of devices, or `slices` is not
+    how many there are or does not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -86,7 +93,43 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
             f"mesh {text}: does not fit {len(devices)} devices; choose sizes whose product does"
         )
     sizes = [len(devices) // given if size == -1 else size for size in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    _check_slices(sizes, slices, devices)
+    types = (AxisType.Auto,) * 3
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    within = [sizes[0] // slices, *sizes[1:]]
+    placed = mesh_utils.create_hybrid_device_mesh(
+        within,
+        [slices, 1, 1],
+        devices,
+        process_is_granule=_count_slices(devices) is None,
+        allow_split_physical_axes=True,
+    )
+    return Mesh(placed, AXES, axis_types=types)
+
+
+def _count_slices(devices):
+    """How many TPU slices the devices lie in; None where devices do not say."""
+    indices = {getattr(device, "slice_index", None) for device in devices}
+    return None if None in indices else len(indices)
+
+
+def _check_slices(sizes, slices, devices):
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    found = _count_slices(devices)
+    processes = len({device.process_index for device in devices})
+    if found is not None and found != slices:
+        raise ValueError(f"mesh slices={slices}: the devices lie in {found}; set slices={found}")
+    if slices < 1 or (found is None and slices not in (1, processes)):
+        raise ValueError(
+            f"mesh slices={slices}: there are {processes} processes; give 1, or {processes} where "
+            "each is a slice of its own"
+        )
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh {text}: data does not divide by slices={slices}, and only data may cross them; "
+            f"choose data={slices} or a multiple"
+        )
 
 
 def state_shardings(tree, mesh: Mesh, name: str = "this tree"):
