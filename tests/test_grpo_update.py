@@ -9,7 +9,7 @@ import torch
 import twin as hf
 from tiny_run import load_recipe
 
-from videorft_jax import assembly, grpo
+from videorft_jax import assembly, grpo, updating
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.scoring import Groups, score_completions
@@ -119,8 +119,8 @@ def test_loss_and_gradients(problem, name):
     changes = dict(VARIANTS[name])
     first = changes.pop("first", False)
     config = make_config(**changes)
-    loss, totals = grpo.make_loss(config, make_weights(config, problem.twin))
-    rows = grpo.GroupRows(
+    loss, totals = updating.make_loss(config, make_weights(config, problem.twin))
+    rows = updating.GroupRows(
         problem.groups, problem.advantages, problem.sampler, None if first else problem.old
     )
     counts = totals(jax.tree.map(jnp.asarray, rows))
@@ -132,7 +132,7 @@ def test_loss_and_gradients(problem, name):
     expected = naive_grpo.loss(
         problem.wanted, None if first else torch.tensor(problem.old), problem.reference_logprobs,
         torch.tensor(problem.sampler), problem.mask, torch.tensor(problem.advantages),
-        grpo.make_grpo_config(config),
+        updating.make_grpo_config(config),
     )  # fmt: skip
     expected.backward(retain_graph=True)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-4, atol=1e-6)
@@ -151,12 +151,12 @@ def test_loss_and_gradients(problem, name):
 def test_group_without_survivors_leaves_the_denominators(problem):
     """With all completions of group 0 masked, the loss is that of group 1 alone."""
     config = make_config(variant="dapo")
-    loss, totals = grpo.make_loss(config, make_weights(config, problem.twin))
+    loss, totals = updating.make_loss(config, make_weights(config, problem.twin))
     run = jax.jit(
         lambda params, rows: loss(params, rows, totals(rows), problem.reference.params)[0],
         compiler_options=FAST,
     )
-    rows = grpo.GroupRows(problem.groups, problem.advantages, problem.sampler, problem.old)
+    rows = updating.GroupRows(problem.groups, problem.advantages, problem.sampler, problem.old)
     rows = jax.tree.map(np.asarray, rows)
     masked = problem.lengths.copy()
     masked[0] = 0
@@ -193,4 +193,4 @@ def test_refuses_settings_that_cannot_work(section, option, value, message):
     config = make_config()
     config[section][option] = value
     with pytest.raises(ValueError, match=message):
-        grpo.make_grpo_config(config)
+        updating.make_grpo_config(config)

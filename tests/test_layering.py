@@ -24,6 +24,7 @@ ALLOWED = {
     "compaction": set(),
     "gathering": set(),
     "scoring": {"model", "losses", "data.batch"},
+    "updating": {"assembly", "losses", "model", "scoring", "sharding", "training"},
     "sampling": {"model.config"},
     "tracking": {"flops", "tensorboard", "chips"},
 }

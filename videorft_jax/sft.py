@@ -10,12 +10,10 @@ import operator
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import assembly, cli, flops, losses, options, sharding, training
+from videorft_jax import assembly, cli, flops, options, sharding, updating
 from videorft_jax.checkpoint import PreemptionGuard
-from videorft_jax.model import vlm
 from videorft_jax.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -31,28 +29,6 @@ def main(argv: list[str]) -> int:
     return train(config, workdir)
 
 
-def make_loss(config, weights: assembly.Weights):
-    """(loss, totals) for `training.make_step`: cross-entropy of the assistant's tokens."""
-    image = weights.model.token_ids.image
-
-    def mask_of(batch):
-        if config.train.legacy_labels:
-            return losses.legacy_labels(batch.tokens, batch.segment_ids, image)
-        return batch.loss_mask
-
-    def totals(batch):
-        return jnp.maximum(mask_of(batch).sum(), 1).astype(jnp.float32)
-
-    def loss(joined, rows, num_targets):
-        model = vlm.bind(weights.model, weights.merged(joined))
-        settings = {"attention": config.model.attention, "remat": config.model.remat}
-        hidden = model.hidden_states(rows, **settings)
-        head = model.text.output_weight
-        return losses.sft_loss(hidden, head, rows.tokens, mask_of(rows), num_targets)
-
-    return loss, totals
-
-
 def train(config, workdir: str) -> int:
     """Runs to the end of the data, or to the next checkpoint after SIGTERM. Returns exit code 0.
 
@@ -60,16 +36,7 @@ def train(config, workdir: str) -> int:
     not finite.
     """
     with assembly.open_run(config, workdir, "sft") as run:
-        loss, totals = make_loss(config, run.weights)
-        step = training.make_step(
-            loss,
-            totals,
-            run.optimizer,
-            dtype=jnp.dtype(config.model.dtype),
-            accumulate=config.train.accumulate,
-            ema_decay=config.optim.ema_decay,
-            shardings=run.shardings,
-        )
+        step = updating.make_sft_step(config, run.weights, run.optimizer, run.shardings)
         _loop(config, workdir, run, step)
     return 0
 

@@ -158,10 +158,8 @@ class SemanticReward:
                 f"semantic: the siglip weights lie on {len(lie)} devices, its batches on "
                 f"{len(self._blank.sharding.device_set)}; place the weights on the same mesh"
             )
-        self._program = jax.jit(
-            functools.partial(_score, config=siglip.config, order=order, scale=scale),
-            out_shardings=self._blank.sharding,
-        )
+        where = self._blank.sharding
+        self._program = make_program(siglip.config, order=order, scale=scale, where=where)
 
     def __call__(
         self,
@@ -280,6 +278,12 @@ class SemanticReward:
             tokens[where], has_text[where] = rows, True
             np.logical_or.at(is_truncated, where[:2], is_cut)
         return {"tokens": tokens, "has_text": has_text}, is_truncated
+
+
+def make_program(config: SiglipConfig, *, order: str, scale: float, where):
+    """`_score` compiled on first use, its results lying as `where` says."""
+    score = functools.partial(_score, config=config, order=order, scale=scale)
+    return jax.jit(score, out_shardings=where)
 
 
 def _score(
