@@ -1,0 +1,264 @@
+# shellcheck shell=bash
+# What tpu_pod.sh and gpu_node.sh do on every worker; they source this file and define
+#   name_of I              what messages call worker I
+#   remote_of I COMMAND    sets `remote`, the words that run a line of shell in worker I's home
+#   copy_of I FILE         sets `remote`, the words that copy FILE to its home, as videorft-tree.tgz
+#   processes_of I         sets `process`, the flags that make the command process I of all
+#   is_gone I              whether worker I is known to be lost for good
+# and set `run` (its name), `num` (of workers) and `command` (what follows --). Also runs with the bash 3.2 of a Mac.
+
+set -m # every background job is a group, so that it can be ended as a whole
+scratch=$(mktemp -d)
+dry_run="" restarts=10 up_s=300 lost_s=300
+environment=() command=() process=()
+run="" num=1
+
+fail() {
+  echo "$(basename "$0"): $2" >&2
+  exit "$1"
+}
+
+check_numbers() {
+  local number
+  for number in "$@"; do
+    case $number in *[!0-9]* | "") fail 2 "$number is no whole number; ports, counts, seconds are" ;; esac
+  done
+}
+
+check_command() { # VERB
+  if [ "$1" = run ]; then
+    [ ${#command[@]} -gt 0 ] || fail 2 "no command; write run ... -- sft --config=FILE --workdir=DIR"
+  else
+    [ ${#command[@]} = 0 ] || fail 2 "$1 takes no command; only run does"
+  fi
+}
+
+end_jobs() {
+  local job
+  for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
+  wait 2>/dev/null || true
+  rm -rf "$scratch"
+}
+trap end_jobs EXIT
+
+quote() { # the words as a line of shell, also for a reader
+  local word line="" end="'\\''"
+  for word in "$@"; do
+    case $word in
+      "" | *[!A-Za-z0-9_./:=,@%+-]*) line="$line '${word//\'/$end}'" ;;
+      *) line="$line $word" ;;
+    esac
+  done
+  echo "${line# }"
+}
+
+call() { # runs the words, or prints them
+  if [ -n "$dry_run" ]; then quote "$@" >&3; else "$@"; fi
+}
+exec 3>&1
+
+on_worker() { # I COMMAND
+  local remote
+  remote_of "$1" "$2"
+  call "${remote[@]}"
+}
+
+folder_of() { echo ".videorft/runs/$run-$1"; }
+
+supervise() { # I VERB [MORE]: a line of shell
+  echo ".videorft/tree/launch/supervise.sh $2 $(folder_of "$1")${3:+ $3}"
+}
+
+# Calls FUNCTION I for every worker at once; says which fail or take longer than LIMIT seconds.
+each() { # LIMIT FUNCTION
+  local limit=$1 function=$2 i job began=$SECONDS bad="" jobs=()
+  for ((i = 0; i < num; i++)); do
+    if [ -n "$dry_run" ]; then # in order
+      "$function" "$i"
+      continue
+    fi
+    "$function" "$i" >"$scratch/$i.out" 2>&1 </dev/null &
+    jobs[i]=$!
+  done
+  [ -z "$dry_run" ] || return 0
+  for ((i = 0; i < num; i++)); do
+    job=${jobs[i]}
+    while kill -0 "$job" 2>/dev/null && ((SECONDS - began < limit)); do sleep 0.1; done
+    if kill -0 "$job" 2>/dev/null; then
+      kill -TERM -- "-$job" 2>/dev/null || true
+      wait "$job" 2>/dev/null || true
+      echo "$(name_of "$i"): not done within $limit s" >&2
+    elif wait "$job"; then
+      continue
+    else
+      echo "$(name_of "$i"): failed" >&2
+    fi
+    tail -n 5 "$scratch/$i.out" | sed "s/^/$(name_of "$i"): /" >&2
+    bad="$bad $(name_of "$i"),"
+  done
+  [ -z "$bad" ] || bad_workers=${bad# }
+  [ -z "$bad" ]
+}
+
+show() { # the answers of the last `each`
+  local i
+  for ((i = 0; i < num; i++)); do sed "s/^/$(name_of "$i"): /" "$scratch/$i.out"; done
+}
+
+# ---- setup -----------------------------------------------------------------------------------
+
+pack() { # RELEASE: a tag or commit of this repository; empty: the files as they are
+  local root
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  mkdir "$scratch/tree"
+  if [ -n "$1" ]; then
+    git -C "$root" archive "$1" | tar -x -C "$scratch/tree" ||
+      fail 2 "--release=$1 is no tag or commit of $root; see: git tag"
+    git -C "$root" describe --always "$1" >"$scratch/tree/REVISION"
+  elif git -C "$root" rev-parse >/dev/null 2>&1; then
+    (cd "$root" && git ls-files -z --cached --others --exclude-standard |
+      while IFS= read -r -d '' file; do [ ! -f "$file" ] || printf '%s\0' "$file"; done |
+      tar -c --null -T - | tar -x -C "$scratch/tree")
+    git -C "$root" describe --always --dirty >"$scratch/tree/REVISION"
+  else # unpacked from an archive
+    (cd "$root" && tar -c LICENSE README.md setup.py pyproject.toml requirements.lock configs launch \
+      videorft_jax | tar -x -C "$scratch/tree")
+  fi
+  tar -czf "$scratch/tree.tgz" -C "$scratch/tree" .
+}
+
+install_one() { # I
+  local remote
+  copy_of "$1" "$scratch/tree.tgz"
+  call "${remote[@]}"
+  # A tree is not changed under a run.
+  on_worker "$1" "for lock in .videorft/runs/*/lock; do [ ! -e \$lock ] || flock -n \$lock true || \
+{ echo \$lock is held, stop that run first; exit 1; }; done; \
+mkdir -p .videorft && cd .videorft && rm -rf new && mkdir new && \
+tar -xzf ../videorft-tree.tgz -C new && rm -rf tree && mv new tree && tree/launch/install.sh $kind"
+}
+
+install_all() { # KIND RELEASE
+  kind=$1
+  pack "$2"
+  echo "installing $(cat "$scratch/tree/REVISION" 2>/dev/null || echo this tree) on $num workers"
+  each 1800 install_one || fail 1 "not installed on $bad_workers mend it and run setup again"
+  [ -n "$dry_run" ] || show
+}
+
+# ---- run -------------------------------------------------------------------------------------
+
+start_one() { # I
+  local words=(env)
+  [ ${#environment[@]} = 0 ] || words+=("${environment[@]}")
+  words+=("$(python_of)" -m videorft_jax.cli "${command[@]}")
+  processes_of "$1"
+  [ ${#process[@]} = 0 ] || words+=("${process[@]}")
+  # Paths in the command are those of the tree: configs/sft_7b.py.
+  on_worker "$1" "cd .videorft/tree && launch/supervise.sh start ../runs/$run-$1 \
+--restarts=$restarts -- $(quote "${words[@]}")"
+}
+
+python_of() { echo "${VIDEORFT_PYTHON:-../venv/bin/python}"; }
+
+stop_one() { on_worker "$1" "$(supervise "$1" stop)"; }
+status_one() { on_worker "$1" "$(supervise "$1" status)"; }
+tail_one() { on_worker "$1" "$(supervise "$1" tail)"; }
+
+stop_all() { each 400 stop_one || fail 1 "could not be stopped: $bad_workers look there"; }
+
+watch_one() { # I: leaves its exit code: that of supervise.sh wait, or 255 when it cannot be reached
+  local verb=wait code lost="" began
+  [ "$1" != 0 ] || verb=follow
+  while true; do
+    began=$SECONDS
+    code=0
+    on_worker "$1" "$(supervise "$1" $verb)" || code=$?
+    case $code in 0 | 101 | 102 | 175) break ;; esac
+    ((SECONDS - began < 60)) || lost="" # it was there in between
+    [ -n "$lost" ] || lost=$SECONDS
+    if is_gone "$1"; then
+      code=254
+      break
+    fi
+    ((SECONDS - lost < lost_s)) || break
+    sleep 2
+  done
+  echo "$code" >"$scratch/$1.part"
+  mv "$scratch/$1.part" "$scratch/$1.code"
+}
+
+# Streams worker 0 until all are done (0) or one is not: names it, prints the last lines of all and
+# stops the others. Sets `result`: 0 done, 1 failed, 2 wrong usage, 75 stopped, 254 preempted.
+watch_all() {
+  local i code first="" left watchers=()
+  rm -f "$scratch"/*.code
+  for ((i = 0; i < num; i++)); do
+    if [ "$i" = 0 ]; then
+      watch_one 0 </dev/null &
+    else
+      watch_one "$i" >/dev/null 2>&1 </dev/null &
+    fi
+    watchers[i]=$!
+  done
+  while [ -z "$first" ]; do
+    left=0
+    for ((i = 0; i < num; i++)); do
+      code=$(cat "$scratch/$i.code" 2>/dev/null || echo none)
+      [ "$code" != none ] || left=1
+      [ "$code" = none ] || [ "$code" = 0 ] || first=${first:-$i}
+    done
+    result=0
+    [ "$left$first" != 0 ] || return 0
+    [ -n "$first" ] || sleep 0.5
+  done
+  code=$(cat "$scratch/$first.code")
+  case $code in
+    102) result=2 code="wrong usage or input" ;;
+    175) result=75 code="stopped" ;;
+    254) result=254 code="preempted" ;;
+    255) result=1 code="cannot be reached" ;;
+    101) result=1 code="failed" ;;
+    *) result=1 code="cannot be reached (exit code $code)" ;;
+  esac
+  sleep 2 # what worker 0 says last
+  for i in "${watchers[@]}"; do kill -TERM -- "-$i" 2>/dev/null || true; done
+  wait 2>/dev/null || true
+  echo "$(name_of "$first"): $code; last lines of all, then the others are stopped" >&2
+  each 60 tail_one 2>/dev/null || true
+  show >&2
+  each 400 stop_one >/dev/null 2>&1 || true
+}
+
+start_all() {
+  each "$up_s" start_one && return 0
+  echo "not started on $bad_workers the others are stopped" >&2
+  each 60 stop_one >/dev/null 2>&1 || true
+  return 1
+}
+
+run_all() {
+  start_all || exit 1
+  [ -z "$dry_run" ] || return 0
+  # shellcheck disable=SC2154
+  trap 'trap - INT; echo "left running: logs follows it, stop ends it" >&2; exit 130' INT
+  watch_all
+  return "$result"
+}
+
+status_all() { # fails when a worker does not answer
+  local ok=0
+  each "$up_s" status_one || ok=1
+  [ -n "$dry_run" ] || show
+  return "$ok"
+}
+
+logs_all() {
+  if [ -n "$dry_run" ]; then
+    on_worker 0 "$(supervise 0 follow)"
+    return
+  fi
+  trap 'trap - INT; exit 130' INT
+  watch_all
+  return "$result"
+}
