@@ -36,6 +36,8 @@ def shuffle_frames(batch: Batch, keys: list[tuple[int, ...]]) -> Batch:
     patches = batch.patches.copy()
     for row, key in enumerate(keys):
         pairs = int(batch.patch_valid[row].any((1, 2)).sum())
+        if not pairs:
+            continue
         frames = patches[row, :pairs].reshape(pairs, -1, 3, 2, PATCH**2)
         frames = np.moveaxis(frames, 3, 1).reshape(2 * pairs, -1, 3, PATCH**2)
         frames = frames[np.random.default_rng(key).permutation(2 * pairs)]

@@ -1,0 +1,49 @@
+"""Frames back out of patches, and in another order, against the frames they were cut from."""
+
+import numpy as np
+import twin as hf
+
+from videorft_jax.data import layout
+from videorft_jax.data.frames import rebuild_frames, shuffle_frames
+from videorft_jax.model.config import parse_config, tiny_values
+
+
+def make_batch():
+    """Rows of different clips in one shape: odd frames, windows left over, an image, text alone."""
+    rng = np.random.default_rng(0)
+    config = parse_config(tiny_values())
+    clips = [
+        hf.random_clip(rng, 6, 3, 5, 2.0),
+        hf.random_clip(rng, 3, 2, 2, 1.0),
+        hf.random_clip(rng, 1, 5, 4, None),
+    ]
+    samples = [hf.make_sample(rng, config, [2, clip, 3]) for clip in clips]
+    samples.append(hf.make_sample(rng, config, [2, 3]))
+    return [clip.frames for clip in clips], layout.pack([[s] for s in samples], 64, 4, 6)
+
+
+def test_frames_come_back():
+    frames, batch = make_batch()
+    np.testing.assert_array_equal(rebuild_frames(batch, 0), frames[0])
+    np.testing.assert_array_equal(rebuild_frames(batch, 1), frames[1][[0, 1, 2, 2]])
+    np.testing.assert_array_equal(rebuild_frames(batch, 2), frames[2][[0, 0]])
+    assert rebuild_frames(batch, 3) is None
+
+
+def test_shuffled_frames_are_the_frames_in_another_order():
+    frames, batch = make_batch()
+    keys = [(0, 7, row) for row in range(4)]
+    shuffled = shuffle_frames(batch, keys)
+    found = rebuild_frames(shuffled, 0)
+    order = [int(np.flatnonzero((frame == frames[0]).all((1, 2, 3)))[0]) for frame in found]
+    assert sorted(order) == list(range(6))
+    assert order != list(range(6))
+    for name in batch._fields:
+        if name != "patches":
+            np.testing.assert_array_equal(getattr(shuffled, name), getattr(batch, name))
+    unused = ~batch.patch_valid
+    np.testing.assert_array_equal(shuffled.patches[unused], batch.patches[unused])
+    again = shuffle_frames(batch, keys)
+    np.testing.assert_array_equal(again.patches, shuffled.patches)
+    other = shuffle_frames(batch, [(0, 8, row) for row in range(4)])
+    assert (rebuild_frames(other, 0) != found).any()
