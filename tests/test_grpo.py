@@ -80,7 +80,33 @@ RUNS = {
         ),
         1,
     ),
+    **{
+        name: (("--config.train.max_steps=2", "--config.train.freeze=vision,merger", *more), 1)
+        for name, more in {"shared": (), "not_shared": ("--config.grpo.max_draws=2",)}.items()
+    },
+    "host": (("--config.grpo.reference_on_host=True", "--config.train.max_steps=2"), 1),
+    "lora": (
+        (
+            "--config.lora.rank=4",
+            "--config.optim.lr=0.01",
+            "--config.grpo.num_updates=2",
+            "--config.train.max_steps=2",
+        ),
+        1,
+    ),
+    "broken": (
+        (
+            "--config.rewards=(('tests.user_rewards:break_for_even', 1.0),)",
+            "--config.train.max_steps=1",
+            "--config.grpo.beta=0.0",
+        ),
+        1,
+    ),
 }
+DRAWS = (
+    "--config.rewards=(('tests.user_rewards:only_for_even', 1.0),)", "--config.data.rows=4",
+    "--config.grpo.max_draws=4", "--config.grpo.beta=0.0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +248,71 @@ def test_order_of_frames_is_rewarded(runs):
     lines = metrics(runs["shuffled"])
     assert [line["rewards/order/mean"] for line in lines] == [0.0, 0.0]
     assert lines[0]["perf/programs"] > metrics(runs["single"])[0]["perf/programs"]
+
+
+def test_frozen_tower_is_run_once(runs):
+    """Visual tokens handed from rollout to update change no number."""
+    found, expected = curve(runs["shared"]), curve(runs["not_shared"])
+    for line, other in zip(found, expected, strict=True):
+        assert other["rollout/draws"] == 1
+        for name in ("loss", "kl", "entropy", "grad_norm", "rewards/total/mean"):
+            np.testing.assert_allclose(line[name], other[name], rtol=1e-4, atol=1e-6)
+    found, expected = (read_arrays(runs[name], 2) for name in ("shared", "not_shared"))
+    for path in expected:
+        np.testing.assert_allclose(found[path], expected[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_reference_on_the_host_is_the_same(runs):
+    for line, other in zip(curve(runs["host"]), curve(runs["single"])[:2], strict=True):
+        assert line == other
+
+
+def test_adapters_and_several_updates(runs):
+    """The base weights are the reference; the second update of a step already diverges from it."""
+    lines = curve(runs["lora"])
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["kl"] > 0.0
+    arrays = read_arrays(runs["lora"], 2)
+    assert arrays["step"] == 4
+    trained = [path for path in arrays if path.startswith("params/")]
+    assert trained
+    assert all("/lora/" in path for path in trained)
+    base = read_arrays(runs["single"], STEPS)
+    assert sum(path.startswith("frozen/") for path in arrays) == sum(
+        path.startswith("params/") for path in base
+    )
+
+
+def test_broken_reward_masks_its_group(runs):
+    (line,) = curve(runs["broken"])
+    told = completions(runs["broken"])
+    bad = {x["problem_id"] for x in told if x["total"] is None}
+    assert bad == {
+        x["problem_id"] for x in told if int(str(x["problem_id"]).split("-")[-1]) % 2 == 0
+    }
+    assert 0 < len(bad) < 8
+    assert line["samples/masked"] == line["groups/dropped"] == len(bad) / 8
+    reasons = {name: n for name, n in line.items() if name.startswith("counts/")}
+    assert sum(reasons.values()) == 4 * len(bad)
+    assert all(x["advantage"] == 0 for x in told if x["problem_id"] in bad)
+    assert line["grad_norm"] > 0
+
+
+def test_groups_that_teach_nothing_are_replaced(place, runs):
+    workdir = place.run("draws", *DRAWS, "--config.train.max_steps=4")
+    lines, told = curve(workdir), completions(workdir)
+    assert max(line["rollout/draws"] for line in lines) > 1
+    for line in lines:
+        own = [x for x in told if x["step"] == line["step"]]
+        assert len(own) == line["rollout/draws"] * 4 * 4
+        says = [len({x["total"] for x in own[i : i + 4]}) > 1 for i in range(0, len(own), 4)]
+        assert sum(says[:-4]) < 4  # otherwise there was no need of the last draw
+        enough = sum(says) >= 4 or line["rollout/draws"] == 4
+        assert enough or line["step"] == lines[-1]["step"]  # where the data ended
+    place.run("drawn_in_two", *DRAWS, "--config.train.max_steps=2")
+    resumed = place.run("drawn_in_two", *DRAWS, "--config.train.max_steps=4")
+    assert curve(resumed) == lines
+    assert completions(resumed) == told
 
 
 def refused(place, *flags, code=2):
