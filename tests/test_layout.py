@@ -56,6 +56,47 @@ def test_every_patch_has_one_slot(height, width):
         assert window == row * -(-width // 4) + column
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 8), (5, 4), (3, 9), (6, 7)])
+def test_cutting_fills_any_memory_whatever_the_order_of_the_frames(height, width):
+    """Oracle: the patches of plain frames, which equal the processor's above."""
+    rng = np.random.default_rng(height * 10 + width)
+    clip = hf.random_clip(rng, 6, height, width, 2.0)
+    plain = layout.make_media(clip.frames, clip.fps)
+    apart = np.ascontiguousarray(np.moveaxis(clip.frames, -1, 1)).transpose(0, 2, 3, 1)
+    expected = np.zeros((3, plain.num_windows + 2, 64, 1176), np.uint8)
+    for window, slot in np.argwhere(plain.valid):
+        expected[:, window, slot] = plain.patches[:, window, slot]
+    for frames in (clip.frames, apart, clip.frames[::-1][::-1]):
+        out = np.full_like(expected, 7)
+        layout.make_media(frames, clip.fps).cut(out)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_packing_into_used_memory_gives_the_same_batch():
+    """Also when some samples stand cut in it already, at their own place or further on."""
+    rng = np.random.default_rng(2)
+    config = parse_config(tiny_values())
+    parts = [hf.random_clip(rng, 3, 5, 3, 2.0), hf.random_clip(rng, 5, 2, 6, 1.0)]
+    samples = [hf.make_sample(rng, config, [2, part, 3]) for part in parts]
+    rows, shape = [[samples[1]], [samples[0], samples[1]], []], (140, 7, 3)
+    fresh = layout.pack(rows, *shape)
+    assert not fresh.patches[0, 3:].any()
+    assert not fresh.patches[2].any()
+    for starts in ((0, 2), (1, 4)):  # of the two samples of row 1
+        memory = rng.integers(0, 256, fresh.patches.shape, np.uint8)
+        placed = []
+        for sample, start in zip(rows[1], starts, strict=True):
+            item = sample.media[0]
+            place = memory[1, start : start + item.grid[0]]
+            item.cut(place)
+            media = (item._replace(frames=None, slots=place),)
+            placed.append(sample._replace(media=media))
+        batch = layout.pack([rows[0], placed, []], *shape, memory)
+        assert batch.patches is memory
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(batch, name), getattr(fresh, name), name)
+
+
 def test_positions_equal_get_rope_index_on_random_grids():
     config = parse_config(tiny_values())
     rng = np.random.default_rng(5)

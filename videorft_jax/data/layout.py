@@ -26,11 +26,12 @@ MROPE_RULES = ("qwen", "hf5")
 
 
 class Media(NamedTuple):
-    """One image or clip; its pixels are cut into slots when they are needed."""
+    """One image or clip; its pixels are cut into slots where and when they are needed."""
 
-    frames: np.ndarray  # uint8 [2 F, h, w, 3]
+    frames: np.ndarray | None  # uint8 [2 F, h, w, 3], None once they are cut into `slots`
     grid: tuple[int, int, int]  # frame pairs, visual tokens down, visual tokens across
     seconds_per_pair: float  # 2 / sampled fps; ignored for an image
+    slots: np.ndarray | None = None  # uint8 [F, >= W, 64, 1176]
 
     @property
     def num_tokens(self) -> int:
@@ -46,33 +47,49 @@ class Media(NamedTuple):
         return self.windows[0] * self.windows[1]
 
     def cut(self, out: np.ndarray) -> None:
-        """Writes the patches into `out`, zeros of uint8 [F, W, 64, 1176].
+        """Fills `out`, uint8 [F, >= W, 64, 1176] of any content: slots without a patch become 0.
 
-        A patch row holds (channel, frame, row, column). Channels are parted first, so that the
-        scatter to slots moves runs of 14 bytes.
+        A patch row holds (channel, frame, row, column), so that the scatter to slots moves runs of
+        14 bytes. Frames whose channels lie apart in memory (see `video.resize_frames`) are read as
+        they are; others are parted first.
         """
         pairs, down, across = self.grid
         rows, columns = self.windows
-        shape = (pairs, 2, 3, rows * WINDOW * UNIT, columns * WINDOW * UNIT)
-        whole = (down, across) == (rows * WINDOW, columns * WINDOW)
-        planes = (np.empty if whole else np.zeros)(shape, np.uint8)
-        height, width = down * UNIT, across * UNIT
-        pixels = self.frames.reshape(pairs, 2, height, width, 3)
-        planes[..., :height, :width] = np.moveaxis(pixels, -1, 2)
-        # pair, frame, channel, window row, token row, patch row, pixel row, the same across
-        runs = planes.view("V14").reshape(
-            pairs, 2, 3, rows, WINDOW, MERGE, PATCH, columns, WINDOW, MERGE
-        )
+        out[:, rows * columns :] = 0
+        out = out[:, : rows * columns]
+        if self.slots is not None:
+            if self.slots.ctypes.data != out.ctypes.data:
+                out[...] = self.slots[:, : rows * columns]
+            return
+        planes = np.moveaxis(self.frames.reshape(pairs, 2, down * UNIT, across * UNIT, 3), -1, 2)
+        if planes.strides[-1] != 1:
+            planes = np.ascontiguousarray(planes)
+        runs = planes.view("V14")
+        windows = out.reshape(pairs, rows, columns, WINDOW, WINDOW, MERGE**2 * PATCH_DIM)
+        windows[:, -1:, :, down - (rows - 1) * WINDOW :] = 0
+        windows[:, :, -1:, :, across - (columns - 1) * WINDOW :] = 0
+        # pair, window row, window column, token row, token column, patch row, patch column,
+        # channel, frame, pixel row
         slots = out.view("V14").reshape(
             pairs, rows, columns, WINDOW, WINDOW, MERGE, MERGE, 3, 2, PATCH
         )
         assert np.may_share_memory(slots, out)  # splitting axes never copies
-        slots[...] = runs.transpose(0, 3, 7, 4, 8, 5, 9, 2, 1, 6)
+        for row, high, num_high in _parts(down):
+            for column, wide, num_wide in _parts(across):
+                top, left = row * WINDOW * MERGE * PATCH, column * WINDOW * MERGE
+                part = runs[..., top : top + num_high * high * UNIT, :]
+                part = part[..., left : left + num_wide * wide * MERGE]
+                # pair, frame, channel, window row, token row, patch row, pixel row, same across
+                part = part.reshape(
+                    pairs, 2, 3, num_high, high, MERGE, PATCH, num_wide, wide, MERGE
+                )
+                place = slots[:, row : row + num_high, column : column + num_wide, :high, :wide]
+                place[...] = part.transpose(0, 3, 7, 4, 8, 5, 9, 2, 1, 6)
 
     @property
     def patches(self) -> np.ndarray:
         """uint8 [F, W, 64, 1176]."""
-        out = np.zeros((self.grid[0], self.num_windows, SLOTS, PATCH_DIM), np.uint8)
+        out = np.empty((self.grid[0], self.num_windows, SLOTS, PATCH_DIM), np.uint8)
         self.cut(out)
         return out
 
@@ -85,6 +102,12 @@ class Media(NamedTuple):
     def valid(self) -> np.ndarray:
         """bool [W, 64], slots that hold a patch."""
         return _slots(*self.grid[1:])[1]
+
+
+def _parts(tokens: int) -> list[tuple[int, int, int]]:
+    """(first window, tokens in each, number of windows): the whole ones, and a narrower last."""
+    whole, rest = divmod(tokens, WINDOW)
+    return [(0, WINDOW, whole)] * bool(whole) + [(whole, rest, 1)] * bool(rest)
 
 
 @functools.lru_cache(maxsize=256)
@@ -214,20 +237,30 @@ def make_sample(
     )
 
 
-def pack(rows: list[list[Sample]], length: int, pairs: int, windows: int) -> Batch:
+def pack(
+    rows: list[list[Sample]],
+    length: int,
+    pairs: int,
+    windows: int,
+    patches: np.ndarray | None = None,
+) -> Batch:
     """Packs samples into rows of `length` tokens, `pairs` frame pairs and `windows` windows.
+
+    `patches` is memory for the batch's pixels, of any content; None takes new memory.
 
     Whole samples only, each in its own segment (1, 2, ...), 0 is padding. An empty row is all
     padding. Raises ValueError, naming the row and the numbers, when one does not fit.
     """
     shape = (len(rows), length)
+    if patches is None:
+        patches = np.empty((len(rows), pairs, windows, SLOTS, PATCH_DIM), np.uint8)
     batch = Batch(
         tokens=np.zeros(shape, np.int32),
         segment_ids=np.zeros(shape, np.int32),
         positions=np.zeros((len(rows), 3, length), np.int32),
         loss_mask=np.zeros(shape, bool),
         visual_index=np.full(shape, -1, np.int32),
-        patches=np.zeros((len(rows), pairs, windows, SLOTS, PATCH_DIM), np.uint8),
+        patches=patches,
         patch_valid=np.zeros((len(rows), pairs, windows, SLOTS), bool),
         patch_hw=np.zeros((len(rows), pairs, windows, SLOTS, 2), np.int32),
     )
@@ -253,10 +286,11 @@ def pack(rows: list[list[Sample]], length: int, pairs: int, windows: int) -> Bat
             index = (frame + pair) * windows * WINDOW_TOKENS + slot
             batch.visual_index[b, span] = np.where(slot >= 0, index, -1)
             for item in sample.media:
+                item.cut(patches[b, pair : pair + item.grid[0]])
                 place = (b, slice(pair, pair + item.grid[0]), slice(item.num_windows))
-                item.cut(batch.patches[place])
                 batch.patch_valid[place] = item.valid
                 batch.patch_hw[place] = item.hw
                 pair += item.grid[0]
             token = span.stop
+        patches[b, pair:] = 0
     return batch
