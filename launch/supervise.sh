@@ -2,7 +2,7 @@
 # Runs a command on this machine and starts it again when it fails.
 #
 #   supervise.sh run DIR [--restarts=N] [--delay=SECONDS] -- COMMAND...   in the foreground
-#   supervise.sh start DIR ... -- COMMAND...   in the background, DIR/log; outlives the terminal
+#   supervise.sh start DIR ... -- COMMAND...   in the background, says it in DIR/log
 #   supervise.sh follow DIR    prints the log until the run ends, and ends as `wait`
 #   supervise.sh wait DIR      exit code 0 done, 101 failed, 102 wrong usage, 175 stopped
 #   supervise.sh status DIR | tail DIR | stop DIR
@@ -94,6 +94,7 @@ start() {
   mkdir -p "$dir"
   is_held && fail 2 "something runs in $dir; stop it first"
   rm -f "$dir/state"
+  [ ! -e "$dir/log" ] || mv "$dir/log" "$dir/log.before"
   setsid nohup "$0" run "$dir" "--restarts=$restarts" "--delay=$delay" -- "$@" \
     >>"$dir/log" 2>&1 </dev/null &
   for _ in $(seq 100); do
@@ -115,7 +116,7 @@ wait_for_end() {
 }
 
 follow() {
-  tail -n 20 -F "$dir/log" 2>/dev/null &
+  tail -n 100 -F "$dir/log" 2>/dev/null &
   # The last lines are printed before it ends.
   trap 'sleep 1.2; kill $! 2>/dev/null' EXIT
   wait_for_end

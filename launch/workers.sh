@@ -212,22 +212,35 @@ watch_all() {
     [ "$left$first" != 0 ] || return 0
     [ -n "$first" ] || sleep 0.5
   done
-  code=$(cat "$scratch/$first.code")
-  case $code in
-    102) result=2 code="wrong usage or input" ;;
-    175) result=75 code="stopped" ;;
-    254) result=254 code="preempted" ;;
-    255) result=1 code="cannot be reached" ;;
-    101) result=1 code="failed" ;;
-    *) result=1 code="cannot be reached (exit code $code)" ;;
-  esac
-  sleep 2 # what worker 0 says last
+  sleep 2 # what worker 0 says last, and who else is at its end
   for i in "${watchers[@]}"; do kill -TERM -- "-$i" 2>/dev/null || true; done
   wait 2>/dev/null || true
-  echo "$(name_of "$first"): $code; last lines of all, then the others are stopped" >&2
+  result=0
+  for ((i = 0; i < num; i++)); do
+    code=$(cat "$scratch/$i.code" 2>/dev/null || echo 0)
+    judge "$code"
+    [ "$code" = 0 ] || echo "$(name_of "$i"): $told" >&2
+  done
+  echo "the last lines of all; then those that still run are stopped" >&2
   each 60 tail_one 2>/dev/null || true
   show >&2
   each 400 stop_one >/dev/null 2>&1 || true
+}
+
+judge() { # CODE of supervise.sh wait: sets told, and result to the gravest so far
+  local grave
+  case $1 in
+    0) grave=0 told="done" ;;
+    102) grave=2 told="wrong usage or input" ;;
+    175) grave=75 told="stopped" ;;
+    254) grave=254 told="preempted" ;;
+    101) grave=1 told="failed" ;;
+    *) grave=1 told="cannot be reached (exit code $1)" ;;
+  esac
+  local one
+  for one in 254 2 1 75 0; do # a preempted slice is made anew, whatever else it led to
+    case $one in "$grave" | "$result") result=$one && return ;; esac
+  done
 }
 
 start_all() {
