@@ -34,8 +34,9 @@ from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_l
 log = logging.getLogger(__name__)
 
 
-def make_mesh(config) -> jax.sharding.Mesh:
-    """The mesh, and the checks of everything that must divide by it."""
+def make_mesh(config, devices=None) -> jax.sharding.Mesh:
+    """The mesh (default: of all devices there are), and the checks of everything that must divide
+    by it."""
     for field, value, least in (
         ("train.accumulate", config.train.accumulate, 1),
         ("train.max_steps", config.train.max_steps, 0),
@@ -43,7 +44,7 @@ def make_mesh(config) -> jax.sharding.Mesh:
     ):
         if value < least:
             raise ValueError(f"{config.name}: {field} is {value}; give at least {least}")
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**config.mesh, devices=devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     rows, slices = config.data.rows, config.train.accumulate
     if rows % (parts * slices):
@@ -192,12 +193,12 @@ def make_weights(config, model_config: ModelConfig) -> Weights:
     return Weights(model_config, freeze, lora)
 
 
-def abstract_state(config, weights: Weights, mesh) -> training.TrainState:
+def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> training.TrainState:
     """The state's shapes with their shardings; nothing is allocated.
 
-    Frozen weights keep the dtype of the checkpoint, which its files give.
+    Frozen weights keep the dtype of the checkpoint, which its files give unless it is named.
     """
-    frozen_dtype = checkpoint_dtype(config.model.init_from)
+    frozen_dtype = frozen_dtype or checkpoint_dtype(config.model.init_from)
     optimizer = training.make_optimizer(make_optim_config(config, 1))  # any total: same shapes
 
     def build():

@@ -83,13 +83,10 @@ class Programs:
 
     # Parameters
 
-    def prepare(self, params):
-        """Parameters as the engine wants them: whole on every part of data and fsdp, split over
-        tensor, in `dtype` (or int8). One compiled program; free the result before training."""
-        return self._prepare(params)
-
     @functools.cached_property
-    def _prepare(self):
+    def prepare(self):
+        """The program that makes of parameters what the engine wants: whole on every part of data
+        and fsdp, split over tensor, in `dtype` (or int8). Free the result before training."""
         return jax.jit(self._convert, out_shardings=self.param_formats)
 
     def _convert(self, params):
@@ -110,44 +107,52 @@ class Programs:
         formats = jax.tree_util.tree_map_with_path(whole, shardings)
         return quantised_formats(formats) if self.int8_weights else formats
 
-    # Shapes in, executables out
+    # Shapes in, executables out; or what an executable is made of, where `only_lower` says so
 
-    def prefill(self, batch_shapes, bucket: Bucket):
+    def prefill(self, batch_shapes, bucket: Bucket, *, only_lower: bool = False):
         """batch_shapes: tree of shapes (Batch, uids [B], limits [B, R], visual tokens or None)."""
         length = batch_shapes[0].tokens.shape[1]
         key = (length, bucket, batch_shapes[0].patches.shape[1:3], batch_shapes[3] is not None)
         args = (self.param_shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
         into = (self.param_formats, self._rows, self._all, self._all)
         out = (*self._cache, self._rows, self._rows, self._all)
-        return self._compile("prefill", key, self._run_prompts, args, into, out)
+        lowered = self._lower(self._run_prompts, args, into, out)
+        return lowered() if only_lower else self._compile("prefill", key, lowered)
 
-    def decode(self, length: int, bucket: Bucket):
+    def decode(self, length: int, bucket: Bucket, *, only_lower: bool = False):
         """For prompts of `length` tokens; see `_run_completions`."""
         prefix, suffix, slots = self._state_shapes(length, bucket)
         scalars = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
         args = (self.param_shapes, prefix, suffix, slots, *scalars)
         into = (self.param_formats, *self._cache, self._rows, self._all, self._all)
         out = (self._cache[1], self._rows, self._rows, self._all)
-        return self._compile(
-            "decode", (length, bucket), self._run_completions, args, into, out, (2, 3)
-        )
+        lowered = self._lower(self._run_completions, args, into, out, (2, 3))
+        return lowered() if only_lower else self._compile("decode", (length, bucket), lowered)
 
-    def compact(self, length: int, bucket: Bucket, smaller: Bucket):
+    def compact(self, length: int, bucket: Bucket, smaller: Bucket, *, only_lower: bool = False):
         """From one batch bucket into another; see `_move`."""
         sizes = (smaller.rows, jnp.int32), (smaller.size, jnp.int32), (smaller.size, bool)
         index = [jax.ShapeDtypeStruct((self.shards, size), kind) for size, kind in sizes]
         args = (*self._state_shapes(length, bucket), *index)
         into = (*self._cache, self._rows, *[self._rows] * 3)
         out = (*self._cache, self._rows)
-        move = functools.partial(self._move, smaller)
-        return self._compile("compact", (length, bucket, smaller), move, args, into, out)
+        lowered = self._lower(functools.partial(self._move, smaller), args, into, out)
+        key = (length, bucket, smaller)
+        return lowered() if only_lower else self._compile("compact", key, lowered)
 
-    def _compile(self, kind, key, function, args, into, out, donated=()):
-        if (kind, key) not in self._made:
-            started = time.perf_counter()
+    def _lower(self, function, args, into, out, donated=()):
+        def lower():
             jitted = jax.jit(function, in_shardings=into, out_shardings=out, donate_argnums=donated)
             with jax.set_mesh(self.mesh):
-                self._made[kind, key] = jitted.lower(*args).compile()
+                return jitted.lower(*args)
+
+        return lower
+
+    def _compile(self, kind, key, lower):
+        if (kind, key) not in self._made:
+            started = time.perf_counter()
+            with jax.set_mesh(self.mesh):
+                self._made[kind, key] = lower().compile()
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",

@@ -1,0 +1,182 @@
+"""Operations, bytes and least time of each program of a step, from sizes alone.
+
+Useful work of full shapes: prompts and completions as long as they may be, a causal mask taken for
+what it shows. Bytes are those of all devices together; a part of the mesh that holds rows of its
+own reads every weight. Traffic between devices is not counted.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from videorft_jax import chips, flops
+from videorft_jax.flops import Cost, Work
+from videorft_jax.planning.programs import Job, total_bytes
+
+
+def program_costs(job: Job) -> dict[str, Cost]:
+    """Cost of one run of each program; of decode, of all tokens but the first."""
+    if job.mode == "sft":
+        return {"update": _train(job, _packed(job))}
+    prompts, clips = _prompts(job), _clips(job)
+    model, parts = job.weights.model, job.parts
+    kept = total_bytes(job.policy)
+    read = total_bytes((job.state.params, job.state.frozen))
+    found = {
+        "policy": Cost(bytes=float(read + kept)),
+        "reshard": Cost(bytes=float(kept + kept * parts)),
+        "vision": _read_by_all(flops.forward_cost(model, clips), parts),
+        "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
+        "decode": _decode(job),
+        "compact": Cost(bytes=2.0 * _cache_bytes(job)),
+        "update": _update(job, _groups(job, shared=True), clips),
+    }
+    if not _shares(job):
+        found["prefill"] = _read_by_all(flops.forward_cost(model, prompts + clips), parts)
+    if job.siglip is not None:
+        found["siglip"] = _siglip(job)
+    if job.config.grpo.num_updates > 1:
+        forward = flops.forward_cost(model, _groups(job, shared=True) + clips)
+        passes = 2 if job.config.grpo.beta else 1
+        found["score"] = _times(_read_by_all(forward, parts), passes)
+    return found
+
+
+def floor_seconds(job: Job, cost: Cost) -> float:
+    """What arithmetic and memory allow at the least; see `chips.roofline_seconds`."""
+    return chips.roofline_seconds(
+        cost.hardware_flops, cost.bytes, job.topology.num_devices, job.topology.chip
+    )
+
+
+def naive_floor(job: Job) -> float:
+    """Least seconds of the same GRPO step with every completion in a row of its own: clip and
+    prompt once for each of them, in rollout and update."""
+    rollouts, parts = job.config.rollout.num_rollouts, job.parts
+    model = job.weights.model
+    prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)
+    costs = [
+        _read_by_all(flops.forward_cost(model, prompts + clips), parts),
+        _decode(job, shared=False),
+    ]
+    costs += [_update(job, _groups(job, shared=False), clips)] * job.config.grpo.num_updates
+    if job.siglip is not None:
+        costs.append(_siglip(job))
+    return sum(floor_seconds(job, cost) for cost in costs)
+
+
+def _times(cost, count):
+    return Cost(*(value * count for value in dataclasses.astuple(cost)))
+
+
+def _scaled(work, count):
+    return Work(*(value * count for value in dataclasses.astuple(work)))
+
+
+def _read_by_all(cost, parts):
+    return dataclasses.replace(cost, bytes=cost.bytes * parts)
+
+
+def _shares(job):
+    return not job.weights.trains_vision and job.config.grpo.max_draws == 1
+
+
+def _clips(job):
+    """Frame pairs of all rows."""
+    shape = job.shape
+    patches = shape.frame * 4
+    frames = shape.rows * shape.pairs
+    slots = min(patches, 64)
+    return Work(
+        patches=frames * patches,
+        window_pairs=frames * patches * slots,
+        frame_pairs=frames * patches**2,
+    )
+
+
+def _prompts(job):
+    rows, length = job.shape.rows, job.shape.length
+    return Work(tokens=rows * length, pairs=rows * length * (length + 1) // 2, targets=rows)
+
+
+def _packed(job):
+    """Rows of packed samples as long as a clip and its text."""
+    shape = job.shape
+    length = shape.length / shape.samples
+    pairs = round(shape.rows * shape.samples * length * (length + 1) / 2)
+    own = Work(shape.rows * shape.length, pairs, shape.rows * shape.targets)
+    return own + _clips(job)
+
+
+def _groups(job, *, shared):
+    """The rows of an update without their clips."""
+    rows, length = job.shape.rows, job.shape.length
+    rollouts, size = job.config.rollout.num_rollouts, job.config.rollout.max_new_tokens
+    if not shared:
+        rows, rollouts = rows * rollouts, 1
+    lengths = np.full((rows, rollouts), size)
+    return flops.group_work(np.full(rows, length), lengths, length, size)[0]
+
+
+def _decode(job, *, shared=True):
+    rows, length = job.shape.rows // job.parts, job.shape.length
+    rollouts, size = job.config.rollout.num_rollouts, job.config.rollout.max_new_tokens
+    if not shared:
+        rows, rollouts = rows * rollouts, 1
+    prompts = np.full(rows, length)
+    first, last = (
+        flops.decode_cost(job.weights.model, prompts, np.full((rows, rollouts), own))
+        for own in (2, size)
+    )
+    steps = size - 1  # each costs as much more than the one before it
+    total = _times(first + last, steps / 2)
+    if job.config.rollout.int8_weights:
+        half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
+        total = dataclasses.replace(total, bytes=total.bytes - steps * half)
+    return _times(total, job.parts)
+
+
+def _cache_bytes(job):
+    """Keys and values of all rows, prompts and completions."""
+    text, config = job.weights.model.text, job.config.rollout
+    tokens = job.shape.rows * (job.shape.length + config.num_rollouts * config.max_new_tokens)
+    each = 2 * text.num_layers * text.num_kv_heads * text.head_dim
+    return tokens * each * (1 if config.int8_cache else 2)
+
+
+def _train(job, work):
+    settings = {
+        "remat": job.config.model.remat,
+        "trained": job.weights.is_trained,
+        "merged": job.weights.targets,
+        "rank": job.config.lora.rank,
+    }
+    cost = flops.train_cost(job.weights.model, work, **settings)
+    passes = 2 + (job.config.model.remat != "none")
+    again = flops.forward_cost(job.weights.model, work).bytes * passes
+    more = job.parts * job.config.train.accumulate - 1
+    return dataclasses.replace(cost, bytes=cost.bytes + more * again)
+
+
+def _update(job, groups, clips):
+    work = groups if _shares(job) else groups + clips
+    cost = _train(job, work)
+    if job.config.grpo.beta and job.config.grpo.num_updates == 1:
+        forward = flops.forward_cost(job.weights.model, work)
+        cost += _read_by_all(forward, job.parts * job.config.train.accumulate)
+    return cost
+
+
+def _siglip(job):
+    config, shape = job.siglip, job.shape
+    patches = (config.image_size // config.patch_size) ** 2
+    frames = shape.rows * job.config.reward.frames
+    cost = flops.siglip_cost(
+        config.vision, patches, frames, patch_dim=3 * config.patch_size**2
+    ) + flops.siglip_cost(
+        config.text,
+        config.text_length,
+        shape.rows * job.config.rollout.num_rollouts,
+        head=config.vision.hidden_size,
+    )
+    return _read_by_all(cost, job.parts)

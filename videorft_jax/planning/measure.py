@@ -1,0 +1,105 @@
+"""Compiling a program and reading off what it needs; what is known already is not compiled again.
+
+Figures are kept in a JSON file under the digest of the lowered program, of the compiler's version
+and of the topology, so that they hold exactly as long as they are true.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import re
+import time
+
+import jax
+
+from videorft_jax.planning.programs import Job, Program
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of one device, in GiB; `peak` is the program's own, arguments included. `known` is False
+    where the compiler gave up for want of memory: the figures are then what it asked for."""
+
+    arguments: float
+    temporaries: float
+    peak: float
+    compile_s: float
+    known: bool = True
+    estimated: bool = False
+
+
+class Store:
+    """Figures on disk; a path of None keeps them in memory alone."""
+
+    def __init__(self, path=None):
+        self._path = path and pathlib.Path(path)
+        self._known = {}
+        if self._path and self._path.is_file():
+            self._known = json.loads(self._path.read_text())
+
+    def get(self, key: str) -> Figures | None:
+        return Figures(**self._known[key]["figures"]) if key in self._known else None
+
+    def put(self, key: str, figures: Figures, what: dict) -> None:
+        self._known[key] = what | {"figures": dataclasses.asdict(figures)}
+        if self._path:
+            text = json.dumps(self._known, indent=1, sort_keys=True)
+            partial = self._path.with_suffix(".part")
+            partial.write_text(text + "\n")
+            partial.replace(self._path)
+
+
+def measure(job: Job, program: Program, store: Store) -> Figures:
+    """Lowers the program and, unless its figures are known, compiles it."""
+    with jax.set_mesh(job.mesh):
+        lowered = program.lower()
+    key = _digest(lowered, job.topology.name)
+    found = store.get(key)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    try:
+        with jax.set_mesh(job.mesh):
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _refused(str(error), time.perf_counter() - started)
+    else:
+        found = _read(compiled.memory_analysis(), time.perf_counter() - started)
+    what = {"program": program.name, "config": job.config.name, "topology": job.topology.name}
+    store.put(key, found, what)
+    return found
+
+
+def _read(memory, seconds):
+    arguments = memory.argument_size_in_bytes
+    own = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = max(arguments + memory.temp_size_in_bytes, arguments + own)
+    return Figures(arguments / GIB, memory.temp_size_in_bytes / GIB, peak / GIB, seconds)
+
+
+def _refused(text, seconds):
+    """The compiler says what it wanted: `Used 20.1G of 15.75G hbm`, or `(400.00G) exceeds ...`."""
+    if "RESOURCE_EXHAUSTED" not in text:
+        raise RuntimeError(text.splitlines()[0])
+    match = re.search(r"Used ([\d.]+)([GM]) of", text) or re.search(
+        r"\(([\d.]+)([GM])\) exceeds", text
+    )
+    if match is None:
+        raise RuntimeError(text.splitlines()[0])
+    wanted = float(match[1]) / (1 if match[2] == "G" else 1024)
+    return Figures(0.0, 0.0, wanted, seconds, known=False)
+
+
+def _digest(lowered, topology):
+    versions = [jax.__version__]
+    for name in ("jaxlib", "libtpu"):
+        try:
+            versions.append(importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            versions.append("none")
+    text = "\n".join([topology, *versions, lowered.as_text()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,314 @@
+"""Every program that a config runs, from shapes alone.
+
+They are the programs of the mains themselves, lowered with abstract arguments that carry shardings;
+no array is made. Beside each stands what lies on the devices meanwhile and is no argument of it.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.experimental.layout import Format
+from jax.sharding import Sharding
+
+from videorft_jax import assembly, drawing, sharding, training, updating
+from videorft_jax.compaction import Bucket
+from videorft_jax.data.layout import WINDOW_TOKENS
+from videorft_jax.model import siglip_towers, vlm
+from videorft_jax.model.siglip import SiglipConfig
+from videorft_jax.planning.shapes import (
+    PublishedTokenizer,
+    Shape,
+    batch_shapes,
+    siglip_batch,
+)
+from videorft_jax.planning.topology import Topology
+from videorft_jax.rewards.semantic import make_program
+from videorft_jax.scoring import Groups
+
+NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is planned: a config on a machine, in one shape. `siglip` is None where no reward looks
+    at frames; `num_shapes` counts the buckets of the data."""
+
+    mode: str
+    config: Any
+    weights: assembly.Weights
+    mesh: Any
+    topology: Topology
+    shape: Shape
+    siglip: SiglipConfig | None
+    num_shapes: int
+
+    @property
+    def parts(self) -> int:
+        """Parts of the mesh that hold different rows."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @functools.cached_property
+    def state(self) -> training.TrainState:
+        return assembly.abstract_state(self.config, self.weights, self.mesh, jnp.bfloat16)
+
+    @functools.cached_property
+    def reference(self):
+        """The abstract reference policy; None where there is none or it is the base of adapters."""
+        if self.mode == "sft" or not self.config.grpo.beta or self.weights.lora:
+            return None
+        shapes = _cast(self.state.params, self.config.model.dtype)
+        if not self.config.grpo.reference_on_host:
+            return shapes
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding.with_memory_kind("pinned_host")
+            ),
+            shapes,
+        )
+
+    @functools.cached_property
+    def policy(self):
+        """The abstract parameters of the model, in its dtype."""
+        tree = vlm.abstract_params(self.weights.model, jnp.dtype(self.config.model.dtype))
+        return _placed(tree, sharding.state_shardings(tree, self.mesh, self.config.name))
+
+    @functools.cached_property
+    def judge(self):
+        """The abstract parameters of SigLIP."""
+        if self.siglip is None:
+            return None
+        flat = siglip_towers.abstract(self.siglip)[2]
+        tree = _cast(unflatten_dict(flat, sep="/"), self.config.model.dtype)
+        return _placed(tree, sharding.state_shardings(tree, self.mesh, "siglip"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """`lower()` gives JAX's lowered program; `beside` are bytes of a device that lie there while it
+    runs; `runs` in a step; `shapes` it is compiled for at most."""
+
+    name: str
+    lower: Callable[[], Any]
+    beside: int
+    runs: int = 1
+    shapes: int = 1
+
+
+def device_bytes(tree) -> int:
+    """Of one device's memory that a tree of abstract arrays takes."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
+    )
+
+
+def total_bytes(tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def wants_siglip(config) -> bool:
+    """Whether a reward looks at frames; a semantic one of weight 0 may lack its weights."""
+    weight = dict(map(tuple, config.rewards)).get("semantic")
+    return weight is not None and bool(weight or config.reward.siglip)
+
+
+def find_programs(job: Job) -> list[Program]:
+    """The programs of a step, in the order in which they run."""
+    if job.mode == "sft":
+        return [_sft_step(job)]
+    return _grpo_programs(job)
+
+
+def _sft_step(job):
+    optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
+    step = updating.make_sft_step(job.config, job.weights, optimizer, _shardings(job.state))
+    batch = batch_shapes(job.shape, sharding.batch_sharding(job.mesh))
+    lower = functools.partial(_lower, job, step, job.state, batch)
+    return Program("update", lower, 0, shapes=job.num_shapes)
+
+
+def _grpo_programs(job):
+    plan = _GrpoPlan(job)
+    found = [plan.policy(), plan.reshard(), plan.vision(), plan.prefill(), plan.decode()]
+    found += [plan.compact(), plan.siglip(), plan.score(), plan.update()]
+    return [program for program in found if program is not None]
+
+
+class _GrpoPlan:
+    """The programs of a GRPO step; a method gives None where a config does without one."""
+
+    def __init__(self, job: Job):
+        self.job, self.config, model = job, job.config, job.weights.model
+        self.rows = sharding.batch_sharding(job.mesh)
+        optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
+        made = (job.config, job.weights, job.mesh, optimizer, _shardings(job.state))
+        self.own = updating.GrpoPrograms(*made)
+        engine = drawing.make_engine(job.config, model, job.mesh, PublishedTokenizer())
+        self.engine = engine.programs
+        self.bucket = Bucket(job.shape.rows // job.parts, job.config.rollout.num_rollouts)
+        self.buckets = engine.batch_buckets(job.shape.length, self.bucket)
+        self.draws = job.config.grpo.max_draws
+        self.batch = batch_shapes(job.shape, self.rows)
+        self.visual = None
+        self.shares = drawing.shares_visual(job.config, job.weights)
+        if self.shares:
+            slots = job.shape.pairs * job.shape.windows * WINDOW_TOKENS
+            self.visual = self._array(job.config.model.dtype, slots, model.text.dim)
+        self.sizes = {
+            "state": device_bytes(job.state),
+            "moments": device_bytes((job.state.opt_state, job.state.ema)),
+            "reference": device_bytes(job.reference),
+            "siglip": device_bytes(job.judge),
+            "policy": device_bytes(job.policy),
+            "prepared": _format_bytes(self.engine.param_shapes, self.engine.param_formats),
+        }
+
+    def _array(self, dtype, *sizes):
+        shape = (self.job.shape.rows, *sizes)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=self.rows)
+
+    def _beside(self, *names):
+        return sum(self.sizes[name] for name in names)
+
+    def _lower(self, program, *args):
+        return functools.partial(_lower, self.job, program, *args)
+
+    @property
+    def _prompts(self):
+        """The batch as prefill and update read it."""
+        if not self.shares:
+            return self.batch
+        return self.batch._replace(patches=self._array(jnp.uint8, 0, *self.batch.patches.shape[2:]))
+
+    @property
+    def _groups(self):
+        rollouts, size = self.config.rollout.num_rollouts, self.config.rollout.max_new_tokens
+        completions = self._array(jnp.int32, rollouts, size)
+        return Groups(self._prompts, completions, self._array(jnp.int32, rollouts), self.visual)
+
+    @property
+    def _reference(self):
+        return (self.job.reference,) if self.config.grpo.beta else ()
+
+    def policy(self):
+        lower = self._lower(self.own.policy, self.job.state.params, self.job.state.frozen)
+        return Program("policy", lower, self._beside("moments", "reference", "siglip"))
+
+    def reshard(self):
+        lower = self._lower(self.engine.prepare, self.job.policy)
+        return Program("reshard", lower, self._beside("state", "reference", "siglip"))
+
+    def vision(self):
+        if not self.shares:
+            return None
+        encode = drawing.make_encode(self.config, self.job.weights.model, self.job.mesh)
+        beside = self._beside("state", "reference", "siglip", "prepared")
+        lower = self._lower(encode, self.job.policy, self.batch)
+        return Program("vision", lower, beside, self.draws, self.job.num_shapes)
+
+    def prefill(self):
+        rollouts = self.config.rollout.num_rollouts
+        uids, limits = self._array(jnp.uint32), self._array(jnp.int32, rollouts)
+        inputs = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+            (self._prompts, uids, limits, self.visual),
+        )
+        lower = functools.partial(self.engine.prefill, inputs, self.bucket, only_lower=True)
+        beside = self._beside("state", "reference", "siglip", "policy")
+        return Program("prefill", lower, beside, self.draws, self.job.num_shapes)
+
+    def decode(self):
+        length = self.job.shape.length
+        lower = functools.partial(self.engine.decode, length, self.bucket, only_lower=True)
+        beside = self._beside("state", "reference", "siglip", "policy")
+        runs = self.draws * (self.config.rollout.max_new_tokens - 1)
+        return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.buckets))
+
+    def compact(self):
+        smaller = [other for other in self.buckets if other != self.bucket]
+        if not smaller:
+            return None
+        into = max(smaller, key=lambda other: other.size)
+        length, count = self.job.shape.length, len(self.buckets)
+        lower = functools.partial(self.engine.compact, length, self.bucket, into, only_lower=True)
+        beside = self._beside("state", "reference", "siglip", "policy", "prepared")
+        shapes = self.job.num_shapes * count * (count - 1) // 2
+        return Program("compact", lower, beside, self.draws, shapes)
+
+    def siglip(self):
+        if self.job.siglip is None:
+            return None
+        reward = self.config.reward
+        settings = {"order": reward.order, "scale": reward.scale, "where": self.rows}
+        program = make_program(self.job.siglip, **settings)
+        batch = siglip_batch(
+            self.job.siglip,
+            self.job.shape.rows,
+            self.config.rollout.num_rollouts,
+            NUM_SENTENCES if reward.text_rule == "pooled" else 1,
+            reward.frames,
+            self.rows,
+        )
+        read = {name: self.job.judge[name] for name in ("vision", "text")}
+        beside = self._beside("state", "reference", "policy", "prepared")
+        return Program("siglip", self._lower(program, read, batch), beside, self.draws)
+
+    def score(self):
+        if self.config.grpo.num_updates == 1:
+            return None
+        args = (self.job.state.params, self.job.state.frozen, self._groups, *self._reference)
+        return Program(
+            "score", self._lower(self.own.score, *args), self._beside("moments", "siglip"),
+            shapes=self._update_shapes,
+        )  # fmt: skip
+
+    def update(self):
+        rollouts, size = self.config.rollout.num_rollouts, self.config.rollout.max_new_tokens
+        wide = self._array(jnp.float32, rollouts, size)
+        rows = updating.GroupRows(self._groups, self._array(jnp.float32, rollouts), wide)
+        updates = self.config.grpo.num_updates
+        if updates > 1:
+            rows = rows._replace(old=wide, reference=wide if self.config.grpo.beta else None)
+        lower = self._lower(self.own.step, self.job.state, rows, *self._reference)
+        return Program("update", lower, self._beside("siglip"), updates, self._update_shapes)
+
+    @property
+    def _update_shapes(self):
+        return self.job.num_shapes * self.config.grpo.length_buckets
+
+
+def _lower(job, program, *args):
+    with jax.set_mesh(job.mesh):
+        return program.lower(*args)
+
+
+def _shardings(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _placed(tree, shardings):
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), tree
+    )
+
+
+def _format_bytes(shapes, formats):
+    """`device_bytes` of shapes whose places are formats or shardings."""
+    places = jax.tree.leaves(formats, is_leaf=lambda x: isinstance(x, Format | Sharding))
+    return sum(
+        math.prod(getattr(place, "sharding", place).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(jax.tree.leaves(shapes), places, strict=True)
+    )

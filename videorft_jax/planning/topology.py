@@ -1,0 +1,163 @@
+"""Machines by name: `v5p:4x4x4`, `v5e-64`, `2*v6e:4x4` (slices), `H100:8`, `cpu:8`.
+
+TPUs are described by libtpu itself, which compiles for them on any host. Of GPUs only memory and
+speed are known, of the CPU whatever this host has.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from videorft_jax.chips import CHIPS, Chip, find_chip
+
+_ENVIRONMENT = {  # libtpu asks a metadata server where it is, unless it is told
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """usable_gib is of a device, what JAX counts; chips that hold two devices say so. Accelerator
+    types (`v5p-8`) count chips, or cores, of which a chip of some kinds has two."""
+
+    usable_gib: float
+    per_host: int  # chips
+    devices: int = 1  # of a chip
+    cores: int = 1  # of a chip, in the name of an accelerator type
+    dims: int = 2  # of a topology; 0: a mere count
+
+
+# usable_gib of TPUs is what their compiler says when a program does not fit; of GPUs the data
+# sheet's memory less 8 % for the context and fragments.
+KINDS = {
+    "v4": Kind(15.25, per_host=4, devices=2, cores=2, dims=3),
+    "v5e": Kind(15.75, per_host=8),
+    "v5p": Kind(95.73, per_host=4, cores=2, dims=3),
+    "v6e": Kind(31.24, per_host=8),
+    "tpu7x": Kind(94.74, per_host=4, devices=2, cores=2, dims=3),
+    "A100": Kind(73.0, per_host=8, dims=0),
+    "H100": Kind(73.0, per_host=8, dims=0),
+    "H200": Kind(130.0, per_host=8, dims=0),
+    "cpu": Kind(0.0, per_host=1, dims=0),
+}
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`devices` are JAX's; None where there is nothing to compile for."""
+
+    name: str
+    kind: str
+    devices: tuple[Any, ...] | None
+    num_devices: int
+    num_chips: int
+    num_hosts: int
+    limit_gib: float  # of a device
+    chip: Chip  # speed of a device
+    slices: int = 1
+
+    @property
+    def attention(self) -> str:
+        """The path that "auto" means there."""
+        if self.kind == "cpu":
+            return "chunked"
+        return "splash" if KINDS[self.kind].dims else "flash"
+
+
+def known() -> list[str]:
+    """Names that are sure to be understood."""
+    names = []
+    for kind, about in KINDS.items():
+        shapes = {2: _FLAT, 3: _CUBES, 0: ("1", "8")}[about.dims]
+        names += [f"{kind}:{shape}" for shape in shapes]
+    return names
+
+
+def types() -> dict[str, str]:
+    """Accelerator types (`v5e-64`) of the names that are known."""
+    found = {}
+    for name in known():
+        kind, shape = name.split(":")
+        if KINDS[kind].dims:
+            chips = math.prod(map(int, shape.split("x")))
+            found[f"{kind}-{chips * KINDS[kind].cores}"] = name
+    return found
+
+
+def find(name: str) -> Topology:
+    """The machine called `name`; call it before anything else uses JAX's devices.
+
+    Raises ValueError for a name that means nothing, with the nearest that does.
+    """
+    slices, _, place = name.rpartition("*")
+    place = types().get(place, place)
+    kind, _, shape = place.partition(":")
+    about = KINDS.get(kind)
+    if about is None or not re.fullmatch(r"\d+(x\d+)*", shape) or (slices and not slices.isdigit()):
+        raise _unknown(name)
+    sizes = list(map(int, shape.split("x")))
+    if len(sizes) != max(about.dims, 1) or math.prod(sizes) < 1:
+        raise _unknown(name)
+    if not about.dims:
+        return _host(name, kind, sizes[0])
+    devices = _tpus(name, place, int(slices or 1))
+    chips = len(devices) // about.devices
+    speed = find_chip(devices[0])
+    if kind == "v4":  # the table's row is of a chip, whose two cores compile as one on the pod
+        speed = Chip(speed.flops / 2, speed.bandwidth / 2)
+    return Topology(
+        name, kind, devices, len(devices), chips, -(-chips // about.per_host), about.usable_gib,
+        speed, int(slices or 1),
+    )  # fmt: skip
+
+
+def _unknown(name):
+    names = [*known(), *types()]
+    near = difflib.get_close_matches(name, names, 3, cutoff=0.0)
+    return ValueError(
+        f"--topology={name}: unknown; nearest are {', '.join(near)} (kinds: {', '.join(KINDS)})"
+    )
+
+
+def _tpus(name, place, slices):
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
+    from jax.experimental import topologies
+
+    options = {"num_slices": slices} if slices > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=place, **options)
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" in str(error):
+            raise _unknown(name) from None
+        raise ValueError(
+            f"--topology={name}: libtpu cannot be used ({str(error).splitlines()[0]}); "
+            "pip install libtpu"
+        ) from None
+    return tuple(found.devices)
+
+
+def _host(name, kind, count):
+    about = KINDS[kind]
+    if kind != "cpu":
+        chip = next(chip for name, chip in CHIPS if name == kind)
+        hosts = -(-count // about.per_host)
+        return Topology(name, kind, None, count, count, hosts, about.usable_gib, chip)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"--topology={name}: this process has {len(devices)} CPU devices; set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    chip = find_chip(devices[0])
+    return Topology(name, kind, tuple(devices[:count]), count, 1, 1, memory / count, chip)
