@@ -1,0 +1,214 @@
+"""A checkpoint of ours as a Hugging Face folder: transformers computes the same with it."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny_run
+import torch
+import transformers
+import twin as hf
+from safetensors.numpy import load_file
+
+import videorft_jax as vr
+from videorft_jax import assembly, cli, restoring, sharding, training
+from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.data.media import MediaContract
+from videorft_jax.model.convert import flatten, read_checkpoint
+from videorft_jax.model.lora import LoraConfig
+
+LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
+
+
+class Place:
+    """A model and three runs that started from it; `arrays` are what a run holds at its step 3."""
+
+    def __init__(self, folder):
+        self.folder, self.model = folder, folder / "model"
+        records = tiny_run.make_data(folder / "data", num_sft=8, num_rl=0, num_eval=0)["sft"]
+        tiny_run.make_model(self.model, records)
+        (self.model / "generation_config.json").write_text('{"temperature": 0.5}')
+        self.loaded = vr.load(self.model, dtype="float32", mrope_rule="hf5")
+        self.arrays = {
+            "full": self.save("full", (), None, ema=True),
+            "part": self.save("part", ("vision", "merger"), None),
+            "lora": self.save("lora", (), LORA),
+        }
+
+    def save(self, name, freeze, lora, ema=False):
+        config = tiny_run.sft_config(self.model, "records.jsonl")
+        weights = assembly.Weights(self.loaded.config, freeze, lora)
+        trained, frozen = jax.jit(weights.split)(self.loaded.params, jax.random.key(1))
+        rng = np.random.default_rng(2)
+
+        def move(leaf):
+            noise = 0.05 * rng.standard_normal(leaf.shape)
+            return jnp.asarray(np.asarray(leaf) + noise, jnp.float32)
+
+        trained = jax.tree.map(move, trained)
+        average = jax.tree.map(move, trained) if ema else None
+        zero = jnp.int32(0)
+        state = training.TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
+        meta = assembly.expected_meta(weights, MediaContract.train())
+        meta |= {"config": json.loads(config.to_json())}
+        with Checkpointer(self.folder / name) as checkpointer:
+            checkpointer.save(3, state, meta)
+        return trained, frozen, average
+
+    def export(self, name, out, *flags):
+        return cli.main(
+            ["export", f"--checkpoint={self.folder / name}", f"--out={out}", *map(str, flags)]
+        )
+
+    def read(self, out):
+        """Exported arrays under our names, in the dtype of the files."""
+        return {
+            path: np.asarray(leaf)
+            for path, leaf in flatten(read_checkpoint(out, self.loaded.config)).items()
+        }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("export"))
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for path in expected:
+        assert found[path].dtype == expected[path].dtype
+        assert found[path].tobytes() == np.asarray(expected[path]).tobytes(), path
+
+
+def test_transformers_computes_the_same(place, tmp_path, capsys):
+    assert place.export("full", tmp_path / "hf") == 0
+    assert f"written to {tmp_path / 'hf'} in float32" in capsys.readouterr().out
+    trained, _, _ = place.arrays["full"]
+    assert_same_bits(place.read(tmp_path / "hf"), flatten(trained))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (place.model / name).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+    place.loaded.params, before = trained, place.loaded.params
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 448, 448, 3), dtype=np.uint8)
+    clip = {"type": "video", "video": pixels, "fps": 1.3}
+    chat = [{"role": "user", "content": [clip, {"type": "text", "text": "What moves?"}]}]
+    batch = place.loaded.prepare([chat])
+    length = int((batch.segment_ids[0] > 0).sum())
+    ours = np.asarray(place.loaded.forward(batch))[0, :length]
+    place.loaded.params = before
+
+    theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert len(tokenizer) == len(place.loaded.tokenizer)
+    patches, grid = hf.hf_patches(hf.Clip(pixels, 1.3))
+    ids = torch.tensor(batch.tokens[:, :length]).long()
+    expected = theirs(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == place.loaded.config.token_ids.video).int() * 2,
+        pixel_values_videos=torch.tensor(patches),
+        video_grid_thw=torch.tensor([grid]),
+        second_per_grid_ts=torch.tensor([2 / 1.3]),
+    ).logits.detach()[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_frozen_parts_are_those_of_the_start(place, tmp_path):
+    assert place.export("part", tmp_path / "hf") == 0
+    trained, frozen, _ = place.arrays["part"]
+    assert_same_bits(place.read(tmp_path / "hf"), flatten(training.join(trained, frozen)))
+
+
+def test_lora_is_merged(place, tmp_path):
+    """W + (alpha / rank) a b in float64 for the targets; every other bit is the base's."""
+    assert place.export("lora", tmp_path / "hf") == 0
+    found, base = place.read(tmp_path / "hf"), flatten(place.loaded.params)
+    factors = flatten(place.arrays["lora"][0]["lora"])
+    factors = {path: np.asarray(leaf, np.float64) for path, leaf in factors.items()}
+    targets = {path.removesuffix("/a") for path in factors if path.endswith("/a")}
+    assert targets == {"text/layers/attn/q", "text/layers/attn/v", "text/layers/mlp/down"}
+    for path in base:
+        weight = np.asarray(base[path])
+        if path not in targets:
+            assert found[path].tobytes() == weight.tobytes(), path
+            continue
+        a, b = factors[f"{path}/a"], factors[f"{path}/b"]
+        layers, rank = len(weight), LORA.rank
+        delta = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
+        expected = weight + LORA.alpha / rank * delta.reshape(weight.shape)
+        assert np.abs(expected - weight).max() > 0.01  # the adapter is no zero
+        np.testing.assert_allclose(found[path], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_is_rounded_once(place, tmp_path):
+    assert place.export("full", tmp_path / "hf", "--dtype=bfloat16") == 0
+    trained = flatten(place.arrays["full"][0])
+    rounded = {path: np.asarray(leaf).astype(ml_dtypes.bfloat16) for path, leaf in trained.items()}
+    assert_same_bits(place.read(tmp_path / "hf"), rounded)
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert values.get("dtype", values.get("torch_dtype")) == "bfloat16"
+    raw = load_file(next((tmp_path / "hf").glob("*.safetensors")))
+    assert {str(array.dtype) for array in raw.values()} == {"bfloat16"}
+
+
+def test_average_and_a_named_step(place, tmp_path):
+    assert place.export("full/checkpoints/00000003", tmp_path / "hf", "--ema") == 0
+    assert_same_bits(place.read(tmp_path / "hf"), flatten(place.arrays["full"][2]))
+
+
+def test_model_that_has_moved(place, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(place.model, moved)
+    assert place.export("full", tmp_path / "hf", f"--model={moved}") == 0
+    values = json.loads((moved / "config.json").read_text())
+    (values.get("text_config") or values)["num_hidden_layers"] = 3
+    (moved / "config.json").write_text(json.dumps(values))
+    capsys.readouterr()
+    assert place.export("full", tmp_path / "other", f"--model={moved}") == 2
+    assert "model.text.num_layers is 2 in the checkpoint and 3" in capsys.readouterr().err
+
+
+def test_bad_input(place, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    damaged = place.folder / "damaged"
+    shutil.copytree(place.folder / "full", damaged)
+    files = [path for path in damaged.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    for arguments, message in (
+        (("model", tmp_path / "a"), "no checkpoint there; give the work directory of a run"),
+        (("none", tmp_path / "a"), "no checkpoint there"),
+        (("full/checkpoints/00000009", tmp_path / "a"), "no checkpoint there"),
+        (("full", full), "is there already and not empty; choose another or delete it"),
+        (("full", full / "notes.txt"), "is there already and not empty"),
+        (("full", tmp_path / "a", "--dtype=int4"), "--dtype=int4: unknown; choose one of float32"),
+        (("part", tmp_path / "a", "--ema"), "no average was kept (optim.ema_decay); leave ema out"),
+        (("full", tmp_path / "a", "--model=/none"), "/none/config.json: no such file"),
+        (("damaged", tmp_path / "a"), "is not what was saved"),
+    ):
+        assert place.export(*arguments) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1].startswith("videorft export: ")
+        assert message in said[-1]
+        assert "Traceback" not in "".join(said)
+        assert not list(tmp_path.glob("a*"))
+    assert [path.name for path in full.iterdir()] == ["notes.txt"]
+
+
+def test_weights_lie_on_the_whole_mesh(place):
+    saved = restoring.find_checkpoint(str(place.folder / "lora"))
+    mesh = sharding.make_mesh()
+    params = restoring.read_params(saved, place.loaded.config, mesh, "bfloat16")
+    expected = sharding.state_shardings(params, mesh)
+    for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding == wanted
+        assert leaf.dtype == jnp.bfloat16
