@@ -13,8 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
-from jax.experimental.layout import Format
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax import assembly, drawing, sharding, training, updating
 from videorft_jax.compaction import Bucket
@@ -113,6 +112,20 @@ def total_bytes(tree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def prepared_bytes(job: Job) -> int:
+    """Of one device's memory that the weights of the rollout take: split over tensor alone."""
+
+    def whole(leaf):
+        spec = (None if axis == "fsdp" else axis for axis in leaf.sharding.spec)
+        return NamedSharding(job.mesh, PartitionSpec(*spec))
+
+    places = jax.tree.map(whole, job.policy)
+    shapes = _placed(job.policy, places)
+    if not job.config.rollout.int8_weights:
+        return device_bytes(shapes)
+    return device_bytes(shapes["vision"]) + device_bytes(shapes["text"]) // 2
+
+
 def wants_siglip(config) -> bool:
     """Whether a reward looks at frames; a semantic one of weight 0 may lack its weights."""
     weight = dict(map(tuple, config.rewards)).get("semantic")
@@ -167,7 +180,7 @@ class _GrpoPlan:
             "reference": device_bytes(job.reference),
             "siglip": device_bytes(job.judge),
             "policy": device_bytes(job.policy),
-            "prepared": _format_bytes(self.engine.param_shapes, self.engine.param_formats),
+            "prepared": prepared_bytes(job),
         }
 
     def _array(self, dtype, *sizes):
@@ -302,13 +315,4 @@ def _placed(tree, shardings):
 def _cast(tree, dtype):
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), tree
-    )
-
-
-def _format_bytes(shapes, formats):
-    """`device_bytes` of shapes whose places are formats or shardings."""
-    places = jax.tree.leaves(formats, is_leaf=lambda x: isinstance(x, Format | Sharding))
-    return sum(
-        math.prod(getattr(place, "sharding", place).shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(jax.tree.leaves(shapes), places, strict=True)
     )

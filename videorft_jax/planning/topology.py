@@ -4,6 +4,7 @@ TPUs are described by libtpu itself, which compiles for them on any host. Of GPU
 speed are known, of the CPU whatever this host has.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -54,17 +55,21 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`devices` are JAX's; None where there is nothing to compile for."""
+    """`devices` are JAX's; of GPUs, for which nothing compiles here, they are stand-ins."""
 
     name: str
     kind: str
-    devices: tuple[Any, ...] | None
+    devices: tuple[Any, ...]
     num_devices: int
     num_chips: int
     num_hosts: int
     limit_gib: float  # of a device
     chip: Chip  # speed of a device
     slices: int = 1
+
+    @property
+    def compiles(self) -> bool:
+        return self.kind == "cpu" or KINDS[self.kind].dims > 0
 
     @property
     def attention(self) -> str:
@@ -147,17 +152,17 @@ def _tpus(name, place, slices):
 
 
 def _host(name, kind, count):
-    about = KINDS[kind]
-    if kind != "cpu":
-        chip = next(chip for name, chip in CHIPS if name == kind)
-        hosts = -(-count // about.per_host)
-        return Topology(name, kind, None, count, count, hosts, about.usable_gib, chip)
-    devices = jax.devices("cpu")
+    about, chip = KINDS[kind], dict(CHIPS).get(kind)
+    with contextlib.suppress(RuntimeError):  # too late where devices are in use already
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = tuple(jax.devices("cpu")[:count])
     if len(devices) < count:
         raise ValueError(
-            f"--topology={name}: this process has {len(devices)} CPU devices; set "
+            f"--topology={name}: this process was started with {len(devices)} CPU devices; set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
         )
+    if kind != "cpu":
+        hosts = -(-count // about.per_host)
+        return Topology(name, kind, devices, count, count, hosts, about.usable_gib, chip)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    chip = find_chip(devices[0])
-    return Topology(name, kind, tuple(devices[:count]), count, 1, 1, memory / count, chip)
+    return Topology(name, kind, devices, count, 1, 1, memory / count, find_chip(devices[0]))

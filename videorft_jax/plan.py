@@ -1,0 +1,119 @@
+"""`videorft plan`: what a config needs of a machine, before the machine is paid for.
+
+Every program of a run is compiled for the machine on this host, from shapes and shardings alone: no
+weight is read and no array is made. TPUs are described by libtpu; GPUs are estimated by formulas.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import jax
+
+from videorft_jax import assembly, cli, options, updating
+from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.planning import shapes, topology
+from videorft_jax.planning.measure import Store
+from videorft_jax.planning.programs import Job, wants_siglip
+from videorft_jax.planning.report import advise, as_text, make_rows, summarise
+from videorft_jax.planning.search import search
+
+EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
+videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
+videorft plan --config=configs/grpo_7b.py --topology=H100:8 --model=3b --config.data.rows=64
+    (--config.section.option=value as for the runs themselves)"""
+
+
+def main(argv: list[str]) -> int:
+    """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
+    own, config = _parse(argv)
+    jax.config.update("jax_platforms", "cpu")
+    machine = topology.find(own.topology)
+    job = make_job(config, machine, mode=own.mode, size=own.model)
+    rows, step, problem = plan(job, Store(own.store), own.search)
+    if own.json:
+        print(json.dumps({"programs": [vars(row) for row in rows], "step": step}))
+    else:
+        print(as_text(rows, step))
+    if problem:
+        raise RuntimeError(problem)
+    return 0
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(
+        "videorft plan", usage=EXAMPLES, description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--topology", help="v5p:4x4x4, v5e-64, 2*v6e:4x4 (slices), H100:8, cpu:8")
+    parser.add_argument("--model", help="7b, 3b, ...: sizes of a model that is not here")
+    parser.add_argument("--mode", choices=("sft", "grpo"), help="default: by the config's name")
+    parser.add_argument("--search", action="store_true", help="try changes until one fits")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--store", help="JSON file of figures; what it holds is not compiled again")
+    own, rest = parser.parse_known_args(argv)
+    if not own.topology:
+        raise ValueError(f"--topology missing; write {EXAMPLES.splitlines()[0]}")
+    config, _ = options.parse([*rest, f"--workdir={os.curdir}"], "videorft plan", EXAMPLES)
+    return own, config
+
+
+def make_job(config, machine: topology.Topology, *, mode=None, size=None) -> Job:
+    """What is planned; checks all that a run would check before it reads a weight."""
+    mode = mode or next((known for known in ("sft", "grpo") if known in config.name), None)
+    if mode is None:
+        raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
+    config = config.copy_and_resolve_references().unlock()
+    if config.model.attention == "auto":
+        config.model.attention = machine.attention
+    folder, tokenizer = config.model.init_from, None
+    if os.path.isdir(folder) and not size:
+        model, tokenizer = assembly.load_model_files(config)
+    else:
+        model = parse_config(hf_values(size or _size_in(config.name)))
+    weights = assembly.make_weights(config, model)
+    mesh = assembly.make_mesh(config, machine.devices)
+    siglip = None
+    if mode == "grpo":
+        updating.make_grpo_config(config)
+        if wants_siglip(config):
+            siglip = shapes.siglip_config(config.reward.siglip)
+    contract, packed = assembly.make_contract(config), mode == "sft"
+    count = config.data.max_buckets
+    shape = shapes.expected_shape(config, contract, packed)
+    return Job(mode, config, weights, mesh, machine, shape, siglip, count)
+
+
+def _size_in(name):
+    for size in ("3b", "7b", "32b", "72b"):
+        if size in name.split("_"):
+            return size
+    raise ValueError(
+        f"{name}: model.init_from is no folder here and the name holds no size; give --model=7b"
+    )
+
+
+def plan(job: Job, store: Store, try_others: bool = False):
+    """(rows, step, problem): problem is None, or one line with numbers and a remedy."""
+
+    def say(text):
+        print(text, file=sys.stderr, flush=True)
+
+    rows = make_rows(job, store, say)
+    step = summarise(job, rows)
+    problem = advise(job, rows)
+    if not problem:
+        return rows, step, None
+    text = f"{job.config.name} does not fit {job.topology.name}: {problem[0]}"
+    if not try_others:
+        return rows, step, f"{text}; --search tries such changes"
+    found = search(job, store, say)
+    if found is None:
+        return rows, step, f"{text}; no change of mesh, remat, accumulate or mu_dtype helps"
+    changes = " ".join(f"--config.{name}={value}" for name, value in found.changes.items())
+    say(f"{text}; what fits: {changes}")
+    return found.rows, summarise(found.job, found.rows) | {"changes": found.changes}, None
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv[1:], "videorft plan"))

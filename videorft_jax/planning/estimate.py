@@ -1,0 +1,134 @@
+"""What a program needs of a device by formulas, where nothing can compile for it.
+
+Arguments are exact, they follow from shapes and shardings. Temporaries are the arrays that cannot
+be avoided: gathered weights of two layers, layer inputs kept for the backward pass, the working set
+of one layer, a chunk of logits, gradients. Checked against the TPU compiler they are within a
+third; a plan that leaves less than that is marked as tight.
+"""
+
+from videorft_jax.losses import CHUNK
+from videorft_jax.planning.measure import GIB, Figures
+from videorft_jax.planning.programs import Job, device_bytes, prepared_bytes
+
+_WIDE, _NARROW = 4, 2  # float32, bf16
+
+
+def estimate(job: Job, name: str) -> Figures:
+    """Figures of the program called `name`."""
+    arguments, temporaries = _PROGRAMS[name](job)
+    parts = (arguments / GIB, temporaries / GIB, (arguments + temporaries) / GIB)
+    return Figures(*parts, compile_s=0.0, estimated=True)
+
+
+def _rows(job):
+    return job.shape.rows // job.parts
+
+
+def _layer(job, tokens, width=_NARROW):
+    """The working set of one decoder layer for so many tokens of a device."""
+    text, tensor = job.weights.model.text, job.mesh.shape["tensor"]
+    heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+    return width * tokens * (4 * text.dim + (heads + 3 * text.mlp_dim) / tensor)
+
+
+def _gathered(job, size=_NARROW):
+    """Weights of two decoder layers, and the head, whole but for the tensor axis."""
+    text = job.weights.model.text
+    qkvo = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim
+    layer = text.dim * (qkvo + 3 * text.mlp_dim)
+    return size * (2 * layer + text.dim * text.vocab_size) / job.mesh.shape["tensor"]
+
+
+def _vision(job, rows):
+    """The working set of one layer of the tower."""
+    vision, shape = job.weights.model.vision, job.shape
+    patches = rows * shape.pairs * shape.windows * 64
+    return _NARROW * patches * (8 * vision.dim + 3 * vision.mlp_dim) + patches * 1176 * _WIDE
+
+
+def _batch(job):
+    shape = job.shape
+    return _rows(job) * (shape.pairs * shape.windows * 64 * (1176 + 9) + shape.length * 25)
+
+
+def _cache(job):
+    text, config = job.weights.model.text, job.config.rollout
+    tokens = job.shape.length + config.num_rollouts * config.max_new_tokens
+    heads = text.num_kv_heads / job.mesh.shape["tensor"]
+    size = 1 if config.int8_cache else 2
+    return 2 * _rows(job) * tokens * text.num_layers * heads * text.head_dim * size
+
+
+def _logits(job, positions):
+    return _WIDE * positions * job.weights.model.text.vocab_size / job.mesh.shape["tensor"]
+
+
+def _policy(job):
+    return device_bytes((job.state.params, job.state.frozen)), device_bytes(job.policy)
+
+
+def _reshard(job):
+    return device_bytes(job.policy), prepared_bytes(job)
+
+
+def _prefill(job):
+    rows, rollouts = _rows(job), job.config.rollout.num_rollouts
+    working = max(_layer(job, rows * job.shape.length), _vision(job, rows))
+    logits = 3 * _logits(job, rows * rollouts)
+    return prepared_bytes(job) + _batch(job), _cache(job) + working + logits
+
+
+def _decode(job):
+    positions = _rows(job) * job.config.rollout.num_rollouts
+    return prepared_bytes(job) + _cache(job), 3 * _logits(job, positions)
+
+
+def _compact(job):
+    return _cache(job), _cache(job)
+
+
+def _encode(job):
+    return device_bytes(job.policy) + _batch(job), _vision(job, _rows(job))
+
+
+def _siglip(job):
+    tower, config = job.siglip.vision, job.siglip
+    patches = (config.image_size // config.patch_size) ** 2
+    images = _rows(job) * patches * (8 * tower.hidden_size + 2 * tower.intermediate_size) * _WIDE
+    scores = _rows(job) * tower.num_heads * patches**2 * _WIDE / job.mesh.shape["tensor"]
+    pixels = _rows(job) * job.config.reward.frames * config.image_size**2 * 3
+    return device_bytes(job.judge) + pixels, images + 2 * scores
+
+
+def _update(job):
+    config, text = job.config, job.weights.model.text
+    rows = max(1, _rows(job) // config.train.accumulate)
+    tokens = rows * job.shape.length
+    if job.mode == "grpo":
+        tokens += rows * config.rollout.num_rollouts * config.rollout.max_new_tokens
+    kept = text.num_layers * tokens * text.dim * _NARROW
+    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[config.model.remat]
+    kept += share * text.num_layers * _layer(job, tokens) / 4
+    vision = job.weights.model.vision
+    if job.weights.trains_vision:
+        patches = rows * job.shape.pairs * job.shape.windows * 64
+        kept += vision.num_layers * patches * vision.dim * _NARROW
+    copies = device_bytes(job.policy)
+    gradients = device_bytes(job.state.params) * (2 if config.train.accumulate > 1 else 1)
+    working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
+    temporaries = copies + gradients + kept + working + _gathered(job)
+    temporaries += 3 * _logits(job, rows * CHUNK)
+    return device_bytes((job.state, job.reference)) + _batch(job), temporaries
+
+
+_PROGRAMS = {
+    "policy": _policy,
+    "reshard": _reshard,
+    "vision": _encode,
+    "prefill": _prefill,
+    "decode": _decode,
+    "compact": _compact,
+    "siglip": _siglip,
+    "score": _update,
+    "update": _update,
+}

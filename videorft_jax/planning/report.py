@@ -1,0 +1,200 @@
+"""From figures and costs to rows, the step's totals, and a table."""
+
+import dataclasses
+from typing import Any
+
+from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
+from videorft_jax.planning.estimate import estimate
+from videorft_jax.planning.measure import GIB, Figures, Store, measure
+from videorft_jax.planning.programs import Job, Program, find_programs, total_bytes
+
+_PHASES = {
+    "policy": "reshard",
+    "reshard": "reshard",
+    "vision": "rollout",
+    "prefill": "rollout",
+    "decode": "rollout",
+    "compact": "rollout",
+    "siglip": "rewards",
+    "score": "update",
+    "update": "update",
+}
+_PROCESS_GIB = 6.0  # interpreter, compiler, decoders of clips
+_BATCHES = 4  # that a loader holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A program with what it needs. `peak_gib` is of a device, `beside_gib` of it taken by what is
+    no argument of the program; times and costs are of all its runs in a step."""
+
+    name: str
+    arguments_gib: float
+    temporaries_gib: float
+    beside_gib: float
+    peak_gib: float
+    limit_gib: float
+    fits: bool
+    flops: float
+    bytes: float
+    floor_s: float
+    compile_s: float
+    shapes: int
+    estimated: bool
+
+
+def make_rows(job: Job, store: Store | None = None, say=lambda text: None) -> list[Row]:
+    """A row for each program: compiled where the machine has a compiler here, else estimated."""
+    rows, costs = [], program_costs(job)
+    for program in find_programs(job):
+        if not job.topology.compiles:
+            figures = estimate(job, program.name)
+        else:
+            say(f"compiling {program.name} for {job.topology.name}")
+            figures = measure(job, program, store or Store())
+        rows.append(make_row(job, program, figures, costs[program.name]))
+    return rows
+
+
+def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
+    runs = 1 if program.name == "decode" else program.runs  # its cost is that of the whole loop
+    peak, limit = figures.peak + program.beside / GIB, job.topology.limit_gib
+    return Row(
+        program.name,
+        figures.arguments,
+        figures.temporaries,
+        program.beside / GIB,
+        peak,
+        limit,
+        figures.known and peak <= limit,
+        runs * cost.hardware_flops,
+        runs * cost.bytes,
+        runs * floor_seconds(job, cost),
+        figures.compile_s,
+        program.shapes,
+        figures.estimated,
+    )
+
+
+def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
+    """The step: its least time and what that means."""
+    floor = sum(row.floor_s for row in rows)
+    shares: dict[str, float] = {}
+    for row in rows:
+        phase = _PHASES[row.name]
+        shares[phase] = shares.get(phase, 0.0) + row.floor_s / floor
+    shape, config, topology = job.shape, job.config, job.topology
+    tokens = shape.rows * shape.length
+    step = {
+        "mode": job.mode,
+        "topology": topology.name,
+        "mesh": dict(job.mesh.shape),
+        "shape": shape._asdict(),
+        "fits": all(row.fits for row in rows),
+        "floor_s": floor,
+        "shares": shares,
+    }
+    if job.mode == "grpo":
+        count = shape.rows * config.rollout.num_rollouts
+        tokens += count * config.rollout.max_new_tokens
+        naive = naive_floor(job)
+        step["chip_s_per_rollout"] = floor * topology.num_chips / count
+        step["naive_floor_s"] = naive
+        step["floor_share_of_naive"] = floor / naive
+    state = total_bytes(job.state)
+    step["tokens_per_s"] = tokens / floor
+    step["host_gib"] = host_gib(job)
+    step["checkpoint_gib"] = state / GIB
+    step["compile_s"] = sum(row.compile_s for row in rows)
+    step["estimated"] = any(row.estimated for row in rows)
+    return step
+
+
+def host_gib(job: Job) -> float:
+    """Memory of a host: the share of the state that a save holds, of a reference kept there, the
+    loader's batches and the process itself."""
+    hosts = job.topology.num_hosts
+    held = total_bytes(job.state)
+    if job.reference is not None and job.config.grpo.reference_on_host:
+        held += total_bytes(job.reference)
+    shape = job.shape
+    pixels = shape.rows * shape.pairs * shape.windows * 64 * 1176
+    return (held + _BATCHES * pixels) / hosts / GIB + _PROCESS_GIB
+
+
+def advise(job: Job, rows: list[Row]) -> list[str]:
+    """What to change, one line for each program that does not fit."""
+    lines = []
+    for row in rows:
+        if row.fits:
+            continue
+        wanted = f"{row.name} needs {row.peak_gib:.2f} GiB of {row.limit_gib:.2f} GiB a device"
+        lines.append(f"{wanted}; {', or '.join(_remedies(job, row.name))}")
+    return lines
+
+
+def _remedies(job, name):
+    config, found = job.config, []
+    tensor = _wider(job)
+    if name in ("policy", "reshard", "vision", "prefill", "decode", "compact", "siglip"):
+        if tensor:
+            found.append(f"set mesh.tensor={tensor}")
+        if not config.rollout.int8_weights:
+            found.append("set rollout.int8_weights=True")
+        if name in ("decode", "compact") and not config.rollout.int8_cache:
+            found.append("set rollout.int8_cache=True")
+    else:
+        rows = job.shape.rows // job.parts
+        if rows > config.train.accumulate:
+            found.append(f"set train.accumulate={rows}")
+        if config.model.remat != "full":
+            found.append("set model.remat=full")
+        if config.optim.mu_dtype != "bfloat16" and config.optim.name == "adamw":
+            found.append("set optim.mu_dtype=bfloat16")
+        if tensor:
+            found.append(f"set mesh.tensor={tensor}")
+        if job.mode == "grpo" and job.reference is not None and not config.grpo.reference_on_host:
+            found.append("set grpo.reference_on_host=True")
+        if job.weights.lora is None:
+            found.append("set lora.rank=32")
+    found.append("take more chips")
+    return found
+
+
+def _wider(job):
+    """The next size of the tensor axis that heads and devices allow; None when there is none."""
+    tensor, heads = 2 * job.mesh.shape["tensor"], job.weights.model.text.num_kv_heads
+    return tensor if heads % tensor == 0 and job.topology.num_devices % tensor == 0 else None
+
+
+def as_text(rows: list[Row], step: dict[str, Any]) -> str:
+    """The table and the lines under it."""
+    head = "program   arguments  temps  beside    peak  limit  fits   TFLOP       GB  floor s"
+    lines = [f"{head}  compile s  shapes"]
+    for row in rows:
+        mark = ("yes" if row.fits else "NO") + ("~" if row.estimated else "")
+        lines.append(
+            f"{row.name:<9} {row.arguments_gib:9.2f} {row.temporaries_gib:6.2f} "
+            f"{row.beside_gib:7.2f} {row.peak_gib:7.2f} {row.limit_gib:6.2f} {mark:>5} "
+            f"{row.flops / 1e12:7.1f} {row.bytes / 1e9:8.0f} {row.floor_s:8.3f} "
+            f"{row.compile_s:10.1f} {row.shapes:7d}"
+        )
+    lines.append("memory in GiB of a device; ~ estimated by formulas, nothing compiles for it here")
+    mesh = ", ".join(f"{axis}={size}" for axis, size in step["mesh"].items())
+    shape = ", ".join(f"{name} {value:g}" for name, value in step["shape"].items())
+    lines += [f"mesh     {mesh}", f"shape    {shape}"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in step["shares"].items())
+    lines.append(f"step     at least {step['floor_s']:.3f} s: {shares}")
+    if "naive_floor_s" in step:
+        share = step["floor_share_of_naive"]
+        lines.append(
+            f"         {step['chip_s_per_rollout']:.3f} chip-seconds per rollout; {share:.0%} of "
+            f"the least time with every completion in a row of its own"
+        )
+    lines.append(
+        f"         {step['tokens_per_s']:,.0f} tokens/s; host {step['host_gib']:.0f} GiB, "
+        f"checkpoint {step['checkpoint_gib']:.0f} GiB"
+    )
+    if "buckets" in step:
+        lines.append(f"data     {step['buckets']}")
+    return "\n".join(lines)

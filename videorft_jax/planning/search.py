@@ -1,0 +1,101 @@
+"""Other ways to run the same config: mesh, rematerialisation, slices of a batch, optimizer dtype.
+
+Candidates are ordered by their least time, ruled out by formulas where they are far too large, and
+compiled one after another until one fits. What a config learns does not change, but for the
+rounding of the first moment.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from videorft_jax import assembly
+from videorft_jax.planning.costs import floor_seconds, program_costs
+from videorft_jax.planning.estimate import estimate
+from videorft_jax.planning.measure import GIB, Store
+from videorft_jax.planning.programs import Job, find_programs
+from videorft_jax.planning.report import Row, make_rows
+
+_MARGIN = 1.35  # by how much an estimate may be too high
+_TRIES = 6  # candidates that are compiled
+_OPTIONS = ("mesh.tensor", "mesh.data", "model.remat", "train.accumulate", "optim.mu_dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    changes: dict[str, Any]  # option -> value, where it differs from the config
+    job: Job
+    rows: list[Row]
+
+
+def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
+    """(least seconds, changes, job) of everything worth trying, the fastest first; of equally fast
+    ones that which changes least."""
+    heads, devices = job.weights.model.text.num_kv_heads, job.topology.num_devices
+    tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
+    moments = ("float32", "bfloat16") if job.config.optim.name == "adamw" else ("float32",)
+    remats = ("save_dots", "save_attention", "full")
+    found = []
+    for tensor, remat, moment in itertools.product(tensors, remats, moments):
+        parts = devices // tensor
+        if job.config.data.rows % parts:
+            continue
+        own = job.config.data.rows // parts
+        for slices in (size for size in range(1, own + 1) if own % size == 0):
+            values = (tensor, job.config.mesh.slices, remat, slices, moment)
+            changes = dict(zip(_OPTIONS, values, strict=True))
+            other = changed(job, changes)
+            if other is None:
+                continue
+            seconds = sum(floor_seconds(other, cost) for cost in program_costs(other).values())
+            kept = {
+                name: value for name, value in changes.items() if _get(job.config, name) != value
+            }
+            found.append((seconds, kept, other))
+    return sorted(found, key=lambda each: (round(each[0], 4), len(each[1]), str(each[1])))
+
+
+def search(job: Job, store: Store, say=lambda text: None) -> Found | None:
+    """The first candidate that fits; None when none of those that were tried does."""
+    tries = 0
+    for seconds, changes, other in candidates(job):
+        if not _may_fit(other):
+            continue
+        if tries == _TRIES:
+            return None
+        tries += 1
+        text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "no change"
+        say(f"trying {text}: at least {seconds:.3f} s a step")
+        rows = make_rows(other, store, say)
+        if all(row.fits for row in rows):
+            return Found(changes, other, rows)
+    return None
+
+
+def changed(job: Job, changes: dict[str, Any]) -> Job | None:
+    """The job with other options; None where they do not divide."""
+    config = job.config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in changes.items():
+            section, option = name.split(".")
+            config[section][option] = value
+        config.mesh.fsdp = -1
+    try:
+        mesh = assembly.make_mesh(config, job.topology.devices)
+        other = dataclasses.replace(job, config=config, mesh=mesh)
+        assert other.state is not None
+    except ValueError:
+        return None
+    return other
+
+
+def _may_fit(job):
+    return all(
+        estimate(job, program.name).peak + program.beside / GIB <= _MARGIN * job.topology.limit_gib
+        for program in find_programs(job)
+    )
+
+
+def _get(config, name):
+    section, option = name.split(".")
+    return config[section][option]
