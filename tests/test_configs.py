@@ -18,7 +18,7 @@ from videorft_jax.model.config import hf_values, load_config
 from videorft_jax.model.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.model.vlm import count_params
 
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"demo"})  # test_demo
 SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r"_\d+b", name)}
 # data, fsdp, tensor of one host of 8, a pod of 32, of 128 and of 256 chips.
 MESHES = ((1, 8, 1), (1, 4, 2), (2, 8, 2), (1, 16, 1), (4, 16, 2), (1, 64, 2))

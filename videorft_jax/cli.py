@@ -9,6 +9,7 @@ COMMANDS = {
     "ablate": ("videorft_jax.ablate", "a grid of GRPO runs, compared on held-out records"),
     "evaluate": ("videorft_jax.evaluate", "completions of every record, and what they are worth"),
     "export": ("videorft_jax.export", "a checkpoint as a Hugging Face folder"),
+    "demo": ("videorft_jax.demo", "the whole method on synthetic clips in minutes"),
     "plan": ("videorft_jax.plan", "what a config needs of a machine that is not here"),
     "ask": ("videorft_jax.ask", "one question about one clip"),
     "validate": ("videorft_jax.validate", "check records and media before training on them"),

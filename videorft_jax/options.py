@@ -60,10 +60,11 @@ def _read(argv, command):
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     if "--config" in argv:
         raise ValueError("--config is followed by a space; write --config=FILE")
-    if path is not None and not os.path.isfile(path):
+    file = path and path.split(":")[0]  # what follows a colon is the recipe's argument
+    if path is not None and not os.path.isfile(file):
         raise ValueError(f"--config={path}: no such file; give a recipe, see configs/")
     if path is not None:  # recipes import each other by name
-        sys.path.insert(0, str(pathlib.Path(path).resolve().parent))
+        sys.path.insert(0, str(pathlib.Path(file).resolve().parent))
     try:
         rest = values(whole)[1:]
         if rest:

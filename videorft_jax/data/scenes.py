@@ -63,6 +63,7 @@ class WorldConfig:
     still_every: every n-th question that a still image can ask is a PNG; 0 for none.
     text_length: fewest and most letters on screen; letters: which ones.
     restate: the chain of thought opens with a sentence that says what is asked.
+    background: its colour, RGB.
 
     Raises:
       ValueError: a value that no scene can be drawn from.
@@ -82,6 +83,7 @@ class WorldConfig:
     text_length: tuple[int, int] = (2, 4)
     letters: str = LETTERS
     restate: bool = True
+    background: tuple[int, int, int] = BACKGROUND
 
     def __post_init__(self):
         height, width = self.size
@@ -333,7 +335,7 @@ def draw_frames(scene: Scene) -> np.ndarray:
     height, width = world.size
     num_frames = scene.tracks.shape[1]
     frames = np.empty((num_frames, height, width, 3), np.uint8)
-    frames[:] = BACKGROUND
+    frames[:] = world.background
     for shape, track in zip(scene.shapes, scene.tracks, strict=True):
         half = _half_size(world, shape)
         for frame in range(shape.appears, num_frames):

@@ -1,0 +1,127 @@
+"""The whole method on a laptop: synthetic clips, SFT on few chains of thought, GRPO on many fresh
+clips, held-out accuracy beside two controls. `bash launch/demo.sh` installs first and then runs
+
+videorft demo --config=configs/demo.py --workdir=runs/demo
+
+and `--config=configs/demo.py:smoke` is the same in under two minutes, too small to learn.
+"""
+
+import common
+
+TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+
+
+def get_config(size="full"):
+    config = common.ConfigDict()
+    config.name = "demo"
+    config.seed = 0  # of clips, weights, order and draws
+
+    config.world = common.ConfigDict()  # see videorft_jax/data/scenes.py
+    config.world.size = (56, 56)
+    config.world.num_frames = 4
+    config.world.questions = ("colour", "first", "count")
+    config.world.shape_size = 0.28
+    config.world.travel = (0.3, 0.5)
+    config.world.background = (123, 117, 104)  # the mean of the model's normalisation
+    config.world.max_shapes = 2
+    config.world.shuffle_options = False
+    config.world.still_every = 0
+
+    config.clips = common.ConfigDict()
+    config.clips.sft = 600  # chains of thought are scarce
+    config.clips.rl = 6000  # questions are not
+    config.clips.eval = 1000
+
+    config.template = common.ConfigDict()  # a short prompt: half of the demo's time is prompt
+    config.template.system = "Think, then answer."
+    config.template.question = "{problem}{suffix}"
+    config.template.suffixes = dict.fromkeys(TYPES, "")
+
+    config.siglip = common.ConfigDict()
+    config.siglip.steps = 400
+    config.siglip.image_size = 56
+
+    config.model = common.ConfigDict()  # keys of a Hugging Face config.json; head dim 32
+    config.model.init_gain = 2.0  # of random weights, over the N(0, 0.02^2) of large models
+    config.model.num_hidden_layers = 2
+    config.model.hidden_size = 96
+    config.model.num_attention_heads = 3
+    config.model.num_key_value_heads = 3
+    config.model.intermediate_size = 192
+    config.model.vocab_size = 512
+    config.model.vision_depth = 2
+    config.model.vision_hidden_size = 64
+    config.model.vision_num_heads = 2
+    config.model.vision_intermediate_size = 128
+
+    config.sft = _stage("demo sft")
+    config.sft.data.rows = 16
+    config.sft.data.row_tokens = 104
+    config.sft.data.multiple = 8
+    config.sft.data.epochs = 500  # no limit, max_steps is
+    config.sft.train.max_steps = 500
+    config.sft.optim.lr = 2e-3
+    config.sft.optim.schedule = "cosine"
+    config.sft.optim.warmup_steps = 40
+    config.sft.optim.b2 = 0.98
+    config.sft.optim.weight_decay = 0.01
+    config.sft.optim.clip = 1.0
+
+    config.grpo = _stage("demo grpo")
+    config.grpo.data.rows = 16  # prompts of a step
+    config.grpo.data.row_tokens = 256
+    config.grpo.data.multiple = 8
+    config.grpo.train.max_steps = 300
+    config.grpo.optim.lr = 5e-4
+    config.grpo.optim.schedule = "constant"
+    config.grpo.optim.warmup_steps = 5
+    config.grpo.optim.b2 = 0.98
+    config.grpo.optim.clip = 1.0
+    config.grpo.rollout.num_rollouts = 8
+    config.grpo.rollout.max_new_tokens = 56
+    config.grpo.rollout.num_buckets = 3
+    config.grpo.grpo.beta = 0.0
+    config.grpo.grpo.length_buckets = 1
+    config.grpo.reward.frames = 4
+    if size == "smoke":
+        _shrink(config)
+    elif size != "full":
+        raise ValueError(f"configs/demo.py:{size}; write configs/demo.py or configs/demo.py:smoke")
+    return config
+
+
+def _shrink(config):
+    """Every stage and every file, too little to learn from."""
+    config.clips.sft = config.clips.rl = 48
+    config.clips.eval = 30
+    config.siglip.steps = 8
+    config.model.hidden_size = 32
+    config.model.num_attention_heads = 2
+    config.model.num_key_value_heads = 2
+    config.model.intermediate_size = 48
+    config.model.vision_hidden_size = 32
+    config.model.vision_intermediate_size = 48
+    config.sft.train.max_steps = 6
+    config.grpo.train.max_steps = 4
+    config.grpo.rollout.max_new_tokens = 16
+    config.grpo.data.rows = 4
+    for stage in (config.sft, config.grpo):
+        stage.checkpoint.every = 2
+
+
+def _stage(name):
+    """A recipe as the other files here, for a tiny model on a CPU."""
+    config = common.get_config()
+    config.name = name
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.data.max_buckets = 1
+    config.media.min_frames = 2
+    config.media.max_frames = 4
+    config.media.fps = 4.0
+    config.media.min_pixels = 28 * 28
+    config.media.max_pixels = 56 * 56
+    config.checkpoint.every = 100
+    config.checkpoint.keep_last = 1
+    config.log.interval_s = 10.0
+    return config
