@@ -5,13 +5,15 @@
 #   supervise.sh start DIR ... -- COMMAND...   in the background, says it in DIR/log
 #   supervise.sh follow DIR    prints the log until the run ends, and ends as `wait`
 #   supervise.sh wait DIR      exit code 0 done, 101 failed, 102 wrong usage, 175 stopped
+#   supervise.sh up DIR        waits until the command has come up, or the run has ended
 #   supervise.sh status DIR | tail DIR | stop DIR
 #
 # The command's exit code 0 (done) or 2 (wrong usage or input) is the end. After any other, and after
 # death by a signal, it is started again, N times in a row at most; an attempt that lasted
 # VIDEORFT_HEALTHY_S begins a new row, and 75 (stopped by SIGTERM, checkpoint written) is not
 # counted. SIGTERM or SIGINT here is handed on and ends both; what ignores it for
-# VIDEORFT_GRACE_S is killed. The exit code of `run` is that of the last attempt.
+# VIDEORFT_GRACE_S is killed. The exit code of `run` is that of the last attempt. The command makes
+# the file VIDEORFT_UP once it has come up, before it waits for others.
 set -euo pipefail
 
 HEALTHY_S=${VIDEORFT_HEALTHY_S:-900}
@@ -37,7 +39,8 @@ forward() {
 }
 
 attempt() { # sets code; a session of its own, so that nothing it started is left
-  setsid "$@" </dev/null &
+  rm -f "$dir/up"
+  VIDEORFT_UP=$(cd "$dir" && pwd)/up setsid "$@" </dev/null &
   child=$!
   echo "$child" >"$dir/child"
   [ -z "$stopping" ] || forward # the signal came in between
@@ -104,6 +107,12 @@ start() {
   fail 1 "did not start, see $dir/log"
 }
 
+up() {
+  until [ -e "$dir/up" ]; do
+    case $(cat "$dir/state") in running*) sleep 0.2 ;; *) break ;; esac
+  done
+}
+
 wait_for_end() {
   [ -e "$dir/state" ] || fail 101 "nothing was started in $dir"
   while is_held; do sleep 0.5; done
@@ -139,7 +148,7 @@ stop() { # waits until it is gone
   kill -KILL -- "-$(cat "$dir/child")" 2>/dev/null || true
 }
 
-[ $# -ge 2 ] || fail 2 "write $0 run|start|follow|wait|status|tail|stop DIR, see its first lines"
+[ $# -ge 2 ] || fail 2 "write $0 run|start|follow|wait|up|status|tail|stop DIR, see its first lines"
 verb=$1 dir=$2 restarts=10 delay=5
 shift 2
 while [ $# -gt 0 ]; do
@@ -160,8 +169,8 @@ case $verb in
     [ $# -gt 0 ] || fail 2 "no command; write -- COMMAND..."
     "$verb" "$@"
     ;;
-  follow | status | stop) "$verb" ;;
+  follow | status | stop | up) "$verb" ;;
   wait) wait_for_end ;;
   tail) tail -n 15 "$dir/log" ;;
-  *) fail 2 "no verb $verb; choose one of run start follow wait status tail stop" ;;
+  *) fail 2 "no verb $verb; choose one of run start follow wait up status tail stop" ;;
 esac

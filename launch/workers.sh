@@ -142,7 +142,7 @@ install_all() { # KIND RELEASE
   kind=$1
   pack "$2"
   echo "installing $(cat "$scratch/tree/REVISION" 2>/dev/null || echo this tree) on $num workers"
-  each 1800 install_one || fail 1 "not installed on $bad_workers mend it and run setup again"
+  each 1800 install_one || fail 1 "not installed on ${bad_workers%,}; mend it and run setup again"
   [ -n "$dry_run" ] || show
 }
 
@@ -161,11 +161,12 @@ start_one() { # I
 
 python_of() { echo "${VIDEORFT_PYTHON:-../venv/bin/python}"; }
 
+up_one() { on_worker "$1" "$(supervise "$1" up)"; }
 stop_one() { on_worker "$1" "$(supervise "$1" stop)"; }
 status_one() { on_worker "$1" "$(supervise "$1" status)"; }
 tail_one() { on_worker "$1" "$(supervise "$1" tail)"; }
 
-stop_all() { each 400 stop_one || fail 1 "could not be stopped: $bad_workers look there"; }
+stop_all() { each 400 stop_one || fail 1 "could not be stopped: ${bad_workers%,}; look there"; }
 
 watch_one() { # I: leaves its exit code: that of supervise.sh wait, or 255 when it cannot be reached
   local verb=wait code lost="" began
@@ -243,15 +244,24 @@ judge() { # CODE of supervise.sh wait: sets told, and result to the gravest so f
   done
 }
 
-start_all() {
-  each "$up_s" start_one && return 0
-  echo "not started on $bad_workers the others are stopped" >&2
+start_all() { # returns when every worker has come up, or some have ended already
+  each "$up_s" start_one || give_up "not started"
+  [ -z "$dry_run" ] || return 0
+  # A process that waits for one that never comes is aborted by JAX without a word about which.
+  each "$up_s" up_one || give_up "never came up"
+}
+
+give_up() { # WHAT
+  local who=$bad_workers
+  echo "the last lines of all; then they are stopped" >&2
+  each 60 tail_one 2>/dev/null || true
+  show >&2
   each 60 stop_one >/dev/null 2>&1 || true
-  return 1
+  fail 1 "$1: ${who%,}; the others are stopped"
 }
 
 run_all() {
-  start_all || exit 1
+  start_all
   [ -z "$dry_run" ] || return 0
   # shellcheck disable=SC2154
   trap 'trap - INT; echo "left running: logs follows it, stop ends it" >&2; exit 130' INT

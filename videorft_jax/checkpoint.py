@@ -29,6 +29,7 @@ from videorft_jax import manifest
 
 log = logging.getLogger(__name__)
 
+STOPPED = 75  # exit code after SIGTERM, a checkpoint written: the same command goes on from there
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _PROBE = 1 << 20  # bytes written to find out whether the folder takes any
 
@@ -284,7 +285,7 @@ class PreemptionGuard:
                 ...
                 if guard.should_stop(step):
                     checkpointer.save(step, ...)
-                    break
+                    raise SystemExit(STOPPED)
 
     A second SIGTERM ends the process at once. With several processes it is JAX's own preemption
     service that listens, as one notice anywhere has to stop all of them on the same step.

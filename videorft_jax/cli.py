@@ -1,6 +1,8 @@
 """`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
 
 import importlib
+import os
+import pathlib
 import sys
 
 COMMANDS = {
@@ -18,7 +20,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+    """Exit code: 0 done, 1 failed, 2 wrong usage or input, 75 stopped by SIGTERM with a checkpoint
+    written, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -36,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(main, argv: list[str], name: str) -> int:
     """Calls `main(argv)`; errors meant for the user become one line."""
+    if mark := os.environ.get("VIDEORFT_UP"):  # a launcher waits for it, see launch/supervise.sh
+        pathlib.Path(mark).touch()
     try:
         return main(argv) or 0
     except ValueError as error:

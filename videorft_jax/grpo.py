@@ -7,6 +7,7 @@ A step is a few compiled programs. *Rollout*: clips once, prompts once, then R c
 all that is random, so a run that was killed goes on as if nothing had happened.
 """
 
+import contextlib
 import functools
 import logging
 import operator
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax import assembly, cli, flops, judging, options, sharding, training, updating
-from videorft_jax.checkpoint import PreemptionGuard
+from videorft_jax.checkpoint import STOPPED, PreemptionGuard
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.gathering import gather
 from videorft_jax.scoring import Groups
@@ -136,10 +137,10 @@ def check(config) -> None:
 
 
 def train(config, workdir: str) -> int:
-    """Runs to the end of the data, or to the next checkpoint after SIGTERM. Returns exit code 0.
+    """Runs to the end of the data. Returns exit code 0.
 
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
-    not finite.
+    not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
     updates = config.grpo.num_updates
     check(config)
@@ -158,8 +159,8 @@ def train(config, workdir: str) -> int:
 def _loop(config, workdir, run, trainer, start):
     state, total = run.state, run.total
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, total)
-    completions = judging.CompletionLog(workdir, start + 1)
     with (
+        contextlib.closing(judging.CompletionLog(workdir, start + 1)) as completions,
         PreemptionGuard() as guard,
         Tracker(
             workdir,
@@ -195,8 +196,7 @@ def _loop(config, workdir, run, trainer, start):
                 run.save(number, state, parts[-1].item.index + 1)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
-                break
-    completions.close()
+                raise SystemExit(STOPPED)
 
 
 def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from videorft_jax import assembly, cli, flops, options, sharding, updating
-from videorft_jax.checkpoint import PreemptionGuard
+from videorft_jax.checkpoint import STOPPED, PreemptionGuard
 from videorft_jax.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
 
 
 def train(config, workdir: str) -> int:
-    """Runs to the end of the data, or to the next checkpoint after SIGTERM. Returns exit code 0.
+    """Runs to the end of the data. Returns exit code 0.
 
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
-    not finite.
+    not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
     with assembly.open_run(config, workdir, "sft") as run:
         step = updating.make_sft_step(config, run.weights, run.optimizer, run.shardings)
@@ -73,7 +73,7 @@ def _loop(config, workdir, run, step):
                 run.save(number, state, number)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
-                break
+                raise SystemExit(STOPPED)
 
 
 def _counts(config, weights, batch):
