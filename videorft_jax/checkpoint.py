@@ -29,7 +29,6 @@ from videorft_jax import manifest
 
 log = logging.getLogger(__name__)
 
-STOPPED = 75  # exit code after SIGTERM, a checkpoint written: the same command goes on from there
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _PROBE = 1 << 20  # bytes written to find out whether the folder takes any
 
@@ -285,7 +284,7 @@ class PreemptionGuard:
                 ...
                 if guard.should_stop(step):
                     checkpointer.save(step, ...)
-                    raise SystemExit(STOPPED)
+                    raise stopped()
 
     A second SIGTERM ends the process at once. With several processes it is JAX's own preemption
     service that listens, as one notice anywhere has to stop all of them on the same step.
@@ -314,6 +313,12 @@ class PreemptionGuard:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._stop
+
+
+def stopped() -> SystemExit:
+    """What ends a run whose checkpoint is written after SIGTERM: exit code 0, or 75 under a
+    supervisor (launch/supervise.sh), which could not tell 0 from the end of the data."""
+    return SystemExit(75 if "VIDEORFT_UP" in os.environ else 0)
 
 
 def _agree(problem: str, elsewhere: str) -> None:

@@ -20,8 +20,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrong usage or input, 75 stopped by SIGTERM with a checkpoint
-    written, 130 interrupted."""
+    """Exit code: 0 done or stopped by SIGTERM with a checkpoint written, 1 failed, 2 wrong usage or
+    input, 130 interrupted; under a supervisor 75 instead of 0 where it was stopped."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))

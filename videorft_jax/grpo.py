@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax import assembly, cli, flops, judging, options, sharding, training, updating
-from videorft_jax.checkpoint import STOPPED, PreemptionGuard
+from videorft_jax.checkpoint import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.gathering import gather
 from videorft_jax.scoring import Groups
@@ -196,7 +196,7 @@ def _loop(config, workdir, run, trainer, start):
                 run.save(number, state, parts[-1].item.index + 1)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
-                raise SystemExit(STOPPED)
+                raise stopped()
 
 
 def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from videorft_jax import assembly, cli, flops, options, sharding, updating
-from videorft_jax.checkpoint import STOPPED, PreemptionGuard
+from videorft_jax.checkpoint import PreemptionGuard, stopped
 from videorft_jax.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _loop(config, workdir, run, step):
                 run.save(number, state, number)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
-                raise SystemExit(STOPPED)
+                raise stopped()
 
 
 def _counts(config, weights, batch):
