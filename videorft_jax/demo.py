@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videorft_jax import cli, evaluate, export, grpo, options, restoring, sft, siglip_training
+from videorft_jax import cli, evaluate, export, grpo, options, sft, siglip_training
 from videorft_jax.data.prompts import build_messages, build_target, load_template, render_text
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.scenes import WorldConfig, draw_frames
@@ -54,10 +54,6 @@ def main(argv: list[str]) -> int:
     return Demo(config, workdir).run()
 
 
-class Stopped(Exception):
-    """A stage was asked to stop and has saved where it is."""
-
-
 class Demo:
     """One seed of the demo in one work directory."""
 
@@ -67,10 +63,11 @@ class Demo:
         self.clips = {split: str(self.folder / f"clips/{split}.jsonl") for split in SPLITS}
 
     def run(self) -> int:
-        """Exit code: 0 done, 130 stopped."""
+        """Returns exit code 0; SIGTERM ends SFT and GRPO as it ends them alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(self.folder / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if not jax.config.jax_compilation_cache_dir:  # stages share programs, and a later run
+            jax.config.update("jax_compilation_cache_dir", str(self.folder / "compiled"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         stages = (
             ("clips", self.write_clips),
             ("siglip", self.train_siglip),
@@ -84,12 +81,8 @@ class Demo:
             ("more_sft", self.train_longer),
             ("after_more_sft", functools.partial(self.evaluate, "after_more_sft", "more_sft")),
         )
-        try:
-            for number, (name, stage) in enumerate(stages, 1):
-                self.once(name, stage, f"[{number}/{len(stages)}]")
-        except Stopped:
-            print("demo: stopped; the same command goes on from there")
-            return 130
+        for number, (name, stage) in enumerate(stages, 1):
+            self.once(name, stage, f"[{number}/{len(stages)}]")
         print(self.report())
         return 0
 
@@ -177,9 +170,7 @@ class Demo:
         """SFT or GRPO to its last step, then the folder that the next stage starts from."""
         folder = str(self.folder / name)
         (grpo if name == "grpo" else sft).train(config, folder)
-        if restoring.find_checkpoint(folder).step < config.train.max_steps:
-            raise Stopped
-        if not (self.folder / name / "hf").exists():
+        if not (self.folder / name / "hf").exists():  # it appears whole
             export.export(folder, f"{folder}/hf")
 
     def train_longer(self) -> None:
