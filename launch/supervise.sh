@@ -140,7 +140,9 @@ status() {
 
 stop() { # waits until it is gone
   is_held || return 0
-  kill -TERM "$(cat "$dir/pid")" 2>/dev/null || kill -TERM "$(cat "$dir/child")" 2>/dev/null || true
+  local whom=child # where the supervisor was killed, and its number may be another's
+  ! grep -qs supervise "/proc/$(cat "$dir/pid")/cmdline" || whom=pid
+  kill -TERM "$(cat "$dir/$whom")" 2>/dev/null || true
   for _ in $(seq $((GRACE_S * 2 + 10))); do
     is_held || return 0
     sleep 0.5

@@ -123,10 +123,10 @@ def write_config(path, recipe: str, options: dict) -> None:
     pathlib.Path(path).write_text("\n".join([*lines, "    return config", ""]))
 
 
-def start(cache, *arguments, devices: int = 1, module: str = "videorft_jax.cli"):
-    """Starts `python -m module arguments...` on simulated devices; compiled programs are kept in
-    the folder `cache`. Compiled quickly rather than well: compiling is what such tests wait for."""
-    settings = {
+def environment(cache, devices: int = 1) -> dict[str, str]:
+    """Of a run on simulated devices; compiled programs are kept in the folder `cache`. Compiled
+    quickly rather than well: compiling is what such tests wait for."""
+    return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -135,9 +135,13 @@ def start(cache, *arguments, devices: int = 1, module: str = "videorft_jax.cli")
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
+
+
+def start(cache, *arguments, devices: int = 1, module: str = "videorft_jax.cli"):
+    """Starts `python -m module arguments...` in that environment."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env=os.environ | settings,
+        env=environment(cache, devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
