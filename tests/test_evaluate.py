@@ -17,6 +17,7 @@ from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import build_messages
 from videorft_jax.data.records import RecordSource
+from videorft_jax.evaluation import running
 from videorft_jax.evaluation.running import blank_pixels, evaluate_records
 from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
 from videorft_jax.rewards.combine import score
@@ -150,6 +151,41 @@ def test_two_processes_have_the_rows_of_one(place, rows):
     parts = [place.run(place.loader(process=p, processes=2, rows=2 * ROWS)) for p in range(2)]
     assert [len({row["index"] for row in part}) for part in parts] == [6, 4]
     assert named(parts[0] + parts[1]) == named(rows)
+
+
+class Spy:
+    """An engine that remembers what it was asked."""
+
+    def __init__(self, engine):
+        self.engine, self.asked = engine, []
+        self.config, self.sampling = engine.config, engine.sampling
+
+    def rollout(self, params, batch, uids, *, limits, **settings):
+        self.asked.append((uids.tolist(), limits[:, 0].tolist()))
+        return self.engine.rollout(params, batch, uids, limits=limits, **settings)
+
+
+def test_keys_are_the_records_and_filling_ends_at_once(place):
+    spy = Spy(place.engine)
+    place.run(place.loader(), spy, done=range(4))
+    assert spy.asked == [
+        ([4, 5, 6, 7], [LENGTH] * ROWS),
+        ([8, 9, 0, 0], [LENGTH, LENGTH, 1, 1]),
+    ]
+
+
+def test_processes_agree_on_what_is_left(place, rows, monkeypatch):
+    """Records that only another process knows to be done, and batches that only another needs."""
+
+    def gather(value):
+        others = [] if value and isinstance(value[0], bool) else [0, 1, 2, 3, 4]
+        return [value, others or [False, False, True]]
+
+    monkeypatch.setattr(running, "gather", gather)
+    spy = Spy(place.engine)
+    found = place.run(place.loader(), spy, done=[8, 9])
+    assert found == [row for row in rows if row["index"] in (5, 6, 7)]
+    assert [uids for uids, _ in spy.asked] == [[4, 5, 6, 7], [8, 9, 0, 0]]
 
 
 def test_nothing_is_compiled_for_other_weights(place, rows):
