@@ -84,6 +84,17 @@ def assert_same_bits(found, expected):
         assert found[path].tobytes() == np.asarray(expected[path]).tobytes(), path
 
 
+@pytest.mark.parametrize("path", ["full", "full/checkpoints/00000003"])
+def test_a_checkpoint_is_loaded_as_a_folder_is(place, path):
+    """`vr.load` of a run gives the weights that its export holds."""
+    model = vr.load(place.folder / path, dtype="float32")
+    assert_same_bits(
+        flatten(jax.tree.map(np.asarray, model.params)), flatten(place.arrays["full"][0])
+    )
+    assert len(model.tokenizer) == len(place.loaded.tokenizer)
+    assert model.folder == str(place.model)
+
+
 def test_transformers_computes_the_same(place, tmp_path, capsys):
     assert place.export("full", tmp_path / "hf") == 0
     assert f"written to {tmp_path / 'hf'} in float32" in capsys.readouterr().out

@@ -78,7 +78,8 @@ def test_imports_point_down(path):
         if not name.startswith("videorft_jax."):
             continue
         target = name.removeprefix("videorft_jax.")
-        assert target.split(".")[0] not in MAINS or room in {"cli", "__init__", "demo"}, name
+        above = {"cli", "__init__", "demo", "ablate"}  # the last two are made of other mains
+        assert target.split(".")[0] not in MAINS or room in above, name
         if room in ALLOWED:
             fits = any(target == room or f"{target}.".startswith(f"{a}.") for a in ALLOWED[room])
             assert fits, f"{path.name} imports {name}; {room} may import {ALLOWED[room]}"

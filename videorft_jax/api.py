@@ -158,23 +158,34 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     mrope_rule: str = "qwen",
 ) -> Model:
-    """Loads a Hugging Face folder of Qwen2.5-VL.
+    """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
+    run, or one of its steps.
 
-    dtype None keeps that of the files. mesh: where the weights are sharded; default: the first
-    device. mrope_rule "qwen" is what the weights were trained with, "hf5" that of transformers
-    >= 5.18. Raises ValueError, one line, before anything is allocated.
+    dtype None keeps that of the files, of a checkpoint float32. mesh: where the weights are
+    sharded; default: the first device. mrope_rule "qwen" is what the weights were trained with,
+    "hf5" that of transformers >= 5.18. Raises ValueError, one line, before anything is allocated.
     """
-    config = load_config(folder)
-    check_vocabulary(config, folder)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    shardings = sharding.state_shardings(vlm.abstract_params(config), mesh, str(folder))
+    saved = None
+    if os.path.isdir(os.path.join(folder, "checkpoints")) or str(folder).rstrip("/")[-8:].isdigit():
+        from videorft_jax import restoring  # brings what training needs
+
+        saved = restoring.find_checkpoint(os.fspath(folder))
+    source = saved.init_from if saved else folder
+    config = load_config(source)
+    check_vocabulary(config, source)
+    if saved:
+        params = restoring.read_params(saved, config, mesh, dtype or "float32")
+    else:
+        shardings = sharding.state_shardings(vlm.abstract_params(config), mesh, str(folder))
+        params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
     return Model(
         config=config,
-        params=read_checkpoint(folder, config, dtype=dtype, shardings=shardings),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        params=params,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(source, local_files_only=True),
         contract=dataclasses.replace(MediaContract.evaluate(), mrope_rule=mrope_rule),
         mesh=mesh,
-        folder=str(folder),
+        folder=str(source),
     )
 
 
