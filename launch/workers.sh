@@ -34,6 +34,7 @@ check_command() { # VERB
 }
 
 end_jobs() {
+  exec 2>/dev/null # the shell reports what it ends
   local job
   for job in $(jobs -p); do kill -TERM -- "-$job" 2>/dev/null || true; done
   wait 2>/dev/null || true
@@ -53,7 +54,7 @@ quote() { # the words as a line of shell, also for a reader
 }
 
 call() { # runs the words, or prints them
-  if [ -n "$dry_run" ]; then quote "$@" >&3; else "$@"; fi
+  if [ -n "$dry_run" ]; then quote "$@" >&3; else "$@" 3>&-; fi # nothing that stays behind holds it
 }
 exec 3>&1
 
@@ -114,12 +115,12 @@ pack() { # RELEASE: a tag or commit of this repository; empty: the files as they
   if [ -n "$1" ]; then
     git -C "$root" archive "$1" | tar -x -C "$scratch/tree" ||
       fail 2 "--release=$1 is no tag or commit of $root; see: git tag"
-    git -C "$root" describe --always "$1" >"$scratch/tree/REVISION"
+    git -C "$root" describe --tags --always "$1" >"$scratch/tree/REVISION"
   elif git -C "$root" rev-parse >/dev/null 2>&1; then
     (cd "$root" && git ls-files -z --cached --others --exclude-standard |
       while IFS= read -r -d '' file; do [ ! -f "$file" ] || printf '%s\0' "$file"; done |
       tar -c --null -T - | tar -x -C "$scratch/tree")
-    git -C "$root" describe --always --dirty >"$scratch/tree/REVISION"
+    git -C "$root" describe --tags --always --dirty >"$scratch/tree/REVISION"
   else # unpacked from an archive
     (cd "$root" && tar -c LICENSE README.md setup.py pyproject.toml requirements.lock configs launch \
       videorft_jax | tar -x -C "$scratch/tree")
@@ -245,23 +246,24 @@ judge() { # CODE of supervise.sh wait: sets told, and result to the gravest so f
 }
 
 start_all() { # returns when every worker has come up, or some have ended already
-  each "$up_s" start_one || give_up "not started"
+  each "$up_s" start_one || give_up "not started" || return
   [ -z "$dry_run" ] || return 0
   # A process that waits for one that never comes is aborted by JAX without a word about which.
   each "$up_s" up_one || give_up "never came up"
 }
 
-give_up() { # WHAT
-  local who=$bad_workers
-  echo "the last lines of all; then they are stopped" >&2
-  each 60 tail_one 2>/dev/null || true
+give_up() { # WHAT: returns 254 when a worker was preempted
+  local who=${bad_workers%,} i limit=$((up_s < 60 ? up_s : 60))
+  for ((i = 0; i < num; i++)); do is_gone "$i" && return 254; done
+  echo "$(basename "$0"): $1: $who; the last lines of all, then they are stopped" >&2
+  each "$limit" tail_one 2>/dev/null || true
   show >&2
-  each 60 stop_one >/dev/null 2>&1 || true
-  fail 1 "$1: ${who%,}; the others are stopped"
+  each "$limit" stop_one >/dev/null 2>&1 || true
+  fail 1 "$1: $who; the others are stopped"
 }
 
 run_all() {
-  start_all
+  start_all || return
   [ -z "$dry_run" ] || return 0
   # shellcheck disable=SC2154
   trap 'trap - INT; echo "left running: logs follows it, stop ends it" >&2; exit 130' INT

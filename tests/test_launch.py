@@ -49,6 +49,7 @@ case "$*" in
   *"queued-resources describe"*) next queue ;;
   *"queued-resources create"*) printf 'WAITING_FOR_RESOURCES\\nACTIVE\\n' >"$STUB/queue"
     echo READY >"$STUB/state"; rm -f "$STUB"/*.fails ;;
+  *"queued-resources delete"*) echo >"$STUB/queue"; echo >"$STUB/state" ;;
   *"describe"*"value(state)"*) next state ;;
   *"describe"*) cat "$STUB/workers" ;;
   *" scp "*) mkdir -p "$STUB/${6%%:*}-$worker"; cp "$5" "$STUB/${6%%:*}-$worker/${6#*:}" ;;
