@@ -15,6 +15,7 @@ def get_config(size="full"):
     config = common.ConfigDict()
     config.name = "demo"
     config.seed = 0  # of clips, weights, order and draws
+    config.compile_cache = ""
 
     config.world = common.ConfigDict()  # see videorft_jax/data/scenes.py
     config.world.size = (56, 56)
