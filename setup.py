@@ -32,7 +32,7 @@ setup(
     ],
     entry_points={"console_scripts": ["videorft=videorft_jax.cli:main"]},
     extras_require={
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],
         "test": [
             "decord==0.6.0",

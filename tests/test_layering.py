@@ -14,6 +14,7 @@ ALLOWED = {
     "sharding": set(),
     "checkpoint": {"manifest"},
     "manifest": set(),
+    "mirror": set(),
     "losses": set(),
     "model": {"model", "data.batch"},
     "rewards": {"rewards", "model.siglip"},

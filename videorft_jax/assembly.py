@@ -24,6 +24,7 @@ from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.quarantine import TooManyBad
 from videorft_jax.data.records import RecordSource
+from videorft_jax.mirror import Mirror, resolve
 from videorft_jax.model import tensor_files, vlm
 from videorft_jax.model.attention import IMPLEMENTATIONS
 from videorft_jax.model.config import ModelConfig, load_config
@@ -280,12 +281,19 @@ class Run:
     next_batch: int  # of the loader
     total: int  # steps
     meta: dict
+    mirror: Mirror
+
+    @property
+    def folder(self) -> str:
+        """The local one, for files that grow."""
+        return str(self.mirror.folder)
 
     @property
     def shardings(self):
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
     def save(self, number: int, state, next_batch: int) -> None:
+        self.mirror.push()
         data = self.meta["data"] | {"next_batch": next_batch}
         self.checkpointer.save(number, state, self.meta | {"data": data})
 
@@ -304,12 +312,19 @@ def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]
     abstract = abstract_state(config, weights, mesh)
     agreed = expected_meta(weights, contract)
     kept = {name: config.checkpoint[name] for name in ("keep_last", "keep_every")}
-    with jax.set_mesh(mesh), Checkpointer(workdir, **kept) as checkpointer:
+    mirror = Mirror(workdir)
+    mirror.pull()
+    with (
+        contextlib.ExitStack() as last,
+        jax.set_mesh(mesh),
+        Checkpointer(resolve(workdir), **kept) as checkpointer,
+    ):
+        last.callback(mirror.push)
         checkpointer.check_room(abstract)
         state, next_batch = None, 0
         if checkpointer.latest_step() is not None:
             state, saved = checkpointer.restore(None, abstract, agreed)
-        loader = make_loader(config, mode, tokenizer, contract, workdir)
+        loader = make_loader(config, mode, tokenizer, contract, str(mirror.folder))
         total = min(len(loader), config.train.max_steps or len(loader))
         optimizer = training.make_optimizer(make_optim_config(config, total * updates))
         if state is None:
@@ -324,7 +339,7 @@ def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]
         }
         yield Run(
             mesh, weights, tokenizer, contract, checkpointer, loader, optimizer, abstract, state,
-            next_batch, total, meta,
+            next_batch, total, meta, mirror,
         )  # fmt: skip
 
 

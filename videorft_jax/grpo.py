@@ -37,7 +37,7 @@ _LANE = 128  # completion lengths are multiples of it where it divides the longe
 
 def main(argv: list[str]) -> int:
     """videorft grpo --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft grpo", EXAMPLES)
+    config, workdir = options.parse(argv, "videorft grpo", EXAMPLES, remote=True)
     return train(config, workdir)
 
 
@@ -152,18 +152,18 @@ def train(config, workdir: str) -> int:
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
             raise ValueError(f"{config.name}: processes read different data, plans {plans}")
-        _loop(config, workdir, run, Trainer(config, run), start)
+        _loop(config, run, Trainer(config, run), start)
     return 0
 
 
-def _loop(config, workdir, run, trainer, start):
+def _loop(config, run, trainer, start):
     state, total = run.state, run.total
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, total)
     with (
-        contextlib.closing(judging.CompletionLog(workdir, start + 1)) as completions,
+        contextlib.closing(judging.CompletionLog(run.folder, start + 1)) as completions,
         PreemptionGuard() as guard,
         Tracker(
-            workdir,
+            run.folder,
             total,
             start_step=start + 1,
             show=("loss", "rewards/total/mean", "rewards/accuracy/mean"),

@@ -13,9 +13,11 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from videorft_jax import mirror
+
 FLAGS = (
     ("config", "STRING", "recipe, a Python file such as those in configs/"),
-    ("workdir", "STRING", "local folder where everything is written"),
+    ("workdir", "STRING", "folder where everything is written; of sft and grpo also gs://..."),
     ("distributed", "BOOL", "one of several processes, found as the platform says (TPU, SLURM)"),
     ("coordinator", "STRING", "host:port of process 0, where the platform does not say"),
     ("num_processes", "INTEGER", "how many there are"),
@@ -24,12 +26,15 @@ FLAGS = (
 )
 
 
-def parse(argv: list[str], command: str, examples: str) -> tuple[ConfigDict, str]:
+def parse(
+    argv: list[str], command: str, examples: str, *, remote: bool = False
+) -> tuple[ConfigDict, str]:
     """The locked config and the work directory of `--config=FILE --workdir=DIR --config.a.b=1`.
 
     `--coordinator`, `--num_processes` and `--process_id` start JAX's multi-process runtime before
     anything else touches a device; `--distributed` does it from what the platform says of itself
-    (Cloud TPU, SLURM). Raises ValueError, one line, for anything it cannot use.
+    (Cloud TPU, SLURM). `remote` allows a work directory such as gs://bucket/run, see `mirror`.
+    Raises ValueError, one line, for anything it cannot use.
     """
     values = _read(["--help" if argument == "-h" else argument for argument in argv], command)
     if values.help:
@@ -39,14 +44,29 @@ def parse(argv: list[str], command: str, examples: str) -> tuple[ConfigDict, str
     if missing:
         flag = " and ".join(f"--{name}" for name in missing)
         raise ValueError(f"{flag} missing; write {examples.splitlines()[0].rstrip(' ' + chr(92))}")
-    if "://" in values.workdir:
+    if "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
     # Another library may have configured the root already. Orbax reports every file, and the
     # traces of its threads, to absl; what concerns the user comes as an exception too.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     _start_processes(values)
-    return values.config, os.path.abspath(values.workdir)
+    workdir = values.workdir if "://" in values.workdir else os.path.abspath(values.workdir)
+    keep_compiled(values.config.compile_cache, workdir)
+    return values.config, workdir
+
+
+def keep_compiled(folder: str, workdir: str) -> None:
+    """Compiled programs are kept in `folder`, so that a restart finds them, and a run what
+    `videorft plan` compiled: else where JAX_COMPILATION_CACHE_DIR says, else in the workdir."""
+    import jax
+
+    if not folder and jax.config.jax_compilation_cache_dir:
+        return
+    folder = mirror.resolve(folder or f"{workdir}/compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    if "://" in folder:  # XLA itself would write its tuning of GPU kernels to a folder of that name
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _read(argv, command):

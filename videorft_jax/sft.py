@@ -25,7 +25,7 @@ videorft sft --config=configs/sft_7b.py --workdir=runs/tensor4 --config.mesh.ten
 
 def main(argv: list[str]) -> int:
     """videorft sft --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft sft", EXAMPLES)
+    config, workdir = options.parse(argv, "videorft sft", EXAMPLES, remote=True)
     return train(config, workdir)
 
 
@@ -37,11 +37,11 @@ def train(config, workdir: str) -> int:
     """
     with assembly.open_run(config, workdir, "sft") as run:
         step = updating.make_sft_step(config, run.weights, run.optimizer, run.shardings)
-        _loop(config, workdir, run, step)
+        _loop(config, run, step)
     return 0
 
 
-def _loop(config, workdir, run, step):
+def _loop(config, run, step):
     state, start, total = run.state, int(run.state.step), run.total
     if start >= total:
         log.info("step %d of %d: nothing left to do; raise data.epochs to go on", start, total)
@@ -50,7 +50,7 @@ def _loop(config, workdir, run, step):
     with (
         PreemptionGuard() as guard,
         Tracker(
-            workdir,
+            run.folder,
             total,
             start_step=start + 1,
             interval=config.log.interval_s,
