@@ -1,0 +1,175 @@
+"""Writes launch/PLANS.md: what the recipes need of TPU slices that nobody here has.
+
+python benchmarks/plan_table.py [--only TEXT ...] [--limit N] [--write]
+
+Every program of every entry is compiled by the TPU compiler, one after another, largest figures and
+all; those in launch/plans.json, keyed by the lowered program, are not compiled again, so that the
+script can be stopped and goes on. `--only` takes entries whose line holds all the words; `--limit`
+stops after so many compiles; `--write` compiles nothing and writes the table from what is known,
+with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
+
+from videorft_jax import plan  # noqa: E402
+from videorft_jax.planning import measure, report, topology  # noqa: E402
+from videorft_jax.planning.costs import program_costs  # noqa: E402
+from videorft_jax.planning.estimate import estimate  # noqa: E402
+from videorft_jax.planning.programs import find_programs  # noqa: E402
+
+TABLE, FIGURES = ROOT / "launch" / "PLANS.md", ROOT / "launch" / "plans.json"
+# Machine -> mesh.tensor, prompts of a GRPO step, rows of an SFT step.
+FULL = {
+    "v5e-64": (4, 64, 64),
+    "v6e-16": (1, 64, 16),
+    "v5p-8": (1, 32, 16),
+    "v5p-64": (1, 128, 32),
+    "tpu7x-8": (1, 64, 16),
+}
+LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    recipe: str
+    machine: str
+    frames: int
+    tensor: int
+    rows: int
+
+    @property
+    def name(self):
+        return f"{self.recipe} {self.machine} {self.frames} frames"
+
+    def job(self):
+        config = importlib.import_module(self.recipe).get_config()
+        machine = topology.find(self.machine)
+        config.media.min_frames = config.media.max_frames = self.frames
+        config.mesh.tensor = self.tensor
+        config.data.rows = self.rows
+        config.data.row_tokens = max(config.data.row_tokens, 4096)
+        config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
+        return plan.make_job(config, machine)
+
+
+def entries():
+    found = []
+    for machine, (tensor, prompts, rows) in FULL.items():
+        for size in ("7b", "3b"):
+            width = min(tensor, 2) if size == "3b" else tensor  # two kv heads
+            found += [
+                Entry(f"{mode}_{size}", machine, frames, width, count)
+                for mode, count in (("grpo", prompts), ("sft", rows))
+                for frames in (16, 32)
+            ]
+    for machine, (tensor, prompts, rows) in LORA.items():
+        found += [
+            Entry(f"{mode}_7b_lora", machine, frames, tensor, count)
+            for mode, count in (("grpo", prompts), ("sft", rows))
+            for frames in (16, 32)
+        ]
+    return found
+
+
+class Budget:
+    """How many programs may still be compiled; None: all."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def take(self):
+        if self.left is not None:
+            self.left -= 1
+        return self.left is None or self.left >= 0
+
+
+def make_rows(entry, known, store, budget):
+    """Rows of an entry: compiled, known by name from an earlier run, or estimated."""
+    job = entry.job()
+    costs, rows = program_costs(job), []
+    for program in find_programs(job):
+        key = f"{entry.name} {program.name}"
+        if key not in known and budget.take():
+            print(f"{key} ...", flush=True)
+            figures = measure.measure(job, program, store)
+            known[key] = dataclasses.asdict(figures)
+            save(known)
+            print(f"{key}: {figures.peak:.2f} GiB, {figures.compile_s:.0f} s", flush=True)
+        held = known.get(key)
+        figures = measure.Figures(**held) if held else estimate(job, program.name)
+        rows.append(report.make_row(job, program, figures, costs[program.name]))
+    return rows, report.summarise(job, rows)
+
+
+def save(known):
+    partial = FIGURES.with_suffix(".part")
+    partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    partial.replace(FIGURES)
+
+
+def line(entry, rows, step):
+    worst = max(rows, key=lambda row: row.peak_gib)
+    sure = not any(row.estimated for row in rows)
+    fits = ("yes" if step["fits"] else "**no**") + ("" if sure else " ~")
+    per = " ".join(f"{row.name} {'~' if row.estimated else ''}{row.peak_gib:.1f}" for row in rows)
+    rollout = step.get("chip_s_per_rollout")
+    share = step.get("floor_share_of_naive")
+    minutes = f"{step['compile_s'] / 60:.1f}" if sure else "-"
+    mesh = "x".join(str(size) for size in step["mesh"].values())
+    return (
+        f"| {entry.recipe} | {entry.machine} | {entry.frames} | {mesh} | {entry.rows} | {fits} | "
+        f"{worst.peak_gib:.1f} of {worst.limit_gib:.1f} | {per} | {step['floor_s']:.2f} | "
+        f"{'-' if rollout is None else f'{rollout:.2f}'} | "
+        f"{'-' if share is None else f'{share:.0%}'} | {minutes} |"
+    )
+
+
+def write(lines, num_known, num_all):
+    TABLE.write_text(
+        "# What the recipes need of a TPU slice\n\n"
+        "Written by `python benchmarks/plan_table.py`; nothing here was run on a TPU. R = 8 "
+        "completions of 768 tokens, clips of 128 visual tokens a frame pair. Memory is GiB of a "
+        "device (half a chip of TPU7x), with what lies beside the program, against what the "
+        "compiler lets a program use. Least times are rooflines of arithmetic and memory, without "
+        "traffic between chips.\n\n"
+        f"**{num_known} of {num_all} programs are compiled; figures with ~ are formulas** "
+        "(`videorft_jax/planning/estimate.py`), to be replaced as the script goes on.\n\n"
+        "naive: share of the least time of the same step with every completion in a row of its "
+        "own.\n\n"
+        "| recipe | machine | frames | mesh | rows | fits | largest | per program | floor s | "
+        "chip-s / rollout | naive | compile min |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    store, lines, total, have = measure.Store(), [], 0, 0
+    for entry in entries():
+        chosen = all(word in entry.name.split() for word in options.only)
+        budget = Budget(0 if options.write or not chosen else options.limit)
+        rows, step = make_rows(entry, known, store, budget)
+        if options.limit is not None and chosen:
+            options.limit = max(budget.left, 0)
+        total, have = total + len(rows), have + sum(not row.estimated for row in rows)
+        lines.append(line(entry, rows, step))
+    write(lines, have, total)
+
+
+if __name__ == "__main__":
+    main()
