@@ -24,7 +24,7 @@
 # then, and the others stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=launch/workers.sh
+# shellcheck source=SCRIPTDIR/workers.sh
 . "$here/workers.sh"
 
 host_list="" port=29400 release=""

@@ -23,7 +23,7 @@
 # are printed then, and the others stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=launch/workers.sh
+# shellcheck source=SCRIPTDIR/workers.sh
 . "$here/workers.sh"
 
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-}

@@ -68,7 +68,9 @@ def say(capsys):
         assert not compiled
         return code, out, err
 
+    before = jax.config.jax_compilation_cache_dir
     yield call
+    jax.config.update("jax_compilation_cache_dir", before)
     jax.monitoring.unregister_event_duration_listener(listen)
     root.handlers[:] = handlers
     root.setLevel(levels[0])
@@ -182,7 +184,9 @@ def test_refuses_without_config_or_workdir(say, flags, message):
 
 def test_refuses_a_workdir_that_cannot_be_written(place, say):
     assert "--workdir missing" in refused(say("sft", place.config))
-    assert "give a local folder" in refused(say("sft", place.config, "--workdir=gs://bucket/run"))
+    with pytest.raises(ValueError, match="give a local folder"):  # commands that append to it
+        options.parse([place.config, "--workdir=gs://bucket/run"], "videorft ablate", "")
+    assert "cannot be read" in refused(say("sft", place.config, "--workdir=nowhere://bucket/run"))
     file = place.folder / "file"
     file.write_text("")
     said = say("sft", place.config, f"--workdir={file}", "--config.data.records=/none.jsonl")

@@ -27,14 +27,20 @@ def resolve(workdir: str) -> str:
 class Mirror:
     """The local folder `folder` of a work directory, and what keeps the two the same.
 
-    A local work directory is its own folder. Every process calls every method.
+    A local work directory is its own folder. Every process calls every method. Raises ValueError
+    when nothing here can read such a place.
     """
 
     def __init__(self, workdir: str):
         self._remote, self._sent = None, {}
         self.folder = pathlib.Path(resolve(workdir))
         if "://" in workdir:
-            self._remote = epath.Path(resolve(workdir))
+            try:
+                self._remote = epath.Path(resolve(workdir))
+                self._remote.exists()
+            except (ImportError, KeyError, ValueError, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(f"--workdir={workdir}: cannot be read ({reason})") from None
             cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             self.folder = pathlib.Path(cache, "videorft", "runs", workdir.replace("://", "/", 1))
 
