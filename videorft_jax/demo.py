@@ -65,9 +65,6 @@ class Demo:
     def run(self) -> int:
         """Returns exit code 0; SIGTERM ends SFT and GRPO as it ends them alone."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not jax.config.jax_compilation_cache_dir:  # stages share programs, and a later run
-            jax.config.update("jax_compilation_cache_dir", str(self.folder / "compiled"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         stages = (
             ("clips", self.write_clips),
             ("siglip", self.train_siglip),
