@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videorft_jax.model import attention as A
-from videorft_jax.model import attention_flash, attention_splash
+from videorft_jax.model import attention_chunked, attention_flash, attention_splash
 
 PROMPT, ROLLOUTS, LENGTH = 7, 3, 5
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -55,7 +55,7 @@ def masks():
 @pytest.mark.parametrize("kind", ["causal", "shared", "full"])
 @pytest.mark.parametrize("path", PATHS)
 def test_path_equals_reference(path, kind, monkeypatch):
-    monkeypatch.setattr(A, "_CHUNK", 4)  # several chunks even at this length
+    monkeypatch.setattr(attention_chunked, "_BLOCK", 4)  # several chunks even at this length
     mask, real = masks()[kind]
     q, k, v, cotangent = draw(22)
     cotangent *= real[:, :, None, None]  # what padding returns is nobody's business
