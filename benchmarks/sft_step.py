@@ -11,6 +11,7 @@ token, AdamW, clipping.
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -81,7 +82,7 @@ def run_peer(folder, pipe):
     import peer
     import torch
 
-    torch.set_num_threads(multiprocessing.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = peer.load_peer(folder).train()
     clips = peer.make_clips(ROWS, FRAMES, SIDE)
     inputs, labels = peer.peer_inputs(clips, peer.make_samples(clips, TEXT, ANSWER))
