@@ -514,8 +514,8 @@ class Runs:
         """The work directory and what was said; `victim` is killed after the first checkpoint."""
         process = self.start(name, workers, scheme)
         if victim is not None:
-            lines = self.folder / name / "metrics.jsonl"
-            wait_for(lambda: lines.exists() and lines.read_text().count("\n") >= 2, 300)
+            kept = self.folder / name / "checkpoints"
+            wait_for(lambda: list(kept.glob("*/manifest.json")), 300)
             own = f"host-{victim}" if victim else "127.0.0.1"
             child = self.folder / own / f".videorft/runs/{name}-{victim}/child"
             os.kill(int(child.read_text()), signal.SIGKILL)
