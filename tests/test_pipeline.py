@@ -104,6 +104,15 @@ def test_threads_give_identical_batches(threads, source, tokenizer, reference):
             assert_equal(ours, theirs)
 
 
+def test_batches_use_the_memory_of_those_that_are_gone(source, tokenizer, reference):
+    """Equal to batches that were all kept (above); held ones never change, see test_trays."""
+    loader = make_loader(source, tokenizer, {"epochs": 12})
+    with loader.steps() as steps:
+        places = [step.batch.patches.ctypes.data for step in steps]
+    assert len(places) > 24
+    assert len(set(places)) <= 8
+
+
 def test_restored_at_any_batch_it_goes_on_identically(reference):
     loader, expected = reference
     for k in (1, 4, len(expected) - 1, len(expected)):

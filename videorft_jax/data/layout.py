@@ -174,6 +174,27 @@ def make_media(frames: np.ndarray, fps: float | None = None) -> Media:
     return Media(frames, grid, 0.0 if fps is None else TEMPORAL_PATCH / fps)
 
 
+@functools.lru_cache(maxsize=256)
+def _visual_ids(grid, seconds_per_pair):
+    """int32 [3, T] of the tokens of one clip, from 0; all three rise, so the last is largest."""
+    pairs, down, across = grid
+    interval = np.float32(TOKENS_PER_SECOND * seconds_per_pair)
+    time = (np.arange(pairs, dtype=np.float32) * interval).astype(np.int32)
+    ids = np.stack(np.meshgrid(time, np.arange(down), np.arange(across), indexing="ij"))
+    return ids.reshape(3, -1).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=256)
+def _visual_slots(grid):
+    """int32 [2, T] of the tokens of one clip: frame pair, token slot inside it."""
+    pairs, down, across = grid
+    row, column = np.divmod(np.arange(down * across), across)
+    window = row // WINDOW * -(-across // WINDOW) + column // WINDOW
+    slot = window * WINDOW_TOKENS + row % WINDOW * WINDOW + column % WINDOW
+    pair = np.repeat(np.arange(pairs), down * across)
+    return np.stack([pair, np.tile(slot, pairs)]).astype(np.int32)
+
+
 def mrope_positions(
     num_tokens: int, starts: list[int], media: list[Media], rule: str = "qwen"
 ) -> np.ndarray:
@@ -197,13 +218,10 @@ def mrope_positions(
             )
         positions[:, cursor:start] = following + np.arange(text)
         following += text
-        pairs, down, across = item.grid
-        interval = np.float32(TOKENS_PER_SECOND * item.seconds_per_pair)
-        time = (np.arange(pairs, dtype=np.float32) * interval).astype(np.int32)
-        ids = np.stack(np.meshgrid(time, np.arange(down), np.arange(across), indexing="ij"))
+        ids = _visual_ids(item.grid, item.seconds_per_pair)
         cursor = start + item.num_tokens
-        positions[:, start:cursor] = following + ids.reshape(3, -1)
-        following += max(down, across) if rule == "hf5" else int(ids.max()) + 1
+        np.add(ids, following, out=positions[:, start:cursor])
+        following += max(item.grid[1:]) if rule == "hf5" else int(ids[:, -1].max()) + 1
     positions[:, cursor:] = following + np.arange(num_tokens - cursor)
     return positions
 
@@ -220,14 +238,10 @@ def make_sample(
     positions = mrope_positions(len(tokens), starts, media, rule)
     pair = 0
     for start, item in zip(starts, media, strict=True):
-        pairs, down, across = item.grid
-        row, column = np.divmod(np.arange(down * across), across)
-        window = row // WINDOW * -(-across // WINDOW) + column // WINDOW
-        slot = window * WINDOW_TOKENS + row % WINDOW * WINDOW + column % WINDOW
         span = slice(start, start + item.num_tokens)
-        visual_slot[0, span] = np.repeat(np.arange(pair, pair + pairs), down * across)
-        visual_slot[1, span] = np.tile(slot, pairs)
-        pair += pairs
+        visual_slot[:, span] = _visual_slots(item.grid)
+        visual_slot[0, span] += pair
+        pair += item.grid[0]
     return Sample(
         tokens=np.asarray(tokens, np.int32),
         loss_mask=np.asarray(loss_mask, bool),

@@ -2,13 +2,15 @@
 
 One design decision is worth knowing: grain sees single samples, not batches. What stands where is
 read off the plan, so grain's own state is never saved: batch k on any number of processes, workers
-and threads is the same, and clips of one batch are decoded by all threads at once. A thread packs
-finished samples into rows while the accelerator works on the batch before.
+and threads is the same, and clips of one batch are decoded by all threads at once. The plan also
+tells where a clip will stand, so each thread cuts its clips straight into the batch, whose memory
+is used again (see `trays`); one more thread lays out the rest while the accelerator works.
 """
 
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import queue
 import shutil
@@ -21,28 +23,16 @@ import numpy as np
 
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.buckets import Bucket, choose_buckets
-from videorft_jax.data.layout import Sample, make_media, make_sample, pack
-from videorft_jax.data.media import Limits, MediaContract, MediaError
+from videorft_jax.data.layout import pack
+from videorft_jax.data.loading import Load, Loaded
+from videorft_jax.data.media import Limits, MediaContract
 from videorft_jax.data.plan import Plan, make_plan
-from videorft_jax.data.probe import (
-    Answers,
-    Measurer,
-    Source,
-    load_clip,
-    measure,
-    patience,
-)
-from videorft_jax.data.prompts import (
-    DEFAULT_TEMPLATE,
-    PromptTemplate,
-    build_messages,
-    build_target,
-    render,
-)
+from videorft_jax.data.probe import Answers, Measurer, Source, measure
+from videorft_jax.data.prompts import DEFAULT_TEMPLATE, PromptTemplate
 from videorft_jax.data.quarantine import Failure, Quarantine
-from videorft_jax.data.records import Record, RecordError
-from videorft_jax.data.video import Clip
-from videorft_jax.data.watch import call_within, kill_workers, mark_flags_parsed, start_worker
+from videorft_jax.data.records import Record
+from videorft_jax.data.trays import Pool, Trays, patches_shape
+from videorft_jax.data.watch import kill_workers, mark_flags_parsed, start_worker
 
 logger = logging.getLogger(__name__)
 MODES = ("sft", "grpo", "evaluate")
@@ -106,55 +96,6 @@ class Step(NamedTuple):
 
 class LoaderStalled(RuntimeError):
     """No batch arrived within the limit, or a worker process died."""
-
-
-class _Loaded(NamedTuple):
-    record: Record
-    sample: Sample
-
-
-@dataclasses.dataclass(frozen=True)
-class _Load:
-    """Decodes, renders and lays out one record. Pickles, for worker processes."""
-
-    measurer: Measurer
-    needs: np.ndarray  # int64 [N, 3], tokens, frame pairs, windows as measured
-    known: dict[int, Failure]
-    cache: Any
-
-    def __call__(self, index: int) -> _Loaded | Failure:
-        index, m = int(index), self.measurer
-        if index in self.known:
-            return self.known[index]
-        try:
-            found = call_within(patience(m.limits, m.isolate), self._read, index)
-        except TimeoutError as error:
-            return Failure(index, m.source.where(index), "timeout", str(error))
-        if isinstance(found, Failure):
-            return found
-        record, clip = found
-        media = make_media(clip.frames, None if record.data_type == "image" else clip.fps)
-        messages = build_messages(record, m.template)
-        target = build_target(record) if m.target else None
-        text = render(m.tokenizer, messages, [media.num_tokens], target)
-        starts = [start for start, _ in text.visual_spans]
-        rule = m.contract.mrope_rule
-        sample = make_sample(text.tokens, text.loss_mask, starts, [media], rule)
-        found = (len(sample.tokens), sample.num_pairs, sample.num_windows)
-        if found != tuple(self.needs[index]):
-            what = f"tokens, frame pairs, windows {found}, measured {tuple(self.needs[index])}"
-            return Failure(index, record.path, "changed", what)
-        return _Loaded(record, sample)
-
-    def _read(self, index: int) -> tuple[Record, Clip] | Failure:
-        try:
-            record = self.measurer.source[index]
-        except RecordError as error:
-            return Failure(index, self.measurer.source.where(index), "schema", str(error))
-        clip = load_clip(self.measurer, index, record, self.cache)
-        if isinstance(clip, MediaError):
-            return Failure(index, record.path, clip.reason, clip.detail)
-        return record, clip
 
 
 class Loader:
@@ -238,7 +179,8 @@ class Loader:
         self.digest = f"{plan.digest[:32]}{contract.digest[:32]}"
         self.plan: Plan = plan.share(process_index, process_count)
         self.buckets: tuple[Bucket, ...] = self.plan.buckets
-        self._load = _Load(measurer, np.stack(sizes, axis=1), known, cache)
+        self._load = Load(measurer, np.stack(sizes, axis=1), known, cache)
+        self._pool = Pool(max(math.prod(patches_shape(bucket)) for bucket in self.buckets))
         logger.info(
             "%d records, %d bad; %d batches in %d epochs; %d compiled shapes (tokens, frame pairs,"
             " windows): %s; padding %.1f %% of tokens, %.1f %% of visual slots",
@@ -274,6 +216,8 @@ class Steps:
 
     def __init__(self, loader: Loader, start: int):
         self._loader, self._start = loader, start
+        plan = loader.plan
+        self._trays = Trays(plan, loader._load.needs[plan.record, 1], loader._pool)
         self._folder = tempfile.mkdtemp(prefix="videorft-loader-")
         self._stop, self._ended = threading.Event(), None
         self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=1)
@@ -327,6 +271,7 @@ class Steps:
             try:
                 for step in self._assemble(samples):
                     self._hand_over(step)
+                    del step  # so that its memory is free when the receiver is done
                     if self._stop.is_set():
                         return
             finally:
@@ -347,14 +292,15 @@ class Steps:
 
     def _chain(self) -> grain.IterDataset:
         plan, config = self._loader.plan, self._loader.config
-        slots = plan.record[plan.starts[self._start] :]
+        slots = np.arange(plan.starts[self._start], len(plan.record))
         share = max(1, config.workers)
         buffer = max(1, 2 * int(np.diff(plan.starts).max(initial=1)) // share)
         threads = -(-config.num_threads // share)
-        chain = grain.MapDataset.source(slots).map(self._loader._load)
-        chain = chain.to_iter_dataset(grain.ReadOptions(threads, buffer if threads else 0))
+        options = grain.ReadOptions(threads, buffer if threads else 0)
         if not config.workers:
-            return chain
+            return grain.MapDataset.source(slots).map(self._fill).to_iter_dataset(options)
+        chain = grain.MapDataset.source(plan.record[slots]).map(self._loader._load)
+        chain = chain.to_iter_dataset(options)
         mark_flags_parsed()
         options = grain.experimental.DatasetOptions(min_shm_size=LARGE_ARRAY)
         chain = grain.experimental.WithOptionsIterDataset(chain, options)
@@ -363,33 +309,42 @@ class Steps:
             worker_init_fn=_WorkerStart(self._folder),
         )
 
+    def _fill(self, slot: np.int64) -> Loaded | Failure:
+        found = self._loader._load(self._loader.plan.record[slot])
+        if isinstance(found, Failure):
+            return found
+        return found._replace(sample=self._trays.put(int(slot), found.sample))
+
     def _assemble(self, samples):
+        for k in range(self._start, len(self._loader)):
+            yield self._make_step(k, samples)
+
+    def _make_step(self, k: int, samples) -> Step:
         plan, quarantine = self._loader.plan, self._loader.quarantine
-        for k in range(self._start, len(plan)):
-            slots = range(plan.starts[k], plan.starts[k + 1])
-            bucket = plan.buckets[plan.bucket[k]]
-            rows: list[list[_Loaded]] = [[] for _ in range(bucket.rows)]
-            indices: list[list[int]] = [[] for _ in range(bucket.rows)]
-            failures = []
-            for slot in slots:
-                found, row = next(samples), int(plan.row[slot])
-                if isinstance(found, Failure):
-                    failures.append((row, found))
-                    quarantine.add(found, "load")
-                else:
-                    rows[row].append(found)
-                    indices[row].append(int(plan.record[slot]))
-            quarantine.check(int(plan.starts[k + 1]))
-            yield Step(
-                batch=pack([[item.sample for item in row] for row in rows], *bucket[:3]),
-                records=[[item.record for item in row] for row in rows],
-                indices=indices,
-                valid=np.array([bool(row) for row in rows]),
-                failures=failures,
-                index=k,
-                epoch=int(plan.epoch[k]),
-                bucket=int(plan.bucket[k]),
-            )
+        bucket = plan.buckets[plan.bucket[k]]
+        rows: list[list[Loaded]] = [[] for _ in range(bucket.rows)]
+        indices: list[list[int]] = [[] for _ in range(bucket.rows)]
+        failures = []
+        for slot in range(plan.starts[k], plan.starts[k + 1]):
+            found, row = next(samples), int(plan.row[slot])
+            if isinstance(found, Failure):
+                failures.append((row, found))
+                quarantine.add(found, "load")
+            else:
+                rows[row].append(found)
+                indices[row].append(int(plan.record[slot]))
+        quarantine.check(int(plan.starts[k + 1]))
+        samples = [[item.sample for item in row] for row in rows]
+        return Step(
+            batch=pack(samples, *bucket[:3], self._trays.take(k)),
+            records=[[item.record for item in row] for row in rows],
+            indices=indices,
+            valid=np.array([bool(row) for row in rows]),
+            failures=failures,
+            index=k,
+            epoch=int(plan.epoch[k]),
+            bucket=int(plan.bucket[k]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""One record to one sample: decoded, rendered and laid out, within a bounded time."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from videorft_jax.data.layout import Sample, make_media, make_sample
+from videorft_jax.data.media import MediaError
+from videorft_jax.data.probe import Measurer, load_clip, patience
+from videorft_jax.data.prompts import build_messages, build_target, render
+from videorft_jax.data.quarantine import Failure
+from videorft_jax.data.records import Record, RecordError
+from videorft_jax.data.video import Clip
+from videorft_jax.data.watch import call_within
+
+
+class Loaded(NamedTuple):
+    record: Record
+    sample: Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """From a record's index to its sample, or to the reason why there is none. Pickles, for worker
+    processes."""
+
+    measurer: Measurer
+    needs: np.ndarray  # int64 [N, 3], tokens, frame pairs, windows as measured
+    known: dict[int, Failure]
+    cache: Any  # a FrameCache or None
+
+    def __call__(self, index: int) -> Loaded | Failure:
+        index, m = int(index), self.measurer
+        if index in self.known:
+            return self.known[index]
+        try:
+            found = call_within(patience(m.limits, m.isolate), self._read, index)
+        except TimeoutError as error:
+            return Failure(index, m.source.where(index), "timeout", str(error))
+        if isinstance(found, Failure):
+            return found
+        record, clip = found
+        media = make_media(clip.frames, None if record.data_type == "image" else clip.fps)
+        messages = build_messages(record, m.template)
+        target = build_target(record) if m.target else None
+        text = render(m.tokenizer, messages, [media.num_tokens], target)
+        starts = [start for start, _ in text.visual_spans]
+        rule = m.contract.mrope_rule
+        sample = make_sample(text.tokens, text.loss_mask, starts, [media], rule)
+        found = (len(sample.tokens), sample.num_pairs, sample.num_windows)
+        if found != tuple(self.needs[index]):
+            what = f"tokens, frame pairs, windows {found}, measured {tuple(self.needs[index])}"
+            return Failure(index, record.path, "changed", what)
+        return Loaded(record, sample)
+
+    def _read(self, index: int) -> tuple[Record, Clip] | Failure:
+        try:
+            record = self.measurer.source[index]
+        except RecordError as error:
+            return Failure(index, self.measurer.source.where(index), "schema", str(error))
+        clip = load_clip(self.measurer, index, record, self.cache)
+        if isinstance(clip, MediaError):
+            return Failure(index, record.path, clip.reason, clip.detail)
+        return record, clip
