@@ -222,7 +222,7 @@ def test_state_of_other_optimizers_is_built(name, optim, folders):
         lambda x: x.sharding, trained.params
     )
     if optim.get("name") == "adafactor":  # rows and columns of matrices that are not too narrow
-        if name == "sft_7b_lora":
+        if name.endswith("_lora"):
             return
         assert num_bytes(other.opt_state) < 0.2 * num_bytes(trained.opt_state)
     else:  # 2 + 4 bytes, and 4 of the average

@@ -2,8 +2,8 @@
 
 Arguments are exact, they follow from shapes and shardings. Temporaries are the arrays that cannot
 be avoided: gathered weights of two layers, layer inputs kept for the backward pass, the working set
-of one layer, a chunk of logits, gradients. Checked against the TPU compiler they are within a
-third; a plan that leaves less than that is marked as tight.
+of one layer, a chunk of logits, gradients. They have not been held against a compiler yet: take
+them for an order of magnitude.
 """
 
 from videorft_jax.losses import CHUNK

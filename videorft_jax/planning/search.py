@@ -16,7 +16,7 @@ from videorft_jax.planning.measure import GIB, Store
 from videorft_jax.planning.programs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
 
-_MARGIN = 1.35  # by how much an estimate may be too high
+_MARGIN = 1.35  # by how much an estimate may be too high; a guess, not measured
 _TRIES = 6  # candidates that are compiled
 _OPTIONS = ("mesh.tensor", "mesh.data", "model.remat", "train.accumulate", "optim.mu_dtype")
 
