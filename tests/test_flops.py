@@ -210,9 +210,10 @@ def test_shared_prefix_row_and_decoding_step():
 
     lengths = np.full(rows, prompt), np.full((rows, rollouts), completion)
     _, executed = flops.group_work(*lengths, prompt, completion)
-    assert flops.forward_cost(config, executed).forward == count(
-        score, params, x, positions, segments
-    )
+    assert executed.pairs == rows * (prompt**2 + rollouts * completion * (prompt + completion))
+    # So short a row is one block of the CPU's attention, which scores all of it.
+    block = dataclasses.replace(executed, pairs=rows * length**2)
+    assert flops.forward_cost(config, block).forward == count(score, params, x, positions, segments)
 
     heads = (text.num_kv_heads, text.head_dim)
     prefix = jax.ShapeDtypeStruct((2, rows, heads[0], prompt, heads[1]), jnp.float32)
