@@ -2,6 +2,7 @@
 processes and fail on purpose; and for real, several processes that train and are killed."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -131,6 +132,8 @@ class Stage:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell cannot trap what it was started to ignore, as tests in the background are.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script, *words, code=0, **more):
@@ -409,8 +412,8 @@ def test_an_interrupted_launcher_leaves_the_run_and_stop_ends_it(stage):
     stage.trees("pod-0", "pod-1")
     process = stage.start("tpu_pod.sh", "run", "--name=pod", "--zone=z", *COMMAND)
     wait_for(lambda: all((stage.folder / f"pod-{i}/attempts").exists() for i in range(2)))
-    while process.stdout.readline() != "going\n":
-        pass
+    while (line := process.stdout.readline()) != "going\n":
+        assert line, "it ended before"
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
