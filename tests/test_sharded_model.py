@@ -48,4 +48,4 @@ def test_mesh_equals_one_device(problem, shape):
     )
     for ours, wanted in zip(jax.tree.leaves(got_grads), jax.tree.leaves(grads), strict=True):
         wanted = np.asarray(wanted)
-        np.testing.assert_allclose(ours, wanted, atol=5e-5 * np.abs(wanted).max() + 1e-8)
+        np.testing.assert_allclose(ours, wanted, atol=1e-4 * np.abs(wanted).max() + 1e-8)

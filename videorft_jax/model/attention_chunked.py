@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix
+from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
 
 _BLOCK = 192  # tokens
 _SCORES = 2**18  # alive at once; 1 MiB, half of what a core's cache holds
@@ -24,6 +24,11 @@ _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 def attention(q, k, v, mask: Mask) -> jax.Array:
     """q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `attention.attention`."""
+    return per_device(_local, q, k, v, mask)
+
+
+def _local(q, k, v, mask):
+    """One device's rows and heads."""
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     rows, columns = _block(length), _block(keys)

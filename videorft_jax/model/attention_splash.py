@@ -12,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec as P
 
-from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix
+from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
 
 _LANES = 128  # every block is a multiple of it
 _LARGEST_BLOCK = 512
-_ROWS = ("data", "fsdp")
 
 
 class _GroupMask(masks._ComputableMask):
@@ -43,12 +41,7 @@ def attention(q, k, v, mask: Mask, *, interpret: bool = False) -> jax.Array:
     """
     ids = mask.valid.astype(jnp.int32) if isinstance(mask, Full) else mask.segment_ids
     run = functools.partial(_local, mask=_Static(mask), interpret=interpret)
-    if not jax.sharding.get_abstract_mesh().empty:
-        heads = P(_ROWS, None, "tensor")
-        run = jax.shard_map(
-            run, in_specs=(heads, heads, heads, P(_ROWS)), out_specs=heads, check_vma=False
-        )
-    return run(q, k, v, ids)
+    return per_device(run, q, k, v, ids)
 
 
 class _Static:

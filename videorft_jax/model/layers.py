@@ -5,13 +5,17 @@ slice of them at a time to the block, so that each tower compiles one block what
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from videorft_jax.model.attention import resolve
+
 REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")
+MAX_UNROLLED = 8  # layers; a deeper tower takes too long to compile
 
 
 def weight(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -27,11 +31,41 @@ def ones(*shape: int) -> nnx.Param:
     return nnx.Param(jnp.ones(shape))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Normalises in float32, casts back, and only then scales: the reference's order."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale
+    return _normalised(x, _inverse_rms(x, eps)).astype(x.dtype) * scale
+
+
+def _inverse_rms(x, eps):
+    return jax.lax.rsqrt(jnp.mean(x.astype(jnp.float32) ** 2, axis=-1, keepdims=True) + eps)
+
+
+def _normalised(x, inverse):
+    return x.astype(jnp.float32) * inverse
+
+
+def _rms_norm_forward(x, scale, eps):
+    inverse = _inverse_rms(x, eps)
+    return _normalised(x, inverse).astype(x.dtype) * scale, (x, scale, inverse)
+
+
+def _rms_norm_backward(_, saved, cotangent):
+    x, scale, inverse = saved
+    normed, wide = _normalised(x, inverse), (cotangent * scale).astype(jnp.float32)
+    dx = inverse * (wide - normed * jnp.mean(wide * normed, axis=-1, keepdims=True))
+    return dx.astype(x.dtype), _sum_rows(cotangent * normed.astype(x.dtype), 1)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+def _sum_rows(x, dims):
+    """The sum over all but the last `dims`. As a product: XLA for CPU takes ten times as long for
+    a sum over the first dim."""
+    flat = x.reshape(-1, math.prod(x.shape[x.ndim - dims :]))
+    ones = jnp.ones(len(flat), x.dtype)
+    return (ones @ flat).reshape(x.shape[x.ndim - dims :])
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -39,6 +73,38 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, inner: int = 1) -> jax.Array:
+    """Sums over the last `inner` dims of x and the first of w: x [..., I], w [I, O] -> [..., O].
+
+    Differentiated as written, a weight's gradient is a product and its transpose, and on a CPU the
+    transposes take as long as the products; here it is a product in the weight's own order.
+    """
+    out = jnp.tensordot(x, w, inner)
+    return out if bias is None else out + bias
+
+
+def _linear_forward(x, w, bias, inner):
+    return linear(x, w, bias, inner), (x, w, bias)
+
+
+def _linear_backward(inner, saved, cotangent):
+    x, w, bias = saved
+    outer = w.ndim - inner
+    last = tuple(range(cotangent.ndim - outer, cotangent.ndim)), tuple(range(inner, w.ndim))
+    dx = jax.lax.dot_general(cotangent, w, (last, ((), ())))
+    # One dim of rows: a sum over several is a transposed copy on a CPU, slower than the product.
+    flat = (
+        x.reshape(-1, math.prod(w.shape[:inner])),
+        cotangent.reshape(-1, math.prod(w.shape[inner:])),
+    )
+    dw = jax.lax.dot_general(*flat, (((0,), (0,)), ((), ()))).reshape(w.shape)
+    return dx, dw, None if bias is None else _sum_rows(cotangent, outer)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Mlp(nnx.Module):
@@ -56,30 +122,38 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """One layer: x [..., D], the weights already sliced."""
-        gate, up = x @ self.gate[...], x @ self.up[...]
-        if self.biased:
-            gate, up = gate + self.gate_bias[...], up + self.up_bias[...]
-        out = (jax.nn.silu(gate) * up) @ self.down[...]
-        return out + self.down_bias[...] if self.biased else out
+
+        def apply(x, name):
+            bias = getattr(self, f"{name}_bias")[...] if self.biased else None
+            return linear(x, getattr(self, name)[...], bias)
+
+        return apply(jax.nn.silu(apply(x, "gate")) * apply(x, "up"), "down")
 
 
-def scan_layers(step, stack: nnx.Module, carry, extras, remat: str = "none"):
+def scan_layers(
+    step, stack: nnx.Module, carry, extras, remat: str = "none", attention: str = "auto"
+):
     """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`.
 
     `extras` is a tree of arrays with leading L that rides the scan. `remat` is one of
     REMAT_POLICIES: "full" keeps only the carry, "save_attention" also what attention returned,
-    "save_dots" every matrix product with weights.
+    "save_dots" every matrix product with weights. Where `attention` is the CPU's path, a few
+    layers are laid out one after another: a loop copies whatever it keeps for the backward pass.
     """
     graphdef, weights = nnx.split(stack)
+    count = jax.tree.leaves(weights)[0].shape[0]
+    unroll = count <= MAX_UNROLLED and resolve(attention) == "chunked"
 
     def body(carry, slices):
         layer, extra = slices
         return step(nnx.merge(graphdef, layer), carry, extra)
 
-    return jax.lax.scan(checkpointed(body, remat), carry, (weights, extras))
+    # A loop by itself prevents the merging that prevent_cse guards against.
+    body = checkpointed(body, remat, prevent_cse=unroll)
+    return jax.lax.scan(body, carry, (weights, extras), unroll=count if unroll else 1)
 
 
-def checkpointed(function, remat: str):
+def checkpointed(function, remat: str, *, prevent_cse: bool):
     """Wraps `function` in `jax.checkpoint` under a policy named in REMAT_POLICIES."""
     policies = jax.checkpoint_policies
     match remat:
@@ -93,8 +167,7 @@ def checkpointed(function, remat: str):
             policy = policies.dots_with_no_batch_dims_saveable
         case _:
             raise ValueError(f"remat is {remat!r}; choose one of {REMAT_POLICIES}")
-    # Inside a scan the loop itself prevents the merging that prevent_cse guards against.
-    return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(function)
+    return functools.partial(jax.checkpoint, policy=policy, prevent_cse=prevent_cse)(function)
 
 
 def shard_rows(x: jax.Array) -> jax.Array:

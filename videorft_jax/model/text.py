@@ -44,13 +44,13 @@ class TextAttention(nnx.Module):
 
     def project(self, x, cos, sin):
         """x [..., T, D] -> rotated q [..., T, N, H], rotated k and plain v [..., T, K, H]."""
-        q = jnp.einsum("...D,DNH->...NH", x, self.q[...]) + self.q_bias[...]
-        k = jnp.einsum("...D,DKH->...KH", x, self.k[...]) + self.k_bias[...]
-        v = jnp.einsum("...D,DKH->...KH", x, self.v[...]) + self.v_bias[...]
+        q = layers.linear(x, self.q[...], self.q_bias[...])
+        k = layers.linear(x, self.k[...], self.k_bias[...])
+        v = layers.linear(x, self.v[...], self.v_bias[...])
         return layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v
 
     def output(self, out):
-        return jnp.einsum("...NH,NHD->...D", checkpoint_name(out, "attention"), self.o[...])
+        return layers.linear(checkpoint_name(out, "attention"), self.o[...], inner=2)
 
 
 class TextBlocks(nnx.Module):
@@ -100,7 +100,9 @@ class Text(nnx.Module):
                     x, cos, sin, lambda q, k, v: (attention(q, k, v, mask, attention_path), None)
                 )
 
-        x, _ = layers.scan_layers(step, self.layers, layers.shard_rows(x), None, remat)
+        x, _ = layers.scan_layers(
+            step, self.layers, layers.shard_rows(x), None, remat, attention_path
+        )
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
     def prefill(self, x, positions, mask: Mask, *, attention_path="auto"):
@@ -115,7 +117,9 @@ class Text(nnx.Module):
             with jax.named_scope("text_block"):
                 return block(x, cos, sin, attend)
 
-        x, (keys, values) = layers.scan_layers(step, self.layers, layers.shard_rows(x), None)
+        x, (keys, values) = layers.scan_layers(
+            step, self.layers, layers.shard_rows(x), None, attention=attention_path
+        )
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
     def decode(self, x, positions, cache: KVCache, index):
@@ -155,6 +159,7 @@ class Text(nnx.Module):
             self.layers,
             (x, cache.suffix_k, cache.suffix_v),
             (number, cache.prefix_k, cache.prefix_v),
+            attention="reference",
         )
         x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, cache._replace(suffix_k=suffix_k, suffix_v=suffix_v)

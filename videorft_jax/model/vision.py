@@ -44,8 +44,8 @@ class VisionBlocks(nnx.Module):
         """x [P, W, 64, D] of P frame pairs; cos, sin [P, W, 64, H / 2]; valid [P, W, 64]."""
         with jax.named_scope("attention"):
             normed = layers.rms_norm(x, self.attn_norm[...], VISION_NORM_EPS)
-            qkv = jnp.einsum("PWSD,DQNH->QPWSNH", normed, self.attn.qkv[...])
-            q, k, v = qkv + self.attn.qkv_bias[...][:, None, None, None]
+            weights, biases = jnp.moveaxis(self.attn.qkv[...], 1, 0), self.attn.qkv_bias[...]
+            q, k, v = (layers.linear(normed, w, b) for w, b in zip(weights, biases, strict=True))
             # The reference rotates in float32 and casts the result back.
             q, k = (
                 layers.rotate(part.astype(jnp.float32), cos, sin).astype(x.dtype) for part in (q, k)
@@ -53,8 +53,7 @@ class VisionBlocks(nnx.Module):
             frame = functools.partial(attend_frames, implementation=implementation)
             out = jax.lax.cond(is_full, frame, attend_windows, q, k, v, valid)
             out = checkpoint_name(out, "attention")
-            x = x + jnp.einsum("PWSNH,NHD->PWSD", out, self.attn.proj[...])
-            x = x + self.attn.proj_bias[...]
+            x = x + layers.linear(out, self.attn.proj[...], self.attn.proj_bias[...], 2)
         with jax.named_scope("mlp"):
             return x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], VISION_NORM_EPS))
 
@@ -86,8 +85,8 @@ class Merger(nnx.Module):
         """[..., 4 Z, D] -> [..., Z, out]."""
         x = layers.rms_norm(x, self.norm[...], VISION_NORM_EPS)
         x = x.reshape(*x.shape[:-2], -1, self.up.shape[0])
-        x = jax.nn.gelu(x @ self.up[...] + self.up_bias[...], approximate=False)
-        return x @ self.down[...] + self.down_bias[...]
+        x = jax.nn.gelu(layers.linear(x, self.up[...], self.up_bias[...]), approximate=False)
+        return layers.linear(x, self.down[...], self.down_bias[...])
 
 
 class Vision(nnx.Module):
@@ -108,7 +107,7 @@ class Vision(nnx.Module):
         rows = patches.shape[0]
         patches, valid, hw = (x.reshape(-1, *x.shape[2:]) for x in (patches, valid, hw))
         x = normalise(patches, config.patch**2 * config.temporal_patch)
-        x = layers.shard_rows(x.astype(self.embed.dtype) @ self.embed[...])
+        x = layers.shard_rows(layers.linear(x.astype(self.embed.dtype), self.embed[...]))
         angles = rotary_angles(hw, config.head_dim)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         is_full = np.isin(np.arange(config.num_layers), config.full_layers)
@@ -118,7 +117,7 @@ class Vision(nnx.Module):
                 x = block(x, is_full, cos, sin, valid, attention)
             return layers.shard_rows(x), None
 
-        x, _ = layers.scan_layers(step, self.layers, x, jnp.asarray(is_full), remat)
+        x, _ = layers.scan_layers(step, self.layers, x, jnp.asarray(is_full), remat, attention)
         with jax.named_scope("merger"):
             tokens = self.merger(x)
         return tokens.reshape(rows, -1, config.out_dim)
