@@ -12,6 +12,7 @@ process of its own and they take turns; medians over the rounds, without the fir
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -67,11 +68,10 @@ def run_ours(folder, frames, pipe):
     import jax
     import jax.numpy as jnp
 
-    from videorft_jax import losses, training
+    from videorft_jax import losses, sharding, training
     from videorft_jax.data import layout
     from videorft_jax.model import vlm
     from videorft_jax.model.config import load_config
-    from videorft_jax.model.convert import read_checkpoint
     from videorft_jax.model.siglip import load_siglip
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout import RolloutEngine
@@ -83,10 +83,14 @@ def run_ours(folder, frames, pipe):
     windows = layout.num_windows(SIDE, SIDE)
     batch = layout.pack([[s] for s in samples], len(samples[0].tokens), frames // 2, windows)
     sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW, forbidden_ids=CONTROL)
-    engine = RolloutEngine(config, sampling, dtype="float32")
+    mesh, reference = peer.place_params(folder, config)
+    engine = RolloutEngine(config, sampling, dtype="float32", mesh=mesh)
+    siglip = load_siglip(folder / "siglip", "float32")
+    siglip.params = jax.device_put(siglip.params, sharding.state_shardings(siglip.params, mesh))
     semantic = SemanticReward(
-        load_siglip(folder / "siglip", "float32"), batch_size=PROMPTS, num_rollouts=ROLLOUTS
-    )
+        siglip, batch_size=PROMPTS, num_rollouts=ROLLOUTS,
+        place=functools.partial(sharding.place_batch, mesh=mesh),
+    )  # fmt: skip
     grpo = losses.GrpoConfig("grpo", BETA, "k3", 0.2, 0.2, NEW, 0.0)
     optimizer = training.make_optimizer(
         training.OptimConfig(
@@ -105,12 +109,12 @@ def run_ours(folder, frames, pipe):
             reference=score(jax.lax.stop_gradient(reference)),
         )  # fmt: skip
 
+    state, shardings = peer.fresh_state(reference, optimizer, mesh)
     step = training.make_step(
-        loss, lambda rows: losses.grpo_totals(rows[0].mask), optimizer, dtype=jnp.float32
-    )
+        loss, lambda rows: losses.grpo_totals(rows[0].mask), optimizer, dtype=jnp.float32,
+        shardings=shardings,
+    )  # fmt: skip
     advantages_of = jax.jit(losses.group_advantages)
-    reference = read_checkpoint(folder, config)
-    state = training.init_state(jax.tree.map(jnp.copy, reference), {}, optimizer)
 
     def once(number):
         nonlocal state
@@ -124,8 +128,8 @@ def run_ours(folder, frames, pipe):
         clock.lap("rewards")
         valid = np.ones((PROMPTS, ROLLOUTS), bool)
         advantages, _ = advantages_of(fake_rewards(number), valid)
-        groups = Groups(batch, out.tokens, out.lengths)
-        state, metrics = step(state, (groups, advantages), reference)
+        rows = Groups(batch, out.tokens, out.lengths), np.asarray(advantages)
+        state, metrics = step(state, sharding.place_batch(rows, mesh), reference)
         float(metrics["loss"])
         clock.lap("update")
         return clock.seconds

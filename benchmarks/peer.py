@@ -109,13 +109,43 @@ def peer_inputs(clips, samples):
     return inputs, torch.where(targets, tokens, -100)
 
 
+def place_params(folder, config):
+    """A mesh of all devices, which is set from here on, and the checkpoint's weights on it."""
+    import jax
+
+    from videorft_jax import sharding
+    from videorft_jax.model.convert import read_checkpoint
+
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    jax.set_mesh(mesh)
+    params = read_checkpoint(folder, config)
+    return mesh, jax.device_put(params, sharding.state_shardings(params, mesh))
+
+
+def fresh_state(params, optimizer, mesh):
+    """A state that owns copies of `params`, and its shardings."""
+    import functools
+
+    import jax
+
+    from videorft_jax import sharding, training
+
+    start = functools.partial(training.init_state, frozen={}, optimizer=optimizer)
+    shardings = sharding.state_shardings(jax.eval_shape(start, params), mesh)
+    return jax.jit(start, out_shardings=shardings)(params), shardings
+
+
 class Sides:
     """The two sides of a benchmark, each a process of its own: what `run(*arguments, pipe)` serves.
 
-    Each lives through the whole benchmark, so that what it compiled and allocated is its own.
+    Each lives through the whole benchmark, so that what it compiled and allocated is its own. Both
+    get the environment of launch/cpu.sh: large pages, and a JAX device for each core.
     """
 
     def __init__(self, *arguments, **runs):
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
+        os.environ.setdefault("XLA_FLAGS", devices)
         spawn = multiprocessing.get_context("spawn")
         self._sides = {}
         for name, run in runs.items():

@@ -10,36 +10,30 @@ token, AdamW, clipping.
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import statistics
 import tempfile
 import time
 
+import peer
+
 ROWS, FRAMES, SIDE = 2, 16, 336
 TEXT, ANSWER = 128, 256
 
 
 def run_ours(folder, pipe):
-    import functools
-
-    import jax
     import jax.numpy as jnp
-    import peer
 
-    from videorft_jax import losses, training
+    from videorft_jax import losses, sharding, training
     from videorft_jax.data import layout
     from videorft_jax.model import vlm
     from videorft_jax.model.config import load_config
-    from videorft_jax.model.convert import read_checkpoint
 
     config = load_config(folder)
     samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)
     length = len(samples[0].tokens)
     windows = layout.num_windows(SIDE, SIDE)
-    batch = layout.pack([[sample] for sample in samples], length, FRAMES // 2, windows)
-    batch = jax.tree.map(jnp.asarray, batch)
     optimizer = training.make_optimizer(
         training.OptimConfig(
             name="adamw",
@@ -56,8 +50,10 @@ def run_ours(folder, pipe):
             ema_decay=0.0,
         )
     )
-    start = jax.jit(functools.partial(training.init_state, frozen={}, optimizer=optimizer))
-    state = start(read_checkpoint(folder, config))
+    mesh, params = peer.place_params(folder, config)
+    state, shardings = peer.fresh_state(params, optimizer, mesh)
+    batch = layout.pack([[sample] for sample in samples], length, FRAMES // 2, windows)
+    batch = sharding.place_batch(batch, mesh)
 
     def loss(params, rows, count):
         model = vlm.bind(config, params)
@@ -68,18 +64,17 @@ def run_ours(folder, pipe):
     def totals(batch):
         return batch.loss_mask.sum().astype(jnp.float32)
 
-    step = training.make_step(loss, totals, optimizer, dtype=jnp.float32)
+    step = training.make_step(loss, totals, optimizer, dtype=jnp.float32, shardings=shardings)
 
     def once():
         nonlocal state
         state, metrics = step(state, batch)
         return float(metrics["loss"])
 
-    serve(once, pipe)
+    peer.serve(measured(once), pipe)
 
 
 def run_peer(folder, pipe):
-    import peer
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -96,16 +91,19 @@ def run_peer(folder, pipe):
         optimizer.step()
         return loss.item()
 
-    serve(once, pipe)
+    peer.serve(measured(once), pipe)
 
 
-def serve(once, pipe):
-    """Steps when told to; answers with loss, seconds and peak resident bytes."""
-    while pipe.recv():
+def measured(once):
+    """`once`, returning its loss, seconds and the peak resident bytes of the process."""
+
+    def run():
         start = time.perf_counter()
         loss = once()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send((loss, time.perf_counter() - start, peak))
+        return loss, time.perf_counter() - start, peak
+
+    return run
 
 
 def main():
@@ -113,27 +111,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    import peer
-
-    spawn = multiprocessing.get_context("spawn")
+    seen = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as folder:
         peer.write_model(folder)
-        sides = {}
-        for name, target in (("ours", run_ours), ("peer", run_peer)):
-            here, there = spawn.Pipe()
-            process = spawn.Process(target=target, args=(folder, there), daemon=True)
-            process.start()
-            sides[name] = (here, process)
-        seen = {name: [] for name in sides}
-        for round_ in range(options.rounds + 1):  # the first compiles
-            for name, (pipe, _) in sides.items():
-                pipe.send(True)
-                loss, seconds, peak = pipe.recv()
-                seen[name].append((loss, seconds, peak))
-                print(f"round {round_} {name}: loss {loss:.5f}, {seconds:.2f} s", flush=True)
-        for pipe, process in sides.values():
-            pipe.send(False)
-            process.join()
+        with peer.Sides(folder, ours=run_ours, peer=run_peer) as sides:
+            for round_ in range(options.rounds + 1):  # the first compiles
+                for name, rows in seen.items():
+                    rows.append(sides.ask(name))
+                    loss, seconds, _ = rows[-1]
+                    print(f"round {round_} {name}: loss {loss:.5f}, {seconds:.2f} s", flush=True)
     tokens = ROWS * (TEXT + ANSWER + (FRAMES // 2) * (SIDE // 28) ** 2)
     rows = {}
     for name, values in seen.items():

@@ -15,8 +15,9 @@ ALLOWED = {
     "checkpoint": {"manifest"},
     "manifest": set(),
     "mirror": set(),
-    "losses": set(),
-    "model": {"model", "data.batch"},
+    "losses": {"reductions"},
+    "reductions": set(),
+    "model": {"model", "data.batch", "reductions"},
     "rewards": {"rewards", "model.siglip"},
     "evaluation": {
         "evaluation",

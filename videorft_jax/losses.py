@@ -5,10 +5,13 @@ a time: logits of a whole row of 8,000 tokens and 152,000 words would take 4.9 G
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+
+from videorft_jax.reductions import sum_last
 
 CHUNK = 512  # tokens of a row whose logits are alive at once
 
@@ -27,7 +30,8 @@ def token_logprobs(
     hidden [B, T, D] are the states that predict targets int32 [B, T]; head [V, D]. Only where
     mask, bool [B, T], is True is the head applied; elsewhere both results are 0. Within a row
     wanted positions are gathered to the front, so that whole chunks without one are skipped; each
-    chunk's logits are made again in the backward pass. Log-sum-exp is in float32.
+    chunk's logits are made again in the backward pass. Log-sum-exp is in float32. Only the
+    log-probabilities have gradients.
     """
     length = hidden.shape[1]
     chunk = min(chunk, length)
@@ -41,12 +45,8 @@ def token_logprobs(
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def score(hidden, targets):
-        logits = jnp.einsum("BTD,VD->BTV", hidden, head, preferred_element_type=jnp.float32)
-        logits = logits / temperature
-        total = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        mean_logit = (jax.nn.softmax(logits, axis=-1) * logits).sum(-1)
-        return picked - total, total - mean_logit
+        logprobs, entropy = _score(hidden, head, targets, temperature)
+        return logprobs, jax.lax.stop_gradient(entropy)
 
     def skip(hidden, targets):
         nothing = jnp.zeros(targets.shape, jnp.float32)
@@ -65,6 +65,39 @@ def token_logprobs(
         return jnp.where(mask, jnp.take_along_axis(x, back, axis=1), 0.0)
 
     return restore(scores[0]), restore(scores[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _score(hidden, head, targets, temperature):
+    """Of one chunk, whose logits are its only large array; see `token_logprobs`. The entropy has
+    no gradient."""
+    return _score_forward(hidden, head, targets, temperature)[0]
+
+
+def _score_forward(hidden, head, targets, temperature):
+    logits = jnp.einsum("BTD,VD->BTV", hidden, head, preferred_element_type=jnp.float32)
+    logits = logits / temperature
+    peak = logits.max(-1)
+    total = peak + jnp.log(sum_last(jnp.exp(logits - peak[..., None])))
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    mean_logit = sum_last(jnp.exp(logits - total[..., None]) * logits)
+    return (picked - total, total - mean_logit), (hidden, head, targets, logits, total)
+
+
+def _score_backward(temperature, saved, cotangents):
+    hidden, head, targets, logits, total = saved
+    # A comparison, not a scatter: it stays in the vocabulary's shards and in one pass.
+    wanted = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    scale = cotangents[0][..., None] / temperature
+    dlogits = (wanted - jnp.exp(logits - total[..., None])) * scale
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dhidden = product("BTV,VD->BTD", dlogits, head)
+    rows = dlogits.reshape(-1, dlogits.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    dhead = product("NV,ND->VD", *rows)
+    return dhidden.astype(hidden.dtype), dhead.astype(head.dtype), None
+
+
+_score.defvjp(_score_forward, _score_backward)
 
 
 def _wanted_first(mask):

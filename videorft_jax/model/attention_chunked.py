@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
+from videorft_jax.reductions import sum_last
 
 _BLOCK = 192  # tokens
 _SCORES = 2**18  # alive at once; 1 MiB, half of what a core's cache holds
@@ -165,7 +166,7 @@ def _forward(q, k, v, places, first, stop, pairs):
 
 def _backward(pairs, saved, cotangent):
     q, k, v, places, first, stop, out, log_sum = saved
-    delta = (cotangent * out).astype(jnp.float32).sum(-1)
+    delta = sum_last((cotangent * out).astype(jnp.float32))
 
     def unit(parts):
         q, k, turned, v, first, stop, cotangent, log_sum, delta = parts

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.model.attention import resolve
+from videorft_jax.reductions import sum_last, sum_rows
 
 REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")
 MAX_UNROLLED = 8  # layers; a deeper tower takes too long to compile
@@ -51,21 +52,14 @@ def _rms_norm_forward(x, scale, eps):
 
 
 def _rms_norm_backward(_, saved, cotangent):
-    x, scale, inverse = saved
+    x, scale, inverse = _apart(saved)
     normed, wide = _normalised(x, inverse), (cotangent * scale).astype(jnp.float32)
-    dx = inverse * (wide - normed * jnp.mean(wide * normed, axis=-1, keepdims=True))
-    return dx.astype(x.dtype), _sum_rows(cotangent * normed.astype(x.dtype), 1)
+    along = sum_last(wide * normed)[..., None] / x.shape[-1]
+    dx = inverse * (wide - normed * along)
+    return dx.astype(x.dtype), sum_rows(cotangent * normed.astype(x.dtype), 1)
 
 
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
-
-
-def _sum_rows(x, dims):
-    """The sum over all but the last `dims`. As a product: XLA for CPU takes ten times as long for
-    a sum over the first dim."""
-    flat = x.reshape(-1, math.prod(x.shape[x.ndim - dims :]))
-    ones = jnp.ones(len(flat), x.dtype)
-    return (ones @ flat).reshape(x.shape[x.ndim - dims :])
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -101,10 +95,32 @@ def _linear_backward(inner, saved, cotangent):
         cotangent.reshape(-1, math.prod(w.shape[inner:])),
     )
     dw = jax.lax.dot_general(*flat, (((0,), (0,)), ((), ()))).reshape(w.shape)
-    return dx, dw, None if bias is None else _sum_rows(cotangent, outer)
+    return dx, dw, None if bias is None else sum_rows(cotangent, outer)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _apart(saved):
+    """Keeps XLA from finding what the forward pass computed from the same values, and storing it
+    instead of computing it again."""
+    return jax.lax.optimization_barrier(saved)
+
+
+@jax.custom_vjp
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up; keeps only its arguments for the backward pass."""
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(saved, cotangent):
+    gate, up = _apart(saved)
+    share = jax.nn.sigmoid(gate)
+    gated = gate * share
+    return cotangent * up * (share + gated * (1 - share)), cotangent * gated
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
 class Mlp(nnx.Module):
@@ -127,7 +143,7 @@ class Mlp(nnx.Module):
             bias = getattr(self, f"{name}_bias")[...] if self.biased else None
             return linear(x, getattr(self, name)[...], bias)
 
-        return apply(jax.nn.silu(apply(x, "gate")) * apply(x, "up"), "down")
+        return apply(swiglu(apply(x, "gate"), apply(x, "up")), "down")
 
 
 def scan_layers(
