@@ -21,6 +21,7 @@ WINDOW = 4  # visual tokens per side of a window, 112 pixels
 WINDOW_TOKENS = WINDOW**2
 SLOTS = WINDOW_TOKENS * MERGE**2  # 64
 PATCH_DIM = 3 * TEMPORAL_PATCH * PATCH**2  # 1176
+RUNS = 3 * TEMPORAL_PATCH * PATCH  # 84 pixel rows of a patch
 TOKENS_PER_SECOND = 2
 MROPE_RULES = ("qwen", "hf5")
 
@@ -50,8 +51,9 @@ class Media(NamedTuple):
         """Fills `out`, uint8 [F, >= W, 64, 1176] of any content: slots without a patch become 0.
 
         A patch row holds (channel, frame, row, column), so that the scatter to slots moves runs of
-        14 bytes. Frames whose channels lie apart in memory (see `video.resize_frames`) are read as
-        they are; others are parted first.
+        14 bytes. Each pair is first brought, in the processor's cache, into the order in which the
+        84 runs of a patch lie evenly spaced: twice the bytes in two thirds of the time. Frames
+        whose channels lie apart in memory (see `video.resize_frames`) are read the fastest.
         """
         pairs, down, across = self.grid
         rows, columns = self.windows
@@ -61,30 +63,29 @@ class Media(NamedTuple):
             if self.slots.ctypes.data != out.ctypes.data:
                 out[...] = self.slots[:, : rows * columns]
             return
-        planes = np.moveaxis(self.frames.reshape(pairs, 2, down * UNIT, across * UNIT, 3), -1, 2)
-        if planes.strides[-1] != 1:
-            planes = np.ascontiguousarray(planes)
-        runs = planes.view("V14")
         windows = out.reshape(pairs, rows, columns, WINDOW, WINDOW, MERGE**2 * PATCH_DIM)
         windows[:, -1:, :, down - (rows - 1) * WINDOW :] = 0
         windows[:, :, -1:, :, across - (columns - 1) * WINDOW :] = 0
-        # pair, window row, window column, token row, token column, patch row, patch column,
-        # channel, frame, pixel row
-        slots = out.view("V14").reshape(
-            pairs, rows, columns, WINDOW, WINDOW, MERGE, MERGE, 3, 2, PATCH
-        )
+        # pair, window row, window column, token row, token column, patch row, patch column, run
+        slots = out.view("V14").reshape(pairs, rows, columns, WINDOW, WINDOW, MERGE, MERGE, RUNS)
         assert np.may_share_memory(slots, out)  # splitting axes never copies
+        frames = self.frames.reshape(pairs, 2, down * MERGE, PATCH, across * UNIT, 3)
+        frames = frames.transpose(0, 2, 5, 1, 3, 4)
+        pair = np.empty(frames.shape[1:], np.uint8)  # patch row, channel, frame, row, column
+        runs = pair.view("V14").reshape(down, MERGE, RUNS, across, MERGE)
+        moves = []
         for row, high, num_high in _parts(down):
             for column, wide, num_wide in _parts(across):
-                top, left = row * WINDOW * MERGE * PATCH, column * WINDOW * MERGE
-                part = runs[..., top : top + num_high * high * UNIT, :]
-                part = part[..., left : left + num_wide * wide * MERGE]
-                # pair, frame, channel, window row, token row, patch row, pixel row, same across
-                part = part.reshape(
-                    pairs, 2, 3, num_high, high, MERGE, PATCH, num_wide, wide, MERGE
-                )
+                part = runs[row * WINDOW :, :, :, column * WINDOW :]
+                part = part[: num_high * high, :, :, : num_wide * wide]
+                # window row, token row, patch row, run, window column, token column, patch column
+                part = part.reshape(num_high, high, MERGE, RUNS, num_wide, wide, MERGE)
                 place = slots[:, row : row + num_high, column : column + num_wide, :high, :wide]
-                place[...] = part.transpose(0, 3, 7, 4, 8, 5, 9, 2, 1, 6)
+                moves.append((place, part.transpose(0, 4, 1, 5, 2, 6, 3)))
+        for i in range(pairs):
+            pair[...] = frames[i]
+            for place, part in moves:
+                place[i] = part
 
     @property
     def patches(self) -> np.ndarray:
