@@ -259,6 +259,24 @@ def test_call_within():
         call_within(0.05, threading.Event().wait)
 
 
+def test_call_within_keeps_its_thread_until_a_call_hangs():
+    hang, found = threading.Event(), []
+    first = call_within(1.0, threading.current_thread)
+    assert call_within(1.0, threading.current_thread) is first
+    with pytest.raises(TimeoutError):
+        call_within(0.05, hang.wait)
+    second = call_within(1.0, threading.current_thread)  # and not the late answer of the other
+    assert second not in (first, threading.current_thread())
+    hang.set()
+    user = threading.Thread(target=lambda: found.append(call_within(1.0, threading.current_thread)))
+    user.start()
+    user.join()
+    for thread in (first, *found):  # the one left behind, and one whose user has ended
+        thread.join(10.0)
+        assert not thread.is_alive()
+    assert call_within(1.0, threading.current_thread) is second
+
+
 def test_no_records_of_another_mode(source, tokenizer, tmp_path):
     """SFT needs reasoning: a file without any stops before anything is decoded."""
     path = tmp_path / "rl.jsonl"

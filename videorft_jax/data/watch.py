@@ -1,13 +1,15 @@
 """Nothing waits for ever: bounded calls, workers that die with their parent, and their process ids.
 
 One design decision is worth knowing: a thread that hangs inside the operating system cannot be
-stopped, only left behind. So each clip is decoded in a daemon thread of its own, which costs 0.1 ms
-and lets the run go on (and end) without it.
+stopped, only left behind. So each thread that loads clips has a daemon thread of its own decode
+them, and takes a new one when a clip hangs; the run goes on (and ends) without it.
 """
 
+import functools
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
@@ -33,23 +35,48 @@ class Progress:
             logger.info("%s: %d of %d, %.1f a second", self.what, done, self.total, rate)
 
 
+class _Caller:
+    """A daemon thread that makes one call after another, until this object is dropped."""
+
+    def __init__(self):
+        self.calls, self.answers = queue.SimpleQueue(), queue.SimpleQueue()
+        arguments = (self.calls, self.answers)
+        name = "videorft-bounded-call"
+        self.thread = threading.Thread(target=_serve, args=arguments, daemon=True, name=name)
+        self.thread.start()
+
+    def __del__(self):
+        self.calls.put(None)
+
+
+def _serve(calls: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+    while (call := calls.get()) is not None:
+        answers.put(_answer(call))
+        del call
+
+
+def _answer(call: Callable) -> tuple[bool, Any]:
+    try:
+        return True, call()
+    except BaseException as error:
+        return False, error
+
+
+_OWN = threading.local()  # `caller`: of this thread, while it is idle
+
+
 def call_within(seconds: float, function: Callable, *args: Any, **kwargs: Any) -> Any:
     """function(*args, **kwargs), or TimeoutError after `seconds`; the call is then left behind in
     its daemon thread. What it raises is raised."""
-    answer: list[tuple[bool, Any]] = []
-
-    def work() -> None:
-        try:
-            answer.append((True, function(*args, **kwargs)))
-        except BaseException as error:
-            answer.append((False, error))
-
-    thread = threading.Thread(target=work, daemon=True, name="videorft-bounded-call")
-    thread.start()
-    thread.join(seconds)
-    if not answer:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    done, value = answer[0]
+    caller = _OWN.__dict__.pop("caller", None)
+    if caller is None or not caller.thread.is_alive():  # the thread does not survive a fork
+        caller = _Caller()
+    caller.calls.put(functools.partial(function, *args, **kwargs))
+    try:
+        done, value = caller.answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    _OWN.caller = caller
     if done:
         return value
     raise value
