@@ -307,6 +307,9 @@ class _Encoder:
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
+        # The system turn and other fixed texts are most of a prompt's text, and always among the
+        # latest, whatever the threads encode in between.
+        self.encode = functools.lru_cache(maxsize=128)(self._encode)
         if not self._control.isdisjoint(self.encode(" ".join(CONTROL_TOKENS))):
             raise ValueError(
                 "tokenizer: control tokens are not marked special, so text could forge them; load"
@@ -314,8 +317,8 @@ class _Encoder:
             )
         self._compare_template(tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
 
     @staticmethod
     def _compare_template(tokenizer: PreTrainedTokenizerBase) -> None:
