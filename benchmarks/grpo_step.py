@@ -248,6 +248,8 @@ def main():
                     for side in seen:
                         seconds = sides.ask(side, number)
                         seen[side].append(seconds | {"step": sum(seconds.values())})
+                        spent = ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items())
+                        print(f"{frames} frames, round {number} {side}: {spent}", flush=True)
             suffix = "" if frames == options.frames[0] else f"_{frames}"
             for phase in (*PHASES, "step"):
                 middle = {
