@@ -30,8 +30,7 @@ def token_logprobs(
     hidden [B, T, D] are the states that predict targets int32 [B, T]; head [V, D]. Only where
     mask, bool [B, T], is True is the head applied; elsewhere both results are 0. Within a row
     wanted positions are gathered to the front, so that whole chunks without one are skipped; each
-    chunk's logits are made again in the backward pass. Log-sum-exp is in float32. Only the
-    log-probabilities have gradients.
+    chunk's logits are made again in the backward pass. Log-sum-exp is in float32.
     """
     length = hidden.shape[1]
     chunk = min(chunk, length)
@@ -45,8 +44,7 @@ def token_logprobs(
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def score(hidden, targets):
-        logprobs, entropy = _score(hidden, head, targets, temperature)
-        return logprobs, jax.lax.stop_gradient(entropy)
+        return _score(hidden, head, targets, temperature)
 
     def skip(hidden, targets):
         nothing = jnp.zeros(targets.shape, jnp.float32)
@@ -69,8 +67,7 @@ def token_logprobs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _score(hidden, head, targets, temperature):
-    """Of one chunk, whose logits are its only large array; see `token_logprobs`. The entropy has
-    no gradient."""
+    """Of one chunk, whose logits are its only large array; see `token_logprobs`."""
     return _score_forward(hidden, head, targets, temperature)[0]
 
 
@@ -81,15 +78,18 @@ def _score_forward(hidden, head, targets, temperature):
     total = peak + jnp.log(sum_last(jnp.exp(logits - peak[..., None])))
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     mean_logit = sum_last(jnp.exp(logits - total[..., None]) * logits)
-    return (picked - total, total - mean_logit), (hidden, head, targets, logits, total)
+    entropy = total - mean_logit
+    return (picked - total, entropy), (hidden, head, targets, logits, total, entropy)
 
 
 def _score_backward(temperature, saved, cotangents):
-    hidden, head, targets, logits, total = saved
+    hidden, head, targets, logits, total, entropy = saved
     # A comparison, not a scatter: it stays in the vocabulary's shards and in one pass.
     wanted = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
-    scale = cotangents[0][..., None] / temperature
-    dlogits = (wanted - jnp.exp(logits - total[..., None])) * scale
+    logprobs = logits - total[..., None]
+    p, (picked, uncertain) = jnp.exp(logprobs), (x[..., None] for x in cotangents)
+    dlogits = (wanted - p) * picked - p * (logprobs + entropy[..., None]) * uncertain
+    dlogits = dlogits / temperature
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dhidden = product("BTV,VD->BTD", dlogits, head)
     rows = dlogits.reshape(-1, dlogits.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
