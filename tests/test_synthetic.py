@@ -17,6 +17,7 @@ from videorft_jax.data.prompts import append_options, build_messages, build_targ
 from videorft_jax.data.records import PROBLEM_TYPES, RecordSource
 from videorft_jax.data.scenes import (
     INK,
+    ORDER_QUESTIONS,
     PALETTE,
     QUESTIONS,
     SHAPES,
@@ -35,6 +36,7 @@ from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
 WORLDS = {
     "default": WorldConfig(),
     "demo": WorldConfig(max_shapes=2, shuffle_options=False, restate=False, still_every=0),
+    "order": WorldConfig(max_shapes=2, num_frames=4, questions=ORDER_QUESTIONS),
     "wide": WorldConfig(
         size=(140, 196),
         num_frames=12,
@@ -151,6 +153,9 @@ def expected_answer(kind, problem, seen, world):
     if kind == "first":
         assert seen.appears[order[1]] > seen.appears[order[0]]
         return seen.kinds[order[0]]
+    if kind in ORDER_QUESTIONS:
+        assert seen.appears[order[1]] > seen.appears[order[0]]
+        return order[kind == "last_colour"]
     if kind == "colour":
         return next(name for name in order if seen.kinds[name] == shape)
     if kind == "bounces":

@@ -124,7 +124,9 @@ class Demo:
                 texts += pairs
         settings = self.config.siglip
         tokenizer = siglip_training.make_tokenizer(texts)
-        shape = siglip_training.tiny_config(len(tokenizer), image_size=settings.image_size)
+        shape = siglip_training.tiny_config(
+            len(tokenizer), image_size=settings.image_size, text_length=settings.text_length
+        )
         model, _ = siglip_training.train_siglip(
             np.stack(frames), texts, shape, tokenizer,
             num_steps=settings.steps, seed=self.config.seed, progress=_log_loss,

@@ -5,6 +5,7 @@ dealt evenly by the caller) and draws a scene in which that answer is true.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -122,6 +123,21 @@ def _ask_first(world, rng, value, num_frames):
         value,
         "I look for the shape that appears first.",
         f"So the {value} appears first.",
+    )
+
+
+def _ask_order(world, rng, value, num_frames, which):
+    shapes = _some_shapes(world, rng, 2, num_frames)
+    i = ("first", "last").index(which)
+    old = shapes[i].colour  # goes to the other shape where that one has the colour asked for
+    shapes = [dataclasses.replace(s, colour=old) if s.colour == value else s for s in shapes]
+    shapes[i] = dataclasses.replace(shapes[i], colour=value)
+    return Question(
+        draw_scene(world, rng, shapes, num_frames=num_frames),
+        f"What colour is the {which} shape?",
+        value,
+        f"I look for the colour of the {which} shape.",
+        f"So the {which} shape is {value}.",
     )
 
 
@@ -280,6 +296,18 @@ def _position_bins(world: WorldConfig) -> list[tuple[float, float]]:
 KINDS: dict[str, Kind] = {
     "direction": Kind("multiple choice", lambda world: list(DIRECTIONS), _ask_direction, True),
     "first": Kind("multiple choice", lambda world: list(world.shapes), _ask_first, True),
+    "first_colour": Kind(
+        "multiple choice",
+        lambda world: list(world.colours),
+        functools.partial(_ask_order, which="first"),
+        True,
+    ),
+    "last_colour": Kind(
+        "multiple choice",
+        lambda world: list(world.colours),
+        functools.partial(_ask_order, which="last"),
+        True,
+    ),
     "colour": Kind("multiple choice", lambda world: list(world.colours), _ask_colour, True, True),
     "touch": Kind("multiple choice", lambda world: ["yes", "no"], _ask_touch, True),
     "count": Kind(

@@ -46,6 +46,7 @@ QUESTIONS = (
     "bounces",
     "touch",
 )
+ORDER_QUESTIONS = ("first_colour", "last_colour")  # not in the default mixture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ class WorldConfig:
 
     def __post_init__(self):
         height, width = self.size
+        known = QUESTIONS + ORDER_QUESTIONS
         checks = (
             (height % 2 == 0 and width % 2 == 0, "size", "use even numbers, H.264 needs them"),
             (min(self.size) >= 28, "size", "use at least 28"),
@@ -112,7 +114,7 @@ class WorldConfig:
             (self.side >= 8 and self.shape_size <= 0.4, "shape_size", "use 8 pixels to 0.4"),
             (0 < self.travel[0] <= self.travel[1] <= 0.9 - self.shape_size, "travel", "use less"),
             (self.questions, "questions", "name at least one"),
-            (set(self.questions) <= set(QUESTIONS), "questions", f"use {', '.join(QUESTIONS)}"),
+            (set(self.questions) <= set(known), "questions", f"use {', '.join(known)}"),
             (self.still_every >= 0, "still_every", "use 0 or more"),
             (1 <= self.text_length[0] <= self.text_length[1], "text_length", "use 1 <= a <= b"),
             (self.text_scale >= 1, "text_length", "use fewer letters or a wider frame"),
