@@ -139,7 +139,7 @@ class Sides:
     """The two sides of a benchmark, each a process of its own: what `run(*arguments, pipe)` serves.
 
     Each lives through the whole benchmark, so that what it compiled and allocated is its own. Both
-    get the environment of launch/cpu.sh: large pages, and a JAX device for each core.
+    get large pages, as from launch/demo.sh, and JAX a device for each core.
     """
 
     def __init__(self, *arguments, **runs):
