@@ -36,7 +36,7 @@ from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
 WORLDS = {
     "default": WorldConfig(),
     "demo": WorldConfig(max_shapes=2, shuffle_options=False, restate=False, still_every=0),
-    "order": WorldConfig(max_shapes=2, num_frames=4, questions=ORDER_QUESTIONS),
+    "order": WorldConfig(max_shapes=2, num_frames=4, still_every=0, questions=ORDER_QUESTIONS),
     "wide": WorldConfig(
         size=(140, 196),
         num_frames=12,
