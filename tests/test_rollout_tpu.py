@@ -5,11 +5,11 @@ Published 7B shapes: the loop over layers makes the compile as quick as that of 
 
 import math
 import os
-import re
 
 import jax
 import numpy as np
 import pytest
+from hlo import materialised
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
@@ -64,27 +64,3 @@ def test_decode_neither_copies_the_cache_nor_takes_memory(topology, name):
     assert memory.alias_size_in_bytes >= 2 * text.num_layers * suffix * bytes_each
     sizes = {n * layers for n in (prefix, suffix) for layers in (1, text.num_layers)}
     assert not materialised(program.as_text(), sizes)
-
-
-def materialised(hlo, sizes):
-    """Instructions that write an array of one of these many values, but for updates in place."""
-    computations = re.split(r"\n(?=\S)", hlo)
-    fused = {m[1]: None for m in re.finditer(r"fusion\(.*?calls=(%[\w.\-]+)", hlo)}
-    for text in computations:
-        name = text.split(" ", 1)[0]
-        if name in fused:
-            fused[name] = text
-    found = []
-    for text in computations:
-        if text.split(" ", 1)[0] in fused:
-            continue
-        for line in text.split("\n"):
-            match = re.search(
-                r"= \(?\w+\[([\d,]+)\]\S* (copy|copy-start|transpose|fusion|dynamic-slice)\(", line
-            )
-            if not match or math.prod(map(int, match[1].split(","))) not in sizes:
-                continue
-            called = re.search(r"calls=(%[\w.\-]+)", line)
-            if not (called and "dynamic-update-slice(" in fused[called[1]]):
-                found.append(line.strip())
-    return found
