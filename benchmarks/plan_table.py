@@ -3,8 +3,8 @@
 python benchmarks/plan_table.py [--only TEXT ...] [--limit N] [--write]
 
 Every program of every entry is compiled by the TPU compiler, one after another, largest figures and
-all; those in launch/plans.json, keyed by the lowered program, are not compiled again, so that the
-script can be stopped and goes on. `--only` takes entries whose line holds all the words; `--limit`
+all; those in launch/plans.json, keyed by entry, mesh and rows, are not compiled again, so that the
+script can be stopped and goes on. Take out what a change of the code concerns. `--only` takes entries whose line holds all the words; `--limit`
 stops after so many compiles; `--write` compiles nothing and writes the table from what is known,
 with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
 """
@@ -98,7 +98,7 @@ def make_rows(entry, known, store, budget):
     job = entry.job()
     costs, rows = program_costs(job), []
     for program in find_programs(job):
-        key = f"{entry.name} {program.name}"
+        key = f"{entry.name} tensor={entry.tensor} rows={entry.rows} {program.name}"
         if key not in known and budget.take():
             print(f"{key} ...", flush=True)
             figures = measure.measure(job, program, store)
