@@ -4,9 +4,10 @@ python benchmarks/plan_table.py [--only TEXT ...] [--limit N] [--write]
 
 Every program of every entry is compiled by the TPU compiler, one after another, largest figures and
 all; those in launch/plans.json, keyed by entry, mesh and rows, are not compiled again, so that the
-script can be stopped and goes on. Take out what a change of the code concerns. `--only` takes entries whose line holds all the words; `--limit`
-stops after so many compiles; `--write` compiles nothing and writes the table from what is known,
-with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
+script can be stopped and goes on. Take out what a change of the code concerns. `--only` takes
+entries whose line holds all the words; `--limit` stops after so many compiles; `--write` compiles
+nothing and writes the table from what is known, with formulas (marked ~) in place of what is not.
+Floors are formulas everywhere.
 """
 
 import argparse
