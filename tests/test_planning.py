@@ -1,4 +1,4 @@
-"""`videorft plan`: every program of a run, compiled for TPUs that are not here.
+"""`videorft plan`: every program of a run, compiled for a TPU that is not here.
 
 Few and narrow heads of the published head sizes, but many layers, for a large cache: loops over
 layers make depth cost no time to compile.
@@ -22,7 +22,7 @@ from videorft_jax.planning.programs import device_bytes, find_programs, prepared
 from videorft_jax.planning.report import make_rows
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
-PLACES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+PLACES = ("v5e:2x2",)
 LAYERS, DIM, TENSOR, VOCAB = 56, 512, 2, 152064
 ROWS, ROLLOUTS, NEW = 4, 4, 2048
 
