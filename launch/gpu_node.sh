@@ -98,7 +98,8 @@ is_gone() { return 1; }
 
 run_slurm() { # one process a node; JAX by itself would expect one a GPU
   local nodes=${SLURM_JOB_NUM_NODES:-1} first words
-  first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-$(hostname)}" | head -n 1)
+  first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-$(hostname)}")
+  first=${first%%$'\n'*} # head would end the pipe before scontrol has written all names
   words=$(quote env ${environment[@]+"${environment[@]}"} "$(python_of)" -m videorft_jax.cli \
     "${command[@]}")
   [ "$nodes" = 1 ] || words="$words --coordinator=$first:$((61440 + SLURM_JOB_ID % 4096)) \
