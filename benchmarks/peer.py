@@ -139,13 +139,12 @@ class Sides:
     """The two sides of a benchmark, each a process of its own: what `run(*arguments, pipe)` serves.
 
     Each lives through the whole benchmark, so that what it compiled and allocated is its own. Both
-    get large pages, as from launch/demo.sh, and JAX a device for each core.
+    get large pages, as from launch/demo.sh, and JAX so many devices of the CPU.
     """
 
-    def __init__(self, *arguments, **runs):
+    def __init__(self, *arguments, devices=1, **runs):
         os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-        devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
-        os.environ.setdefault("XLA_FLAGS", devices)
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         spawn = multiprocessing.get_context("spawn")
         self._sides = {}
         for name, run in runs.items():

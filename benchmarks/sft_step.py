@@ -114,7 +114,8 @@ def main():
     seen = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as folder:
         peer.write_model(folder)
-        with peer.Sides(folder, ours=run_ours, peer=run_peer) as sides:
+        devices = min(ROWS, len(os.sched_getaffinity(0)))  # of the CPU, with rows for each
+        with peer.Sides(folder, devices=devices, ours=run_ours, peer=run_peer) as sides:
             for round_ in range(options.rounds + 1):  # the first compiles
                 for name, rows in seen.items():
                     rows.append(sides.ask(name))
