@@ -115,3 +115,14 @@ def test_rms_norm_has_the_gradients_of_its_arithmetic(dtype):
         assert ours.dtype == theirs.dtype == dtype
         atol = 1e-6 if dtype == "float32" else 4e-2
         np.testing.assert_allclose(*(np.asarray(v, np.float32) for v in (ours, theirs)), atol=atol)
+
+
+def test_swiglu_has_the_gradients_of_its_arithmetic():
+    rng = np.random.default_rng(0)
+    gate, up, cotangent = (jnp.asarray(rng.normal(size=(3, DIM)), jnp.float32) for _ in range(3))
+    results = []
+    for function in (layers.swiglu, lambda gate, up: gate / (1 + jnp.exp(-gate)) * up):
+        out, backward = jax.vjp(function, gate, up)
+        results.append((out, *backward(cotangent)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
