@@ -23,6 +23,7 @@ from tiny_run import (
 
 from videorft_jax import assembly, cli, options, sharding, training
 from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.weights import make_weights
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -245,7 +246,7 @@ def begun(place):
     """A work directory with the checkpoint of step 3."""
     config = sft_config(place.model, place.records)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    weights = assembly.make_weights(config, assembly.load_model_files(config)[0])
+    weights = make_weights(config, assembly.load_model_files(config)[0])
     contract = assembly.make_contract(config)
     workdir = place.folder / "begun"
     abstract = assembly.abstract_state(config, weights, mesh)

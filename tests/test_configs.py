@@ -17,6 +17,7 @@ from videorft_jax import assembly, options, sharding
 from videorft_jax.model.config import hf_values, load_config
 from videorft_jax.model.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.model.vlm import count_params
+from videorft_jax.weights import make_weights
 
 RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"demo"})  # test_demo
 SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r"_\d+b", name)}
@@ -150,7 +151,7 @@ def build(recipe, folders, mesh, optim=None):
     config.model.init_from = folders[SIZES[recipe]]
     config.optim.update(optim or {})
     config.lock()
-    weights = assembly.make_weights(config, load_config(config.model.init_from))
+    weights = make_weights(config, load_config(config.model.init_from))
     return config, weights, assembly.abstract_state(config, weights, mesh)
 
 

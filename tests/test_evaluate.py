@@ -21,6 +21,7 @@ from videorft_jax.evaluation import running
 from videorft_jax.evaluation.running import blank_pixels, evaluate_records
 from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
 from videorft_jax.rewards.combine import score
+from videorft_jax.weights import Weights
 
 NUM, ROWS, ROLLOUTS, LENGTH = 10, 4, 2, 6
 FIRST = 6  # records that hold a long one, so that shapes are those of all
@@ -50,7 +51,7 @@ class Place:
         self.model_config, self.tokenizer = assembly.load_model_files(config)
         self.contract = assembly.make_contract(config)
         self.engine = evaluate.make_engine(config, self.model_config, self.tokenizer, self.mesh)
-        weights = assembly.Weights(self.model_config, (), None)
+        weights = Weights(self.model_config, (), None)
         self.raw = assembly.read_params(config, weights, self.mesh)
         self.params = self.engine.prepare(self.raw)
 
@@ -352,7 +353,7 @@ def test_limit(place, rows, call, tmp_path):
 def trained(place):
     """A work directory with one checkpoint of doubled weights and a media contract."""
     params = jax.tree.map(lambda leaf: leaf * 0.5, place.raw)
-    weights = assembly.Weights(place.model_config, ("vision",), None)
+    weights = Weights(place.model_config, ("vision",), None)
     parts = weights.split(params, None)
     state = training.TrainState(
         jax.numpy.int32(7), *parts, (), None, jax.numpy.int32(0), jax.numpy.int32(0)

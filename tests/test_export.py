@@ -20,6 +20,7 @@ from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.media import MediaContract
 from videorft_jax.model.convert import flatten, read_checkpoint
 from videorft_jax.model.lora import LoraConfig
+from videorft_jax.weights import Weights
 
 LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
 
@@ -41,7 +42,7 @@ class Place:
 
     def save(self, name, freeze, lora, ema=False):
         config = tiny_run.sft_config(self.model, "records.jsonl")
-        weights = assembly.Weights(self.loaded.config, freeze, lora)
+        weights = Weights(self.loaded.config, freeze, lora)
         trained, frozen = jax.jit(weights.split)(self.loaded.params, jax.random.key(1))
         rng = np.random.default_rng(2)
 

@@ -9,10 +9,11 @@ import torch
 import twin as hf
 from tiny_run import load_recipe
 
-from videorft_jax import assembly, grpo, updating
+from videorft_jax import grpo, updating
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.scoring import Groups, score_completions
+from videorft_jax.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8
 FAST = {"xla_backend_optimization_level": 0}
@@ -86,10 +87,6 @@ def make_config(**changes):
     return config
 
 
-def make_weights(config, twin):
-    return assembly.make_weights(config, twin.config)
-
-
 def test_logprobs_and_entropy(problem):
     run = jax.jit(
         lambda params, groups: score_completions(
@@ -119,7 +116,7 @@ def test_loss_and_gradients(problem, name):
     changes = dict(VARIANTS[name])
     first = changes.pop("first", False)
     config = make_config(**changes)
-    loss, totals = updating.make_loss(config, make_weights(config, problem.twin))
+    loss, totals = updating.make_loss(config, make_weights(config, problem.twin.config))
     rows = updating.GroupRows(
         problem.groups, problem.advantages, problem.sampler, None if first else problem.old
     )
@@ -151,7 +148,7 @@ def test_loss_and_gradients(problem, name):
 def test_group_without_survivors_leaves_the_denominators(problem):
     """With all completions of group 0 masked, the loss is that of group 1 alone."""
     config = make_config(variant="dapo")
-    loss, totals = updating.make_loss(config, make_weights(config, problem.twin))
+    loss, totals = updating.make_loss(config, make_weights(config, problem.twin.config))
     run = jax.jit(
         lambda params, rows: loss(params, rows, totals(rows), problem.reference.params)[0],
         compiler_options=FAST,

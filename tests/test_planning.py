@@ -13,13 +13,14 @@ import jax
 import pytest
 from hlo import gathered, materialised, squeezed
 
-from videorft_jax import assembly, options, plan, training
+from videorft_jax import options, plan, training
 from videorft_jax.model.config import hf_values, parse_config
 from videorft_jax.model.siglip import TowerConfig
 from videorft_jax.planning import search, topology
 from videorft_jax.planning.measure import Store, measure
 from videorft_jax.planning.programs import device_bytes, find_programs, prepared_bytes
 from videorft_jax.planning.report import make_rows
+from videorft_jax.weights import make_weights
 
 ROOT = os.path.dirname(os.path.dirname(__file__))
 PLACES = ("v5e:2x2",)
@@ -50,7 +51,7 @@ def narrow_job(place, mode, **changes):
     config.train.accumulate = 1
     config.update_from_flattened_dict(changes)
     job = plan.make_job(config, topology.find(place))
-    weights = assembly.make_weights(job.config, narrow_model())
+    weights = make_weights(job.config, narrow_model())
     tower = TowerConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2)
     siglip = job.siglip and dataclasses.replace(
         job.siglip, vision=tower, text=tower, vocab_size=1024, image_size=56

@@ -5,7 +5,6 @@ Everything that can be refused is refused here, before a weight is read or a pro
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from videorft_jax.model.attention import IMPLEMENTATIONS
 from videorft_jax.model.config import ModelConfig, load_config
 from videorft_jax.model.convert import check_vocabulary, read_checkpoint
 from videorft_jax.model.layers import REMAT_POLICIES
-from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_lora
+from videorft_jax.weights import Weights, make_weights
 
 log = logging.getLogger(__name__)
 
@@ -135,63 +134,6 @@ def make_loader(
 
 def make_optim_config(config, total_steps: int) -> training.OptimConfig:
     return training.OptimConfig(total_steps=total_steps, **config.optim.to_dict())
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Which weights train, and how the model's are made of them."""
-
-    model: ModelConfig
-    freeze: tuple[str, ...]
-    lora: LoraConfig | None
-
-    def split(self, params, key):
-        """(trained, frozen): adapters beside a frozen model, or the parts that are not frozen."""
-        if self.lora is None:
-            return training.split_trained(params, self.freeze)
-        return {"lora": init_lora(params, self.lora, key)}, params
-
-    def merged(self, joined):
-        """The model's parameters, of what a step is given."""
-        if self.lora is None:
-            return joined
-        params = {name: part for name, part in joined.items() if name != "lora"}
-        return merge_lora(params, joined["lora"], self.lora)
-
-    @functools.cached_property
-    def trains_vision(self) -> bool:
-        """Whether visual tokens change from step to step."""
-        leaves = jax.tree_util.tree_leaves_with_path(vlm.abstract_params(self.model))
-        paths = (training.path_of(keys) for keys, _ in leaves)
-        return any(self.is_trained(path) for path in paths if path.startswith("vision/"))
-
-    def is_trained(self, path: str) -> bool:
-        """Whether the gradient of the model's weight at `path` is computed; for counting."""
-        return path in self.targets if self.lora else path not in self._frozen_paths
-
-    @functools.cached_property
-    def targets(self) -> frozenset[str]:
-        """Paths under an adapter."""
-        if self.lora is None:
-            return frozenset()
-        return frozenset(find_targets(vlm.abstract_params(self.model), self.lora))
-
-    @functools.cached_property
-    def _frozen_paths(self):
-        frozen = training.split_trained(vlm.abstract_params(self.model), self.freeze)[1]
-        leaves = jax.tree_util.tree_leaves_with_path(frozen)
-        return {training.path_of(keys) for keys, _ in leaves}
-
-
-def make_weights(config, model_config: ModelConfig) -> Weights:
-    """A command line gives `train.freeze` as one string, `vision,merger`."""
-    lora = None
-    freeze = tuple(name for part in config.train.freeze for name in part.split(","))
-    if config.lora.rank:
-        if freeze:
-            raise ValueError(f"{config.name}: lora freezes every weight; leave train.freeze empty")
-        lora = LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    return Weights(model_config, freeze, lora)
 
 
 def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> training.TrainState:

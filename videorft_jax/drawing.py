@@ -15,6 +15,7 @@ from videorft_jax.model import vlm
 from videorft_jax.model.config import ModelConfig
 from videorft_jax.rollout import Rollout, RolloutEngine
 from videorft_jax.sampling import make_sampling
+from videorft_jax.weights import Weights
 
 _SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames
 
@@ -42,7 +43,7 @@ def make_engine(config, model: ModelConfig, mesh, tokenizer, **changes) -> Rollo
     )
 
 
-def shares_visual(config, weights: assembly.Weights) -> bool:
+def shares_visual(config, weights: Weights) -> bool:
     """Whether rollout and update read the same visual tokens, of a program of their own."""
     return not weights.trains_vision and config.grpo.max_draws == 1
 

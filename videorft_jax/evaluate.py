@@ -30,6 +30,7 @@ from videorft_jax.gathering import gather
 from videorft_jax.rewards.accuracy import check_mode
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import make_sampling
+from videorft_jax.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def read_weights(config, saved: restoring.Saved | None, model_config, mesh) -> A
     if saved is not None:
         dtype, ema = config.model.dtype, config.evaluate.ema
         return restoring.read_params(saved, model_config, mesh, dtype, ema=ema)
-    return assembly.read_params(config, assembly.Weights(model_config, (), None), mesh)
+    return assembly.read_params(config, Weights(model_config, (), None), mesh)
 
 
 def make_engine(config, model_config, tokenizer, mesh) -> RolloutEngine:

@@ -18,6 +18,7 @@ from videorft_jax.planning.measure import Store
 from videorft_jax.planning.programs import Job, wants_siglip
 from videorft_jax.planning.report import advise, as_text, make_rows, summarise
 from videorft_jax.planning.search import search
+from videorft_jax.weights import make_weights
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
@@ -71,7 +72,7 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None) -> Job
         model, tokenizer = assembly.load_model_files(config)
     else:
         model = parse_config(hf_values(size or _size_in(config.name)))
-    weights = assembly.make_weights(config, model)
+    weights = make_weights(config, model)
     mesh = assembly.make_mesh(config, machine.devices)
     siglip = None
     if mode == "grpo":

@@ -13,6 +13,7 @@ from videorft_jax.data.media import MediaContract
 from videorft_jax.model.config import ModelConfig
 from videorft_jax.model.convert import nest
 from videorft_jax.model.lora import LoraConfig, merge_lora
+from videorft_jax.weights import Weights
 
 
 class Saved(NamedTuple):
@@ -82,7 +83,7 @@ def read_params(
     )  # fmt: skip
     lora = saved.meta["lora"]
     lora = lora and LoraConfig(**lora | {"targets": tuple(lora["targets"])})
-    weights = assembly.Weights(model, (), lora)
+    weights = Weights(model, (), lora)
     expected = assembly.expected_meta(weights, saved.contract)
     with Checkpointer(saved.workdir) as checkpointer:
         found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)

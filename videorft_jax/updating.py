@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videorft_jax import assembly, losses, sharding, training
+from videorft_jax import losses, sharding, training
 from videorft_jax.model import vlm
 from videorft_jax.scoring import Groups, score_completions
+from videorft_jax.weights import Weights
 
 
 class GroupRows(NamedTuple):
@@ -25,7 +26,7 @@ class GroupRows(NamedTuple):
     reference: jax.Array | None = None  # float32 [B, R, C]; None: computed in the update
 
 
-def make_sft_loss(config, weights: assembly.Weights):
+def make_sft_loss(config, weights: Weights):
     """(loss, totals) for `training.make_step`: cross-entropy of the assistant's tokens."""
     image = weights.model.token_ids.image
 
@@ -47,7 +48,7 @@ def make_sft_loss(config, weights: assembly.Weights):
     return loss, totals
 
 
-def make_sft_step(config, weights: assembly.Weights, optimizer, shardings):
+def make_sft_step(config, weights: Weights, optimizer, shardings):
     """The compiled step of SFT; see `training.make_step`."""
     return _make_step(config, *make_sft_loss(config, weights), optimizer, shardings)
 
@@ -85,7 +86,7 @@ def make_grpo_config(config) -> losses.GrpoConfig:
     return losses.GrpoConfig(**fields, max_length=config.rollout.max_new_tokens)
 
 
-def make_score(config, weights: assembly.Weights):
+def make_score(config, weights: Weights):
     """params, groups -> log-probs and entropy [B, R, C]; params are the model's own."""
 
     def score(params, groups: Groups):
@@ -108,7 +109,7 @@ def reference_params(joined, reference):
     return training.join(reference, joined)
 
 
-def make_loss(config, weights: assembly.Weights):
+def make_loss(config, weights: Weights):
     """(loss, totals) for `training.make_step`; the loss takes the reference weights as well."""
     grpo, score = make_grpo_config(config), make_score(config, weights)
 
@@ -140,7 +141,7 @@ class GrpoPrograms:
     step: (state, rows, [reference]) -> (state, metrics).
     """
 
-    def __init__(self, config, weights: assembly.Weights, mesh, optimizer, shardings):
+    def __init__(self, config, weights: Weights, mesh, optimizer, shardings):
         self._config, self._weights, self._shardings = config, weights, shardings
         self._dtype = jnp.dtype(config.model.dtype)
         model_shardings = sharding.state_shardings(vlm.abstract_params(weights.model), mesh)

@@ -29,6 +29,7 @@ from videorft_jax.planning.shapes import (
 from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.scoring import Groups
+from videorft_jax.weights import Weights
 
 NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
 
@@ -40,7 +41,7 @@ class Job:
 
     mode: str
     config: Any
-    weights: assembly.Weights
+    weights: Weights
     mesh: Any
     topology: Topology
     shape: Shape
