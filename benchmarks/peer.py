@@ -65,26 +65,29 @@ def load_peer(folder):
     )
 
 
-def make_clips(count: int, frames: int, side: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (frames, side, side, 3), dtype=np.uint8) for _ in range(count)]
+def make_clips(count: int, frames: int, side: int, wide: int = 0, seed: int = 0):
+    """Noise, uint8 [frames, side, wide or side, 3] each."""
+    rng, shape = np.random.default_rng(seed), (frames, side, wide or side, 3)
+    return [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
 
 
-def make_samples(clips, text: int, answer: int, seed: int = 0) -> list[layout.Sample]:
-    """One conversation per clip: `text` tokens around the clip and `answer` target tokens."""
+def make_samples(clips, text: int, answer: int, seed: int = 0, values=VALUES):
+    """One `layout.Sample` per clip: `text` tokens around the clip and `answer` target tokens, with
+    the control tokens of `values`."""
     rng = np.random.default_rng(seed)
     samples = []
     for frames in clips:
         item = layout.make_media(frames, fps=2.0)
         tokens = rng.integers(0, TEXT_IDS, text + answer + item.num_tokens)
-        tokens[8], tokens[9 + item.num_tokens] = 4082, 4083
-        tokens[9 : 9 + item.num_tokens] = 4086
+        tokens[8] = values["vision_start_token_id"]
+        tokens[9 + item.num_tokens] = values["vision_end_token_id"]
+        tokens[9 : 9 + item.num_tokens] = values["video_token_id"]
         target = np.arange(len(tokens)) >= len(tokens) - answer
         samples.append(layout.make_sample(tokens, target, [9], [item], "hf5"))
     return samples
 
 
-def peer_inputs(clips, samples):
+def peer_inputs(clips, samples, values=VALUES):
     """What the Hugging Face model is given for the same conversations, all equally long."""
     import torch
 
@@ -101,7 +104,7 @@ def peer_inputs(clips, samples):
     inputs = {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
-        "mm_token_type_ids": (tokens == 4086).int() * 2,
+        "mm_token_type_ids": (tokens == values["video_token_id"]).int() * 2,
         "pixel_values_videos": torch.tensor(np.concatenate(rows), dtype=torch.float32),
         "video_grid_thw": torch.tensor(grids),
         "second_per_grid_ts": torch.ones(len(clips)),

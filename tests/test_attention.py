@@ -9,6 +9,7 @@ import pytest
 
 from videorft_jax.model import attention as A
 from videorft_jax.model import attention_chunked, attention_flash, attention_splash
+from videorft_jax.model.vision import attend_windows
 
 PROMPT, ROLLOUTS, LENGTH = 7, 3, 5
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -158,6 +159,15 @@ def test_decode_attention_equals_one_dense_row():
             np.testing.assert_allclose(
                 got[b, r], jnp.einsum("ns,nsh->nh", weights, v), atol=2e-6, rtol=1e-5
             )
+
+
+@pytest.mark.parametrize(("path", "loops"), [("chunked", True), ("splash", False)])
+def test_windows_are_taken_in_a_loop_on_a_cpu_alone(path, loops):
+    q = jnp.ones((3, 5, 64, HEADS, DIM))
+    valid = jnp.ones((3, 5, 64), bool)
+    traced = jax.make_jaxpr(functools.partial(attend_windows, implementation=path))
+    found = {equation.primitive.name for equation in traced(q, q, q, valid).jaxpr.eqns}
+    assert any("custom_vjp" in name for name in found) == loops  # the chunks' own backward pass
 
 
 def test_unknown_path_is_refused():

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from videorft_jax.model import layers
-from videorft_jax.model.attention import Full, attention
+from videorft_jax.model.attention import Full, attention, resolve
 from videorft_jax.model.config import VISION_NORM_EPS, VISION_ROPE_THETA, VisionConfig
 
 # CLIP statistics, per channel, in units of [0, 1] (Qwen2VLImageProcessor).
@@ -50,18 +50,24 @@ class VisionBlocks(nnx.Module):
             q, k = (
                 layers.rotate(part.astype(jnp.float32), cos, sin).astype(x.dtype) for part in (q, k)
             )
-            frame = functools.partial(attend_frames, implementation=implementation)
-            out = jax.lax.cond(is_full, frame, attend_windows, q, k, v, valid)
+            frames, windows = (
+                functools.partial(attend, implementation=implementation)
+                for attend in (attend_frames, attend_windows)
+            )
+            out = jax.lax.cond(is_full, frames, windows, q, k, v, valid)
             out = checkpoint_name(out, "attention")
             x = x + layers.linear(out, self.attn.proj[...], self.attn.proj_bias[...], 2)
         with jax.named_scope("mlp"):
             return x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], VISION_NORM_EPS))
 
 
-def attend_windows(q, k, v, valid):
+def attend_windows(q, k, v, valid, *, implementation):
     """Each window by itself; 64 x 64 scores, too few for any kernel to be worth its launch."""
     flat = [part.reshape(-1, *part.shape[2:]) for part in (q, k, v, valid)]
-    return attention(*flat[:3], Full(flat[3]), "chunked").reshape(q.shape)
+    # A CPU takes some windows at a time, as many as fit its cache; a loop over them would leave
+    # an accelerator idle.
+    path = "chunked" if resolve(implementation) == "chunked" else "reference"
+    return attention(*flat[:3], Full(flat[3]), path).reshape(q.shape)
 
 
 def attend_frames(q, k, v, valid, *, implementation):
