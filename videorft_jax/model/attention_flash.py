@@ -1,12 +1,12 @@
 """Flash attention on GPU through `jax.nn.dot_product_attention`.
 
-A shared-prefix row needs two calls merged by their log-sum-exp: completions against the prompt,
-and each completion against itself. cuDNN's backward pass drops the cotangent of the log-sum-exp
-and would train with silently wrong gradients, so the merge has a backward pass of its own, built
-only from calls whose gradients are right.
+A group's row is two calls: the prompt by itself, and each completion against the prompt and itself,
+as rows of one completion each. Keys and values of the prompt are repeated for that; a token's are
+few beside its queries. One call over prompt and one over completions, merged by their
+log-sum-exps, would repeat nothing, but JAX rounds cuDNN's log-sum-exp to the dtype of the values
+(in bfloat16 that costs twice the error of everything else) and drops its cotangent without a word.
 
-The kernels take no segment ids. Padding must stand at the right, as the loader leaves it, and
-then needs no mask: under a causal mask no real token sees what follows it.
+The kernels take no segment ids. Padding must stand at the right, as the loader leaves it.
 """
 
 import functools
@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix
+from videorft_jax.model.attention import Full, Mask, SharedPrefix
 
 
 def attention(q, k, v, mask: Mask, *, backend: str = "cudnn") -> jax.Array:
@@ -24,89 +24,31 @@ def attention(q, k, v, mask: Mask, *, backend: str = "cudnn") -> jax.Array:
     """
     call = functools.partial(jax.nn.dot_product_attention, implementation=backend)
     if isinstance(mask, SharedPrefix):
-        return _group(q, k, v, mask, backend)
+        return _group(call, q, k, v, mask)
     if isinstance(mask, Full):
         allowed = jnp.broadcast_to(mask.allowed(), (*q.shape[:2], k.shape[1]))
         return call(q, k, v, mask=allowed[:, None])
-    ids = mask.segment_ids
-    packed = ids[:, None, :, None] == ids[:, None, None, :]
-    return call(q, k, v, mask=packed, is_causal=True)
+    return _packed(call, q, k, v, mask.segment_ids)
 
 
-def _group(q, k, v, mask, backend):
+def _packed(call, q, k, v, ids):
+    same = ids[:, None, :, None] == ids[:, None, None, :]
+    return call(q, k, v, mask=same, is_causal=True)
+
+
+def _group(call, q, k, v, mask):
     prompt, length, rollouts = mask.prompt_length, mask.completion_length, mask.num_rollouts
-    first = attention(
-        q[:, :prompt], k[:, :prompt], v[:, :prompt], Causal(mask.segment_ids[:, :prompt]),
-        backend=backend,
-    )  # fmt: skip
-    prompt_lengths = mask.segment_ids[:, :prompt].sum(1, dtype=jnp.int32)
-    own_q, own_k, own_v = (x[:, prompt:].reshape(-1, length, *x.shape[2:]) for x in (q, k, v))
-    rest = _merged(backend, own_q, k[:, :prompt], v[:, :prompt], own_k, own_v, prompt_lengths)
-    return jnp.concatenate([first, rest.reshape(q.shape[0], rollouts * length, *q.shape[2:])], 1)
+    rows, ids = q.shape[0] * rollouts, mask.segment_ids[:, :prompt]
+    first = _packed(call, *(x[:, :prompt] for x in (q, k, v)), ids)
 
+    def apart(x):
+        return x[:, prompt:].reshape(rows, length, *x.shape[2:])
 
-def _to_prompt(backend, q, k, v, lengths):
-    """Completions q [B * R, C, N, H] against prompts k, v [B, S, K, H] of int32 [B] tokens."""
-    folded = q.reshape(k.shape[0], -1, *q.shape[2:])
-    out, lse = jax.nn.dot_product_attention(
-        folded, k, v, key_value_seq_lengths=lengths, implementation=backend, return_residual=True
-    )
-    return out.reshape(q.shape), lse.reshape(q.shape[:-1])
+    def with_prompt(x):
+        return jnp.concatenate([jnp.repeat(x[:, :prompt], rollouts, axis=0), apart(x)], axis=1)
 
-
-def _to_own(backend, q, k, v, lengths):
-    del lengths
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, implementation=backend, return_residual=True
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _merged(backend, q, prompt_k, prompt_v, k, v, lengths):
-    """One softmax over prompt and own keys, from two flash calls."""
-    return _merged_forward(backend, q, prompt_k, prompt_v, k, v, lengths)[0]
-
-
-def _merged_forward(backend, q, prompt_k, prompt_v, k, v, lengths):
-    outs, lses = zip(
-        _to_prompt(backend, q, prompt_k, prompt_v, lengths),
-        _to_own(backend, q, k, v, lengths),
-        strict=True,
-    )
-    total = jnp.logaddexp(*lses)
-    weights = [jnp.exp(lse - total)[..., None] for lse in lses]
-    out = sum(w * part.astype(jnp.float32) for w, part in zip(weights, outs, strict=True))
-    out = out.astype(q.dtype)
-    return out, (q, (prompt_k, prompt_v), (k, v), lengths, outs, weights, out)
-
-
-def _merged_backward(backend, saved, cotangent):
-    """Each branch's own backward pass, and the term that the log-sum-exp carries.
-
-    With P the softmax of one branch and w its share of the whole, the derivative of a score is
-    w P (dO V^T - dO . O) = P (w dO V^T - w dO . O_branch) + P c,  c = w dO . (O_branch - O).
-    The first term is the branch's own backward pass for the cotangent w dO. The second needs
-    P c k and its transpose: attention with the keys in place of the values gives both.
-    """
-    q, *branches, lengths, outs, weights, out = saved
-    wide = cotangent.astype(jnp.float32)
-    dq, grads = 0.0, []
-    for attend, (k, v), branch_out, w in zip(
-        (_to_prompt, _to_own), branches, outs, weights, strict=True
-    ):
-
-        def mixed(q, k, v, attend=attend):
-            return attend(backend, q, k, v, lengths)[0]
-
-        _, backward = jax.vjp(mixed, q, k, v)
-        branch_dq, dk, dv = backward((w * wide).astype(q.dtype))
-        difference = branch_out.astype(jnp.float32) - out.astype(jnp.float32)
-        c = w * (wide * difference).sum(-1, keepdims=True) * q.shape[-1] ** -0.5
-        mixed_keys, backward = jax.vjp(lambda values, k=k: mixed(q, k, values), k)
-        (extra_dk,) = backward((c * q).astype(q.dtype))
-        dq += branch_dq.astype(jnp.float32) + c * mixed_keys
-        grads += [dk + extra_dk, dv]
-    return dq.astype(q.dtype), *grads, None
-
-
-_merged.defvjp(_merged_forward, _merged_backward)
+    query, key = jnp.arange(length)[:, None] + prompt, jnp.arange(prompt + length)
+    real = jnp.pad(ids > 0, ((0, 0), (0, length)), constant_values=True)
+    seen = (key <= query) & jnp.repeat(real, rollouts, axis=0)[:, None, None]
+    rest = call(apart(q), with_prompt(k), with_prompt(v), mask=seen)
+    return jnp.concatenate([first, rest.reshape(q.shape[0], -1, *q.shape[2:])], axis=1)
