@@ -32,6 +32,9 @@ LIVE, STOPPED, FULL, FAILED, EMPTY = range(5)  # how a completion ended; EMPTY: 
 _ROWS = ("data", "fsdp")
 # [L, D, K, H], wanted as [L, K, D, H] by XLA for TPU, which would copy them on every call.
 _HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
+# Triton's products need a layer's weights in a place of their own, and copy them out of the stack;
+# cuBLAS reads them where they lie: 7.7 instead of 13.9 ms a step at 7B on an H200.
+_OPTIONS = {"decode": {"gpu": {"xla_gpu_enable_triton_gemm": False}}}
 _SHARED, _OWN = P(None, _ROWS, "tensor"), P(None, _ROWS, None, "tensor")  # kv heads over tensor
 
 
@@ -151,8 +154,10 @@ class Programs:
     def _compile(self, kind, key, lower):
         if (kind, key) not in self._made:
             started = time.perf_counter()
+            platform = self.mesh.devices.flat[0].platform
+            options = _OPTIONS.get(kind, {}).get(platform)
             with jax.set_mesh(self.mesh):
-                self._made[kind, key] = lower().compile()
+                self._made[kind, key] = lower().compile(compiler_options=options)
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",
