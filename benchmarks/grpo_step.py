@@ -15,6 +15,7 @@ import argparse
 import functools
 import json
 import multiprocessing
+import os
 import pathlib
 import statistics
 import tempfile
@@ -237,13 +238,14 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = {"ours": {}, "peer": {}, "ratio": {}}
+    devices = min(PROMPTS, len(os.sched_getaffinity(0)))  # of the CPU, with prompts for each
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         peer.write_model(folder)
         write_siglip(folder / "siglip")
         for frames in options.frames:
             seen = {"ours": [], "peer": []}
-            with peer.Sides(folder, frames, ours=run_ours, peer=run_peer) as sides:
+            with peer.Sides(folder, frames, devices=devices, ours=run_ours, peer=run_peer) as sides:
                 for number in range(options.rounds + 1):
                     for side in seen:
                         seconds = sides.ask(side, number)

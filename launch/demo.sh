@@ -18,6 +18,4 @@ pip install --quiet --no-deps --require-hashes -r requirements.lock
 pip install --quiet --no-deps -e .
 
 export JAX_PLATFORMS=cpu
-# XLA asks for its memory anew at every step; in large pages that costs next to nothing.
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$VENV/bin/videorft" demo --config=configs/demo.py --workdir="${WORKDIR:-runs/demo}" "$@"
