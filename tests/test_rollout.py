@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twin as hf
+from hlo import gathered
 
 from videorft_jax import sharding
 from videorft_jax.compaction import Bucket, choose_buckets, fits, place
@@ -209,6 +210,9 @@ def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn):
     out = engine.rollout(engine.prepare(params), batch, UIDS, seed=5, step=2)
     assert out.counters["compactions"] > 0
     same(out, drawn)
+    programs = [p.as_text() for (kind, _), p in engine.programs._made.items() if kind == "decode"]
+    assert len(programs) > 1
+    assert not any(map(gathered, programs))  # neither the cache nor logits
 
 
 def test_seed_step_and_uid_matter(base, batch, drawn):

@@ -185,9 +185,13 @@ def _write(suffix, new, layer, index):
         new = quantise(new, -1, keep=False)
     start = (layer, 0, 0, 0, index, 0)
 
+    def in_order(x):
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
     def put(old, column):  # a scale has no H
         new = jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
         # Left alone, XLA for TPU lays the cache out for this write, and transposes it to read it.
-        return with_layout_constraint(new, Layout(tuple(range(old.ndim))))
+        # Elsewhere it would gather the cache from all devices for the constraint.
+        return jax.lax.platform_dependent(new, tpu=in_order, default=lambda x: x)
 
     return jax.tree.map(put, suffix, new)
