@@ -11,7 +11,6 @@ from videorft_jax.planning.measure import GIB, Figures, Store, measure
 from videorft_jax.planning.programs import Job, Program, find_programs, total_bytes
 
 _PHASES = {
-    "policy": "reshard",
     "reshard": "reshard",
     "vision": "rollout",
     "prefill": "rollout",
@@ -138,7 +137,7 @@ def advise(job: Job, rows: list[Row]) -> list[str]:
 def _remedies(job, name):
     config, found = job.config, []
     tensor = _wider(job)
-    if name in ("policy", "reshard", "vision", "prefill", "decode", "compact", "siglip"):
+    if name in ("reshard", "vision", "prefill", "decode", "compact", "siglip"):
         if tensor:
             found.append(f"set mesh.tensor={tensor}")
         if not config.rollout.int8_weights:
