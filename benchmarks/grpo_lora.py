@@ -52,9 +52,7 @@ def run_ours(options, results):
 
     config, values, _, samples = load(options)
     placed = published.Placed(config, values)
-    programs = updating.GrpoPrograms(
-        config, placed.weights, placed.mesh, placed.optimizer, placed.shardings
-    )
+    programs = updating.GrpoPrograms(config, placed.weights, placed.optimizer, placed.shardings)
     windows = layout.num_windows(published.SIDE, published.WIDE)
     rows = [[sample] for sample in samples]
     batch = layout.pack(rows, len(samples[0].tokens), FRAMES // 2, windows)

@@ -2,18 +2,17 @@
 
 python benchmarks/plan_table.py [--only TEXT ...] [--limit N] [--write]
 
-Every program of every entry is compiled by the TPU compiler, one after another, largest figures and
-all; those in launch/plans.json, keyed by entry, mesh and rows, are not compiled again, so that the
-script can be stopped and goes on. Take out what a change of the code concerns. `--only` takes
-entries whose line holds all the words; `--limit` stops after so many compiles; `--write` compiles
-nothing and writes the table from what is known, with formulas (marked ~) in place of what is not.
-Floors are formulas everywhere.
+Every program of every entry is compiled by the TPU compiler, the most wanted entries first. Figures
+lie in launch/plans.json under the digest of the lowered program, the machine and the compiler's
+version, so that the script can be stopped and goes on, and that after a change of the code it
+compiles again what the change concerns. `--only` takes entries whose line holds all the words;
+`--limit` stops after so many compiles; `--write` compiles nothing and writes the table from what is
+known, with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
 """
 
 import argparse
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 import sys
@@ -82,40 +81,44 @@ def entries():
     return found
 
 
-class Budget:
-    """How many programs may still be compiled; None: all."""
+def rank(entry):
+    """What is compiled first: the recipes of 7B with 16 frames on the machines of the project's
+    aim, adapters, and then the rest."""
+    aims = ("v6e-16", "v5p-8", "v5e-64")
+    if entry.recipe == "grpo_7b" and entry.frames == 16 and entry.machine in aims:
+        return 0, aims.index(entry.machine), False
+    return (1 if entry.frames == 16 else 2), ("7b" not in entry.recipe), entry.machine in FULL
+
+
+class Figures:
+    """What is known of the programs of entries; `left` may still be compiled, None: all."""
 
     def __init__(self, left):
-        self.left = left
+        self.store, self.left, self.used = measure.Store(FIGURES), left, set()
 
-    def take(self):
-        if self.left is not None:
-            self.left -= 1
-        return self.left is None or self.left >= 0
+    def compile(self, entry):
+        """Fills in what is not known."""
+        job = entry.job()
+        for program in find_programs(job):
+            if self.store.get(measure.lower(job, program)[1]) is not None:
+                continue
+            if self.left == 0:
+                return
+            self.left = self.left and self.left - 1
+            print(f"{entry.name} {program.name} ...", flush=True)
+            found = measure.measure(job, program, self.store)
+            print(f"    {found.peak:.2f} GiB, {found.compile_s:.0f} s", flush=True)
 
-
-def make_rows(entry, known, store, budget):
-    """Rows of an entry: compiled, known by name from an earlier run, or estimated."""
-    job = entry.job()
-    costs, rows = program_costs(job), []
-    for program in find_programs(job):
-        key = f"{entry.name} tensor={entry.tensor} rows={entry.rows} {program.name}"
-        if key not in known and budget.take():
-            print(f"{key} ...", flush=True)
-            figures = measure.measure(job, program, store)
-            known[key] = dataclasses.asdict(figures)
-            save(known)
-            print(f"{key}: {figures.peak:.2f} GiB, {figures.compile_s:.0f} s", flush=True)
-        held = known.get(key)
-        figures = measure.Figures(**held) if held else estimate(job, program.name)
-        rows.append(report.make_row(job, program, figures, costs[program.name]))
-    return rows, report.summarise(job, rows)
-
-
-def save(known):
-    partial = FIGURES.with_suffix(".part")
-    partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    partial.replace(FIGURES)
+    def rows(self, entry):
+        """(rows, step) of an entry: compiled, or estimated."""
+        job = entry.job()
+        costs, rows = program_costs(job), []
+        for program in find_programs(job):
+            key = measure.lower(job, program)[1]
+            self.used.add(key)
+            found = self.store.get(key) or estimate(job, program.name)
+            rows.append(report.make_row(job, program, found, costs[program.name]))
+        return rows, report.summarise(job, rows)
 
 
 def line(entry, rows, step):
@@ -159,16 +162,16 @@ def main():
     parser.add_argument("--limit", type=int)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
-    store, lines, total, have = measure.Store(), [], 0, 0
+    figures, lines, total, have = Figures(options.limit), [], 0, 0
+    if not options.write:
+        for entry in sorted(entries(), key=rank):
+            if all(word in entry.name.split() for word in options.only):
+                figures.compile(entry)
     for entry in entries():
-        chosen = all(word in entry.name.split() for word in options.only)
-        budget = Budget(0 if options.write or not chosen else options.limit)
-        rows, step = make_rows(entry, known, store, budget)
-        if options.limit is not None and chosen:
-            options.limit = max(budget.left, 0)
+        rows, step = figures.rows(entry)
         total, have = total + len(rows), have + sum(not row.estimated for row in rows)
         lines.append(line(entry, rows, step))
+    figures.store.keep(figures.used)
     write(lines, have, total)
 
 

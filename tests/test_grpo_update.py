@@ -12,6 +12,7 @@ from tiny_run import load_recipe
 from videorft_jax import grpo, updating
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
+from videorft_jax.model.lora import merge_lora
 from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.weights import make_weights
 
@@ -143,6 +144,36 @@ def test_loss_and_gradients(problem, name):
         assert error <= 1e-4 * np.abs(theirs).max() + 1e-8, where
         vision += np.abs(theirs).max() if "vision" in where else 0.0
     assert vision > 1e-3  # the tower learns through every completion
+
+
+def test_adapters_learn_what_the_merged_weights_would(problem):
+    """Merged where a layer is read, against merged beforehand; the reference is the base."""
+    config, model, base = make_config(), problem.twin.config, problem.twin.params
+    full, totals = updating.make_loss(config, make_weights(config, model))
+    config.lora.rank, config.lora.alpha = 3, 6.0
+    config.lora.targets = (r"/(q|o|qkv|proj|gate|up|down)$",)
+    config.model.remat = "full"
+    weights = make_weights(config, model)
+    adapted, _ = updating.make_loss(config, weights)
+    lora = weights.split(base, jax.random.key(0))[0]["lora"]
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), lora)
+    rows = updating.GroupRows(problem.groups, problem.advantages, problem.sampler, problem.old)
+    counts = totals(jax.tree.map(jnp.asarray, rows))
+
+    def ours(lora):
+        return adapted(base | {"lora": lora}, rows, counts)[0]
+
+    def merged(lora):
+        return full(merge_lora(base, lora, weights.lora), rows, counts, base)[0]
+
+    (value, grads), (wanted, whole) = (
+        jax.jit(jax.value_and_grad(function), compiler_options=FAST)(lora)
+        for function in (ours, merged)
+    )
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-8)
 
 
 def test_group_without_survivors_leaves_the_denominators(problem):

@@ -199,9 +199,8 @@ def test_make_mesh_refuses_sizes_that_do_not_fit(sizes):
         sharding.make_mesh(**sizes)
 
 
-@pytest.fixture(scope="module")
-def two_slices():
-    """The devices of two v5e slices of eight, which are not here."""
+def tpus(name, **options):
+    """Devices that are not here."""
     pytest.importorskip("libtpu")
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -210,7 +209,32 @@ def two_slices():
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     os.environ.update({key: os.environ.get(key, value) for key, value in settings.items()})
-    return topologies.get_topology_desc("v5e:2x4", "tpu", num_slices=2).devices
+    return topologies.get_topology_desc(name, "tpu", **options).devices
+
+
+@pytest.mark.parametrize(
+    ("name", "works"), [("v6e:4x4", "1, 4, 16"), ("v5p:4x4x4", "1, 4, 16, 64")]
+)
+def test_axes_without_links_are_refused_with_those_that_have_some(name, works):
+    devices = tpus(name)
+    with pytest.raises(ValueError, match=rf"^mesh data=1, .*tensor=2: .* among {works}$") as error:
+        sharding.make_mesh(tensor=2, devices=devices)
+    assert "\n" not in str(error.value)
+    for tensor in map(int, works.split(", ")):
+        mesh = sharding.make_mesh(tensor=tensor, devices=devices)
+        assert mesh.devices.shape == (1, len(devices) // tensor, tensor)
+        assert len({device.id for device in mesh.devices.flat}) == len(devices)
+
+
+def test_single_cores_of_v4_are_laid_out_too():
+    mesh = sharding.make_mesh(tensor=2, devices=tpus("v4:2x2x1"))
+    assert mesh.devices.shape == (1, 4, 2)
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    """Two v5e slices of eight."""
+    return tpus("v5e:2x4", num_slices=2)
 
 
 def test_only_data_crosses_slices(two_slices):

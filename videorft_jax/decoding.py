@@ -22,6 +22,7 @@ from videorft_jax.compaction import Bucket
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal
 from videorft_jax.model.config import ModelConfig
+from videorft_jax.model.lora import resolve
 from videorft_jax.model.quantise import Int8, quantise, quantise_weights, quantised_formats
 from videorft_jax.model.text import KVCache
 from videorft_jax.sampling import SamplingConfig, completion_key, draw
@@ -89,11 +90,36 @@ class Programs:
     @functools.cached_property
     def prepare(self):
         """The program that makes of parameters what the engine wants: whole on every part of data
-        and fsdp, split over tensor, in `dtype` (or int8). Free the result before training."""
+        and fsdp, split over tensor, in `dtype` (or int8). Free the result before training.
+
+        Towers go a layer at a time: beside the result there is room for one that is being gathered,
+        not for all of them.
+        """
         return jax.jit(self._convert, out_shardings=self.param_formats)
 
     def _convert(self, params):
-        params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+        made = {}
+        for tower, tree in params.items():
+            rest = {name: part for name, part in tree.items() if name != "layers"}
+            made[tower] = self._quantised({tower: resolve(self._cast(rest))})[tower]
+            one = functools.partial(self._convert_layer, tower)
+            made[tower]["layers"] = jax.lax.map(one, tree["layers"])
+        return made
+
+    def _convert_layer(self, tower, layer):
+        layer = jax.tree.map(lambda leaf: leaf[None], resolve(self._cast(layer)))
+        layer = self._quantised({tower: {"layers": layer}})[tower]["layers"]
+        places = jax.tree.map(
+            lambda held: held.sharding if isinstance(held, Format) else held,
+            self.param_formats[tower]["layers"],
+        )
+        layer = jax.lax.with_sharding_constraint(layer, places)
+        return jax.tree.map(lambda leaf: leaf[0], layer)
+
+    def _cast(self, params):
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+
+    def _quantised(self, params):
         return quantise_weights(params) if self.int8_weights else params
 
     @functools.cached_property

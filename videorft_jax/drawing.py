@@ -84,22 +84,22 @@ class Drawer:
         return own + sum(engine.num_compiles for engine in engines)
 
     def draw(self, policy, items, tracker) -> list[Drawn]:
-        """Batches of completions until their informative groups fill an update, or the number of
-        draws is used up; without dynamic sampling one batch."""
+        """Batches of completions of `policy`, see `GrpoPrograms.policy`, until their informative
+        groups fill an update, or the number of draws is used up; without dynamic sampling one."""
         prepared, parts = self.engine.prepare(policy), []
         for _ in range(self.config.grpo.max_draws):
             with tracker.phase("data"):
                 item = next(items, None)
             if item is None:
                 break
-            parts.append(self._draw_one(policy, prepared, item, tracker))
+            parts.append(self._draw_one(prepared, item, tracker))
             same = [part for part in parts if part.item.bucket == item.bucket]
             enough = sum(int(part.informative.sum()) for part in same) >= self.rows
             if self.config.grpo.max_draws == 1 or all(gather(enough)):
                 break
         return parts
 
-    def _draw_one(self, policy, prepared, item, tracker) -> Drawn:
+    def _draw_one(self, prepared, item, tracker) -> Drawn:
         config = self.config
         with tracker.phase("rollout"):
             batch = fill_rows(item.batch, item.valid, self.run.weights.model)
@@ -110,7 +110,7 @@ class Drawer:
             limits[~item.valid] = 1
             visual = None
             if self.shares_visual and batch.patches.size:
-                visual = self._encode(policy, sharding.place_batch(batch, self.run.mesh))
+                visual = self._encode(prepared, sharding.place_batch(batch, self.run.mesh))
             drawn = {"seed": config.seed, "step": item.index, "limits": limits}
             rollout = self.engine.rollout(prepared, batch, uids, visual=visual, **drawn)
             shuffled = None

@@ -260,7 +260,7 @@ def train_cost(
     return Cost(
         forward=sum(part.forward for part in todo.values()) + merge,
         backward=backward + 2 * merge,
-        recompute=recompute,
+        recompute=recompute + merge * (remat != "none"),
         bytes=float(traffic),
     )
 

@@ -47,9 +47,7 @@ class Trainer:
     def __init__(self, config, run: assembly.Run):
         self.config, self.run, weights = config, run, run.weights
         self.drawer = Drawer(config, run)
-        self.programs = updating.GrpoPrograms(
-            config, weights, run.mesh, run.optimizer, run.shardings
-        )
+        self.programs = updating.GrpoPrograms(config, weights, run.optimizer, run.shardings)
         self.reference = ()
         if config.grpo.beta:
             self.reference = (None if weights.lora else self._read_reference(),)
@@ -69,7 +67,7 @@ class Trainer:
         return self.programs.num_compiled + self.drawer.num_programs
 
     def policy(self, state):
-        """The model's parameters, in its dtype."""
+        """The model's parameters, for the rollout."""
         return self.programs.policy(state.params, state.frozen)
 
     def make_rows(self, parts: list[Drawn]) -> GroupRows:

@@ -30,13 +30,38 @@ def token_logprobs(
     hidden [B, T, D] are the states that predict targets int32 [B, T]; head [V, D]. Only where
     mask, bool [B, T], is True is the head applied; elsewhere both results are 0. Within a row
     wanted positions are gathered to the front, so that whole chunks without one are skipped; each
-    chunk's logits are made again in the backward pass. Log-sum-exp is in float32.
+    chunk's logits are made again in the backward pass. Log-sum-exp is in float32. Under a mesh the
+    rows lie over data and fsdp, as `sharding.batch_sharding` has them.
     """
+    most = mask.sum(1).max()
+    settings = {"temperature": temperature, "chunk": chunk}
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] * mesh.shape["fsdp"] == 1:
+        return _token_logprobs(hidden, head, targets, mask, most, **settings)
+
+    def own(hidden, head, *rest):
+        # The head is gathered once, and its gradient reduced once, not in every turn of the loop:
+        # there it varies over all axes, as what it is multiplied with.
+        head = jax.lax.pcast(head, ("data", "fsdp"), to="varying")
+        return _token_logprobs(hidden, head, *rest, **settings)
+
+    head = jax.lax.with_sharding_constraint(head, P("tensor", None))
+    rows = P(("data", "fsdp"))
+    spread = jax.shard_map(
+        own,
+        in_specs=(rows, P(), rows, rows, P()),
+        out_specs=rows,
+        axis_names={"data", "fsdp"},  # the vocabulary's shards are left to XLA
+    )
+    return spread(hidden, head, targets, mask, most)
+
+
+def _token_logprobs(hidden, head, targets, mask, most, *, temperature, chunk):
+    """Of one device's rows; `most` wanted positions in a row of any device."""
     length = hidden.shape[1]
     chunk = min(chunk, length)
     padding = -length % chunk
     back, order = _wanted_first(mask)
-    head = _gathered(head)
 
     def to_front(x):
         x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
@@ -47,16 +72,14 @@ def token_logprobs(
         return _score(hidden, head, targets, temperature)
 
     def skip(hidden, targets):
-        nothing = jnp.zeros(targets.shape, jnp.float32)
+        nothing = jnp.zeros_like(targets, jnp.float32)
         return nothing, nothing
 
     @jax.checkpoint
-    def step(carry, parts):
-        hidden, targets, mask = parts
-        return carry, jax.lax.cond(mask.any(), score, skip, hidden, targets)
+    def step(done, parts):
+        return done + chunk, jax.lax.cond(done < most, score, skip, *parts)
 
-    parts = to_front(hidden), to_front(targets), to_front(mask)
-    _, scores = jax.lax.scan(step, None, parts)
+    _, scores = jax.lax.scan(step, 0, (to_front(hidden), to_front(targets)))
 
     def restore(x):  # [chunks, B, chunk] -> [B, T]
         x = jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], -1)[:, :length]
@@ -110,13 +133,6 @@ def _wanted_first(mask):
     places = jnp.arange(mask.shape[1], dtype=back.dtype)
     order = jax.vmap(lambda row: places.at[row].set(places, unique_indices=True))(back)
     return back, order
-
-
-def _gathered(head):
-    """Gathers the head over fsdp once, before the loop over chunks, not in each of its turns."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return head
-    return jax.lax.with_sharding_constraint(head, P("tensor", None))
 
 
 def shift(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,7 @@ dim. There is no catch-all rule: a path nobody thought of is an error, not a rep
 Optimizer states keep the parameters' paths as suffixes, so they get the same rules for free.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable
@@ -79,8 +80,8 @@ def make_mesh(
     `slices` is the number of TPU slices, or of other groups of processes, between which the network
     is slow: `data` is split over them first, so that only gradients travel there.
 
-    Raises ValueError when the sizes do not multiply to the number of devices, or `slices` is not
-    how many there are or does not divide `data`.
+    Raises ValueError when the sizes do not multiply to the number of devices or cannot be laid out
+    on them, or `slices` is not how many there are or does not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -96,7 +97,7 @@ def make_mesh(
     _check_slices(sizes, slices, devices)
     types = (AxisType.Auto,) * 3
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        return Mesh(_laid_out(sizes, devices), AXES, axis_types=types)
     within = [sizes[0] // slices, *sizes[1:]]
     placed = mesh_utils.create_hybrid_device_mesh(
         within,
@@ -106,6 +107,32 @@ def make_mesh(
         allow_split_physical_axes=True,
     )
     return Mesh(placed, AXES, axis_types=types)
+
+
+def _laid_out(sizes, devices):
+    """The devices as JAX lays such axes along the links between them."""
+    cores = {(device.device_kind, getattr(device, "core_on_chip", 0)) for device in devices}
+    if ("TPU v4", 1) in cores:  # libtpu describes single cores, which no run sees; any order does
+        return np.asarray(devices).reshape(sizes)
+    try:
+        return jax.make_mesh(sizes, AXES, devices=devices).devices
+    except NotImplementedError:
+        text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        shape = "x".join(str(size + 1) for size in np.max([d.coords for d in devices], 0))
+        works = _tensors_that_work(devices)
+        raise ValueError(
+            f"mesh {text}: no such axes along the links of {devices[0].device_kind} {shape}; "
+            f"choose data=1 and a tensor among {', '.join(map(str, works))}"
+        ) from None
+
+
+def _tensors_that_work(devices):
+    found = []
+    for tensor in (size for size in range(1, len(devices) + 1) if len(devices) % size == 0):
+        with contextlib.suppress(NotImplementedError):
+            jax.make_mesh((1, len(devices) // tensor, tensor), AXES, devices=devices)
+            found.append(tensor)
+    return found
 
 
 def _count_slices(devices):

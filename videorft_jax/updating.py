@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videorft_jax import losses, sharding, training
+from videorft_jax import losses, training
 from videorft_jax.model import vlm
 from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.weights import Weights
@@ -135,24 +135,21 @@ def make_loss(config, weights: Weights):
 class GrpoPrograms:
     """Compiled on first use:
 
-    policy: (params, frozen) -> the model's parameters, in its dtype.
     score: (params, frozen, groups, [reference]) -> log-probs of the policy and, with a beta, of the
     reference, before the first update.
     step: (state, rows, [reference]) -> (state, metrics).
     """
 
-    def __init__(self, config, weights: Weights, mesh, optimizer, shardings):
+    def __init__(self, config, weights: Weights, optimizer, shardings):
         self._config, self._weights, self._shardings = config, weights, shardings
         self._dtype = jnp.dtype(config.model.dtype)
-        model_shardings = sharding.state_shardings(vlm.abstract_params(weights.model), mesh)
-        self.policy = jax.jit(self._merge, out_shardings=model_shardings)
         self.score = jax.jit(self._score_before)
         loss, totals = make_loss(config, weights)
         self.step = _make_step(config, self._with_fetched(loss), totals, optimizer, shardings)
 
     @property
     def num_compiled(self) -> int:
-        return sum(program._cache_size() for program in (self.policy, self.score, self.step))
+        return sum(program._cache_size() for program in (self.score, self.step))
 
     @property
     def reference_shardings(self):
@@ -161,8 +158,10 @@ class GrpoPrograms:
             return self._shardings.params
         return jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._shardings.params)
 
-    def _merge(self, params, frozen):
-        return self._weights.merged(self._join(params, frozen))
+    def policy(self, params, frozen):
+        """The model's parameters for `RolloutEngine.prepare`, in the dtypes they are kept in;
+        nothing is computed."""
+        return self._weights.merged(training.join(params, frozen))
 
     def _join(self, params, frozen):
         parts = (training.cast(part, self._dtype) for part in (params, frozen))

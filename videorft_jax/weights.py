@@ -11,7 +11,7 @@ import jax
 from videorft_jax import training
 from videorft_jax.model import vlm
 from videorft_jax.model.config import ModelConfig
-from videorft_jax.model.lora import LoraConfig, find_targets, init_lora, merge_lora
+from videorft_jax.model.lora import LoraConfig, adapt, find_targets, init_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,12 @@ class Weights:
         return {"lora": init_lora(params, self.lora, key)}, params
 
     def merged(self, joined):
-        """The model's parameters, of what a step is given."""
+        """The model's parameters, of what a step is given; adapters are merged where a layer is
+        read."""
         if self.lora is None:
             return joined
         params = {name: part for name, part in joined.items() if name != "lora"}
-        return merge_lora(params, joined["lora"], self.lora)
+        return adapt(params, joined["lora"], self.lora)
 
     @functools.cached_property
     def trains_vision(self) -> bool:

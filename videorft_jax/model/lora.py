@@ -1,8 +1,9 @@
 """LoRA as functions on nested dicts, and PEFT adapters in and out.
 
 `W + (alpha / rank) * a b` (Hu et al. 2021, section 4.1). Design decision: the model knows nothing
-of it. Training differentiates through `merge_lora`, whose result has the structure, shapes and
-dtypes of the parameters, so a tuned model runs in every program written for the full one.
+of it. `merge_lora` gives parameters of the same structure, shapes and dtypes, so a tuned model runs
+in every program written for the full one. Training differentiates through `adapt`, the same merge
+made where a layer is read, so that one merged layer and its gradient exist at a time.
 
 An adapter has the paths of its targets with `a` and `b` below: `text/layers/attn/q/a` `[L,D,rank]`,
 `text/layers/attn/q/b` `[L,rank,N,H]`; input dims stay apart in `a`, output dims in `b`.
@@ -86,6 +87,59 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A weight beside its adapter, in the weight's place: it rides the scan over layers and gives
+    the merged one at `[...]`, which is how every module reads a weight."""
+
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self):
+        return self.weight.shape
+
+    def __getitem__(self, index) -> jax.Array:
+        return _merge(self.weight, self.a, self.b, self.scale)[index]
+
+
+def adapt(params: dict, lora: dict, config: LoraConfig) -> dict:
+    """The parameters with `Adapted` in place of the targets; nothing is computed.
+
+    Raises: ValueError, as `merge_lora`.
+    """
+    flat = flatten_dict(params, sep="/")
+    for path, (a, b) in _pairs(lora).items():
+        flat[path] = Adapted(_target(flat, path), a, b, config.scale)
+    return unflatten_dict(flat, sep="/")
+
+
+def resolve(params):
+    """The same tree with every `Adapted` merged."""
+    return jax.tree.map(
+        lambda leaf: leaf[...] if isinstance(leaf, Adapted) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, Adapted),
+    )
+
+
+def _merge(weight, a, b, scale):
+    """Of one layer, in float32."""
+    delta = jnp.tensordot(
+        a.astype(jnp.float32), b.astype(jnp.float32), 1, precision=jax.lax.Precision.HIGHEST
+    )
+    return (weight.astype(jnp.float32) + scale * delta).astype(weight.dtype)
+
+
+def _target(flat, path):
+    if path not in flat:
+        raise ValueError(f"lora has {path}, the params do not: use the adapter's own model")
+    return flat[path]
+
+
 def find_targets(params: dict, config: LoraConfig) -> list[str]:
     """Sorted paths of `params` that the config adapts; leaves may be abstract.
 
@@ -140,16 +194,11 @@ def merge_lora(params: dict, lora: dict, config: LoraConfig) -> dict:
     """
 
     def merge(weight, a, b):
-        delta = jnp.tensordot(
-            a.astype(jnp.float32), b.astype(jnp.float32), 1, precision=jax.lax.Precision.HIGHEST
-        )
-        return (weight.astype(jnp.float32) + config.scale * delta).astype(weight.dtype)
+        return _merge(weight, a, b, config.scale)
 
     flat = flatten_dict(params, sep="/")
     for path, (a, b) in _pairs(lora).items():
-        if path not in flat:
-            raise ValueError(f"lora has {path}, the params do not: use the adapter's own model")
-        layers = (flat[path], a, b)
+        layers = (_target(flat, path), a, b)
         stacked, _, _ = _split(path, flat[path].shape)
         flat[path] = jax.lax.map(lambda x: merge(*x), layers) if stacked else merge(*layers)
     return unflatten_dict(flat, sep="/")

@@ -23,8 +23,7 @@ def program_costs(job: Job) -> dict[str, Cost]:
     kept = total_bytes(job.policy)
     read = total_bytes((job.state.params, job.state.frozen))
     found = {
-        "policy": Cost(bytes=float(read + kept)),
-        "reshard": Cost(bytes=float(kept + kept * parts)),
+        "reshard": Cost(bytes=float(read + kept * parts)),
         "vision": _read_by_all(flops.forward_cost(model, clips), parts),
         "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
         "decode": _decode(job),

@@ -63,14 +63,9 @@ def _logits(job, positions):
     return _WIDE * positions * job.weights.model.text.vocab_size / job.mesh.shape["tensor"]
 
 
-def _policy(job):
-    return device_bytes((job.state.params, job.state.frozen)), device_bytes(job.policy)
-
-
 def _reshard(job):
-    """With what is gathered beside what is kept: the compiler does not gather into the layout that
-    decoding wants."""
-    return device_bytes(job.policy), 2 * prepared_bytes(job)
+    """Beside what is kept, a layer and the head as they are gathered."""
+    return device_bytes((job.state.params, job.state.frozen)), prepared_bytes(job) + _gathered(job)
 
 
 def _prefill(job):
@@ -90,7 +85,8 @@ def _compact(job):
 
 
 def _encode(job):
-    return device_bytes(job.policy) + _batch(job), _vision(job, _rows(job))
+    vision = device_bytes(job.policy["vision"]) * job.mesh.shape["fsdp"]
+    return vision + _batch(job), _vision(job, _rows(job))
 
 
 def _siglip(job):
@@ -115,7 +111,7 @@ def _update(job):
     if job.weights.trains_vision:
         patches = rows * job.shape.pairs * job.shape.windows * 64
         kept += vision.num_layers * patches * vision.dim * _NARROW
-    copies = device_bytes(job.policy)
+    copies = device_bytes(job.policy) if job.weights.lora is None else 0
     gradients = device_bytes(job.state.params) * (2 if config.train.accumulate > 1 else 1)
     working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
     temporaries = copies + gradients + kept + working + _gathered(job)
@@ -124,7 +120,6 @@ def _update(job):
 
 
 _PROGRAMS = {
-    "policy": _policy,
     "reshard": _reshard,
     "vision": _encode,
     "prefill": _prefill,

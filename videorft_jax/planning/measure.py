@@ -21,8 +21,9 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one device, in GiB; `peak` is the program's own, arguments included. `known` is False
-    where the compiler gave up for want of memory: the figures are then what it asked for."""
+    """Of one device, in GiB; `peak` is the program's own, arguments included. `compile_s` are
+    seconds of a processor, which do not grow where other programs run. `known` is False where the
+    compiler gave up for want of memory: the figures are then what it asked for."""
 
     arguments: float
     temporaries: float
@@ -44,8 +45,16 @@ class Store:
     def get(self, key: str) -> Figures | None:
         return Figures(**self._known[key]["figures"]) if key in self._known else None
 
+    def keep(self, keys) -> None:
+        """Drops the figures of every other program."""
+        self._known = {key: held for key, held in self._known.items() if key in keys}
+        self._write()
+
     def put(self, key: str, figures: Figures, what: dict) -> None:
         self._known[key] = what | {"figures": dataclasses.asdict(figures)}
+        self._write()
+
+    def _write(self):
         if self._path:
             text = json.dumps(self._known, indent=1, sort_keys=True)
             partial = self._path.with_suffix(".part")
@@ -55,20 +64,26 @@ class Store:
 
 def measure(job: Job, program: Program, store: Store) -> Figures:
     """Lowers the program and, unless its figures are known, compiles it."""
+    lowered, key = lower(job, program)
+    return store.get(key) or _compile(job, program, store, lowered, key)
+
+
+def lower(job: Job, program: Program):
+    """(lowered program, its key in a store)."""
     with jax.set_mesh(job.mesh):
         lowered = program.lower()
-    key = _digest(lowered, job.topology.name)
-    found = store.get(key)
-    if found is not None:
-        return found
-    started = time.perf_counter()
+    return lowered, _digest(lowered, job.topology.name)
+
+
+def _compile(job, program, store, lowered, key):
+    started = time.process_time()
     try:
         with jax.set_mesh(job.mesh):
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _refused(str(error), time.perf_counter() - started)
+        found = _refused(str(error), time.process_time() - started)
     else:
-        found = _read(compiled.memory_analysis(), time.perf_counter() - started)
+        found = _read(compiled.memory_analysis(), time.process_time() - started)
     what = {"program": program.name, "config": job.config.name, "topology": job.topology.name}
     store.put(key, found, what)
     return found

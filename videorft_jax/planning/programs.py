@@ -150,8 +150,8 @@ def _sft_step(job):
 
 def _grpo_programs(job):
     plan = _GrpoPlan(job)
-    found = [plan.policy(), plan.reshard(), plan.vision(), plan.prefill(), plan.decode()]
-    found += [plan.compact(), plan.siglip(), plan.score(), plan.update()]
+    found = [plan.reshard(), plan.vision(), plan.prefill(), plan.decode(), plan.compact()]
+    found += [plan.siglip(), plan.score(), plan.update()]
     return [program for program in found if program is not None]
 
 
@@ -162,7 +162,7 @@ class _GrpoPlan:
         self.job, self.config, model = job, job.config, job.weights.model
         self.rows = sharding.batch_sharding(job.mesh)
         optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
-        made = (job.config, job.weights, job.mesh, optimizer, _shardings(job.state))
+        made = (job.config, job.weights, optimizer, _shardings(job.state))
         self.own = updating.GrpoPrograms(*made)
         engine = drawing.make_engine(job.config, model, job.mesh, PublishedTokenizer())
         self.engine = engine.programs
@@ -180,7 +180,6 @@ class _GrpoPlan:
             "moments": device_bytes((job.state.opt_state, job.state.ema)),
             "reference": device_bytes(job.reference),
             "siglip": device_bytes(job.judge),
-            "policy": device_bytes(job.policy),
             "prepared": prepared_bytes(job),
         }
 
@@ -211,20 +210,18 @@ class _GrpoPlan:
     def _reference(self):
         return (self.job.reference,) if self.config.grpo.beta else ()
 
-    def policy(self):
-        lower = self._lower(self.own.policy, self.job.state.params, self.job.state.frozen)
-        return Program("policy", lower, self._beside("moments", "reference", "siglip"))
-
     def reshard(self):
-        lower = self._lower(self.engine.prepare, self.job.policy)
-        return Program("reshard", lower, self._beside("state", "reference", "siglip"))
+        policy = self.own.policy(self.job.state.params, self.job.state.frozen)
+        lower = self._lower(self.engine.prepare, policy)
+        return Program("reshard", lower, self._beside("moments", "reference", "siglip"))
 
     def vision(self):
         if not self.shares:
             return None
         encode = drawing.make_encode(self.config, self.job.weights.model, self.job.mesh)
-        beside = self._beside("state", "reference", "siglip", "prepared")
-        lower = self._lower(encode, self.job.policy, self.batch)
+        prepared = _placed(self.engine.param_shapes, self.engine.param_formats)
+        lower = self._lower(encode, prepared, self.batch)
+        beside = self._beside("state", "reference", "siglip") + device_bytes(prepared["text"])
         return Program("vision", lower, beside, self.draws, self.job.num_shapes)
 
     def prefill(self):
@@ -235,13 +232,13 @@ class _GrpoPlan:
             (self._prompts, uids, limits, self.visual),
         )
         lower = functools.partial(self.engine.prefill, inputs, self.bucket, only_lower=True)
-        beside = self._beside("state", "reference", "siglip", "policy")
+        beside = self._beside("state", "reference", "siglip")
         return Program("prefill", lower, beside, self.draws, self.job.num_shapes)
 
     def decode(self):
         length = self.job.shape.length
         lower = functools.partial(self.engine.decode, length, self.bucket, only_lower=True)
-        beside = self._beside("state", "reference", "siglip", "policy")
+        beside = self._beside("state", "reference", "siglip")
         runs = self.draws * (self.config.rollout.max_new_tokens - 1)
         return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.buckets))
 
@@ -252,7 +249,7 @@ class _GrpoPlan:
         into = max(smaller, key=lambda other: other.size)
         length, count = self.job.shape.length, len(self.buckets)
         lower = functools.partial(self.engine.compact, length, self.bucket, into, only_lower=True)
-        beside = self._beside("state", "reference", "siglip", "policy", "prepared")
+        beside = self._beside("state", "reference", "siglip", "prepared")
         shapes = self.job.num_shapes * count * (count - 1) // 2
         return Program("compact", lower, beside, self.draws, shapes)
 
@@ -271,7 +268,7 @@ class _GrpoPlan:
             self.rows,
         )
         read = {name: self.job.judge[name] for name in ("vision", "text")}
-        beside = self._beside("state", "reference", "policy", "prepared")
+        beside = self._beside("state", "reference", "prepared")
         return Program("siglip", self._lower(program, read, batch), beside, self.draws)
 
     def score(self):

@@ -1,15 +1,16 @@
 """From figures and costs to rows, the step's totals, and a table."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
+from videorft_jax import sharding
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.measure import GIB, Figures, Store, measure
 from videorft_jax.planning.programs import Job, Program, find_programs, total_bytes
 
 _PHASES = {
-    "policy": "reshard",
     "reshard": "reshard",
     "vision": "rollout",
     "prefill": "rollout",
@@ -136,7 +137,7 @@ def advise(job: Job, rows: list[Row]) -> list[str]:
 def _remedies(job, name):
     config, found = job.config, []
     tensor = _wider(job)
-    if name in ("policy", "reshard", "vision", "prefill", "decode", "compact", "siglip"):
+    if name in ("reshard", "vision", "prefill", "decode", "compact", "siglip"):
         if tensor:
             found.append(f"set mesh.tensor={tensor}")
         if not config.rollout.int8_weights:
@@ -163,8 +164,13 @@ def _remedies(job, name):
 
 def _wider(job):
     """The next size of the tensor axis that heads and devices allow; None when there is none."""
-    tensor, heads = 2 * job.mesh.shape["tensor"], job.weights.model.text.num_kv_heads
-    return tensor if heads % tensor == 0 and job.topology.num_devices % tensor == 0 else None
+    heads, mesh = job.weights.model.text.num_kv_heads, dict(job.config.mesh, fsdp=-1)
+    for tensor in range(job.mesh.shape["tensor"] + 1, heads + 1):
+        if heads % tensor == 0:
+            with contextlib.suppress(ValueError):
+                sharding.make_mesh(**(mesh | {"tensor": tensor}), devices=job.topology.devices)
+                return tensor
+    return None
 
 
 def as_text(rows: list[Row], step: dict[str, Any]) -> str:
