@@ -27,38 +27,42 @@ FLAGS = (
 
 
 def parse(
-    argv: list[str], command: str, examples: str, *, remote: bool = False
+    argv: list[str], command: str, examples: str, *, remote: bool = False, writes: bool = True
 ) -> tuple[ConfigDict, str]:
     """The locked config and the work directory of `--config=FILE --workdir=DIR --config.a.b=1`.
 
     `--coordinator`, `--num_processes` and `--process_id` start JAX's multi-process runtime before
     anything else touches a device; `--distributed` does it from what the platform says of itself
-    (Cloud TPU, SLURM). `remote` allows a work directory such as gs://bucket/run, see `mirror`.
+    (Cloud TPU, SLURM). `remote` allows a work directory such as gs://bucket/run, see `mirror`; a
+    command that `writes` nothing needs none and keeps no compiled programs.
     Raises ValueError, one line, for anything it cannot use.
     """
     values = _read(["--help" if argument == "-h" else argument for argument in argv], command)
     if values.help:
         print(_help(values, examples))
         raise SystemExit(0)
-    missing = [name for name in ("config", "workdir") if values[name].value is None]
+    wanted = ("config", "workdir") if writes else ("config",)
+    missing = [name for name in wanted if values[name].value is None]
     if missing:
         flag = " and ".join(f"--{name}" for name in missing)
         raise ValueError(f"{flag} missing; write {examples.splitlines()[0].rstrip(' ' + chr(92))}")
-    if "://" in values.workdir and not remote:
+    if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
     # Another library may have configured the root already. Orbax reports every file, and the
     # traces of its threads, to absl; what concerns the user comes as an exception too.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     _start_processes(values)
+    if not writes:
+        return values.config, ""
     workdir = values.workdir if "://" in values.workdir else os.path.abspath(values.workdir)
     keep_compiled(values.config.compile_cache, workdir)
     return values.config, workdir
 
 
 def keep_compiled(folder: str, workdir: str) -> None:
-    """Compiled programs are kept in `folder`, so that a restart finds them, and a run what
-    `videorft plan` compiled: else where JAX_COMPILATION_CACHE_DIR says, else in the workdir."""
+    """Compiled programs are kept in `folder`, so that a restart and other runs find them: else
+    where JAX_COMPILATION_CACHE_DIR says, else in the workdir."""
     import jax
 
     if not folder and jax.config.jax_compilation_cache_dir:

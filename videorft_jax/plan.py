@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
     own, config = _parse(argv)
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for a machine that is not here cannot be kept: JAX warns of each program.
+    jax.config.update("jax_enable_compilation_cache", False)
     machine = topology.find(own.topology)
     job = make_job(config, machine, mode=own.mode, size=own.model)
     rows, step, problem = plan(job, Store(own.store), own.search)
@@ -55,7 +57,7 @@ def _parse(argv):
     own, rest = parser.parse_known_args(argv)
     if not own.topology:
         raise ValueError(f"--topology missing; write {EXAMPLES.splitlines()[0]}")
-    config, _ = options.parse([*rest, f"--workdir={os.curdir}"], "videorft plan", EXAMPLES)
+    config, _ = options.parse(rest, "videorft plan", EXAMPLES, writes=False)
     return own, config
 
 

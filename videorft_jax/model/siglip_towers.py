@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from videorft_jax.model.layers import shard_rows
+
 log = logging.getLogger(__name__)
 
 LAYER_NORM_EPS = 1e-6  # every published SigLIP; a config that says otherwise is refused
@@ -223,10 +225,11 @@ class Blocks(nnx.Module):
 
     def __call__(self, x):
         x = x + self.attn(_layer_norm(x, self.attn_norm, self.attn_norm_bias))
-        return x + self.mlp(_layer_norm(x, self.mlp_norm, self.mlp_norm_bias))
+        return shard_rows(x + self.mlp(_layer_norm(x, self.mlp_norm, self.mlp_norm_bias)))
 
     def scan(self, x):
         graph, stacked = nnx.split(self)
+        x = shard_rows(x)
         return jax.lax.scan(lambda x, one: (nnx.merge(graph, one)(x), None), x, stacked)[0]
 
 
@@ -270,7 +273,8 @@ class VisionTower(nnx.Module):
 
     def __call__(self, pixels):
         patch, side = self.patch_size, pixels.shape[1] // self.patch_size
-        x = pixels[:, : side * patch, : side * patch]  # the remainder is dropped, as "valid" does
+        x = shard_rows(pixels)
+        x = x[:, : side * patch, : side * patch]  # the remainder is dropped, as "valid" does
         x = x.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 5, 2, 4)
         x = x.reshape(len(x), side * side, -1).astype(self.embed.dtype) @ self.embed[...]
         x = self.layers.scan(x + self.embed_bias[...] + self.position[...])
