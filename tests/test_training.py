@@ -132,6 +132,23 @@ def test_accumulated_equals_one_batch(problem, one_step):
     assert_trees_close(state.opt_state[1][0].mu, first, 1e-4)
 
 
+def test_slices_of_leaves_without_values():
+    """As of the pixels, where visual tokens are given."""
+    params = {"text": {"w": jnp.ones(3)}}
+    optimizer = training.make_optimizer(change())
+    batch = {"x": jnp.arange(24.0).reshape(8, 3), "pixels": jnp.zeros((8, 0, 2), jnp.uint8)}
+
+    def loss(params, rows, counts):
+        assert rows["pixels"].shape == (2, 0, 2)
+        return (rows["x"] @ params["text"]["w"]).sum() / counts, {}
+
+    step = training.make_step(
+        loss, lambda batch: jnp.float32(8), optimizer, dtype=jnp.float32, accumulate=4
+    )
+    _, metrics = step(training.init_state(params, {}, optimizer), batch)
+    np.testing.assert_allclose(metrics["loss"], 276 / 8)
+
+
 @pytest.mark.parametrize("freeze", [("vision",), ("text", "merger")])
 def test_frozen_parts_do_not_move_by_a_bit(problem, freeze):
     twin = problem[0]

@@ -195,7 +195,7 @@ def make_step(
             return gradient(params, frozen, batch, counts, fixed)
 
         def slices(x):  # strided, so that every device keeps its own rows
-            return jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
+            return jnp.swapaxes(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1)
 
         def add(total, rows):
             return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, counts, fixed)), None
