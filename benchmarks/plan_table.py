@@ -58,6 +58,10 @@ class Entry:
         config.mesh.tensor = self.tensor
         config.data.rows = self.rows
         config.data.row_tokens = max(config.data.row_tokens, 4096)
+        if (
+            self.machine == "v6e-1"
+        ):  # one chip holds base and a copy for the rollout of half its size
+            config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
         return plan.make_job(config, machine)
 
@@ -148,8 +152,17 @@ def write(lines, num_known, num_all):
         "traffic between chips.\n\n"
         f"**{num_known} of {num_all} programs are compiled; figures with ~ are formulas** "
         "(`videorft_jax/planning/estimate.py`), to be replaced as the script goes on.\n\n"
+        "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
+        "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
+        "Compile minutes are of one processor.\n\n"
         "naive: share of the least time of the same step with every completion in a row of its "
-        "own.\n\n"
+        "own. The aim, 35 %, is out of reach with 16 frames: a row of 1,280 + 8 x 768 tokens "
+        "against eight of 2,048 is 45 % of the tokens, so the update alone stays above 40 % with "
+        "any number of rows; with 32 frames (2,304 + 8 x 768 against 8 x 3,072) it is 34 %. On top "
+        "comes decoding, which reads every weight for each of 768 tokens, shared prompt or not: "
+        "7.1 of 9.6 s on v6e-16, where a chip has four rows. More rows a step dilute it: with 32 "
+        "frames v5p-8 is at 35 % with 32 rows and 32 % with 64, v5e-64 at 34 % with 256, v6e-16 at "
+        "33 % with 512; so does `rollout.int8_weights`.\n\n"
         "| recipe | machine | frames | mesh | rows | fits | largest | per program | floor s | "
         "chip-s / rollout | naive | compile min |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
