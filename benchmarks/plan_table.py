@@ -58,9 +58,7 @@ class Entry:
         config.mesh.tensor = self.tensor
         config.data.rows = self.rows
         config.data.row_tokens = max(config.data.row_tokens, 4096)
-        if (
-            self.machine == "v6e-1"
-        ):  # one chip holds base and a copy for the rollout of half its size
+        if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
         return plan.make_job(config, machine)

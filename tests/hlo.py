@@ -4,7 +4,6 @@ import collections
 import math
 import re
 
-_GATHER = re.compile(r"= (.*?) all-gather(?:-start)?\(.*?channel_id=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -37,21 +36,6 @@ def materialised(hlo, sizes):
             called = re.search(r"calls=(%[\w.\-]+)", line)
             if not (called and "dynamic-update-slice(" in fused[called[1]]):
                 found.append(line.strip())
-    return found
-
-
-def gathered(hlo):
-    """How often floating-point arrays come out of an all-gather: Counter of their sorted dims that
-    are not 1. One that is spread over several fusions, to hide it behind other work, has one
-    channel and counts once."""
-    found, seen = collections.Counter(), set()
-    for kinds, channel in _GATHER.findall(hlo):
-        if channel in seen:
-            continue
-        seen.add(channel)
-        for kind, dims in _ARRAY.findall(kinds):
-            if "f" in kind:
-                found[squeezed(map(int, dims.split(",")))] += 1
     return found
 
 

@@ -35,7 +35,7 @@ _ROWS = ("data", "fsdp")
 _HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
 # Triton's products need a layer's weights in a place of their own, and copy them out of the stack;
 # cuBLAS reads them where they lie: 7.7 instead of 13.9 ms a step at 7B on an H200.
-_OPTIONS = {"decode": {"gpu": {"xla_gpu_enable_triton_gemm": False}}}
+_OPTIONS = {("decode", "gpu"): {"xla_gpu_enable_triton_gemm": False}}
 _SHARED, _OWN = P(None, _ROWS, "tensor"), P(None, _ROWS, None, "tensor")  # kv heads over tensor
 
 
@@ -181,9 +181,9 @@ class Programs:
         if (kind, key) not in self._made:
             started = time.perf_counter()
             platform = self.mesh.devices.flat[0].platform
-            options = _OPTIONS.get(kind, {}).get(platform)
             with jax.set_mesh(self.mesh):
-                self._made[kind, key] = lower().compile(compiler_options=options)
+                lowered = lower()
+                self._made[kind, key] = lowered.compile(_OPTIONS.get((kind, platform)))
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",
