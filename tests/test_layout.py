@@ -89,7 +89,7 @@ def test_packing_into_used_memory_gives_the_same_batch():
             item = sample.media[0]
             place = memory[1, start : start + item.grid[0]]
             item.cut(place)
-            media = (item._replace(frames=None, slots=place),)
+            media = (item._replace(planes=None, slots=place),)
             placed.append(sample._replace(media=media))
         batch = layout.pack([rows[0], placed, []], *shape, memory)
         assert batch.patches is memory

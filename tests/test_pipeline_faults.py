@@ -259,6 +259,28 @@ def test_call_within():
         call_within(0.05, threading.Event().wait)
 
 
+def test_only_a_call_in_time_is_followed_up_and_waited_for():
+    """What follows a call may take longer than the call was given; late ones have no follow-up."""
+    late, followed = threading.Event(), []
+
+    def follow(value):
+        followed.append((value, threading.current_thread()))
+        time.sleep(0.3)
+        return -value
+
+    thread = call_within(1.0, threading.current_thread)
+    assert call_within(0.2, lambda: 5, then=follow) == -5
+    assert followed == [(5, thread)]
+    with pytest.raises(ZeroDivisionError):
+        call_within(1.0, lambda: 0, then=lambda value: 1 / value)
+    with pytest.raises(TimeoutError):
+        call_within(0.05, late.wait, then=follow)
+    late.set()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert len(followed) == 1
+
+
 def test_call_within_keeps_its_thread_until_a_call_hangs():
     hang, found = threading.Event(), []
     first = call_within(1.0, threading.current_thread)

@@ -74,7 +74,7 @@ def test_arrays_on_a_device_keep_the_memory_that_they_look_at():
 
 def random_sample(rng, pairs, grid):
     frames = rng.integers(0, 256, (2 * pairs, 28 * grid[0], 28 * grid[1], 3), np.uint8)
-    media = Media(frames, (pairs, *grid), 1.0)
+    media = Media(frames.transpose(0, 3, 1, 2), (pairs, *grid), 1.0)
     length = media.num_tokens + 4
     return make_sample(np.arange(length), np.zeros(length), [2], [media])
 

@@ -108,15 +108,16 @@ class FrameCache:
 
 def pack_clip(clip: Clip) -> bytes:
     """A clip as one line of JSON and the raw bytes of its frames."""
+    frames = clip.frames
     header = {
         "format": FORMAT,
-        "shape": list(clip.frames.shape),
+        "shape": list(frames.shape),
         "timestamps": clip.timestamps.tolist(),
         "fps": float(clip.fps),
         "indices": clip.indices.tolist(),
         "source_size": [int(side) for side in clip.source_size],
     }
-    return json.dumps(header).encode() + b"\n" + clip.frames.tobytes()
+    return json.dumps(header).encode() + b"\n" + frames.tobytes()
 
 
 def unpack_clip(payload: bytes) -> Clip:
@@ -127,7 +128,8 @@ def unpack_clip(payload: bytes) -> Clip:
         frames = np.frombuffer(pixels, np.uint8).reshape(fields["shape"])
         times = np.array(fields["timestamps"], np.float64)
         indices = np.array(fields["indices"], np.int64)
-        clip = Clip(frames, times, fields["fps"], indices, tuple(fields["source_size"]))
+        planes = frames.transpose(0, 3, 1, 2)
+        clip = Clip(planes, times, fields["fps"], indices, tuple(fields["source_size"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no cached clip: {error}") from None
     if fields["format"] != FORMAT:

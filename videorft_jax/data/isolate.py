@@ -101,14 +101,15 @@ def main() -> None:
     if isinstance(clip, MediaError):
         answer, pixels = {"reason": clip.reason, "detail": clip.detail}, b""
     else:
+        frames = clip.frames
         answer = {
-            "shape": clip.frames.shape,
+            "shape": frames.shape,
             "timestamps": clip.timestamps.tolist(),
             "fps": clip.fps,
             "indices": clip.indices.tolist(),
             "source_size": clip.source_size,
         }
-        pixels = clip.frames.tobytes()
+        pixels = frames.tobytes()
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + pixels)
 
 

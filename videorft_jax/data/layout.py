@@ -7,6 +7,7 @@ every grid, because attention never crosses a frame pair.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ MROPE_RULES = ("qwen", "hf5")
 class Media(NamedTuple):
     """One image or clip; its pixels are cut into slots where and when they are needed."""
 
-    frames: np.ndarray | None  # uint8 [2 F, h, w, 3], None once they are cut into `slots`
+    planes: Sequence[Sequence[np.ndarray]] | None  # [2 F][3] of uint8 [h, w], None once cut
     grid: tuple[int, int, int]  # frame pairs, visual tokens down, visual tokens across
     seconds_per_pair: float  # 2 / sampled fps; ignored for an image
     slots: np.ndarray | None = None  # uint8 [F, >= W, 64, 1176]
@@ -52,8 +53,7 @@ class Media(NamedTuple):
 
         A patch row holds (channel, frame, row, column), so that the scatter to slots moves runs of
         14 bytes. Each pair is first brought, in the processor's cache, into the order in which the
-        84 runs of a patch lie evenly spaced: twice the bytes in two thirds of the time. Frames
-        whose channels lie apart in memory (see `video.resize_frames`) are read the fastest.
+        84 runs of a patch lie evenly spaced: twice the bytes in two thirds of the time.
         """
         pairs, down, across = self.grid
         rows, columns = self.windows
@@ -69,9 +69,9 @@ class Media(NamedTuple):
         # pair, window row, window column, token row, token column, patch row, patch column, run
         slots = out.view("V14").reshape(pairs, rows, columns, WINDOW, WINDOW, MERGE, MERGE, RUNS)
         assert np.may_share_memory(slots, out)  # splitting axes never copies
-        frames = self.frames.reshape(pairs, 2, down * MERGE, PATCH, across * UNIT, 3)
-        frames = frames.transpose(0, 2, 5, 1, 3, 4)
-        pair = np.empty(frames.shape[1:], np.uint8)  # patch row, channel, frame, row, column
+        # patch row, channel, frame, row, column
+        pair = np.empty((down * MERGE, 3, TEMPORAL_PATCH, PATCH, across * UNIT), np.uint8)
+        frames = pair.transpose(2, 1, 0, 3, 4)
         runs = pair.view("V14").reshape(down, MERGE, RUNS, across, MERGE)
         moves = []
         for row, high, num_high in _parts(down):
@@ -83,7 +83,9 @@ class Media(NamedTuple):
                 place = slots[:, row : row + num_high, column : column + num_wide, :high, :wide]
                 moves.append((place, part.transpose(0, 4, 1, 5, 2, 6, 3)))
         for i in range(pairs):
-            pair[...] = frames[i]
+            for frame, planes in enumerate(self.planes[2 * i : 2 * i + 2]):
+                for channel, plane in enumerate(planes):
+                    frames[frame, channel] = plane.reshape(frames.shape[2:])
             for place, part in moves:
                 place[i] = part
 
@@ -160,19 +162,26 @@ def num_windows(height: int, width: int) -> int:
 def make_media(frames: np.ndarray, fps: float | None = None) -> Media:
     """Frames, uint8 [n, h, w, 3], as pairs.
 
-    `fps` is the sampled rate of a clip; None marks an image. A single frame is shown twice and an
-    odd count repeats the last frame, as Hugging Face's processors do.
+    `fps` is the sampled rate of a clip; None marks an image.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(
             f"frames are {frames.dtype} {frames.shape}; expected uint8 [n, h, w, 3] with n >= 1"
         )
+    return pair_planes(frames.transpose(0, 3, 1, 2), fps)
+
+
+def pair_planes(planes: Sequence[Sequence[np.ndarray]], fps: float | None) -> Media:
+    """As `make_media`, of red, green and blue of each frame, [n][3] of uint8 [h, w].
+
+    A single frame is shown twice and an odd count repeats the last frame, as Hugging Face's
+    processors do.
+    """
     if fps is not None and not fps > 0:
         raise ValueError(f"sampled fps is {fps}; it must be positive, or None for an image")
-    if len(frames) % TEMPORAL_PATCH:
-        frames = np.concatenate([frames, frames[-1:]])
-    grid = (len(frames) // TEMPORAL_PATCH, *token_grid(*frames.shape[1:3]))
-    return Media(frames, grid, 0.0 if fps is None else TEMPORAL_PATCH / fps)
+    planes = [*planes, planes[-1]] if len(planes) % TEMPORAL_PATCH else planes
+    grid = (len(planes) // TEMPORAL_PATCH, *token_grid(*planes[0][0].shape))
+    return Media(planes, grid, 0.0 if fps is None else TEMPORAL_PATCH / fps)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,11 +1,12 @@
 """One record to one sample: decoded, rendered and laid out, within a bounded time."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorft_jax.data.layout import Sample, make_media, make_sample
+from videorft_jax.data.layout import Sample, make_sample, pair_planes
 from videorft_jax.data.media import MediaError
 from videorft_jax.data.probe import Measurer, load_clip, patience
 from videorft_jax.data.prompts import build_messages, build_target, render
@@ -30,18 +31,30 @@ class Load:
     known: dict[int, Failure]
     cache: Any  # a FrameCache or None
 
-    def __call__(self, index: int) -> Loaded | Failure:
+    def __call__(
+        self, index: int, place: Callable[[Sample], Sample] | None = None
+    ) -> Loaded | Failure:
+        """`place` takes the sample's pixels to where they belong."""
         index, m = int(index), self.measurer
         if index in self.known:
             return self.known[index]
+
+        def lay_out(found: tuple[Record, Clip] | Failure) -> Loaded | Failure:
+            if isinstance(found, Failure):
+                return found
+            found = self._lay_out(index, *found)
+            if place is None or isinstance(found, Failure):
+                return found
+            return found._replace(sample=place(found.sample))
+
         try:
-            found = call_within(patience(m.limits, m.isolate), self._read, index)
+            return call_within(patience(m.limits, m.isolate), self._read, index, then=lay_out)
         except TimeoutError as error:
             return Failure(index, m.source.where(index), "timeout", str(error))
-        if isinstance(found, Failure):
-            return found
-        record, clip = found
-        media = make_media(clip.frames, None if record.data_type == "image" else clip.fps)
+
+    def _lay_out(self, index: int, record: Record, clip: Clip) -> Loaded | Failure:
+        m = self.measurer
+        media = pair_planes(clip.planes, None if record.data_type == "image" else clip.fps)
         messages = build_messages(record, m.template)
         target = build_target(record) if m.target else None
         text = render(m.tokenizer, messages, [media.num_tokens], target)

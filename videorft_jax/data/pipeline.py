@@ -9,6 +9,7 @@ is used again (see `trays`); one more thread lays out the rest while the acceler
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -310,10 +311,8 @@ class Steps:
         )
 
     def _fill(self, slot: np.int64) -> Loaded | Failure:
-        found = self._loader._load(self._loader.plan.record[slot])
-        if isinstance(found, Failure):
-            return found
-        return found._replace(sample=self._trays.put(int(slot), found.sample))
+        place = functools.partial(self._trays.put, int(slot))
+        return self._loader._load(self._loader.plan.record[slot], place)
 
     def _assemble(self, samples):
         for k in range(self._start, len(self._loader)):

@@ -77,7 +77,7 @@ class Trays:
         for item in sample.media:
             place = patches[row, pair : pair + item.grid[0]]
             item.cut(place)
-            media.append(item._replace(frames=None, slots=place))
+            media.append(item._replace(planes=None, slots=place))
             pair += item.grid[0]
         return sample._replace(media=tuple(media))
 

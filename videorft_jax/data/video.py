@@ -7,7 +7,7 @@ Pillow's bicubic, whose filter is the antialiased one of torchvision (a = -0.5, 
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import NamedTuple
 
@@ -32,18 +32,23 @@ ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 class Clip(NamedTuple):
     """Sampled, resized frames.
 
-    frames uint8 [n, h, w, 3] RGB; timestamps float64 [n] seconds after the file's first frame; fps
-    the true rate of the sample, n / number of frames in the range * native rate (that of the range
-    where the rate varies); indices int64 [n] into the file's frames in order of presentation;
-    source_size (height, width) before the resize and after rotation. An image has one frame at 0 s
-    and fps 2, so that a grid step lasts 1 s.
+    planes: of each of the n frames red, green and blue, uint8 [h, w], as they leave the resize;
+    `frames` makes one array of them, uint8 [n, h, w, 3]. timestamps float64 [n] seconds after the
+    file's first frame; fps the true rate of the sample, n / number of frames in the range * native
+    rate (that of the range where the rate varies); indices int64 [n] into the file's frames in
+    order of presentation; source_size (height, width) before the resize and after rotation. An
+    image has one frame at 0 s and fps 2, so that a grid step lasts 1 s.
     """
 
-    frames: np.ndarray
+    planes: Sequence[Sequence[np.ndarray]]
     timestamps: np.ndarray
     fps: float
     indices: np.ndarray
     source_size: tuple[int, int]
+
+    @property
+    def frames(self) -> np.ndarray:
+        return _merge(self.planes)
 
 
 def target_size(
@@ -78,20 +83,29 @@ def target_size(
     return rows, columns
 
 
-def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> uint8 [height, width, 3], each channel on its own in memory if resized:
-    Pillow hands out channels as fast as pixels, and `layout` cuts them into patches faster."""
+def _resize(frame: np.ndarray, height: int, width: int) -> Sequence[np.ndarray]:
+    """uint8 [h, w, 3] -> its three planes, uint8 [height, width]: Pillow hands out planes as fast
+    as pixels, and `layout` cuts them into patches faster, without a copy of the clip between."""
     if frame.shape[:2] == (height, width):
-        return frame
+        return frame.transpose(2, 0, 1)
     image = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
-    planes = b"".join(image.tobytes("raw", channel) for channel in "RGB")
-    return np.frombuffer(planes, np.uint8).reshape(3, height, width).transpose(1, 2, 0)
+    planes = [np.frombuffer(image.tobytes("raw", channel), np.uint8) for channel in "RGB"]
+    return [plane.reshape(height, width) for plane in planes]
+
+
+def _merge(planes: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """[n][3] of uint8 [h, w] -> uint8 [n, h, w, 3]."""
+    frames = np.empty((len(planes), 3, *planes[0][0].shape), np.uint8)
+    for frame, channels in zip(frames, planes, strict=True):
+        for plane, channel in zip(frame, channels, strict=True):
+            plane[...] = channel
+    return frames.transpose(0, 2, 3, 1)
 
 
 def resize_frames(frames: np.ndarray, contract: MediaContract, image: bool = False) -> np.ndarray:
     """uint8 [n, h, w, 3] -> uint8 [n, h', w', 3] of `target_size`, antialiased bicubic."""
     size = target_size(*frames.shape[1:3], len(frames), contract, image)
-    return np.stack([_resize(frame, *size) for frame in frames])
+    return _merge([_resize(frame, *size) for frame in frames])
 
 
 def has_constant_rate(seconds: np.ndarray, rate: float) -> bool:
@@ -191,7 +205,7 @@ def _sample(
         plan.update(num=num, fps=float(num / total * rate))
         return sample_indices(first, last, num)
 
-    def convert(frame: av.VideoFrame) -> np.ndarray:
+    def convert(frame: av.VideoFrame) -> Sequence[np.ndarray]:
         if frame.width * frame.height > file.limits.max_source_pixels:
             raise MediaError("too_many_pixels", f"a frame of {frame.width}x{frame.height}")
         if frame.rotation % 90:
@@ -203,8 +217,7 @@ def _sample(
         return _resize(np.ascontiguousarray(image), *size)
 
     found = file.read(choose, convert)
-    frames = np.stack(found.images)
-    return Clip(frames, found.seconds, plan["fps"], found.indices, plan["source_size"])
+    return Clip(found.images, found.seconds, plan["fps"], found.indices, plan["source_size"])
 
 
 def read_image(
@@ -253,8 +266,8 @@ def _convert_image(image: Image.Image, contract: MediaContract, limits: Limits) 
     except (OSError, SyntaxError, ValueError) as error:
         reason = "truncated" if "truncated" in str(error) else "corrupt"
         raise MediaError(reason, str(error)) from None
-    frames = resize_frames(frame[None], contract, image=True)
-    return Clip(frames, np.zeros(1), 2.0, np.zeros(1, np.int64), frame.shape[:2])
+    size = target_size(*frame.shape[:2], 1, contract, image=True)
+    return Clip([_resize(frame, *size)], np.zeros(1), 2.0, np.zeros(1, np.int64), frame.shape[:2])
 
 
 def _guarded(decode: Callable, source: str | os.PathLike | bytes, root, limits: Limits) -> Clip:
@@ -300,7 +313,8 @@ def load_media(
         raise ValueError(f"load_media: kind is 'video' or 'image', got {kind!r}")
     try:
         if isolate:
-            return Clip(*read_isolated(source, root, contract, kind, start, end, limits))
+            frames, *rest = read_isolated(source, root, contract, kind, start, end, limits)
+            return Clip(frames.transpose(0, 3, 1, 2), *rest)
         if kind == "image":
             return read_image(source, contract, root=root, limits=limits)
         return read_video(source, contract, start, end, root=root, limits=limits)
