@@ -4,6 +4,7 @@ a kill. Every run is the real command on a tiny model, real clips and a random S
 import concurrent.futures
 import json
 import random
+import re
 import socket
 
 import numpy as np
@@ -321,6 +322,32 @@ def test_groups_that_teach_nothing_are_replaced(place, runs):
     resumed = place.run("drawn_in_two", *DRAWS, "--config.train.max_steps=4")
     assert curve(resumed) == lines
     assert completions(resumed) == told
+
+
+def test_what_was_planned_is_not_compiled_again(place, monkeypatch):
+    """The plan compiles from shapes alone; the run, from arrays, finds each program under JAX's own
+    key, of which code, shapes, shardings, donations and the compiler's options are part."""
+    flags = [f"--config={place.folder / 'tiny.py'}", "--config.train.max_steps=1"]
+    flags += ["--config.mesh.data=1", "--config.mesh.fsdp=2"]
+    workdir = f"--workdir={place.folder / 'planned'}"
+    cache = place.folder / "planned" / "compiled"
+    plan = ("plan", "--topology=cpu:2", "--json", workdir, *flags)
+    code, text = finish(start(cache, *plan, devices=2))
+    assert code == 0, text
+    found = json.loads(text.splitlines()[-1])
+    assert found["step"]["buckets"] == [found["step"]["shape"]]
+    assert found["step"]["shape"]["length"] == 192
+    monkeypatch.setenv("JAX_DEBUG_LOG_MODULES", "jax._src.compiler")
+    code, text = finish(start(cache, "grpo", workdir, *flags, devices=2))
+    assert code == 0, text
+    hits = set(re.findall(r"cache hit for 'jit__?(\w+)'", text))
+    assert {"convert", "run_prompts", "run_completions", "score", "step"} <= hits
+    # A second plan compiles nothing: its figures are kept.
+    code, text = finish(start(cache, *plan, devices=2))
+    again = json.loads(text.splitlines()[-1])
+    for row, first in zip(again["programs"], found["programs"], strict=True):
+        assert row | {"floor_s": 0.0} == first | {"floor_s": 0.0}  # the speed of a CPU is measured
+    assert "MISS" not in text
 
 
 def refused(place, *flags, code=2):

@@ -13,6 +13,7 @@ import os
 import jax
 import pytest
 from hlo import collectives, materialised, squeezed
+from tiny_run import finish, start, wait_for
 
 from videorft_jax import options, plan, training
 from videorft_jax.model.config import hf_values, parse_config
@@ -312,7 +313,7 @@ def test_json(capsys):
 
 
 def test_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
-    """Not even a place for compiled programs: those for absent machines cannot be kept."""
+    """Not even a place for compiled programs, as none is named."""
     monkeypatch.chdir(tmp_path)
     before = jax.config.jax_compilation_cache_dir
     assert run(capsys, "--topology=H200:8", "--config.train.accumulate=1")[0] == 0
@@ -346,6 +347,22 @@ def test_search_finds_what_fits_and_changes_no_more_than_the_fastest_needs():
     assert found.changes["model.remat"] != "none"
     assert found.job.config.rollout == job.config.rollout  # nothing that is learnt from changes
     assert found.job.config.data == job.config.data
+
+
+def test_programs_for_absent_chips_are_written_for_them(tmp_path):
+    """Under the key that JAX will look for; they cannot be read here, which needs no warning."""
+    pytest.importorskip("libtpu")
+    recipe, cache = os.path.join(ROOT, "configs", "grpo_3b.py"), tmp_path / "compiled"
+    command = ["plan", f"--config={recipe}", "--topology=v6e:2x2", f"--workdir={tmp_path}"]
+    figures = tmp_path / "plan.json"
+    for _ in range(2):  # the second time it is there to be read
+        process = start(cache, *command, "--config.mesh.tensor=2")
+        wait_for(figures.exists, process)
+        process.terminate()
+        assert "Warning" not in finish(process)[1]
+        assert "reshard" in {row["program"] for row in json.loads(figures.read_text()).values()}
+        assert len([p for p in cache.glob("jit__convert-*") if p.name.endswith("-cache")]) == 1
+        figures.unlink()
 
 
 def test_figures_are_kept_and_hold_for_the_same_program_alone(tmp_path):

@@ -60,7 +60,7 @@ class Judge:
     def __init__(self, config, mesh, tokenizer, contract, rows: int):
         reward_config = make_reward_config(config)
         self._config, self._rewards = reward_config, Rewards(reward_config)
-        self._tokenizer, self._semantic = tokenizer, None
+        self._tokenizer, self._semantic, self._mesh = tokenizer, None, mesh
         self._rollouts = config.rollout.num_rollouts
         names = [name for name, _ in reward_config.rewards]
         self.wants_order = ORDER in names
@@ -127,7 +127,8 @@ class Judge:
     def _describe(self, step, texts):
         frames = [rebuild_frames(step.batch, row) for row in range(len(texts))]
         clips = [row[0].path if row else "" for row in step.records]
-        return self._semantic(frames, texts, clips)
+        with jax.set_mesh(self._mesh):  # a mesh is set for one thread; without it rows lie anywhere
+            return self._semantic(frames, texts, clips)
 
     def _score_order(self, completions, records, shuffled, known):
         def accuracy(texts):

@@ -2,12 +2,18 @@
 
 Every program of a run is compiled for the machine on this host, from shapes and shardings alone: no
 weight is read and no array is made. TPUs are described by libtpu; GPUs are estimated by formulas.
+Records that a config names are measured, and their buckets are what is compiled; else clips that
+use up the media contract are taken.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import sys
+import tempfile
+import warnings
 
 import jax
 
@@ -16,13 +22,15 @@ from videorft_jax.model.config import hf_values, parse_config
 from videorft_jax.planning import shapes, topology
 from videorft_jax.planning.measure import Store
 from videorft_jax.planning.programs import Job, wants_siglip
-from videorft_jax.planning.report import advise, as_text, make_rows, summarise
+from videorft_jax.planning.report import advise, as_text, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
 from videorft_jax.weights import make_weights
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
 videorft plan --config=configs/grpo_7b.py --topology=H100:8 --model=3b --config.data.rows=64
+videorft plan --config=configs/grpo_7b.py --topology=v6e-16 --workdir=runs/grpo_7b \\
+    --config.model.init_from=runs/sft_7b/hf --config.data.records=VideoRFT-RL-310K.jsonl
     (--config.section.option=value as for the runs themselves)"""
 
 
@@ -30,11 +38,19 @@ def main(argv: list[str]) -> int:
     """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
     own, config = _parse(argv)
     jax.config.update("jax_platforms", "cpu")
-    # What is compiled for a machine that is not here cannot be kept: JAX warns of each program.
-    jax.config.update("jax_enable_compilation_cache", False)
     machine = topology.find(own.topology)
-    job = make_job(config, machine, mode=own.mode, size=own.model)
-    rows, step, problem = plan(job, Store(own.store), own.search)
+    with contextlib.ExitStack() as stack:
+        workdir = own.workdir or stack.enter_context(tempfile.TemporaryDirectory())
+        os.makedirs(workdir, exist_ok=True)
+        if own.workdir or config.compile_cache:
+            # Programs for a machine that is not here can be written for it, but not read here.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            options.keep_compiled(config.compile_cache, os.path.abspath(workdir))
+        else:
+            jax.config.update("jax_enable_compilation_cache", False)
+        jobs = make_jobs(config, machine, workdir, mode=own.mode, size=own.model)
+        figures = os.path.join(workdir, "plan.json") if own.workdir else None
+        rows, step, problem = plan(jobs, Store(figures), own.search)
     if own.json:
         print(json.dumps({"programs": [vars(row) for row in rows], "step": step}))
     else:
@@ -53,7 +69,11 @@ def _parse(argv):
     parser.add_argument("--mode", choices=("sft", "grpo"), help="default: by the config's name")
     parser.add_argument("--search", action="store_true", help="try changes until one fits")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--store", help="JSON file of figures; what it holds is not compiled again")
+    parser.add_argument(
+        "--workdir",
+        help="a local folder, of the run to come: keeps figures, measured sizes and the programs "
+        "themselves, so that neither a second plan nor the run compiles them again",
+    )
     own, rest = parser.parse_known_args(argv)
     if not own.topology:
         raise ValueError(f"--topology missing; write {EXAMPLES.splitlines()[0]}")
@@ -61,19 +81,42 @@ def _parse(argv):
     return own, config
 
 
-def make_job(config, machine: topology.Topology, *, mode=None, size=None) -> Job:
-    """What is planned; checks all that a run would check before it reads a weight."""
-    mode = mode or next((known for known in ("sft", "grpo") if known in config.name), None)
-    if mode is None:
-        raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
+def make_jobs(
+    config, machine: topology.Topology, workdir: str, *, mode=None, size=None
+) -> list[Job]:
+    """What is planned, a job for each compiled shape, the largest first: of `data.records`, or one
+    of clips that use up the media contract. Checks all that a run would check before it reads a
+    weight."""
+    if not config.data.records:
+        return [make_job(config, machine, mode=mode, size=size)]
+    if size or not os.path.isdir(config.model.init_from):
+        raise ValueError(
+            f"{config.name}: data.records are counted in tokens of the model; set model.init_from "
+            "to its folder and leave out --model, or leave out data.records"
+        )
+    assembly.make_mesh(config, machine.devices)
+    mode, (_, tokenizer) = _mode(config, mode), assembly.load_model_files(config)
+    contract = assembly.make_contract(config)
+    loader = assembly.make_loader(config, mode, tokenizer, contract, workdir)
+    found = []
+    for bucket in sorted(loader.buckets, key=lambda bucket: -bucket.cost):
+        job = make_job(config, machine, mode=mode, bucket=bucket)
+        found.append(dataclasses.replace(job, num_shapes=len(loader.buckets)))
+    return found
+
+
+def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket=None) -> Job:
+    """One shape: that of a loader's bucket, else of clips that use up the media contract."""
+    mode = _mode(config, mode)
     config = config.copy_and_resolve_references().unlock()
     if config.model.attention == "auto":
         config.model.attention = machine.attention
-    folder, tokenizer = config.model.init_from, None
+    folder = config.model.init_from
     if os.path.isdir(folder) and not size:
         model, tokenizer = assembly.load_model_files(config)
     else:
         model = parse_config(hf_values(size or _size_in(config.name)))
+        tokenizer = shapes.PublishedTokenizer()
     weights = make_weights(config, model)
     mesh = assembly.make_mesh(config, machine.devices)
     siglip = None
@@ -81,10 +124,20 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None) -> Job
         updating.make_grpo_config(config)
         if wants_siglip(config):
             siglip = shapes.siglip_config(config.reward.siglip)
-    contract, packed = assembly.make_contract(config), mode == "sft"
+    packed = mode == "sft"
+    if bucket is None:
+        shape = shapes.expected_shape(config, assembly.make_contract(config), packed)
+    else:
+        shape = shapes.measured_shape(bucket, packed)
     count = config.data.max_buckets
-    shape = shapes.expected_shape(config, contract, packed)
-    return Job(mode, config, weights, mesh, machine, shape, siglip, count)
+    return Job(mode, config, weights, mesh, machine, shape, siglip, count, tokenizer)
+
+
+def _mode(config, mode):
+    mode = mode or next((known for known in ("sft", "grpo") if known in config.name), None)
+    if mode is None:
+        raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
+    return mode
 
 
 def _size_in(name):
@@ -96,14 +149,18 @@ def _size_in(name):
     )
 
 
-def plan(job: Job, store: Store, try_others: bool = False):
-    """(rows, step, problem): problem is None, or one line with numbers and a remedy."""
+def plan(jobs: list[Job], store: Store, try_others: bool = False):
+    """(rows, step, problem): problem is None, or one line with numbers and a remedy. Times are of
+    the first of the shapes, memory of the worst; other settings are tried on the first."""
 
     def say(text):
         print(text, file=sys.stderr, flush=True)
 
-    rows = make_rows(job, store, say)
+    job = jobs[0]
+    rows = merge_rows([make_rows(job, store, say) for job in jobs])
     step = summarise(job, rows)
+    if len(jobs) > 1 or job.config.data.records:
+        step["buckets"] = [job.shape._asdict() for job in jobs]
     problem = advise(job, rows)
     if not problem:
         return rows, step, None

@@ -4,12 +4,14 @@ Figures are kept in a JSON file under the digest of the lowered program, of the 
 and of the topology, so that they hold exactly as long as they are true.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import pathlib
 import re
+import threading
 import time
 
 import jax
@@ -17,6 +19,7 @@ import jax
 from videorft_jax.planning.programs import Job, Program
 
 GIB = 2**30
+_REMIND_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,25 @@ class Store:
             partial = self._path.with_suffix(".part")
             partial.write_text(text + "\n")
             partial.replace(self._path)
+
+
+@contextlib.contextmanager
+def reminded(what: str, say):
+    """Says `what` at the beginning, and every half minute how long it has taken so far."""
+    done, started = threading.Event(), time.monotonic()
+
+    def remind():
+        while not done.wait(_REMIND_S):
+            say(f"{what}: {time.monotonic() - started:.0f} s so far")
+
+    say(what)
+    thread = threading.Thread(target=remind, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def measure(job: Job, program: Program, store: Store) -> Figures:

@@ -20,12 +20,7 @@ from videorft_jax.compaction import Bucket
 from videorft_jax.data.layout import WINDOW_TOKENS
 from videorft_jax.model import siglip_towers, vlm
 from videorft_jax.model.siglip import SiglipConfig
-from videorft_jax.planning.shapes import (
-    PublishedTokenizer,
-    Shape,
-    batch_shapes,
-    siglip_batch,
-)
+from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.scoring import Groups
@@ -47,6 +42,7 @@ class Job:
     shape: Shape
     siglip: SiglipConfig | None
     num_shapes: int
+    tokenizer: Any
 
     @property
     def parts(self) -> int:
@@ -164,7 +160,7 @@ class _GrpoPlan:
         optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
         made = (job.config, job.weights, optimizer, _shardings(job.state))
         self.own = updating.GrpoPrograms(*made)
-        engine = drawing.make_engine(job.config, model, job.mesh, PublishedTokenizer())
+        engine = drawing.make_engine(job.config, model, job.mesh, job.tokenizer)
         self.engine = engine.programs
         self.bucket = Bucket(job.shape.rows // job.parts, job.config.rollout.num_rollouts)
         self.buckets = engine.batch_buckets(job.shape.length, self.bucket)

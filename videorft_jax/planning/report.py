@@ -7,7 +7,7 @@ from typing import Any
 from videorft_jax import sharding
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
 from videorft_jax.planning.estimate import estimate
-from videorft_jax.planning.measure import GIB, Figures, Store, measure
+from videorft_jax.planning.measure import GIB, Figures, Store, measure, reminded
 from videorft_jax.planning.programs import Job, Program, find_programs, total_bytes
 
 _PHASES = {
@@ -51,10 +51,27 @@ def make_rows(job: Job, store: Store | None = None, say=lambda text: None) -> li
         if not job.topology.compiles:
             figures = estimate(job, program.name)
         else:
-            say(f"compiling {program.name} for {job.topology.name}")
-            figures = measure(job, program, store or Store())
+            what = f"{program.name} of {job.shape.length} tokens for {job.topology.name}"
+            with reminded(f"compiling {what}", say):
+                figures = measure(job, program, store or Store())
+            say(f"{what}: {figures.peak:.2f} GiB, compiled in {figures.compile_s:.0f} s")
         rows.append(make_row(job, program, figures, costs[program.name]))
     return rows
+
+
+def merge_rows(shapes: list[list[Row]]) -> list[Row]:
+    """Rows of several compiled shapes as one each: times and costs of the first, memory of the
+    worst, compile time of all."""
+    merged = []
+    for rows in zip(*shapes, strict=True):
+        worst = max(rows, key=lambda row: (not row.fits, row.peak_gib))
+        memory = {
+            name: getattr(worst, name)
+            for name in ("arguments_gib", "temporaries_gib", "beside_gib", "peak_gib", "fits")
+        }
+        seconds = sum(row.compile_s for row in rows)
+        merged.append(dataclasses.replace(rows[0], compile_s=seconds, **memory))
+    return merged
 
 
 def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
@@ -201,6 +218,7 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
         f"         {step['tokens_per_s']:,.0f} tokens/s; host {step['host_gib']:.0f} GiB, "
         f"checkpoint {step['checkpoint_gib']:.0f} GiB"
     )
-    if "buckets" in step:
-        lines.append(f"data     {step['buckets']}")
+    for bucket in step.get("buckets", ()):
+        text = ", ".join(f"{name} {value:g}" for name, value in bucket.items())
+        lines.append(f"bucket   {text}")
     return "\n".join(lines)
