@@ -169,7 +169,7 @@ def _layer_norm(x: jax.Array, scale: nnx.Param, bias: nnx.Param) -> jax.Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 - x32.mean(-1, keepdims=True)
     x32 = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + LAYER_NORM_EPS)
-    return (x32 * scale[...] + bias[...]).astype(x.dtype)
+    return shard_rows((x32 * scale[...] + bias[...]).astype(x.dtype))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -224,7 +224,7 @@ class Blocks(nnx.Module):
         self.mlp = Mlp(config, lead, rngs)
 
     def __call__(self, x):
-        x = x + self.attn(_layer_norm(x, self.attn_norm, self.attn_norm_bias))
+        x = shard_rows(x + self.attn(_layer_norm(x, self.attn_norm, self.attn_norm_bias)))
         return shard_rows(x + self.mlp(_layer_norm(x, self.mlp_norm, self.mlp_norm_bias)))
 
     def scan(self, x):
@@ -296,7 +296,7 @@ class TextTower(nnx.Module):
     def __call__(self, tokens):
         x = self.layers.scan(self.embed[tokens] + self.position[...])
         x = _layer_norm(x[:, -1], self.final_norm, self.final_norm_bias)
-        return x @ self.head[...] + self.head_bias[...]
+        return shard_rows(x @ self.head[...] + self.head_bias[...])
 
 
 class Towers(nnx.Module):

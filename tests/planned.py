@@ -1,0 +1,130 @@
+"""Programs of a run, compiled for a TPU that is not here, and what they send.
+
+Few and narrow heads of the published head sizes, but many layers, for a large cache: loops over
+layers make depth cost no time to compile.
+"""
+
+import collections
+import dataclasses
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+from hlo import collectives, squeezed
+
+from videorft_jax import options, plan, training
+from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.model.siglip import TowerConfig
+from videorft_jax.planning import topology
+from videorft_jax.planning.programs import find_programs
+from videorft_jax.weights import make_weights
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
+PLACES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+LAYERS, DIM, TENSOR, VOCAB = 56, 512, 2, 152064
+ROWS, ROLLOUTS, NEW = 4, 4, 2048
+FROZEN = {"train.freeze": ("vision,merger",), "grpo.beta": 0.0}
+SHORT = {"rollout.num_rollouts": 2, "rollout.max_new_tokens": 128}  # the update compiles sooner
+SMALL = 8192  # values; biases, norms and sums over the vocabulary
+
+
+def narrow_model():
+    values = hf_values(
+        "7b", num_hidden_layers=LAYERS, hidden_size=DIM, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=1024, vision_depth=2,
+    )  # fmt: skip
+    values["vision_config"] |= {
+        "fullatt_block_indexes": [1],
+        "hidden_size": 320,
+        "num_heads": 4,
+        "intermediate_size": 512,
+        "out_hidden_size": DIM,
+    }
+    return parse_config(values)
+
+
+def narrow_job(place, mode, **changes):
+    config = load_recipe(mode)
+    config.mesh.tensor, config.data.rows, config.data.row_tokens = TENSOR, ROWS, 1280
+    config.media.min_frames = config.media.max_frames = 6
+    config.rollout.num_rollouts, config.rollout.max_new_tokens = ROLLOUTS, NEW
+    config.train.accumulate = 1
+    config.update_from_flattened_dict(changes)
+    job = plan.make_job(config, topology.find(place))
+    weights = make_weights(job.config, narrow_model())
+    tower = TowerConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2)
+    siglip = job.siglip and dataclasses.replace(
+        job.siglip, vision=tower, text=tower, vocab_size=1024, image_size=56
+    )
+    return dataclasses.replace(job, weights=weights, siglip=siglip)
+
+
+def load_recipe(mode, size="7b"):
+    path = os.path.join(ROOT, "configs", f"{mode}_{size}.py")
+    return options.parse([f"--config={path}"], "test", "", writes=False)[0]
+
+
+class Compiled(NamedTuple):
+    memory: Any
+    hlo: str  # the compiler's own dump; JAX cannot read back some programs for v5p and v6e
+
+
+def compile_programs(job, names=None):
+    found = {}
+    for program in find_programs(job):
+        if names is not None and program.name not in names:
+            continue
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            jax.default_matmul_precision("default"),
+            jax.set_mesh(job.mesh),
+        ):
+            dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            memory = program.lower().compile(compiler_options=dump).memory_analysis()
+            (text,) = pathlib.Path(folder).glob("*.after_optimizations.txt")
+            found[program.name] = Compiled(memory, text.read_text())
+    return found
+
+
+def compile_one(job, name):
+    return compile_programs(job, {name})[name]
+
+
+def sent(hlo):
+    """{(kind, loops around it): Counter of sorted dims} of what devices send each other, large
+    arrays only."""
+    found = collections.defaultdict(collections.Counter)
+    for (kind, dims, loops), count in collectives(hlo).items():
+        if math.prod(dims) > SMALL:
+            found[kind, loops][dims] += count
+    return dict(found)
+
+
+def layer_weights(job, part, *, gathered=True):
+    """Counter of one layer's matrices: as gathered over fsdp, or a device's own."""
+    found = collections.Counter()
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(job.policy):
+        path = training.path_of(keys)
+        if path.startswith(f"{part}/layers") and "fsdp" in leaf.sharding.spec:
+            shape = list(leaf.sharding.shard_shape(leaf.shape))
+            if gathered:
+                shape[leaf.sharding.spec.index("fsdp")] *= job.mesh.shape["fsdp"]
+            parts = 3 if path.endswith("qkv") else 1  # each by itself
+            found[squeezed(size for size in shape[1:] if size != 3)] += parts
+    return found
+
+
+def times(counter, count):
+    return collections.Counter({key: count * value for key, value in counter.items()})
+
+
+def activations(job, tokens):
+    """Hidden states of a device's rows."""
+    return squeezed((ROWS // job.parts, tokens, DIM))
+
+
+HEAD = squeezed((VOCAB // TENSOR, DIM))
+OWN_HEAD = squeezed((VOCAB // TENSOR, DIM // 2))  # over fsdp = 2

@@ -1,0 +1,130 @@
+"""`videorft plan`: the programs of a rollout and its rewards, compiled for TPUs."""
+
+import math
+
+import jax
+import pytest
+from hlo import collectives, materialised, squeezed
+from planned import (
+    DIM,
+    FROZEN,
+    HEAD,
+    LAYERS,
+    NEW,
+    PLACES,
+    ROLLOUTS,
+    ROWS,
+    TENSOR,
+    compile_programs,
+    layer_weights,
+    narrow_job,
+    sent,
+)  # fmt: skip
+
+from videorft_jax import training
+from videorft_jax.planning.programs import device_bytes, find_programs, prepared_bytes
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def rollout(request):
+    """(job, compiled programs) of GRPO with a frozen tower, so that vision is one of them, but for
+    the update."""
+    pytest.importorskip("libtpu")
+    job = narrow_job(request.param, "grpo", **FROZEN)
+    names = {program.name for program in find_programs(job)} - {"update"}
+    return job, compile_programs(job, names)
+
+
+def test_programs(rollout):
+    names = [program.name for program in find_programs(rollout[0])]
+    assert names == ["reshard", "vision", "prefill", "decode", "compact", "siglip", "update"]
+    assert list(rollout[1]) == names[:-1]
+
+
+def cache_sizes(job):
+    """Values of a layer's keys on one device: of prompts, of completions."""
+    text = job.weights.model.text
+    each = text.num_kv_heads // TENSOR * text.head_dim * ROWS // job.parts
+    return each * job.shape.length, each * ROLLOUTS * NEW
+
+
+def test_decode_takes_little_memory_and_sends_hidden_states_alone(rollout):
+    job, compiled = rollout
+    prefix, suffix = cache_sizes(job)
+    memory = compiled["decode"].memory
+    assert memory.temp_size_in_bytes < 0.05 * 2 * 2 * LAYERS * (prefix + suffix)
+    sizes = {size * layers for size in (prefix, suffix) for layers in (1, LAYERS)}
+    hlo = compiled["decode"].hlo
+    assert not materialised(hlo, sizes)
+    states = squeezed((ROWS // job.parts, ROLLOUTS, DIM))
+    found = collectives(hlo)
+    assert {kind for kind, _, _ in found} == {"all-reduce"}  # weights are whole, logits stay split
+    assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
+    assert found["all-reduce", states, 2] == 2  # behind attention and MLP, over tensor
+    assert found["all-reduce", states, 1] == 1  # the embedding's
+
+
+def test_reshard_gathers_each_weight_once(rollout):
+    job, compiled = rollout
+    found = sent(compiled["reshard"].hlo)
+    assert {kind for kind, _ in found} == {"all-gather"}
+    assert layer_weights(job, "text").items() <= found["all-gather", 1].items()
+    assert found["all-gather", 0][HEAD] == 2  # and the embedding
+    layer = sum(math.prod(dims) * n for dims, n in layer_weights(job, "text").items())
+    memory = compiled["reshard"].memory
+    # No second copy of the layers, 2 bytes a value; embedding and head may be there twice.
+    assert memory.temp_size_in_bytes < LAYERS * layer + 2 * 2 * math.prod(HEAD)
+
+
+@pytest.mark.parametrize("name", ["vision", "prefill"])
+def test_towers_send_activations_over_tensor_alone(rollout, name):
+    hlo = rollout[1][name].hlo
+    assert "tpu_custom_call" in hlo
+    found = sent(hlo)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert found["all-reduce", 1].total() == 2  # of a layer, behind attention and MLP
+
+
+def test_compaction_stays_on_its_device(rollout):
+    assert not collectives(rollout[1]["compact"].hlo)
+
+
+def test_siglip_gathers_weights_and_no_images_or_texts(rollout):
+    """In the loops over frames and layers; outside of them the looked-up words change hands."""
+    job, compiled = rollout
+    config, texts = job.siglip, ROWS // job.parts * ROLLOUTS
+    patches = (config.image_size // config.patch_size) ** 2
+    width = config.vision.hidden_size
+    images, words = (ROWS // job.parts, patches, width), (texts, config.text_length, width)
+    weights = set()
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(job.judge):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        size = math.prod(shape[1:] if "/layers/" in training.path_of(keys) else shape)
+        weights |= {size, size * job.mesh.shape["fsdp"]}
+        weights.add(size * job.mesh.shape["fsdp"] // 3)  # of the pool's qkv, each by itself
+        weights.add(size * job.mesh.shape["fsdp"] * 2 // 3)
+    found = collectives(compiled["siglip"].hlo)
+    inside = [(kind, dims, loops) for kind, dims, loops in found if loops]
+    assert {kind for kind, _, _ in inside} == {"all-gather", "all-reduce"}
+    for kind, dims, loops in inside:
+        size = math.prod(dims)
+        if kind == "all-gather":
+            assert size in weights, (dims, loops)
+        else:
+            assert size <= math.prod(images if loops == 2 else words), (dims, loops)
+    # Behind attention and MLP of either tower.
+    assert found["all-reduce", squeezed(images), 2] == found["all-reduce", squeezed(words), 1] == 2
+    outside = {key: count for key, count in found.items() if not key[2]}
+    assert sum(outside.values()) <= 8
+    assert max(math.prod(dims) for _, dims, _ in outside) <= math.prod(words)
+
+
+def test_arguments_are_what_the_shardings_say(rollout):
+    job, compiled = rollout
+    cache = 2 * 2 * LAYERS * sum(cache_sizes(job))
+    for name, expected in (
+        ("reshard", device_bytes((job.state.params, job.state.frozen))),
+        ("decode", prepared_bytes(job) + cache),
+    ):
+        size = compiled[name].memory.argument_size_in_bytes
+        assert size == pytest.approx(expected, rel=0.02), name

@@ -1,0 +1,105 @@
+"""`videorft plan`: scoring and updates, compiled for TPUs."""
+
+import collections
+import math
+
+import pytest
+from planned import (
+    DIM,
+    FROZEN,
+    HEAD,
+    LAYERS,
+    OWN_HEAD,
+    PLACES,
+    ROWS,
+    SHORT,
+    TENSOR,
+    VOCAB,
+    activations,
+    compile_one,
+    layer_weights,
+    narrow_job,
+    sent,
+    times,
+)  # fmt: skip
+
+from videorft_jax.planning.programs import device_bytes
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def update(request):
+    """(job, program) of GRPO with the reference policy inside."""
+    pytest.importorskip("libtpu")
+    job = narrow_job(request.param, "grpo", **FROZEN | SHORT | {"grpo.beta": 0.04})
+    return job, compile_one(job, "update")
+
+
+def test_update_fits_what_remat_promises(update):
+    """Layer inputs are kept, and nothing else grows with depth but gradients and the copies of
+    weights."""
+    job, compiled = update
+    tokens = ROWS // job.parts * (job.shape.length + 2 * 128)
+    kept = 2 * LAYERS * tokens * DIM
+    copies = device_bytes(job.policy) + device_bytes(job.state.params)
+    logits = 4 * ROWS // job.parts * 256 * VOCAB // TENSOR
+    assert compiled.memory.temp_size_in_bytes < kept + copies + 3 * logits
+
+
+def test_update_sends_weights_once_a_pass_and_gradients_once(update):
+    job, compiled = update
+    hlo = compiled.hlo
+    assert hlo.count('custom_call_target="tpu_custom_call"') >= 3  # splash forward, dq and dkv
+    found = sent(hlo)
+    check_training(job, found, job.shape.length + 2 * 128, lookups=2)
+    assert found["all-gather", 0] == {HEAD: 1}
+    assert ("collective-permute", 0) not in found
+
+
+def check_training(job, found, tokens, *, lookups, parts=("text",)):
+    """What an update of `lookups` pieces of text sends."""
+    states = activations(job, tokens)
+    weights, own = (
+        sum((layer_weights(job, part, gathered=which) for part in parts), collections.Counter())
+        for which in (True, False)
+    )
+    assert found["all-gather", 1] == times(weights, 2)  # forward, and backward
+    assert found["all-gather", 0][HEAD] == 1  # before the loop over chunks
+    assert found["reduce-scatter", 0][OWN_HEAD] == 1  # behind it
+    assert layer_weights(job, "text", gathered=False).items() <= found["reduce-scatter", 1].items()
+    assert found["reduce-scatter", 1].keys() <= own.keys()
+    # Behind attention and MLP, attention again as it is computed again, and both gradients.
+    assert found["all-reduce", 1][states] == 5
+    # The embedding lies split over its width: rows of it change hands, and their gradient.
+    assert found["all-to-all", 0].total() == lookups + 1
+    largest = max(
+        math.prod(dims)
+        for (kind, _), some in found.items()
+        for dims in some
+        if kind in ("all-reduce", "all-to-all")
+    )
+    assert largest <= math.prod(states)  # no logits, no weights
+    inside = {kind for kind, loops in found if loops}
+    assert inside == {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_sft_update_that_trains_the_tower(place):
+    pytest.importorskip("libtpu")
+    job = narrow_job(place, "sft")
+    hlo = compile_one(job, "update").hlo
+    assert hlo.count('custom_call_target="tpu_custom_call"') >= 6  # of the text, of whole frames
+    found = sent(hlo)
+    check_training(job, found, job.shape.length, lookups=1, parts=("text", "vision"))
+    assert found["all-gather", 0].total() == 4  # the head; of the tower embedding and merger
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_score_runs_policy_and_reference_and_sends_no_gradient(place):
+    pytest.importorskip("libtpu")
+    changes = FROZEN | SHORT | {"grpo.beta": 0.04, "grpo.num_updates": 2}
+    job = narrow_job(place, "grpo", **changes)
+    found = sent(compile_one(job, "score").hlo)
+    assert found["all-gather", 1] == times(layer_weights(job, "text"), 2)
+    assert found["all-gather", 0] == {HEAD: 2}
+    assert found["all-reduce", 1] == {activations(job, job.shape.length + 2 * 128): 2 * 2}
+    assert {kind for kind, _ in found} == {"all-gather", "all-reduce", "all-to-all"}
