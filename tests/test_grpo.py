@@ -350,8 +350,8 @@ def test_what_was_planned_is_not_compiled_again(place, monkeypatch):
     assert "MISS" not in text
 
 
-def refused(place, *flags, code=2):
-    found, text = finish(place.start("refused", *flags))
+def refused(place, *flags, code=2, devices=1):
+    found, text = finish(place.start("refused", *flags, devices=devices))
     assert found == code, text
     return text.splitlines()[-1]
 
@@ -364,3 +364,8 @@ def test_bad_input(place):
     )
     unknown = refused(place, "--config.rewards=(('tests.nothing:here', 1.0),)")
     assert unknown.startswith("videorft grpo: reward tests.nothing:here: ")
+    narrow = refused(place, "--config.model.dtype=bfloat16", devices=2)
+    assert narrow == (
+        "videorft grpo: grpo_7b: model.dtype is bfloat16, whose sums over 2 CPU devices XLA cannot "
+        "compile; set model.dtype=float32, or use one device"
+    )

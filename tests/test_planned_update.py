@@ -50,27 +50,28 @@ def test_update_sends_weights_once_a_pass_and_gradients_once(update):
     hlo = compiled.hlo
     assert hlo.count('custom_call_target="tpu_custom_call"') >= 3  # splash forward, dq and dkv
     found = sent(hlo)
-    check_training(job, found, job.shape.length + 2 * 128, lookups=2)
-    assert found["all-gather", 0] == {HEAD: 1}
+    check_training(job, found, job.shape.length + 2 * 128, exchanges=6, reference=1)
+    assert found["all-gather", 0] == {HEAD: 2}
     assert ("collective-permute", 0) not in found
 
 
-def check_training(job, found, tokens, *, lookups, parts=("text",)):
-    """What an update of `lookups` pieces of text sends."""
+def check_training(job, found, tokens, *, exchanges, reference=0, parts=("text",)):
+    """What an update sends that runs a reference policy so often; `exchanges` of the embedding's
+    rows, for lookups and gradients."""
     states = activations(job, tokens)
     weights, own = (
         sum((layer_weights(job, part, gathered=which) for part in parts), collections.Counter())
         for which in (True, False)
     )
-    assert found["all-gather", 1] == times(weights, 2)  # forward, and backward
-    assert found["all-gather", 0][HEAD] == 1  # before the loop over chunks
+    assert found["all-gather", 1] == times(weights, 2 + reference)  # forward, and backward
+    assert found["all-gather", 0][HEAD] == 1 + reference  # before the loop over chunks
     assert found["reduce-scatter", 0][OWN_HEAD] == 1  # behind it
     assert layer_weights(job, "text", gathered=False).items() <= found["reduce-scatter", 1].items()
     assert found["reduce-scatter", 1].keys() <= own.keys()
     # Behind attention and MLP, attention again as it is computed again, and both gradients.
-    assert found["all-reduce", 1][states] == 5
+    assert found["all-reduce", 1][states] == 5 + 2 * reference
     # The embedding lies split over its width: rows of it change hands, and their gradient.
-    assert found["all-to-all", 0].total() == lookups + 1
+    assert found["all-to-all", 0].total() == exchanges
     largest = max(
         math.prod(dims)
         for (kind, _), some in found.items()
@@ -89,7 +90,7 @@ def test_sft_update_that_trains_the_tower(place):
     hlo = compile_one(job, "update").hlo
     assert hlo.count('custom_call_target="tpu_custom_call"') >= 6  # of the text, of whole frames
     found = sent(hlo)
-    check_training(job, found, job.shape.length, lookups=1, parts=("text", "vision"))
+    check_training(job, found, job.shape.length, exchanges=2, parts=("text", "vision"))
     assert found["all-gather", 0].total() == 4  # the head; of the tower embedding and merger
 
 

@@ -47,6 +47,16 @@ def test_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
     [
         (["--topology=v5q-64"], ValueError, r"--topology=v5q-64: unknown; nearest are .*v5[ep]-64"),
         (["--topology=H100:8", "--config.mesh.tensor=3"], ValueError, r"tensor=3: does not fit 8"),
+        (
+            ["--topology=cpu:2"],
+            ValueError,
+            "bfloat16, whose sums over 2 CPU .* model.dtype=float32",
+        ),
+        (
+            ["--topology=v5p-8", "--config.data.records=rl.jsonl"],
+            ValueError,
+            "data.records are counted in tokens of the model; set model.init_from",
+        ),
         (["--topology=H100:1"], RuntimeError, r"needs [\d.]+ GiB of 73.00 GiB a device; set "),
     ],
 )

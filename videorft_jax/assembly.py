@@ -68,6 +68,16 @@ def make_mesh(config, devices=None) -> jax.sharding.Mesh:
     return mesh
 
 
+def check_cpus(config, count: int) -> None:
+    """Raises ValueError for an update in bfloat16 on several CPU devices: XLA's compiler for CPUs
+    ends the process there ("Invalid binary instruction opcode copy", jax 0.10)."""
+    if count > 1 and config.model.dtype == "bfloat16":
+        raise ValueError(
+            f"{config.name}: model.dtype is bfloat16, whose sums over {count} CPU devices XLA "
+            "cannot compile; set model.dtype=float32, or use one device"
+        )
+
+
 def load_model_files(config) -> tuple[ModelConfig, Any]:
     """The model's config and tokenizer from `model.init_from`."""
     folder = config.model.init_from
@@ -248,6 +258,8 @@ def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]
     Raises ValueError for a config that cannot work."""
     log.info("%s on %s", config.name, options.describe_environment())
     mesh = make_mesh(config)
+    if mesh.devices.flat[0].platform == "cpu":
+        check_cpus(config, mesh.size)
     model_config, tokenizer = load_model_files(config)
     contract = make_contract(config)
     weights = make_weights(config, model_config)

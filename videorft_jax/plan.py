@@ -119,6 +119,8 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket
         tokenizer = shapes.PublishedTokenizer()
     weights = make_weights(config, model)
     mesh = assembly.make_mesh(config, machine.devices)
+    if machine.kind == "cpu":
+        assembly.check_cpus(config, machine.num_devices)
     siglip = None
     if mode == "grpo":
         updating.make_grpo_config(config)
