@@ -104,13 +104,14 @@ def test_figures_are_kept_and_hold_for_the_same_program_alone(tmp_path):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     path = tmp_path / "figures.json"
-    small = narrow_job("cpu:4", "grpo")
+    wide = {"model.dtype": "float32"}
+    small = narrow_job("cpu:4", "grpo", **wide)
     reshard = find_programs(small)[0]
     first = measure(small, reshard, Store(path))
     count = len(compiles)
     assert count >= 1
     assert measure(small, reshard, Store(path)) == first
     assert len(compiles) == count
-    other = narrow_job("cpu:4", "grpo", **{"mesh.tensor": 1})
+    other = narrow_job("cpu:4", "grpo", **wide | {"mesh.tensor": 1})
     assert measure(other, find_programs(other)[0], Store(path)) != first
     assert len(compiles) > count
