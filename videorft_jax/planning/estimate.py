@@ -2,9 +2,9 @@
 
 Arguments are exact, they follow from shapes and shardings. Temporaries are the arrays that cannot
 be avoided: gathered weights of two layers, layer inputs kept for the backward pass, the working set
-of one layer, a chunk of logits, gradients. Held against the compiler for 7B with 16 frames, all that
-lies on a device meanwhile included (launch/PLANS.md), they are right within 15 %; but of TPU7x, whose
-prefill and decode they put a quarter too low.
+of one layer, a chunk of logits, gradients. Held against the compiler for 7B with 16 frames, with
+all that lies on a device meanwhile (launch/PLANS.md), they are right within 15 %; but of TPU7x,
+whose prefill and decode they put a quarter too low.
 """
 
 from videorft_jax.losses import CHUNK
