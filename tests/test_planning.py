@@ -1,7 +1,9 @@
 """`videorft plan` as a command: formulas, tables, what it refuses, finds and keeps."""
 
+import dataclasses
 import json
 import os
+import time
 
 import jax
 import pytest
@@ -9,10 +11,11 @@ from planned import ROOT, load_recipe, narrow_job
 from tiny_run import finish, start, wait_for
 
 from videorft_jax import plan
+from videorft_jax.planning import measure as plan_measure
 from videorft_jax.planning import search, topology
 from videorft_jax.planning.measure import Store, measure
 from videorft_jax.planning.programs import find_programs
-from videorft_jax.planning.report import make_rows
+from videorft_jax.planning.report import make_rows, merge_rows
 
 
 def run(capsys, *arguments):
@@ -64,6 +67,28 @@ def test_bad_input_is_one_line_with_a_remedy(capsys, arguments, error, text):
     with pytest.raises(error, match=text) as raised:
         run(capsys, *arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_several_shapes_are_one_row_of_the_worst_memory_and_all_compile_time():
+    rows = make_rows(plan.make_job(load_recipe("grpo"), topology.find("H200:8")))
+    row = dataclasses.replace(rows[0], peak_gib=3.0, fits=True, floor_s=2.0, compile_s=5.0)
+    other = dataclasses.replace(row, peak_gib=4.0, floor_s=1.0, compile_s=7.0)
+    small = dataclasses.replace(row, peak_gib=1.0, fits=False)  # the compiler gave up on it
+    (found,) = merge_rows([[row], [other]])
+    assert found == dataclasses.replace(row, peak_gib=4.0, compile_s=12.0)
+    assert not merge_rows([[row], [small]])[0].fits
+
+
+def test_a_long_compile_says_how_long_it_has_taken(monkeypatch):
+    monkeypatch.setattr(plan_measure, "_REMIND_S", 0.05)
+    said = []
+    with plan_measure.reminded("compiling", said.append):
+        time.sleep(0.3)
+    count = len(said)
+    time.sleep(0.1)
+    assert said[0] == "compiling"
+    assert 2 <= count == len(said)
+    assert all(text == "compiling: 0 s so far" for text in said[1:])
 
 
 def test_search_finds_what_fits_and_changes_no_more_than_the_fastest_needs():
