@@ -96,13 +96,16 @@ def test_siglip_gathers_weights_and_no_images_or_texts(rollout):
     patches = (config.image_size // config.patch_size) ** 2
     width = config.vision.hidden_size
     images, words = (ROWS // job.parts, patches, width), (texts, config.text_length, width)
-    weights = set()
+    weights = set()  # of what runs in those loops, as gathered over fsdp
     for keys, leaf in jax.tree_util.tree_leaves_with_path(job.judge):
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        size = math.prod(shape[1:] if "/layers/" in training.path_of(keys) else shape)
-        weights |= {size, size * job.mesh.shape["fsdp"]}
-        weights.add(size * job.mesh.shape["fsdp"] // 3)  # of the pool's qkv, each by itself
-        weights.add(size * job.mesh.shape["fsdp"] * 2 // 3)
+        path, shape = training.path_of(keys), leaf.sharding.shard_shape(leaf.shape)
+        size = math.prod(shape[1:] if "/layers/" in path else shape) * job.mesh.shape["fsdp"]
+        if path.endswith("pool/qkv"):
+            weights |= {size // 3, size * 2 // 3}  # queries, and the others
+        elif "/layers/" in path or "/pool/" in path or path == "vision/embed":
+            weights.add(size)
+    assert math.prod(words) not in weights  # sizes tell the two apart
+    assert math.prod(images) not in weights
     found = collectives(compiled["siglip"].hlo)
     inside = [(kind, dims, loops) for kind, dims, loops in found if loops]
     assert {kind for kind, _, _ in inside} == {"all-gather", "all-reduce"}
