@@ -152,7 +152,7 @@ class Hanging(RecordSource):
 
 def test_hanging_read_becomes_a_timeout_and_the_run_goes_on(data, tokenizer):
     source = Hanging(data)
-    limits = Limits(timeout_s=0.5)
+    limits = Limits(timeout_s=4.0)  # far above what the other clips need on a busy machine
     loader = make_loader(source, tokenizer, {"epochs": 1}, limits=limits)
     source.armed = True
     with loader.steps() as steps:
@@ -215,10 +215,11 @@ def test_a_hung_worker_is_an_error_within_the_limit(source, tokenizer):
     assert not [p for p in multiprocessing.active_children() if p.pid in pids]
 
 
-ORPHANS = """
-import json, os, sys
+TRAINER = """
+import json, os, signal, sys, time
 sys.path[:0] = json.loads(sys.argv[3])
 from test_pipeline import make_loader
+from videorft_jax.data.pipeline import LoaderStalled
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
 
@@ -227,28 +228,53 @@ if __name__ == "__main__":
     loader = make_loader(source, train_tiny_tokenizer(["a"], 264), {"workers": 2, "epochs": 40})
     steps = loader.steps()
     next(steps)
-    print(json.dumps([int(name) for name in os.listdir(steps._folder)]), flush=True)
-    sys.stdin.read()
+    pids = [int(name) for name in os.listdir(steps._folder)]
+    print(json.dumps(pids), flush=True)
+    if sys.argv[4] == "wait":
+        sys.stdin.read()
+    time.sleep(1.0)  # until they wait for a place to put what they have
+    os.kill(pids[0], signal.SIGKILL)
+    try:
+        list(steps)
+    except LoaderStalled as error:
+        print(error)
 """
 
 
-def test_no_orphan_is_left_when_the_trainer_is_killed(data, tmp_path):
+def start_trainer(data, tmp_path, then):
     script = tmp_path / "trainer.py"
-    script.write_text(ORPHANS)
+    script.write_text(TRAINER)
     here = os.path.dirname(os.path.abspath(__file__))
     path = json.dumps([here, os.path.dirname(here)])
-    with subprocess.Popen(
-        [sys.executable, str(script), data, str(tmp_path), path],
+    return subprocess.Popen(
+        [sys.executable, str(script), data, str(tmp_path), path, then],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    ) as trainer:
+    )
+
+
+def test_no_orphan_is_left_when_the_trainer_is_killed(data, tmp_path):
+    with start_trainer(data, tmp_path, "wait") as trainer:
         pids = json.loads(trainer.stdout.readline())
         assert len(pids) == 2
         assert all(psutil.pid_exists(pid) for pid in pids)
         trainer.kill()
     assert gone(pids)
+
+
+def test_a_trainer_ends_whose_worker_was_killed(data, tmp_path):
+    """Nothing waits for the rest of what the worker was writing, not even grain's own clean-up."""
+    with start_trainer(data, tmp_path, "kill") as trainer:
+        try:
+            said, _ = trainer.communicate(timeout=240)
+        finally:
+            trainer.kill()
+    pids, error = said.splitlines()
+    assert error.startswith("loader: Worker process was terminated unexpectedly with exit code -9")
+    assert trainer.returncode == 0
+    assert gone(json.loads(pids))
 
 
 def test_call_within():

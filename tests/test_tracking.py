@@ -169,6 +169,7 @@ def test_messages_do_not_run_into_the_live_line(tmp_path):
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
         console = logging.StreamHandler(terminal)
+        console.setLevel(logging.WARNING)  # what others say at less is no concern of this test
         logging.getLogger().addHandler(console)
         with Tracker(tmp_path, 2, stream=terminal) as tracker:
             tracker.log(1, {"loss": 0.5})

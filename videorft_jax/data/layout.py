@@ -143,6 +143,11 @@ class Sample(NamedTuple):
     def num_windows(self) -> int:
         return max((media.num_windows for media in self.media), default=0)
 
+    def in_one_piece(self) -> "Sample":
+        """The same with the pixels of each clip in one array, to be handed to another process."""
+        media = tuple(media._replace(planes=np.asarray(media.planes)) for media in self.media)
+        return self._replace(media=media)
+
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
     """Visual tokens down and across a frame of `height` x `width` pixels."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.buckets import Bucket, choose_buckets
-from videorft_jax.data.layout import pack
+from videorft_jax.data.layout import Sample, pack
 from videorft_jax.data.loading import Load, Loaded
 from videorft_jax.data.media import Limits, MediaContract
 from videorft_jax.data.plan import Plan, make_plan
@@ -38,7 +38,10 @@ from videorft_jax.data.watch import kill_workers, mark_flags_parsed, start_worke
 logger = logging.getLogger(__name__)
 MODES = ("sft", "grpo", "evaluate")
 MAX_THREADS = 16
-LARGE_ARRAY = 1 << 16  # bytes from which workers hand arrays over in shared memory
+# Bytes from which workers hand arrays over in shared memory. What is left of a sample fits into a
+# pipe and is written in one go: a worker killed within a write would leave half a message, for
+# whose rest grain waits for ever, even when the process ends.
+LARGE_ARRAY = 1 << 12
 CLOSE_S = 10.0
 
 
@@ -300,8 +303,8 @@ class Steps:
         options = grain.ReadOptions(threads, buffer if threads else 0)
         if not config.workers:
             return grain.MapDataset.source(slots).map(self._fill).to_iter_dataset(options)
-        chain = grain.MapDataset.source(plan.record[slots]).map(self._loader._load)
-        chain = chain.to_iter_dataset(options)
+        load = functools.partial(self._loader._load, place=Sample.in_one_piece)
+        chain = grain.MapDataset.source(plan.record[slots]).map(load).to_iter_dataset(options)
         mark_flags_parsed()
         options = grain.experimental.DatasetOptions(min_shm_size=LARGE_ARRAY)
         chain = grain.experimental.WithOptionsIterDataset(chain, options)
