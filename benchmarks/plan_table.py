@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
-from videorft_jax import plan  # noqa: E402
+from videorft_jax import options, plan  # noqa: E402
 from videorft_jax.planning import measure, report, topology  # noqa: E402
 from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
@@ -173,11 +173,12 @@ def main():
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--limit", type=int)
     parser.add_argument("--write", action="store_true")
-    options = parser.parse_args()
-    figures, lines, total, have = Figures(options.limit), [], 0, 0
-    if not options.write:
+    own = parser.parse_args()
+    options.forget_folders()
+    figures, lines, total, have = Figures(own.limit), [], 0, 0
+    if not own.write:
         for entry in sorted(entries(), key=rank):
-            if all(word in entry.name.split() for word in options.only):
+            if all(word in entry.name.split() for word in own.only):
                 figures.compile(entry)
     for entry in entries():
         rows, step = figures.rows(entry)

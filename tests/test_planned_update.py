@@ -1,8 +1,11 @@
 """`videorft plan`: scoring and updates, compiled for TPUs."""
 
+import base64
 import collections
 import math
+import re
 
+import jax
 import pytest
 from planned import (
     DIM,
@@ -23,7 +26,20 @@ from planned import (
     times,
 )  # fmt: skip
 
-from videorft_jax.planning.programs import device_bytes
+from videorft_jax.planning.programs import device_bytes, find_programs
+
+
+def test_kernels_name_their_sources_without_folders():
+    """Else neither a pod's compiled programs nor figures kept would hold in another place."""
+    pytest.importorskip("libtpu")
+    job = narrow_job("v5e:2x2", "grpo", **FROZEN | SHORT)
+    (program,) = (program for program in find_programs(job) if program.name == "update")
+    with jax.set_mesh(job.mesh):
+        text = program.lower().as_text()
+    kernels = [base64.b64decode(body) for body in re.findall(r"body\\22: \\22([\w+/=]+)", text)]
+    files = {name.decode() for body in kernels for name in re.findall(rb"[\w./-]+\.py", body)}
+    assert any(name.startswith("jax/experimental/pallas/ops/tpu/splash") for name in files)
+    assert not [name for name in files if name.startswith("/")]
 
 
 @pytest.fixture(scope="module", params=PLACES)

@@ -52,12 +52,22 @@ def parse(
     # traces of its threads, to absl; what concerns the user comes as an exception too.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    forget_folders()
     _start_processes(values)
     if not writes:
         return values.config, ""
     workdir = values.workdir if "://" in values.workdir else os.path.abspath(values.workdir)
     keep_compiled(values.config.compile_cache, workdir)
     return values.config, workdir
+
+
+def forget_folders() -> None:
+    """Leaves out of compiled programs where packages are installed: TPU kernels hold the names of
+    their source files, so that the same program would have another key on another machine."""
+    import jax
+
+    folders = r"^.*/site-packages/|^.*/(?=videorft_jax/)"
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", folders)
 
 
 def keep_compiled(folder: str, workdir: str) -> None:
