@@ -1,18 +1,20 @@
 """Writes launch/PLANS.md: what the recipes need of TPU slices that nobody here has.
 
-python benchmarks/plan_table.py [--only TEXT ...] [--limit N] [--write]
+python benchmarks/plan_table.py [--only TEXT ...] [--processes N] [--write]
 
-Every program of every entry is compiled by the TPU compiler, the most wanted entries first. Figures
-lie in launch/plans.json under the digest of the lowered program, the machine and the compiler's
-version, so that the script can be stopped and goes on, and that after a change of the code it
-compiles again what the change concerns. `--only` takes entries whose line holds all the words;
-`--limit` stops after so many compiles; `--write` compiles nothing and writes the table from what is
-known, with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
+Every program of every entry is compiled by the TPU compiler, the most wanted entries first, by two
+processes of up to 8 GiB unless told otherwise. Figures lie in launch/plans.json under the digest of
+the lowered program, the machine and the compiler's version, so that the script can be stopped and
+goes on, and that after a change of the code it compiles again what the change concerns. `--only`
+takes entries whose line holds all the words; `--write` compiles nothing and writes the table from
+what is known, with formulas (marked ~) in place of what is not. Floors are formulas everywhere.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import importlib
+import multiprocessing
 import os
 import pathlib
 import sys
@@ -92,24 +94,23 @@ def rank(entry):
     return (1 if entry.frames == 16 else 2), ("7b" not in entry.recipe), entry.machine in FULL
 
 
-class Figures:
-    """What is known of the programs of entries; `left` may still be compiled, None: all."""
-
-    def __init__(self, left):
-        self.store, self.left, self.used = measure.Store(FIGURES), left, set()
-
-    def compile(self, entry):
-        """Fills in what is not known."""
-        job = entry.job()
-        for program in find_programs(job):
-            if self.store.get(measure.lower(job, program)[1]) is not None:
-                continue
-            if self.left == 0:
-                return
-            self.left = self.left and self.left - 1
+def compile_entry(entry):
+    """Fills in what is not known of an entry's programs."""
+    options.forget_folders()
+    job, store = entry.job(), measure.Store(FIGURES)
+    for program in find_programs(job):
+        if store.get(measure.lower(job, program)[1]) is None:
             print(f"{entry.name} {program.name} ...", flush=True)
-            found = measure.measure(job, program, self.store)
-            print(f"    {found.peak:.2f} GiB, {found.compile_s:.0f} s", flush=True)
+            found = measure.measure(job, program, store)
+            what = f"{entry.name} {program.name}: {found.peak:.2f} GiB"
+            print(f"    {what}, {found.compile_s:.0f} s", flush=True)
+
+
+class Figures:
+    """What is known of the programs of entries."""
+
+    def __init__(self):
+        self.store, self.used = measure.Store(FIGURES), set()
 
     def rows(self, entry):
         """(rows, step) of an entry: compiled, or estimated."""
@@ -148,8 +149,8 @@ def write(lines, num_known, num_all):
         "device (half a chip of TPU7x), with what lies beside the program, against what the "
         "compiler lets a program use. Least times are rooflines of arithmetic and memory, without "
         "traffic between chips.\n\n"
-        f"**{num_known} of {num_all} programs are compiled; figures with ~ are formulas** "
-        "(`videorft_jax/planning/estimate.py`), to be replaced as the script goes on.\n\n"
+        f"**{num_known} of {num_all} programs are compiled**; figures with ~ would be formulas "
+        "(`videorft_jax/planning/estimate.py`).\n\n"
         "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
         "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
         "Compile minutes are of one processor.\n\n"
@@ -171,15 +172,16 @@ def write(lines, num_known, num_all):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     own = parser.parse_args()
     options.forget_folders()
-    figures, lines, total, have = Figures(own.limit), [], 0, 0
     if not own.write:
-        for entry in sorted(entries(), key=rank):
-            if all(word in entry.name.split() for word in own.only):
-                figures.compile(entry)
+        wanted = [e for e in sorted(entries(), key=rank) if set(own.only) <= set(e.name.split())]
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(own.processes, spawn) as pool:
+            list(pool.map(compile_entry, wanted))
+    figures, lines, total, have = Figures(), [], 0, 0
     for entry in entries():
         rows, step = figures.rows(entry)
         total, have = total + len(rows), have + sum(not row.estimated for row in rows)

@@ -140,3 +140,11 @@ def test_figures_are_kept_and_hold_for_the_same_program_alone(tmp_path):
     other = narrow_job("cpu:4", "grpo", **wide | {"mesh.tensor": 1})
     assert measure(other, find_programs(other)[0], Store(path)) != first
     assert len(compiles) > count
+
+
+def test_processes_that_keep_figures_in_one_file_lose_none(tmp_path):
+    stores = [Store(tmp_path / "plan.json") for _ in range(2)]  # both have read it before
+    figures = [plan_measure.Figures(1.0, 2.0, 3.0, seconds) for seconds in (4.0, 5.0)]
+    for name, store, found in zip("ab", stores, figures, strict=True):
+        store.put(name, found, {"program": name})
+    assert [Store(tmp_path / "plan.json").get(name) for name in "ab"] == figures

@@ -6,6 +6,7 @@ and of the topology, so that they hold exactly as long as they are true.
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -37,13 +38,13 @@ class Figures:
 
 
 class Store:
-    """Figures on disk; a path of None keeps them in memory alone."""
+    """Figures on disk, where several processes may add to them; a path of None keeps them in memory
+    alone."""
 
     def __init__(self, path=None):
         self._path = path and pathlib.Path(path)
         self._known = {}
-        if self._path and self._path.is_file():
-            self._known = json.loads(self._path.read_text())
+        self._read()
 
     def get(self, key: str) -> Figures | None:
         return Figures(**self._known[key]["figures"]) if key in self._known else None
@@ -54,8 +55,24 @@ class Store:
         self._write()
 
     def put(self, key: str, figures: Figures, what: dict) -> None:
-        self._known[key] = what | {"figures": dataclasses.asdict(figures)}
-        self._write()
+        entry = {key: what | {"figures": dataclasses.asdict(figures)}}
+        with self._alone():
+            self._read()
+            self._known |= entry
+            self._write()
+
+    @contextlib.contextmanager
+    def _alone(self):
+        if not self._path:
+            yield
+            return
+        with open(self._path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _read(self):
+        if self._path and self._path.is_file():
+            self._known |= json.loads(self._path.read_text())
 
     def _write(self):
         if self._path:
