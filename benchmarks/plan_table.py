@@ -141,7 +141,7 @@ def line(entry, rows, step):
     )
 
 
-def write(lines, num_known, num_all):
+def write(lines, num_known, num_all, minutes):
     TABLE.write_text(
         "# What the recipes need of a TPU slice\n\n"
         "Written by `python benchmarks/plan_table.py`; nothing here was run on a TPU. R = 8 "
@@ -153,7 +153,7 @@ def write(lines, num_known, num_all):
         "(`videorft_jax/planning/estimate.py`).\n\n"
         "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
         "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
-        "Compile minutes are of one processor.\n\n"
+        f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
         "naive: share of the least time of the same step with every completion in a row of its "
         "own. The aim, 35 %, is missed with 16 frames, by these formulas with any number of "
         "rows: a row of 1,280 + 8 x 768 tokens "
@@ -187,7 +187,7 @@ def main():
         total, have = total + len(rows), have + sum(not row.estimated for row in rows)
         lines.append(line(entry, rows, step))
     figures.store.keep(figures.used)
-    write(lines, have, total)
+    write(lines, have, total, figures.store.compile_minutes())
 
 
 if __name__ == "__main__":

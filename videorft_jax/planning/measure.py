@@ -49,6 +49,10 @@ class Store:
     def get(self, key: str) -> Figures | None:
         return Figures(**self._known[key]["figures"]) if key in self._known else None
 
+    def compile_minutes(self) -> float:
+        """Processor minutes that everything known took to compile."""
+        return sum(held["figures"]["compile_s"] for held in self._known.values()) / 60
+
     def keep(self, keys) -> None:
         """Drops the figures of every other program."""
         self._known = {key: held for key, held in self._known.items() if key in keys}
