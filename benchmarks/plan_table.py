@@ -29,6 +29,7 @@ from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
 from videorft_jax.planning.programs import find_programs  # noqa: E402
 
+options.forget_folders()  # in each process: it imports this file
 TABLE, FIGURES = ROOT / "launch" / "PLANS.md", ROOT / "launch" / "plans.json"
 # Machine -> mesh.tensor, prompts of a GRPO step, rows of an SFT step.
 FULL = {
@@ -96,7 +97,6 @@ def rank(entry):
 
 def compile_entry(entry):
     """Fills in what is not known of an entry's programs."""
-    options.forget_folders()
     job, store = entry.job(), measure.Store(FIGURES)
     for program in find_programs(job):
         if store.get(measure.lower(job, program)[1]) is None:
@@ -175,7 +175,6 @@ def main():
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     own = parser.parse_args()
-    options.forget_folders()
     if not own.write:
         wanted = [e for e in sorted(entries(), key=rank) if set(own.only) <= set(e.name.split())]
         spawn = multiprocessing.get_context("spawn")
