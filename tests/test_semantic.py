@@ -412,16 +412,20 @@ def trained():
     captions += [describe(think(sample), "paper")[0] for sample in samples]
     tokenizer = make_tokenizer(captions)
     config = tiny_config(len(tokenizer), image_size=56, patch_size=14, text_length=32)
-    calls = []
+    calls, compiled = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name.endswith("/backend_compile_duration"))
+    )
     siglip, losses = train_siglip(
         np.concatenate([last, last]),
         captions,
         config,
         tokenizer,
         num_steps=240,
-        progress=lambda *call: calls.append(call),
+        progress=lambda *call: calls.append((*call, sum(compiled))),
     )
-    assert calls[-1] == (240, 240, pytest.approx(losses[-1]))
+    assert calls[-1][:3] == (240, 240, pytest.approx(losses[-1]))
+    assert 0 < calls[-1][3] == calls[0][3]  # nothing on the way
     assert losses[-20:].mean() < 0.8 * losses[:20].mean()
     samples = [make_sample(world, 0, "eval", i) for i in range(NUM_CLIPS)]
     return siglip, samples, [draw_frames(sample.scene) for sample in samples]

@@ -124,7 +124,7 @@ def train_siglip(
             f"{batch_size}; give one caption a frame, at least a batch of them"
         )
     params = init(config, jax.random.key(seed))
-    params["logit_bias"] = jnp.full((), -math.log(batch_size))
+    params["logit_bias"] = jnp.float32(-math.log(batch_size))
     for tower in ("text", "vision"):
         params[tower]["embed"] *= _INPUT_GAIN
     siglip = Siglip(config, params, tokenizer)

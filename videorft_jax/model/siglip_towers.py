@@ -305,8 +305,8 @@ class Towers(nnx.Module):
     def __init__(self, config: SiglipConfig, rngs: nnx.Rngs):
         self.vision = VisionTower(config, rngs)
         self.text = TextTower(config, rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(math.log(10.0)))  # Zhai et al. 2023, section 3.2
-        self.logit_bias = nnx.Param(jnp.asarray(-10.0))
+        self.logit_scale = nnx.Param(jnp.float32(math.log(10.0)))  # Zhai et al. 2023, section 3.2
+        self.logit_bias = nnx.Param(jnp.float32(-10.0))
 
 
 @functools.partial(jax.jit, static_argnames="config")
