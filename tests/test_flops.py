@@ -71,8 +71,7 @@ def executed_everywhere():
 
 
 def count_xla(function, *arguments):
-    quick = {"xla_backend_optimization_level": 0}  # of LLVM; it is not run
-    return jax.jit(function).lower(*arguments).compile(quick).cost_analysis()["flops"]
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
 def count_dots(jaxpr):

@@ -17,7 +17,6 @@ from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def perturbed(rng, values):
@@ -93,7 +92,6 @@ def test_logprobs_and_entropy(problem):
         lambda params, groups: score_completions(
             vlm.bind(problem.twin.config, params), groups, temperature=TEMPERATURE
         ),
-        compiler_options=FAST,
     )
     for ours, wanted in zip(
         run(problem.twin.params, problem.groups), (problem.wanted, problem.entropy), strict=True
@@ -123,7 +121,7 @@ def test_loss_and_gradients(problem, name):
     )
     counts = totals(jax.tree.map(jnp.asarray, rows))
     other = (problem.reference.params,) if config.grpo.beta else ()
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, _), grads = step(problem.twin.params, rows, counts, *other)
 
     problem.twin.hf.zero_grad()
@@ -168,8 +166,7 @@ def test_adapters_learn_what_the_merged_weights_would(problem):
         return full(merge_lora(base, lora, weights.lora), rows, counts, base)[0]
 
     (value, grads), (wanted, whole) = (
-        jax.jit(jax.value_and_grad(function), compiler_options=FAST)(lora)
-        for function in (ours, merged)
+        jax.jit(jax.value_and_grad(function))(lora) for function in (ours, merged)
     )
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
@@ -182,7 +179,6 @@ def test_group_without_survivors_leaves_the_denominators(problem):
     loss, totals = updating.make_loss(config, make_weights(config, problem.twin.config))
     run = jax.jit(
         lambda params, rows: loss(params, rows, totals(rows), problem.reference.params)[0],
-        compiler_options=FAST,
     )
     rows = updating.GroupRows(problem.groups, problem.advantages, problem.sampler, problem.old)
     rows = jax.tree.map(np.asarray, rows)

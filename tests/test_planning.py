@@ -7,6 +7,7 @@ import time
 
 import jax
 import pytest
+from conftest import QUICK
 from planned import ROOT, load_recipe, narrow_job
 from tiny_run import finish, start, wait_for
 
@@ -111,7 +112,7 @@ def test_programs_for_absent_chips_are_written_for_them(tmp_path):
     command = ["plan", f"--config={recipe}", "--topology=v6e:2x2", f"--workdir={tmp_path}"]
     figures = tmp_path / "plan.json"
     for _ in range(2):  # the second time it is there to be read
-        process = start(cache, *command, "--config.mesh.tensor=2")
+        process = start(cache, *command, "--config.mesh.tensor=2", flags=QUICK)
         wait_for(figures.exists, process)
         process.terminate()
         assert "Warning" not in finish(process)[1]

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+from conftest import QUICK_CPU
 
 from videorft_jax import manifest, siglip_training
 from videorft_jax.checkpoint import Checkpointer
@@ -50,9 +51,7 @@ def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
         )
     }
     config = parse_config(tiny_values(vocab_size=vocab, **ids, **overrides))
-    quick = {"xla_backend_optimization_level": 0}  # a quarter of the time
-    init = jax.jit(functools.partial(vlm.init_params, config), compiler_options=quick)
-    params = init(jax.random.key(0))
+    params = jax.jit(functools.partial(vlm.init_params, config))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)
     tokenizer.save_pretrained(folder)
@@ -123,9 +122,9 @@ def write_config(path, recipe: str, options: dict) -> None:
     pathlib.Path(path).write_text("\n".join([*lines, "    return config", ""]))
 
 
-def environment(cache, devices: int = 1) -> dict[str, str]:
-    """Of a run on simulated devices; compiled programs are kept in the folder `cache`. Compiled
-    quickly rather than well: compiling is what such tests wait for."""
+def environment(cache, devices: int = 1, flags: str = QUICK_CPU) -> dict[str, str]:
+    """Of a run on simulated devices; compiled programs are kept in the folder `cache`. `flags` are
+    XLA's."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -133,15 +132,15 @@ def environment(cache, devices: int = 1) -> dict[str, str]:
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": flags,
     }
 
 
-def start(cache, *arguments, devices: int = 1, module: str = "videorft_jax.cli"):
-    """Starts `python -m module arguments...` in that environment."""
+def start(cache, *arguments, module: str = "videorft_jax.cli", **more):
+    """Starts `python -m module arguments...` in the `environment` of `cache` and `more`."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
-        env=environment(cache, devices),
+        env=environment(cache, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
