@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -168,6 +170,23 @@ def test_refused_in_one_line(place, say, flags, message):
     workdir = place.folder / "refused"
     assert message in refused(say("sft", place.config, f"--workdir={workdir}", *flags))
     assert not (workdir / "metrics.jsonl").exists()
+
+
+def test_refuses_a_batch_that_cannot_fit(place, say):
+    """65,536 rows of clips, an eighth of them on each of eight devices that share the host."""
+    flags = ["--config.data.rows=65536", "--config.data.epochs=8000", "--config.model.remat=none"]
+    said = refused(say("sft", place.config, f"--workdir={place.folder / 'wide'}", *flags))
+    pattern = (
+        r".*: data.rows = 65536 rows of (\d+) tokens cannot fit: update needs (.+) GiB of (.+) GiB "
+        r"a device; set train.accumulate=8192, or set model.remat=full, or "
+    )
+    length, need, limit = map(float, re.match(pattern, said).groups())
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    assert limit == pytest.approx(host / 8, abs=0.01)
+    bucket = make_loader(sft_config(place.model, place.records), place.folder / "wide").buckets[0]
+    assert length == bucket.length
+    pixels = 8192 * bucket.pairs * bucket.windows * 64 * 1176 / 2**30
+    assert need > max(limit, pixels)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from planned import (
     times,
 )  # fmt: skip
 
+from videorft_jax.planning.estimate import least_update
 from videorft_jax.planning.programs import device_bytes, find_programs
 
 
@@ -59,6 +60,13 @@ def test_update_fits_what_remat_promises(update):
     copies = device_bytes(job.policy) + device_bytes(job.state.params)
     logits = 4 * ROWS // job.parts * 256 * VOCAB // TENSOR
     assert compiled.memory.temp_size_in_bytes < kept + copies + 3 * logits
+    check_least(job, compiled)
+
+
+def check_least(job, compiled):
+    """What a run is refused for is no more than the compiler needs."""
+    memory = compiled.memory
+    assert least_update(job) * 2**30 < memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
 def test_update_sends_weights_once_a_pass_and_gradients_once(update):
@@ -103,7 +111,9 @@ def check_training(job, found, tokens, *, exchanges, reference=0, parts=("text",
 def test_sft_update_that_trains_the_tower(place):
     pytest.importorskip("libtpu")
     job = narrow_job(place, "sft")
-    hlo = compile_one(job, "update").hlo
+    compiled = compile_one(job, "update")
+    check_least(job, compiled)
+    hlo = compiled.hlo
     assert hlo.count('custom_call_target="tpu_custom_call"') >= 6  # of the text, of whole frames
     found = sent(hlo)
     check_training(job, found, job.shape.length, exchanges=2, parts=("text", "vision"))

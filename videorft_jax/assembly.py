@@ -251,9 +251,10 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]:
+def open_run(config, workdir: str, mode: str, check_room, updates: int = 1) -> Iterator[Run]:
     """Checks the config, restores or makes the state, and measures the data for `mode`, one of
-    the loader's. `updates` are optimizer steps a batch. The mesh is set inside.
+    the loader's. `check_room` is the planner's, which stands on this file; `updates` are optimizer
+    steps a batch. The mesh is set inside.
 
     Raises ValueError for a config that cannot work."""
     log.info("%s on %s", config.name, options.describe_environment())
@@ -279,6 +280,7 @@ def open_run(config, workdir: str, mode: str, updates: int = 1) -> Iterator[Run]
         if checkpointer.latest_step() is not None:
             state, saved = checkpointer.restore(None, abstract, agreed)
         loader = make_loader(config, mode, tokenizer, contract, str(mirror.folder))
+        check_room(config, mode, weights, mesh, loader.buckets)
         total = min(len(loader), config.train.max_steps or len(loader))
         optimizer = training.make_optimizer(make_optim_config(config, total * updates))
         if state is None:

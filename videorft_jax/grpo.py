@@ -22,6 +22,7 @@ from videorft_jax import assembly, cli, flops, judging, options, sharding, train
 from videorft_jax.checkpoint import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.gathering import gather
+from videorft_jax.planning.room import check_room
 from videorft_jax.scoring import Groups
 from videorft_jax.tracking import Tracker
 from videorft_jax.updating import GroupRows, make_grpo_config
@@ -142,7 +143,7 @@ def train(config, workdir: str) -> int:
     """
     updates = config.grpo.num_updates
     check(config)
-    with assembly.open_run(config, workdir, "grpo", updates) as run:
+    with assembly.open_run(config, workdir, "grpo", check_room, updates) as run:
         start = int(run.state.step) // updates
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)

@@ -14,6 +14,7 @@ import numpy as np
 
 from videorft_jax import assembly, cli, flops, options, sharding, updating
 from videorft_jax.checkpoint import PreemptionGuard, stopped
+from videorft_jax.planning.room import check_room
 from videorft_jax.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def train(config, workdir: str) -> int:
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
-    with assembly.open_run(config, workdir, "sft") as run:
+    with assembly.open_run(config, workdir, "sft", check_room) as run:
         step = updating.make_sft_step(config, run.weights, run.optimizer, run.shardings)
         _loop(config, run, step)
     return 0

@@ -100,24 +100,48 @@ def _siglip(job):
 
 
 def _update(job):
-    config, text = job.config, job.weights.model.text
-    rows = max(1, _rows(job) // config.train.accumulate)
-    tokens = rows * job.shape.length
-    if job.mode == "grpo":
-        tokens += rows * config.rollout.num_rollouts * config.rollout.max_new_tokens
-    kept = text.num_layers * tokens * text.dim * _NARROW
-    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[config.model.remat]
-    kept += share * text.num_layers * _layer(job, tokens) / 4
-    vision = job.weights.model.vision
-    if job.weights.trains_vision:
-        patches = rows * job.shape.pairs * job.shape.windows * 64
-        kept += vision.num_layers * patches * vision.dim * _NARROW
+    config = job.config
+    rows, tokens = _slice(job)
     copies = device_bytes(job.policy) if job.weights.lora is None else 0
     gradients = device_bytes(job.state.params) * (2 if config.train.accumulate > 1 else 1)
     working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
-    temporaries = copies + gradients + kept + working + _gathered(job)
+    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[config.model.remat]
+    temporaries = copies + gradients + _kept(job, share) + working + _gathered(job)
     temporaries += 3 * _logits(job, rows * CHUNK)
-    return device_bytes((job.state, job.reference)) + _batch(job), temporaries
+    return _update_arguments(job), temporaries
+
+
+def _update_arguments(job):
+    return device_bytes((job.state, job.reference)) + _batch(job)
+
+
+def _slice(job):
+    """(rows, decoder tokens) of a device that an update goes through at once."""
+    rows = max(1, _rows(job) // job.config.train.accumulate)
+    tokens = rows * job.shape.length
+    if job.mode == "grpo":
+        tokens += rows * job.config.rollout.num_rollouts * job.config.rollout.max_new_tokens
+    return rows, tokens
+
+
+def _kept(job, share):
+    """Bytes for the backward pass: the inputs of all layers, and quarters of what a decoder layer
+    works with."""
+    (rows, tokens), text, vision = _slice(job), job.weights.model.text, job.weights.model.vision
+    kept = text.num_layers * tokens * text.dim * _NARROW
+    kept += share * text.num_layers * _layer(job, tokens) / 4
+    if job.weights.trains_vision:
+        patches = rows * job.shape.pairs * job.shape.windows * 64
+        kept += vision.num_layers * patches * vision.dim * _NARROW
+    return kept
+
+
+def least_update(job: Job) -> float:
+    """GiB of a device without which no compiler can do an update: arguments, gradients (none is
+    applied before all are known to be finite) and what the backward pass reads again."""
+    share = 3 if job.config.model.remat in ("save_dots", "none") else 0
+    parts = (_update_arguments(job), device_bytes(job.state.params), _kept(job, share))
+    return sum(parts) / GIB
 
 
 _PROGRAMS = {

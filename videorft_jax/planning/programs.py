@@ -32,13 +32,14 @@ NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What is planned: a config on a machine, in one shape. `siglip` is None where no reward looks
-    at frames; `num_shapes` counts the buckets of the data."""
+    at frames; `num_shapes` counts the buckets of the data; `topology` and `tokenizer` are None for
+    the machine at hand, where only the memory of updates is asked for."""
 
     mode: str
     config: Any
     weights: Weights
     mesh: Any
-    topology: Topology
+    topology: Topology | None
     shape: Shape
     siglip: SiglipConfig | None
     num_shapes: int

@@ -142,13 +142,14 @@ def host_gib(job: Job) -> float:
 
 def advise(job: Job, rows: list[Row]) -> list[str]:
     """What to change, one line for each program that does not fit."""
-    lines = []
-    for row in rows:
-        if row.fits:
-            continue
-        wanted = f"{row.name} needs {row.peak_gib:.2f} GiB of {row.limit_gib:.2f} GiB a device"
-        lines.append(f"{wanted}; {', or '.join(_remedies(job, row.name))}")
-    return lines
+    missed = [row for row in rows if not row.fits]
+    return [refusal(job, row.name, row.peak_gib, row.limit_gib) for row in missed]
+
+
+def refusal(job: Job, name: str, need: float, limit: float) -> str:
+    """What the program called `name` lacks, in GiB, and all that may help."""
+    remedies = ", or ".join(_remedies(job, name))
+    return f"{name} needs {need:.2f} GiB of {limit:.2f} GiB a device; {remedies}"
 
 
 def _remedies(job, name):
@@ -185,7 +186,7 @@ def _wider(job):
     for tensor in range(job.mesh.shape["tensor"] + 1, heads + 1):
         if heads % tensor == 0:
             with contextlib.suppress(ValueError):
-                sharding.make_mesh(**(mesh | {"tensor": tensor}), devices=job.topology.devices)
+                sharding.make_mesh(**(mesh | {"tensor": tensor}), devices=job.mesh.devices.flat)
                 return tensor
     return None
 

@@ -1,0 +1,29 @@
+"""Batches that cannot fit are refused by sizes alone, whatever trains on them."""
+
+import jax
+import pytest
+from planned import load_recipe, narrow_model
+
+from videorft_jax import assembly
+from videorft_jax.data.buckets import Bucket
+from videorft_jax.planning import room
+from videorft_jax.weights import make_weights
+
+
+@pytest.mark.parametrize("mode", ["sft", "grpo"])
+def test_refuses_rows_that_no_device_here_can_hold(mode):
+    """Whichever of the buckets it is."""
+    config = load_recipe(mode)
+    config.model.dtype = "float32"
+    mesh, weights = assembly.make_mesh(config), make_weights(config, narrow_model())
+    small = Bucket(length=1024, pairs=8, windows=4, rows=config.data.rows)
+    room.check_room(config, mode, weights, mesh, [small])
+    wide = small._replace(length=1 << 22, pairs=1 << 16)
+    with pytest.raises(ValueError, match=rf"{config.name}: data.rows = .* of {wide.length} tokens"):
+        room.check_room(config, mode, weights, mesh, [small, wide])
+
+
+def test_a_device_of_the_cpu_has_its_share_of_the_host():
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) / 2**20
+    assert room.device_gib() == pytest.approx(total / len(jax.local_devices()), rel=1e-3)
