@@ -106,7 +106,8 @@ def _update(job):
     gradients = device_bytes(job.state.params) * (2 if config.train.accumulate > 1 else 1)
     working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
     share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[config.model.remat]
-    temporaries = copies + gradients + _kept(job, share) + working + _gathered(job)
+    kept = _kept_inputs(job) + share * job.weights.model.text.num_layers * _layer(job, tokens) / 4
+    temporaries = copies + gradients + kept + working + _gathered(job)
     temporaries += 3 * _logits(job, rows * CHUNK)
     return _update_arguments(job), temporaries
 
@@ -124,12 +125,10 @@ def _slice(job):
     return rows, tokens
 
 
-def _kept(job, share):
-    """Bytes for the backward pass: the inputs of all layers, and quarters of what a decoder layer
-    works with."""
+def _kept_inputs(job):
+    """Bytes of the inputs of all layers, from which the backward pass starts each."""
     (rows, tokens), text, vision = _slice(job), job.weights.model.text, job.weights.model.vision
     kept = text.num_layers * tokens * text.dim * _NARROW
-    kept += share * text.num_layers * _layer(job, tokens) / 4
     if job.weights.trains_vision:
         patches = rows * job.shape.pairs * job.shape.windows * 64
         kept += vision.num_layers * patches * vision.dim * _NARROW
@@ -137,11 +136,17 @@ def _kept(job, share):
 
 
 def least_update(job: Job) -> float:
-    """GiB of a device without which no compiler can do an update: arguments, gradients (none is
-    applied before all are known to be finite) and what the backward pass reads again."""
-    share = 3 if job.config.model.remat in ("save_dots", "none") else 0
-    parts = (_update_arguments(job), device_bytes(job.state.params), _kept(job, share))
-    return sum(parts) / GIB
+    """GiB of a device without which no compiler can do an update: arguments; gradients in the dtype
+    of the model, none of which is applied before all are known to be finite; layer inputs; and, of
+    layers that are not computed again, q, k, v and the MLP's two inner products."""
+    text, tensor = job.weights.model.text, job.mesh.shape["tensor"]
+    gradients = device_bytes(job.state.params) * _NARROW / _WIDE
+    kept = _kept_inputs(job)
+    if job.config.model.remat in ("save_dots", "none"):
+        heads = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+        width = (heads + 2 * text.mlp_dim) / tensor
+        kept += _NARROW * text.num_layers * _slice(job)[1] * width
+    return (_update_arguments(job) + gradients + kept) / GIB
 
 
 _PROGRAMS = {

@@ -164,5 +164,9 @@ def _host(name, kind, count):
     if kind != "cpu":
         hosts = -(-count // about.per_host)
         return Topology(name, kind, devices, count, count, hosts, about.usable_gib, chip)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Topology(name, kind, devices, count, 1, 1, memory / count, find_chip(devices[0]))
+    return Topology(name, kind, devices, count, 1, 1, cpu_gib(count), find_chip(devices[0]))
+
+
+def cpu_gib(count: int) -> float:
+    """The share of each of `count` CPU devices in this host's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count / 2**30
