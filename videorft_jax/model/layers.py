@@ -94,11 +94,26 @@ def _linear_backward(inner, saved, cotangent):
         x.reshape(-1, math.prod(w.shape[:inner])),
         cotangent.reshape(-1, math.prod(w.shape[inner:])),
     )
-    dw = jax.lax.dot_general(*flat, (((0,), (0,)), ((), ()))).reshape(w.shape)
+    dw = _sum_outer(*flat).reshape(w.shape)
     return dx, dw, None if bias is None else sum_rows(cotangent, outer)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _sum_outer(x, y):
+    """Sum over rows of outer products: [N, I], [N, O] -> [I, O]."""
+
+    def product(x, y):
+        return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())))
+
+    def turned(x, y):  # or XLA finds the product above again
+        return jax.lax.optimization_barrier(product(y, x)).T
+
+    if x.shape[1] <= y.shape[1]:
+        return product(x, y)
+    # A CPU multiplies a fifth faster where the result is wide than where it is tall.
+    return jax.lax.platform_dependent(x, y, cpu=turned, default=product)
 
 
 def _apart(saved):
