@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from videorft_jax.reductions import sum_last
 
 CHUNK = 512  # tokens of a row whose logits are alive at once
+CPU_CHUNK = 256  # a core multiplies as fast, and fewer rows of a last chunk have no target
 
 
 def token_logprobs(

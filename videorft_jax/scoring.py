@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax.data.batch import Batch
-from videorft_jax.losses import token_logprobs
-from videorft_jax.model.attention import SharedPrefix
+from videorft_jax.losses import CHUNK, CPU_CHUNK, token_logprobs
+from videorft_jax.model.attention import SharedPrefix, resolve
 from videorft_jax.model.vlm import VLM
 
 
@@ -27,6 +27,11 @@ class Groups(NamedTuple):
     def mask(self) -> jax.Array:
         """bool [B, R, C], True on tokens of completions that take part."""
         return jnp.arange(self.completions.shape[-1]) < self.lengths[..., None]
+
+
+def head_chunk(attention: str) -> int:
+    """Tokens of a row whose logits are alive at once, where `attention` is the path."""
+    return CPU_CHUNK if resolve(attention) == "chunked" else CHUNK
 
 
 def score_completions(
@@ -71,5 +76,6 @@ def score_completions(
         groups.completions.reshape(rows, -1),
         flat,
         temperature=temperature,
+        chunk=head_chunk(attention),
     )
     return tuple(x.reshape(mask.shape) for x in scores)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from videorft_jax import losses, training
 from videorft_jax.model import vlm
-from videorft_jax.scoring import Groups, score_completions
+from videorft_jax.scoring import Groups, head_chunk, score_completions
 from videorft_jax.weights import Weights
 
 
@@ -43,7 +43,8 @@ def make_sft_loss(config, weights: Weights):
         settings = {"attention": config.model.attention, "remat": config.model.remat}
         hidden = model.hidden_states(rows, **settings)
         head = model.text.output_weight
-        return losses.sft_loss(hidden, head, rows.tokens, mask_of(rows), num_targets)
+        chunk = head_chunk(config.model.attention)
+        return losses.sft_loss(hidden, head, rows.tokens, mask_of(rows), num_targets, chunk=chunk)
 
     return loss, totals
 
