@@ -18,4 +18,7 @@ pip install --quiet --no-deps --require-hashes -r requirements.lock
 pip install --quiet --no-deps -e .
 
 export JAX_PLATFORMS=cpu
+# XLA for CPU asks the system for its scratch memory in each step, and gives it back. In huge pages
+# that is a fraction of the faults; glibc takes the advice of this variable alone.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$VENV/bin/videorft" demo --config=configs/demo.py --workdir="${WORKDIR:-runs/demo}" "$@"
