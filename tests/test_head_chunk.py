@@ -1,0 +1,48 @@
+"""How many positions' logits SFT and GRPO hold at once, read from the program itself."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import load_recipe
+
+from videorft_jax import updating
+from videorft_jax.data import layout
+from videorft_jax.model import vlm
+from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.scoring import Groups
+from videorft_jax.weights import make_weights
+
+LENGTH, R, C = 600, 2, 300
+
+
+def loss_of(mode, attention):
+    """(loss, its abstract arguments, words) of one row of text, 600 positions to score."""
+    config, model = load_recipe(f"{mode}_7b"), parse_config(tiny_values())
+    config.model.attention, config.model.remat = attention, "none"
+    tokens = np.zeros(LENGTH, np.int32)
+    sample = layout.make_sample(tokens, np.ones(LENGTH, bool), [], [], "hf5")
+    batch = layout.pack([[sample]], LENGTH, 0, 0)
+    weights = make_weights(config, model)
+    if mode == "sft":
+        loss, totals = updating.make_sft_loss(config, weights)
+        return loss, totals, batch, model
+    config.grpo.beta = 0.0
+    loss, totals = updating.make_loss(config, weights)
+    groups = Groups(batch, np.zeros((1, R, C), np.int32), np.full((1, R), C, np.int32))
+    rows = updating.GroupRows(groups, np.zeros((1, R), np.float32), np.zeros((1, R, C), np.float32))
+    return loss, totals, rows, model
+
+
+@pytest.mark.parametrize(("attention", "wanted"), [("chunked", 256), ("reference", 512)])
+@pytest.mark.parametrize("mode", ["sft", "grpo"])
+def test_a_core_scores_half_as_many_positions_at_once(mode, attention, wanted):
+    loss, totals, rows, model = loss_of(mode, attention)
+    rows = jax.tree.map(jnp.asarray, rows)
+    program = jax.make_jaxpr(lambda params: loss(params, rows, totals(rows))[0])(
+        vlm.abstract_params(model)
+    )
+    found = re.findall(rf"f32\[1,(\d+),{model.text.vocab_size}\]", str(program))
+    assert set(map(int, found)) - {1} == {wanted}
