@@ -59,7 +59,8 @@ def run_ours(folder, pipe):
 
     def loss(params, rows, count):
         model = vlm.bind(config, params)
-        hidden = model.hidden_states(rows)
+        _, predicts = losses.shift(rows.tokens, rows.loss_mask)
+        hidden = model.hidden_states(rows, wanted=predicts)
         head = model.text.output_weight
         chunk = scoring.head_chunk("auto")
         return losses.sft_loss(hidden, head, rows.tokens, rows.loss_mask, count, chunk=chunk)

@@ -71,6 +71,30 @@ def test_path_equals_reference(path, kind, monkeypatch):
         np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["causal", "shared", "full"])
+def test_queries_in_any_places(kind, monkeypatch):
+    """Some of a row's queries, in no order, on the CPU's path."""
+    monkeypatch.setattr(attention_chunked, "_BLOCK", 4)
+    mask, real = masks()[kind]
+    q, k, v, cotangent = draw(22)
+    rng = np.random.default_rng(4)
+    places = np.stack([rng.permutation(22)[:9] for _ in range(2)]).astype(np.int32)
+    real = np.take_along_axis(real, places, axis=1)
+    q, cotangent = (jnp.take_along_axis(x, places[..., None, None], axis=1) for x in (q, cotangent))
+    cotangent *= real[:, :, None, None]
+    allowed = jnp.broadcast_to(mask.allowed(), (2, 22, 22))
+    allowed = jnp.take_along_axis(allowed, places[..., None], axis=1)
+    expected = value_and_grads(lambda *x: A.reference(*x, allowed), q, k, v, cotangent)
+    got = value_and_grads(
+        lambda *x: attention_chunked.attention(*x, mask, places), q, k, v, cotangent
+    )
+    for ours, theirs in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(got[0])[real], np.asarray(expected[0])[real], atol=2e-6, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("path", ["reference", *PATHS])
 def test_shared_prefix_equals_repeated_rows(path):
     """The oracle knows nothing of shared prefixes: R separate causal rows per prompt."""

@@ -82,7 +82,8 @@ class Part:
 def packed_work(batch: Batch) -> tuple[Work, Work]:
     """(useful, executed) of rows of packed samples; `batch` holds NumPy arrays.
 
-    The executed head runs over the target positions only.
+    The executed head runs over the target positions only. What a CPU leaves out of the last layer
+    is counted all the same.
     """
     segments = np.asarray(batch.segment_ids)
     lengths = _segment_lengths(segments)

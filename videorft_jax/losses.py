@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.reductions import sum_last
-
-CHUNK = 512  # tokens of a row whose logits are alive at once
-CPU_CHUNK = 256  # a core multiplies as fast, and fewer rows of a last chunk have no target
+from videorft_jax.wanted import CHUNK, at_wanted
 
 
 def token_logprobs(
@@ -59,34 +57,11 @@ def token_logprobs(
 
 def _token_logprobs(hidden, head, targets, mask, most, *, temperature, chunk):
     """Of one device's rows; `most` wanted positions in a row of any device."""
-    length = hidden.shape[1]
-    chunk = min(chunk, length)
-    padding = -length % chunk
-    back, order = _wanted_first(mask)
-
-    def to_front(x):
-        x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def score(hidden, targets):
         return _score(hidden, head, targets, temperature)
 
-    def skip(hidden, targets):
-        nothing = jnp.zeros_like(targets, jnp.float32)
-        return nothing, nothing
-
-    @jax.checkpoint
-    def step(done, parts):
-        return done + chunk, jax.lax.cond(done < most, score, skip, *parts)
-
-    _, scores = jax.lax.scan(step, 0, (to_front(hidden), to_front(targets)))
-
-    def restore(x):  # [chunks, B, chunk] -> [B, T]
-        x = jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], -1)[:, :length]
-        return jnp.where(mask, jnp.take_along_axis(x, back, axis=1), 0.0)
-
-    return restore(scores[0]), restore(scores[1])
+    return at_wanted(score, mask, most, chunk, hidden, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -122,18 +97,6 @@ def _score_backward(temperature, saved, cotangents):
 
 
 _score.defvjp(_score_forward, _score_backward)
-
-
-def _wanted_first(mask):
-    """int32 [B, T] each: where every position goes, and which position goes where, such that those
-    of `mask` come first and nothing else changes. By counting: a sort would take TPU compilers ten
-    seconds."""
-    count = jnp.cumsum(mask, axis=1)
-    rest = jnp.cumsum(~mask, axis=1) + count[:, -1:]
-    back = jnp.where(mask, count, rest) - 1
-    places = jnp.arange(mask.shape[1], dtype=back.dtype)
-    order = jax.vmap(lambda row: places.at[row].set(places, unique_indices=True))(back)
-    return back, order
 
 
 def shift(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax.data.batch import Batch
-from videorft_jax.losses import CHUNK, CPU_CHUNK, token_logprobs
+from videorft_jax.losses import token_logprobs
 from videorft_jax.model.attention import SharedPrefix, resolve
 from videorft_jax.model.vlm import VLM
+from videorft_jax.wanted import CHUNK, CPU_CHUNK
 
 
 class Groups(NamedTuple):
@@ -57,12 +58,14 @@ def score_completions(
     places = jnp.tile(jnp.arange(size), rollouts) + following[:, None]
     places = jnp.broadcast_to(places[:, None], (rows, 3, rollouts * size))
     flat = mask.reshape(rows, -1)
+    ends = jnp.arange(prompt_length) == valid.sum(1, keepdims=True) - 1
     hidden = model.text(
         jnp.concatenate([prompt, own], axis=1),
         jnp.concatenate([batch.positions, places], axis=2),
         SharedPrefix(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
+        wanted=jnp.concatenate([ends, flat], axis=1),
         attention_path=attention,
         remat=remat,
     )

@@ -41,10 +41,12 @@ def make_sft_loss(config, weights: Weights):
     def loss(joined, rows, num_targets):
         model = vlm.bind(weights.model, weights.merged(joined))
         settings = {"attention": config.model.attention, "remat": config.model.remat}
-        hidden = model.hidden_states(rows, **settings)
+        mask = mask_of(rows)
+        _, predicts = losses.shift(rows.tokens, mask)
+        hidden = model.hidden_states(rows, wanted=predicts, **settings)
         head = model.text.output_weight
         chunk = head_chunk(config.model.attention)
-        return losses.sft_loss(hidden, head, rows.tokens, mask_of(rows), num_targets, chunk=chunk)
+        return losses.sft_loss(hidden, head, rows.tokens, mask, num_targets, chunk=chunk)
 
     return loss, totals
 

@@ -6,6 +6,7 @@ once more from their log-sum-exp backward. Blocks that nobody may see are left o
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,18 @@ _HIDDEN = jnp.finfo(jnp.float32).min
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def attention(q, k, v, mask: Mask) -> jax.Array:
-    """q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `attention.attention`."""
-    return per_device(_local, q, k, v, mask)
+def attention(q, k, v, mask: Mask, places: jax.Array | None = None) -> jax.Array:
+    """q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `attention.attention`.
+
+    places int32 [B, T]: which of the row's S queries these are, where they are not all of them in
+    their order.
+    """
+    return per_device(_local, q, k, v, (mask, places))
 
 
-def _local(q, k, v, mask):
+def _local(q, k, v, seen):
     """One device's rows and heads."""
+    mask, places = seen
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     rows, columns = _block(length), _block(keys)
@@ -41,13 +47,17 @@ def _local(q, k, v, mask):
     def split(x, block):
         return _split(x, block, kv_heads, at_once)
 
-    first, stop = (
-        split(jnp.broadcast_to(x[..., None], (batch, keys, kv_heads)), columns)
-        for x in _seen_by(mask, length)
-    )
-    places = np.arange(-(-length // rows) * rows).reshape(-1, 1, rows)
-    places = np.tile(places, (1, groups, 1)).reshape(-1, groups * rows)
-    pairs = _pairs(mask, length, keys, rows, columns)
+    def of_keys(x):
+        return split(jnp.broadcast_to(x[..., None], (batch, keys, kv_heads)), columns)
+
+    if places is None:
+        places = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        first, stop = map(of_keys, _seen_by(mask, length))
+        pairs = _pairs(mask, length, keys, rows, columns)
+    else:
+        first, stop = map(of_keys, _seen_by(mask, keys))
+        pairs = tuple(itertools.product(range(-(-length // rows)), range(-(-keys // columns))))
+    places = split(jnp.broadcast_to(places[..., None], q.shape[:3]), rows)
     out = _mix(
         split(q * dim**-0.5, rows), split(k, columns), split(v, columns), places, first, stop, pairs
     )
@@ -128,24 +138,25 @@ def _visible(places, first, stop):
 def _mix(q, k, v, places, first, stop, pairs):
     """The blocks of `pairs`, U sets of n heads one after another.
 
-    q [U, I, n, T, H], scaled; k, v [U, J, n, S, H]; places int [I, T], of the queries in their
-    row; first, stop int [U, J, n, S], the queries that see a key. Returns [U, I, n, T, H].
+    q [U, I, n, T, H], scaled; k, v [U, J, n, S, H]; places int [U, I, n, T], of the queries in
+    their row; first, stop int [U, J, n, S], the queries that see a key. Returns [U, I, n, T, H].
     """
     return _forward(q, k, v, places, first, stop, pairs)[0]
 
 
 def _forward(q, k, v, places, first, stop, pairs):
     # Or a scan over layers has every block's mask made before its first turn, and kept.
-    q, first, stop = jax.lax.optimization_barrier((q, first, stop))
+    q, places, first, stop = jax.lax.optimization_barrier((q, places, first, stop))
 
     def unit(parts):
-        q, k, v, first, stop = parts
+        q, k, v, places, first, stop = parts
 
         def step(carry, pair):
             i, j = pair
             peak, total, out = carry
             scores = _product("nTH,nSH->nTS", _at(q, i), _at(k, j))
-            seen = _visible(_at(places, i)[:, None], _at(first, j)[:, None], _at(stop, j)[:, None])
+            low, high = _at(first, j)[:, None], _at(stop, j)[:, None]
+            seen = _visible(_at(places, i)[..., None], low, high)
             scores = jnp.where(seen, scores, _HIDDEN)
             higher = jnp.maximum(_at(peak, i), scores.max(-1))
             weights = jnp.exp(scores - higher[..., None])
@@ -159,8 +170,7 @@ def _forward(q, k, v, places, first, stop, pairs):
         (peak, total, out), _ = jax.lax.scan(step, start, _columns(pairs))
         return (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
 
-    places = jnp.asarray(places)
-    out, log_sum = jax.lax.map(unit, (q, k, v, first, stop))
+    out, log_sum = jax.lax.map(unit, (q, k, v, places, first, stop))
     return out, (q, k, v, places, first, stop, out, log_sum)
 
 
@@ -169,7 +179,7 @@ def _backward(pairs, saved, cotangent):
     delta = sum_last((cotangent * out).astype(jnp.float32))
 
     def unit(parts):
-        q, k, turned, v, first, stop, cotangent, log_sum, delta = parts
+        q, k, turned, v, places, first, stop, cotangent, log_sum, delta = parts
 
         def add(x, new, index):
             return _put(x, _at(x, index) + new, index)
@@ -178,7 +188,8 @@ def _backward(pairs, saved, cotangent):
             i, j = pair
             dq, dk, dv = carry
             scores = _product("nSH,nTH->nST", _at(k, j), _at(q, i))
-            seen = _visible(_at(places, i), _at(first, j)[..., None], _at(stop, j)[..., None])
+            low, high = _at(first, j)[..., None], _at(stop, j)[..., None]
+            seen = _visible(_at(places, i)[:, None], low, high)
             p = jnp.exp(jnp.where(seen, scores, _HIDDEN) - _at(log_sum, i)[:, None])
             dp = _product("nSH,nTH->nST", _at(v, j), _at(cotangent, i))
             ds = (p * (dp - _at(delta, i)[:, None])).astype(q.dtype)
@@ -192,7 +203,7 @@ def _backward(pairs, saved, cotangent):
         return jnp.swapaxes(dq, -1, -2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
     turned = jnp.swapaxes(k, -1, -2)
-    parts = q, k, turned, v, first, stop, cotangent, log_sum, delta
+    parts = q, k, turned, v, places, first, stop, cotangent, log_sum, delta
     return *jax.lax.map(unit, parts), None, None, None
 
 

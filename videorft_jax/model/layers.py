@@ -162,9 +162,17 @@ class Mlp(nnx.Module):
 
 
 def scan_layers(
-    step, stack: nnx.Module, carry, extras, remat: str = "none", attention: str = "auto"
+    step,
+    stack: nnx.Module,
+    carry,
+    extras,
+    remat: str = "none",
+    attention: str = "auto",
+    *,
+    count: int | None = None,
 ):
-    """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`.
+    """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`, or the first
+    `count` of them.
 
     `extras` is a tree of arrays with leading L that rides the scan. `remat` is one of
     REMAT_POLICIES: "full" keeps only the carry, "save_attention" also what attention returned,
@@ -172,6 +180,8 @@ def scan_layers(
     layers are laid out one after another: a loop copies whatever it keeps for the backward pass.
     """
     graphdef, weights = nnx.split(stack)
+    if count is not None:
+        weights = jax.tree.map(lambda x: x[:count], weights)
     count = jax.tree.leaves(weights)[0].shape[0]
     unroll = count <= MAX_UNROLLED and resolve(attention) == "chunked"
 
@@ -181,7 +191,13 @@ def scan_layers(
 
     # A loop by itself prevents the merging that prevent_cse guards against.
     body = checkpointed(body, remat, prevent_cse=unroll)
-    return jax.lax.scan(body, carry, (weights, extras), unroll=count if unroll else 1)
+    return jax.lax.scan(body, carry, (weights, extras), unroll=max(count, 1) if unroll else 1)
+
+
+def take_layer(stack: nnx.Module, index: int):
+    """One block of `stack`."""
+    graphdef, weights = nnx.split(stack)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], weights))
 
 
 def checkpointed(function, remat: str, *, prevent_cse: bool):

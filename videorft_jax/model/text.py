@@ -14,10 +14,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from videorft_jax.model import layers
-from videorft_jax.model.attention import Mask, attention, decode_attention
+from videorft_jax.model import attention_chunked, layers
+from videorft_jax.model.attention import Mask, attention, decode_attention, resolve
 from videorft_jax.model.config import TextConfig
 from videorft_jax.model.quantise import Int8, quantise
+from videorft_jax.wanted import CPU_CHUNK, at_wanted
 
 
 class KVCache(NamedTuple):
@@ -90,9 +91,18 @@ class Text(nnx.Module):
         """The head [V, D]; the embedding itself where the two are tied."""
         return (self.embed if self.config.tied else self.head)[...]
 
-    def __call__(self, x, positions, mask: Mask, *, attention_path="auto", remat="none"):
-        """Embeddings x [B, T, D], positions int32 [B, 3, T] -> final hidden states [B, T, D]."""
+    def __call__(
+        self, x, positions, mask: Mask, *, wanted=None, attention_path="auto", remat="none"
+    ):
+        """Embeddings x [B, T, D], positions int32 [B, 3, T] -> final hidden states [B, T, D].
+
+        Where `wanted`, bool [B, T], is given, only these are asked for. On the CPU's path the last
+        layer then leaves out the others, and they are 0.
+        """
         cos, sin = self._rotary(positions, x.dtype)
+        # In a short row there is little to leave out.
+        partly = wanted is not None and x.shape[1] > 2 * CPU_CHUNK
+        partly = partly and resolve(attention_path) == "chunked"
 
         def step(block, x, _):
             with jax.named_scope("text_block"):
@@ -100,10 +110,28 @@ class Text(nnx.Module):
                     x, cos, sin, lambda q, k, v: (attention(q, k, v, mask, attention_path), None)
                 )
 
+        count = self.config.num_layers - partly
         x, _ = layers.scan_layers(
-            step, self.layers, layers.shard_rows(x), None, remat, attention_path
+            step, self.layers, layers.shard_rows(x), None, remat, attention_path, count=count
         )
+        if partly:
+            x = self._last_layer(x, cos, sin, mask, wanted)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def _last_layer(self, x, cos, sin, mask, wanted):
+        """Keys and values of every position, all else of those in `wanted`, bool [B, T]."""
+        block = layers.take_layer(self.layers, self.config.num_layers - 1)
+        normed = layers.rms_norm(x, block.attn_norm[...], block.eps)
+        _, keys, values = block.attn.project(normed, cos, sin)
+
+        def finish(x, cos, sin, places):
+            def attend(q, *_):
+                return attention_chunked.attention(q, keys, values, mask, places), None
+
+            return block(x, cos, sin, attend)[0]
+
+        places = jnp.broadcast_to(jnp.arange(x.shape[1]), wanted.shape)
+        return at_wanted(finish, wanted, wanted.sum(1).max(), CPU_CHUNK, x, cos, sin, places)
 
     def prefill(self, x, positions, mask: Mask, *, attention_path="auto"):
         """As `__call__`, and keys and values of every layer, head-major [L, B, K, T, H]."""

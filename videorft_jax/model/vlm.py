@@ -45,11 +45,14 @@ class VLM(nnx.Module):
             visual = self.encode_vision(batch, attention=attention, remat=remat)
         return self.embed(batch.tokens, visual, batch.visual_index)
 
-    def hidden_states(self, batch: Batch, *, attention="auto", remat="none") -> jax.Array:
-        """Final hidden states [B, T, D] of packed or padded rows."""
+    def hidden_states(
+        self, batch: Batch, *, wanted=None, attention="auto", remat="none"
+    ) -> jax.Array:
+        """Final hidden states [B, T, D] of packed or padded rows; for `wanted`, see `Text`."""
         x = self.embed_batch(batch, attention=attention, remat=remat)
         mask = Causal(batch.segment_ids)
-        return self.text(x, batch.positions, mask, attention_path=attention, remat=remat)
+        settings = {"attention_path": attention, "remat": remat}
+        return self.text(x, batch.positions, mask, wanted=wanted, **settings)
 
     def prefill(self, batch: Batch, *, attention="auto"):
         """Final hidden states [B, T, D], and keys and values [L, B, K, T, H] of every layer."""

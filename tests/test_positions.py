@@ -1,4 +1,4 @@
-"""How many positions' logits SFT and GRPO hold at once, read from the program itself."""
+"""How many positions SFT and GRPO compute at once where few are wanted, read from the program."""
 
 import re
 
@@ -36,13 +36,24 @@ def loss_of(mode, attention):
     return loss, totals, rows, model
 
 
-@pytest.mark.parametrize(("attention", "wanted"), [("chunked", 256), ("reference", 512)])
-@pytest.mark.parametrize("mode", ["sft", "grpo"])
-def test_a_core_scores_half_as_many_positions_at_once(mode, attention, wanted):
+def lengths_of(mode, attention, name):
+    """Of all arrays [1, T, size] in the traced loss, `size` called `name` in the model's config."""
     loss, totals, rows, model = loss_of(mode, attention)
     rows = jax.tree.map(jnp.asarray, rows)
     program = jax.make_jaxpr(lambda params: loss(params, rows, totals(rows))[0])(
         vlm.abstract_params(model)
     )
-    found = re.findall(rf"f32\[1,(\d+),{model.text.vocab_size}\]", str(program))
-    assert set(map(int, found)) - {1} == {wanted}
+    found = re.findall(rf"f32\[1,(\d+),{getattr(model.text, name)}\]", str(program))
+    return set(map(int, found)) - {1, model.text.dim}  # the weights have those
+
+
+@pytest.mark.parametrize(("attention", "wanted"), [("chunked", 256), ("reference", 512)])
+@pytest.mark.parametrize("mode", ["sft", "grpo"])
+def test_a_core_scores_half_as_many_positions_at_once(mode, attention, wanted):
+    assert lengths_of(mode, attention, "vocab_size") == {wanted}
+
+
+@pytest.mark.parametrize(("mode", "length"), [("sft", LENGTH), ("grpo", LENGTH + R * C)])
+def test_a_core_leaves_out_of_the_last_layer_what_predicts_nothing(mode, length):
+    assert lengths_of(mode, "chunked", "mlp_dim") == {length, 256}
+    assert lengths_of(mode, "reference", "mlp_dim") == {length}

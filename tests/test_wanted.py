@@ -1,0 +1,112 @@
+"""What is computed at wanted positions alone equals what is computed everywhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from videorft_jax import sharding
+from videorft_jax.model import vlm
+from videorft_jax.model.attention import Causal, SharedPrefix
+from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.wanted import CPU_CHUNK, at_wanted
+
+B, T, PROMPT, ROLLOUTS = 2, 620, 20, 3  # more than two chunks, and not a whole number of them
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 11])
+def test_a_function_of_positions(count):
+    """Eleven positions in chunks of four; the second row wants one less."""
+    rng = np.random.default_rng(count)
+    x, y, w = (rng.standard_normal(shape, np.float32) for shape in [(B, 11, 3), (B, 11), (3, 5)])
+    mask = np.zeros((B, 11), bool)
+    for row in range(B):
+        mask[row, rng.permutation(11)[: max(count - row, 0)]] = True
+
+    def function(w, x, y):
+        return jnp.sin(x @ w) * y[..., None], y**2
+
+    def everywhere(w, x, y):
+        out, square = function(w, x, y)
+        return jnp.where(mask[..., None], out, 0), jnp.where(mask, square, 0)
+
+    def partly(w, x, y):
+        return at_wanted(functools.partial(function, w), mask, mask.sum(1).max(), 4, x, y)
+
+    def run(compute):
+        results, backward = jax.vjp(compute, w, x, y)
+        return results, backward(jax.tree.map(jnp.cos, results))
+
+    for ours, theirs in zip(*map(jax.tree.leaves, (run(partly), run(everywhere))), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def text_problem(kind, layers=2):
+    """Of a decoder: config, weights, embeddings, positions, mask, wanted."""
+    config = parse_config(tiny_values(num_hidden_layers=layers))
+    params = vlm.init_params(config, jax.random.key(1))
+    params = jax.tree.map(lambda leaf: leaf * 3, params)  # attention that is not even
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((B, T, config.text.dim), np.float32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32) % 97, (B, 3, T))
+    segments = np.ones((B, T), np.int32)
+    wanted = rng.random((B, T)) < np.array([[0.1], [0.55]])  # one chunk, and two of them
+    if kind == "causal":
+        segments[0, 200:] = 2
+        segments[1, 590:] = 0
+        mask = Causal(jnp.asarray(segments))
+    else:
+        segments[0, 15:PROMPT] = 0
+        segments[1, -30:] = 0
+        mask = SharedPrefix(jnp.asarray(segments), PROMPT, ROLLOUTS)
+    return config, params, x, positions, mask, wanted & (segments > 0)
+
+
+def hidden_and_gradients(problem, attention, *, partly):
+    config, params, x, positions, mask, wanted = problem
+    weight = np.cos(np.arange(B * T * config.text.dim, dtype=np.float32)).reshape(x.shape)
+
+    @jax.jit
+    def run(params, x):
+        def loss(params, x):
+            hidden = vlm.bind(config, params).text(
+                x, positions, mask, wanted=wanted if partly else None, attention_path=attention
+            )
+            return (hidden * weight * wanted[..., None]).sum(), hidden
+
+        (_, hidden), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return hidden, grads
+
+    return run(params, x)
+
+
+def assert_same(got, expected, wanted):
+    hidden, theirs = np.asarray(got[0])[wanted], np.asarray(expected[0])[wanted]
+    np.testing.assert_allclose(hidden, theirs, atol=1e-5 * np.abs(theirs).max())
+    for ours, other in zip(*map(jax.tree.leaves, (got[1], expected[1])), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5 * np.abs(other).max() + 1e-7)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("causal", 2), ("shared", 2), ("causal", 1)])
+def test_the_last_layer_where_it_is_wanted(kind, layers):
+    """Against dense attention and every position of every layer."""
+    problem = text_problem(kind, layers)
+    wanted = problem[-1]
+    assert wanted.sum(1).max() > CPU_CHUNK > wanted.sum(1).min()
+    expected = hidden_and_gradients(problem, "reference", partly=False)
+    got = hidden_and_gradients(problem, "chunked", partly=True)
+    assert_same(got, expected, wanted)
+    assert not np.asarray(got[0])[~wanted].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
+def test_mesh_equals_one_device(shape):
+    config, params, *rest = problem = text_problem("causal")
+    expected = hidden_and_gradients(problem, "chunked", partly=True)
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[:2])
+    params = jax.device_put(params, sharding.state_shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        got = hidden_and_gradients((config, params, *rest), "chunked", partly=True)
+    assert_same(got, expected, problem[-1])
