@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from videorft_jax import sharding
+from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal, SharedPrefix
 from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.wanted import CPU_CHUNK, at_wanted
 
 B, T, PROMPT, ROLLOUTS = 2, 620, 20, 3  # more than two chunks, and not a whole number of them
@@ -64,16 +66,16 @@ def text_problem(kind, layers=2):
     return config, params, x, positions, mask, wanted & (segments > 0)
 
 
-def hidden_and_gradients(problem, attention, *, partly):
+def hidden_and_gradients(problem, attention, *, partly, remat="none"):
     config, params, x, positions, mask, wanted = problem
     weight = np.cos(np.arange(B * T * config.text.dim, dtype=np.float32)).reshape(x.shape)
 
     @jax.jit
     def run(params, x):
         def loss(params, x):
-            hidden = vlm.bind(config, params).text(
-                x, positions, mask, wanted=wanted if partly else None, attention_path=attention
-            )
+            settings = {"attention_path": attention, "remat": remat}
+            settings["wanted"] = wanted if partly else None
+            hidden = vlm.bind(config, params).text(x, positions, mask, **settings)
             return (hidden * weight * wanted[..., None]).sum(), hidden
 
         (_, hidden), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
@@ -89,14 +91,17 @@ def assert_same(got, expected, wanted):
         np.testing.assert_allclose(ours, other, atol=1e-5 * np.abs(other).max() + 1e-7)
 
 
-@pytest.mark.parametrize(("kind", "layers"), [("causal", 2), ("shared", 2), ("causal", 1)])
-def test_the_last_layer_where_it_is_wanted(kind, layers):
+@pytest.mark.parametrize(
+    ("kind", "layers", "remat"),
+    [("causal", 2, "save_dots"), ("shared", 2, "full"), ("causal", 1, "none")],
+)
+def test_the_last_layer_where_it_is_wanted(kind, layers, remat):
     """Against dense attention and every position of every layer."""
     problem = text_problem(kind, layers)
     wanted = problem[-1]
     assert wanted.sum(1).max() > CPU_CHUNK > wanted.sum(1).min()
     expected = hidden_and_gradients(problem, "reference", partly=False)
-    got = hidden_and_gradients(problem, "chunked", partly=True)
+    got = hidden_and_gradients(problem, "chunked", partly=True, remat=remat)
     assert_same(got, expected, wanted)
     assert not np.asarray(got[0])[~wanted].any()
 
@@ -110,3 +115,34 @@ def test_mesh_equals_one_device(shape):
     with jax.set_mesh(mesh):
         got = hidden_and_gradients((config, params, *rest), "chunked", partly=True)
     assert_same(got, expected, problem[-1])
+
+
+def test_scores_of_a_group():
+    """The first token of a completion is predicted by the prompt's last, padded or not."""
+    config = parse_config(tiny_values())
+    params = jax.tree.map(lambda leaf: leaf * 3, vlm.init_params(config, jax.random.key(3)))
+    rng = np.random.default_rng(3)
+    rows = [rng.integers(0, 300, length) for length in (PROMPT, PROMPT - 6)]
+    samples = [layout.make_sample(x, np.zeros(len(x), bool), [], [], "hf5") for x in rows]
+    batch = layout.pack([[sample] for sample in samples], PROMPT, 0, 0)
+    completions = rng.integers(0, 300, (B, ROLLOUTS, 200)).astype(np.int32)
+    groups = Groups(batch, completions, np.int32([[200, 3, 90], [0, 150, 1]]))
+    assert PROMPT + ROLLOUTS * 200 > 2 * CPU_CHUNK
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, attention):
+        def loss(params):
+            logprobs, entropy = score_completions(
+                vlm.bind(config, params), groups, attention=attention
+            )
+            return (logprobs * jnp.cos(jnp.arange(200.0))).sum(), (logprobs, entropy)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, expected), wanted = run(params, "reference")
+    (_, scores), grads = run(params, "chunked")
+    for ours, theirs in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert (np.asarray(scores[0])[np.asarray(groups.mask)] < 0).all()
+    for ours, theirs in zip(*map(jax.tree.leaves, (grads, wanted)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max() + 1e-7)
