@@ -19,7 +19,7 @@ LENGTH, R, C = 600, 2, 300
 
 
 def loss_of(mode, attention):
-    """(loss, its abstract arguments, words) of one row of text, 600 positions to score."""
+    """(loss, totals, rows, model's config) for one row of text, 600 positions to score."""
     config, model = load_recipe(f"{mode}_7b"), parse_config(tiny_values())
     config.model.attention, config.model.remat = attention, "none"
     tokens = np.zeros(LENGTH, np.int32)
