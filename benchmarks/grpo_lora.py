@@ -45,7 +45,8 @@ def fake_rewards(step, prompts, rollouts):
 def run_ours(options, results):
     import jax
 
-    from videorft_jax import losses, sharding, updating
+    from videorft_jax import losses, updating
+    from videorft_jax.parallel import sharding
     from videorft_jax.rollout import RolloutEngine
     from videorft_jax.sampling import SamplingConfig
     from videorft_jax.scoring import Groups

@@ -69,11 +69,12 @@ def run_ours(folder, frames, pipe):
     import jax
     import jax.numpy as jnp
 
-    from videorft_jax import losses, sharding, training
+    from videorft_jax import losses, training
     from videorft_jax.data import layout
     from videorft_jax.model import vlm
     from videorft_jax.model.config import load_config
     from videorft_jax.model.siglip import load_siglip
+    from videorft_jax.parallel import sharding
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout import RolloutEngine
     from videorft_jax.sampling import SamplingConfig

@@ -116,8 +116,8 @@ def place_params(folder, config):
     """A mesh of all devices, which is set from here on, and the checkpoint's weights on it."""
     import jax
 
-    from videorft_jax import sharding
     from videorft_jax.model.convert import read_checkpoint
+    from videorft_jax.parallel import sharding
 
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     jax.set_mesh(mesh)
@@ -131,7 +131,8 @@ def fresh_state(params, optimizer, mesh):
 
     import jax
 
-    from videorft_jax import sharding, training
+    from videorft_jax import training
+    from videorft_jax.parallel import sharding
 
     start = functools.partial(training.init_state, frozen={}, optimizer=optimizer)
     shardings = sharding.state_shardings(jax.eval_shape(start, params), mesh)

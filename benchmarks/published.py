@@ -13,9 +13,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from videorft_jax import sharding, training
+from videorft_jax import training
 from videorft_jax.model import vlm
 from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.parallel import sharding
 from videorft_jax.weights import make_weights
 
 SIDE, WIDE = 224, 448  # 128 visual tokens a frame pair, the budget of training

@@ -27,10 +27,11 @@ TURN = 4  # steps
 def run_ours(folder, pipe):
     import jax.numpy as jnp
 
-    from videorft_jax import losses, scoring, sharding, training
+    from videorft_jax import losses, scoring, training
     from videorft_jax.data import layout
     from videorft_jax.model import vlm
     from videorft_jax.model.config import load_config
+    from videorft_jax.parallel import sharding
 
     config = load_config(folder)
     samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)

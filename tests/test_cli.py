@@ -23,8 +23,9 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax import assembly, cli, options, sharding, training
+from videorft_jax import assembly, cli, options, training
 from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.parallel import sharding
 from videorft_jax.weights import make_weights
 
 COMPILED = "/jax/core/compile/backend_compile_duration"

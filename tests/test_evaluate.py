@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax import api, assembly, cli, evaluate, options, restoring, sharding, training
+from videorft_jax import api, assembly, cli, evaluate, options, restoring, training
 from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Loader, LoaderConfig
@@ -20,6 +20,7 @@ from videorft_jax.data.records import RecordSource
 from videorft_jax.evaluation import running
 from videorft_jax.evaluation.running import blank_pixels, evaluate_records
 from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+from videorft_jax.parallel import sharding
 from videorft_jax.rewards.combine import score
 from videorft_jax.weights import Weights
 

@@ -15,11 +15,12 @@ import twin as hf
 from safetensors.numpy import load_file
 
 import videorft_jax as vr
-from videorft_jax import assembly, cli, restoring, sharding, training
+from videorft_jax import assembly, cli, restoring, training
 from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.media import MediaContract
 from videorft_jax.model.convert import flatten, read_checkpoint
 from videorft_jax.model.lora import LoraConfig
+from videorft_jax.parallel import sharding
 from videorft_jax.weights import Weights
 
 LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))

@@ -11,7 +11,8 @@ from hlo import collectives
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax import losses, sharding
+from videorft_jax import losses
+from videorft_jax.parallel import sharding
 
 B, T, D, V = 3, 23, 8, 41
 

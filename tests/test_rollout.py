@@ -10,11 +10,11 @@ import pytest
 import twin as hf
 from hlo import collectives
 
-from videorft_jax import sharding
 from videorft_jax.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.model.text import KVCache
+from videorft_jax.parallel import sharding
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import SamplingConfig, media_ids
 

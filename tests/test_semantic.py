@@ -14,11 +14,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from videorft_jax.data.records import Record
 from videorft_jax.model.siglip import Siglip, load_siglip
+from videorft_jax.parallel.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.rewards.combine import RewardConfig, Rewards
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
 from videorft_jax.rewards.statistics import summarize
-from videorft_jax.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.siglip_training import sigmoid_loss
 
 WORDS = [a + b for a in "abdefghjkl" for b in "abcd"]  # none is an abbreviation

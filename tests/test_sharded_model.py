@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import twin as hf
 
-from videorft_jax import sharding
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.parallel import sharding
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
 

@@ -13,9 +13,9 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax import sharding
 from videorft_jax.model import lora, names, siglip_towers, vlm
 from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.parallel import sharding
 
 SIZES = ("3b", "7b", "32b", "72b")
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videorft_jax import sharding
 from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal, SharedPrefix
 from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.parallel import sharding
 from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.wanted import CPU_CHUNK, at_wanted
 

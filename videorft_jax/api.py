@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from videorft_jax import sharding
 from videorft_jax.data import layout
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.media import MediaContract
@@ -22,6 +21,7 @@ from videorft_jax.data.video import read_image, read_video, resize_frames
 from videorft_jax.model import vlm
 from videorft_jax.model.config import ModelConfig, load_config
 from videorft_jax.model.convert import check_vocabulary, read_checkpoint, write_checkpoint
+from videorft_jax.parallel import sharding
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import make_sampling
 

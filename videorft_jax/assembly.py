@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
-from videorft_jax import options, sharding, training
+from videorft_jax import options, training
 from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.cache import FrameCache
 from videorft_jax.data.media import MediaContract
@@ -29,6 +29,7 @@ from videorft_jax.model.attention import IMPLEMENTATIONS
 from videorft_jax.model.config import ModelConfig, load_config
 from videorft_jax.model.convert import check_vocabulary, read_checkpoint
 from videorft_jax.model.layers import REMAT_POLICIES
+from videorft_jax.parallel import sharding
 from videorft_jax.weights import Weights, make_weights
 
 log = logging.getLogger(__name__)

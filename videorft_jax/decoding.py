@@ -17,7 +17,6 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax import sharding
 from videorft_jax.compaction import Bucket
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal
@@ -25,6 +24,7 @@ from videorft_jax.model.config import ModelConfig
 from videorft_jax.model.lora import resolve
 from videorft_jax.model.quantise import Int8, quantise, quantise_weights, quantised_formats
 from videorft_jax.model.text import KVCache
+from videorft_jax.parallel import sharding
 from videorft_jax.sampling import SamplingConfig, completion_key, draw
 
 log = logging.getLogger(__name__)

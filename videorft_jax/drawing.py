@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videorft_jax import assembly, judging, losses, sharding
+from videorft_jax import assembly, judging, losses
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.frames import shuffle_frames
 from videorft_jax.data.pipeline import Step
-from videorft_jax.gathering import gather
 from videorft_jax.model import vlm
 from videorft_jax.model.config import ModelConfig
+from videorft_jax.parallel import sharding
+from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout import Rollout, RolloutEngine
 from videorft_jax.sampling import make_sampling
 from videorft_jax.weights import Weights

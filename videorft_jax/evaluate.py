@@ -26,7 +26,7 @@ from videorft_jax.data.records import RecordSource
 from videorft_jax.evaluation.output import OutputFolder
 from videorft_jax.evaluation.running import evaluate_records
 from videorft_jax.evaluation.summary import format_table, summarise
-from videorft_jax.gathering import gather
+from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.accuracy import check_mode
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import make_sampling

@@ -5,10 +5,11 @@ import logging
 import os
 import sys
 
-from videorft_jax import assembly, cli, restoring, sharding
+from videorft_jax import assembly, cli, restoring
 from videorft_jax.model.config import load_config
 from videorft_jax.model.convert import write_checkpoint
 from videorft_jax.model.tensor_files import DTYPES
+from videorft_jax.parallel import sharding
 
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
 videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16"""

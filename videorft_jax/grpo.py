@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import assembly, cli, flops, judging, options, sharding, training, updating
+from videorft_jax import assembly, cli, flops, judging, options, training, updating
 from videorft_jax.checkpoint import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
-from videorft_jax.gathering import gather
+from videorft_jax.parallel import sharding
+from videorft_jax.parallel.processes import gather
 from videorft_jax.planning.room import check_room
 from videorft_jax.scoring import Groups
 from videorft_jax.tracking import Tracker

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videorft_jax import sharding
 from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Step
-from videorft_jax.gathering import gather
 from videorft_jax.model.siglip import load_siglip
+from videorft_jax.parallel import sharding
+from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from videorft_jax import assembly, manifest, sharding, training
+from videorft_jax import assembly, manifest, training
 from videorft_jax.checkpoint import Checkpointer
 from videorft_jax.data.media import MediaContract
 from videorft_jax.model.config import ModelConfig
 from videorft_jax.model.convert import nest
 from videorft_jax.model.lora import LoraConfig, merge_lora
+from videorft_jax.parallel import sharding
 from videorft_jax.weights import Weights
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from videorft_jax.gathering import gather
+from videorft_jax.parallel.processes import gather
 
 COMPLETIONS, RESULTS = "completions.jsonl", "results.json"
 

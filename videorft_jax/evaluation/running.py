@@ -10,8 +10,8 @@ import numpy as np
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.pipeline import Loader, Step
 from videorft_jax.drawing import fill_rows
-from videorft_jax.gathering import gather
 from videorft_jax.model.vision import PIXEL_MEAN
+from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards import answers
 from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
 from videorft_jax.rollout import Rollout, RolloutEngine

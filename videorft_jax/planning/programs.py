@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax import assembly, drawing, sharding, training, updating
+from videorft_jax import assembly, drawing, training, updating
 from videorft_jax.compaction import Bucket
 from videorft_jax.data.layout import WINDOW_TOKENS
 from videorft_jax.model import siglip_towers, vlm
 from videorft_jax.model.siglip import SiglipConfig
+from videorft_jax.parallel import sharding
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from typing import Any
 
-from videorft_jax import sharding
+from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.measure import GIB, Figures, Store, measure, reminded
