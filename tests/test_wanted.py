@@ -11,9 +11,9 @@ from videorft_jax.data import layout
 from videorft_jax.model import vlm
 from videorft_jax.model.attention import Causal, SharedPrefix
 from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
 from videorft_jax.parallel import sharding
 from videorft_jax.scoring import Groups, score_completions
-from videorft_jax.wanted import CPU_CHUNK, at_wanted
 
 B, T, PROMPT, ROLLOUTS = 8, 620, 20, 3  # more than two chunks, and not a whole number of them
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.reductions import sum_last
-from videorft_jax.wanted import CHUNK, at_wanted
+from videorft_jax.ops.masked import CHUNK, at_wanted
+from videorft_jax.ops.sums import sum_last
 
 
 def token_logprobs(

@@ -13,7 +13,7 @@ from videorft_jax.data.batch import Batch
 from videorft_jax.losses import token_logprobs
 from videorft_jax.model.attention import SharedPrefix, resolve
 from videorft_jax.model.vlm import VLM
-from videorft_jax.wanted import CHUNK, CPU_CHUNK
+from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 
 
 class Groups(NamedTuple):

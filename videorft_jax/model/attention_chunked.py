@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
-from videorft_jax.reductions import sum_last
+from videorft_jax.ops.sums import sum_last
 
 _BLOCK = 192  # tokens
 _SCORES = 2**18  # alive at once; 1 MiB, half of what a core's cache holds

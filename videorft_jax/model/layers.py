@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.model.attention import resolve
-from videorft_jax.reductions import sum_last, sum_rows
+from videorft_jax.ops.sums import sum_last, sum_rows
 
 REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")
 MAX_UNROLLED = 8  # layers; a deeper tower takes too long to compile

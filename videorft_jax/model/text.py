@@ -18,7 +18,7 @@ from videorft_jax.model import attention_chunked, layers
 from videorft_jax.model.attention import Mask, attention, decode_attention, resolve
 from videorft_jax.model.config import TextConfig
 from videorft_jax.model.quantise import Int8, quantise
-from videorft_jax.wanted import CPU_CHUNK, at_wanted
+from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
 
 
 class KVCache(NamedTuple):

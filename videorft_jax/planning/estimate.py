@@ -7,9 +7,9 @@ all that lies on a device meanwhile (launch/PLANS.md), they are right within 15 
 whose prefill and decode they put a quarter too low.
 """
 
+from videorft_jax.ops.masked import CHUNK
 from videorft_jax.planning.measure import GIB, Figures
 from videorft_jax.planning.programs import Job, device_bytes, prepared_bytes
-from videorft_jax.wanted import CHUNK
 
 _WIDE, _NARROW = 4, 2  # float32, bf16
 

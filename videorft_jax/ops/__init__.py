@@ -1,0 +1,1 @@
+"""Small numerical operations that several rooms share."""
