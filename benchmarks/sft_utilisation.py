@@ -14,8 +14,9 @@ import jax
 import peer
 import published
 
-from videorft_jax import flops, updating
+from videorft_jax import updating
 from videorft_jax.data import layout
+from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 
 FRAMES, TEXT, ANSWER, SAMPLES = 16, 128, 896, 2

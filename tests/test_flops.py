@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from videorft_jax import chips, flops
 from videorft_jax.data import layout
+from videorft_jax.metrics import chips, flops
 from videorft_jax.model import lora, siglip_towers, vlm
 from videorft_jax.model.attention import Causal, SharedPrefix
 from videorft_jax.model.config import hf_values, parse_config, tiny_values

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 
-from videorft_jax import chips
-from videorft_jax.flops import Cost
-from videorft_jax.tensorboard import EventWriter, crc32c
-from videorft_jax.tracking import METRICS, Tracker
+from videorft_jax.metrics import chips
+from videorft_jax.metrics.flops import Cost
+from videorft_jax.metrics.tensorboard import EventWriter, crc32c
+from videorft_jax.metrics.tracker import METRICS, Tracker
 
 
 def read_lines(folder):

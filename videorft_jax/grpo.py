@@ -18,14 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import assembly, cli, flops, judging, options, training, updating
+from videorft_jax import assembly, cli, judging, options, training, updating
 from videorft_jax.checkpoint import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
+from videorft_jax.metrics import flops
+from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.planning.room import check_room
 from videorft_jax.scoring import Groups
-from videorft_jax.tracking import Tracker
 from videorft_jax.updating import GroupRows, make_grpo_config
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ import numpy as np
 
 from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Step
+from videorft_jax.metrics.tracker import drop_lines
 from videorft_jax.model.siglip import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
@@ -23,7 +24,6 @@ from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
 from videorft_jax.rewards.statistics import summarize
 from videorft_jax.rollout import Rollout
-from videorft_jax.tracking import drop_lines
 
 COMPLETIONS = "completions.jsonl"
 ORDER = "order"  # T-GRPO: the order of the frames helped

@@ -12,11 +12,12 @@ import sys
 import jax
 import numpy as np
 
-from videorft_jax import assembly, cli, flops, options, updating
+from videorft_jax import assembly, cli, options, updating
 from videorft_jax.checkpoint import PreemptionGuard, stopped
+from videorft_jax.metrics import flops
+from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.room import check_room
-from videorft_jax.tracking import Tracker
 
 log = logging.getLogger(__name__)
 

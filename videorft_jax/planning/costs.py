@@ -9,8 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from videorft_jax import chips, flops
-from videorft_jax.flops import Cost, Work
+from videorft_jax.metrics import chips, flops
+from videorft_jax.metrics.flops import Cost, Work
 from videorft_jax.planning.programs import Job, total_bytes
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from videorft_jax.chips import CHIPS, Chip, find_chip
+from videorft_jax.metrics.chips import CHIPS, Chip, find_chip
 
 _ENVIRONMENT = {  # libtpu asks a metadata server where it is, unless it is told
     "TPU_SKIP_MDS_QUERY": "1",

@@ -22,9 +22,9 @@ import uuid
 
 import jax
 
-from videorft_jax import chips
-from videorft_jax.flops import Cost
-from videorft_jax.tensorboard import EventWriter
+from videorft_jax.metrics import chips
+from videorft_jax.metrics.flops import Cost
+from videorft_jax.metrics.tensorboard import EventWriter
 
 log = logging.getLogger(__name__)
 

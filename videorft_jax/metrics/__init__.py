@@ -1,0 +1,1 @@
+"""What a run measures of itself: operations, memory, throughput, and where the figures go."""
