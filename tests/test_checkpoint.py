@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax.checkpoint import Checkpointer, PreemptionGuard
-from videorft_jax.manifest import MANIFEST
+from videorft_jax.checkpoints.checkpointer import Checkpointer, PreemptionGuard
+from videorft_jax.checkpoints.manifest import MANIFEST
 
 META = {
     "data": {"batch": 7, "epoch": 1},

@@ -24,7 +24,7 @@ from tiny_run import (
 )
 
 from videorft_jax import assembly, cli, options, training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.parallel import sharding
 from videorft_jax.weights import make_weights
 

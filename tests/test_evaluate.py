@@ -12,7 +12,7 @@ import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
 from videorft_jax import api, assembly, cli, evaluate, options, restoring, training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import build_messages

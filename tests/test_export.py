@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import videorft_jax as vr
 from videorft_jax import assembly, cli, restoring, training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media import MediaContract
 from videorft_jax.model.convert import flatten, read_checkpoint
 from videorft_jax.model.lora import LoraConfig

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from videorft_jax import mirror
+from videorft_jax.checkpoints import bucket as mirror
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from conftest import QUICK_CPU
 
-from videorft_jax import manifest, siglip_training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax import siglip_training
+from videorft_jax.checkpoints import manifest
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.prompts import build_messages, build_target, render_text
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.synthetic import WorldConfig, write_dataset

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
 from videorft_jax import options, training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax.checkpoints.bucket import Mirror, resolve
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.cache import FrameCache
 from videorft_jax.data.media import MediaContract
 from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.quarantine import TooManyBad
 from videorft_jax.data.records import RecordSource
-from videorft_jax.mirror import Mirror, resolve
 from videorft_jax.model import tensor_files, vlm
 from videorft_jax.model.attention import IMPLEMENTATIONS
 from videorft_jax.model.config import ModelConfig, load_config

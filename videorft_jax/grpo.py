@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax import assembly, cli, judging, options, training, updating
-from videorft_jax.checkpoint import PreemptionGuard, stopped
+from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker

@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from videorft_jax import mirror
+from videorft_jax.checkpoints import bucket as mirror
 
 FLAGS = (
     ("config", "STRING", "recipe, a Python file such as those in configs/"),

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from videorft_jax import assembly, manifest, training
-from videorft_jax.checkpoint import Checkpointer
+from videorft_jax import assembly, training
+from videorft_jax.checkpoints import manifest
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media import MediaContract
 from videorft_jax.model.config import ModelConfig
 from videorft_jax.model.convert import nest

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from videorft_jax import assembly, cli, options, updating
-from videorft_jax.checkpoint import PreemptionGuard, stopped
+from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding

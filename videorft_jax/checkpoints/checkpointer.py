@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from videorft_jax import manifest
+from videorft_jax.checkpoints import manifest
 
 log = logging.getLogger(__name__)
 
