@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from published import median_seconds
 
-from videorft_jax.model import attention as A
+from videorft_jax.models.attention import dispatch as A
 
 PROMPT, ROLLOUTS, LENGTH = 1152, 8, 256
 

@@ -71,9 +71,9 @@ def run_ours(folder, frames, pipe):
 
     from videorft_jax import losses, training
     from videorft_jax.data import layout
-    from videorft_jax.model import vlm
-    from videorft_jax.model.config import load_config
-    from videorft_jax.model.siglip import load_siglip
+    from videorft_jax.models.qwen2_5_vl import model as vlm
+    from videorft_jax.models.qwen2_5_vl.config import load_config
+    from videorft_jax.models.siglip.hf_folder import load_siglip
     from videorft_jax.parallel import sharding
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout import RolloutEngine
@@ -224,7 +224,7 @@ def write_siglip(folder):
     import jax
 
     from videorft_jax import siglip_training
-    from videorft_jax.model import siglip
+    from videorft_jax.models.siglip import hf_folder as siglip
 
     texts = sum(read_texts(np.arange(PROMPTS * ROLLOUTS * NEW) % 100), [])
     tokenizer = siglip_training.make_tokenizer(texts)

@@ -38,9 +38,9 @@ def write(folder) -> int:
     """Writes the checkpoint; returns the bytes of its weights."""
     import ml_dtypes
 
-    from videorft_jax.model import convert
-    from videorft_jax.model.config import hf_values, parse_config
-    from videorft_jax.model.names import expected_shapes
+    from videorft_jax.models import hf_folder as convert
+    from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
+    from videorft_jax.models.qwen2_5_vl.hf_names import expected_shapes
 
     config = parse_config(hf_values("3b", **LAYERS))
     rng = np.random.default_rng(0)
@@ -57,8 +57,8 @@ def write(folder) -> int:
 def load_ours(folder):
     import jax
 
-    from videorft_jax.model import convert
-    from videorft_jax.model.config import load_config
+    from videorft_jax.models import hf_folder as convert
+    from videorft_jax.models.qwen2_5_vl.config import load_config
 
     config = load_config(folder)
     jax.block_until_ready(jax.device_put(np.zeros(1)))

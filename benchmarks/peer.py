@@ -13,8 +13,8 @@ import platform
 import numpy as np
 
 from videorft_jax.data import layout
-from videorft_jax.model.config import hf_values
-from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+from videorft_jax.models.qwen2_5_vl.config import hf_values
+from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 
 VALUES = hf_values(
     "7b",
@@ -116,7 +116,7 @@ def place_params(folder, config):
     """A mesh of all devices, which is set from here on, and the checkpoint's weights on it."""
     import jax
 
-    from videorft_jax.model.convert import read_checkpoint
+    from videorft_jax.models.hf_folder import read_checkpoint
     from videorft_jax.parallel import sharding
 
     mesh = sharding.make_mesh(data=-1, fsdp=1)

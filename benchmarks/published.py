@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax import training
-from videorft_jax.model import vlm
-from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
 from videorft_jax.weights import make_weights
 

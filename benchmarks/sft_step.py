@@ -29,8 +29,8 @@ def run_ours(folder, pipe):
 
     from videorft_jax import losses, scoring, training
     from videorft_jax.data import layout
-    from videorft_jax.model import vlm
-    from videorft_jax.model.config import load_config
+    from videorft_jax.models.qwen2_5_vl import model as vlm
+    from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.parallel import sharding
 
     config = load_config(folder)

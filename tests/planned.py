@@ -16,8 +16,8 @@ import jax
 from hlo import collectives, squeezed
 
 from videorft_jax import options, plan, training
-from videorft_jax.model.config import hf_values, parse_config
-from videorft_jax.model.siglip import TowerConfig
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
+from videorft_jax.models.siglip.hf_folder import TowerConfig
 from videorft_jax.planning import topology
 from videorft_jax.planning.programs import find_programs
 from videorft_jax.weights import make_weights

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videorft_jax.model import attention as A
-from videorft_jax.model import attention_chunked, attention_flash, attention_splash
-from videorft_jax.model.vision import attend_windows
+from videorft_jax.models.attention import chunked as attention_chunked
+from videorft_jax.models.attention import dispatch as A
+from videorft_jax.models.attention import flash as attention_flash
+from videorft_jax.models.attention import splash as attention_splash
+from videorft_jax.models.qwen2_5_vl.vision import attend_windows
 
 PROMPT, ROLLOUTS, LENGTH = 7, 3, 5
 HEADS, KV_HEADS, DIM = 4, 2, 16

@@ -6,7 +6,7 @@ import json
 import pytest
 import transformers
 
-from videorft_jax.model.config import hf_values, load_config, parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config, parse_config, tiny_values
 
 SIZES = ("3b", "7b", "32b", "72b")
 

@@ -14,9 +14,9 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny_run import ROOT, load_recipe
 
 from videorft_jax import assembly, options
-from videorft_jax.model.config import hf_values, load_config
-from videorft_jax.model.tensor_files import SINGLE_NAME, write_file
-from videorft_jax.model.vlm import count_params
+from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config
+from videorft_jax.models.qwen2_5_vl.model import count_params
+from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
 from videorft_jax.weights import make_weights
 

@@ -12,9 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from videorft_jax.model import convert, tensor_files
-from videorft_jax.model.config import load_config, parse_config, tiny_values
-from videorft_jax.model.names import expected_shapes
+from videorft_jax.models import hf_folder as convert
+from videorft_jax.models import tensor_files
+from videorft_jax.models.qwen2_5_vl.config import load_config, parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.hf_names import expected_shapes
 from videorft_jax.parallel.sharding import make_mesh, state_shardings
 
 # kv heads, mlp and vocabulary that 8 divides, so that (1, 1, 8) meshes hold it.

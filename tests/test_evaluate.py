@@ -19,7 +19,7 @@ from videorft_jax.data.prompts import build_messages
 from videorft_jax.data.records import RecordSource
 from videorft_jax.evaluation import running
 from videorft_jax.evaluation.running import blank_pixels, evaluate_records
-from videorft_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from videorft_jax.parallel import sharding
 from videorft_jax.rewards.combine import score
 from videorft_jax.weights import Weights

@@ -18,8 +18,8 @@ import videorft_jax as vr
 from videorft_jax import assembly, cli, restoring, training
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media import MediaContract
-from videorft_jax.model.convert import flatten, read_checkpoint
-from videorft_jax.model.lora import LoraConfig
+from videorft_jax.models.hf_folder import flatten, read_checkpoint
+from videorft_jax.models.lora import LoraConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.weights import Weights
 

@@ -12,10 +12,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from videorft_jax.data import layout
 from videorft_jax.metrics import chips, flops
-from videorft_jax.model import lora, siglip_towers, vlm
-from videorft_jax.model.attention import Causal, SharedPrefix
-from videorft_jax.model.config import hf_values, parse_config, tiny_values
-from videorft_jax.model.text import KVCache
+from videorft_jax.models import lora
+from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.text import KVCache
+from videorft_jax.models.siglip import towers as siglip_towers
 
 
 @functools.cache

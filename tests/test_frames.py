@@ -5,7 +5,7 @@ import twin as hf
 
 from videorft_jax.data import layout
 from videorft_jax.data.frames import rebuild_frames, shuffle_frames
-from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 
 def make_batch():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videorft_jax.model import layers
+from videorft_jax.models import layers
 
 DIM = 5
 

@@ -9,8 +9,8 @@ import twin as hf
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from videorft_jax.data import layout
-from videorft_jax.model.config import parse_config, tiny_values
-from videorft_jax.model.vision import normalise
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.vision import normalise
 
 DATA = pathlib.Path(__file__).parent / "data"
 

@@ -14,9 +14,8 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videorft_jax.model.config import load_config, tiny_values
-from videorft_jax.model.convert import read_checkpoint, write_checkpoint
-from videorft_jax.model.lora import (
+from videorft_jax.models.hf_folder import read_checkpoint, write_checkpoint
+from videorft_jax.models.lora import (
     LoraConfig,
     find_targets,
     init_lora,
@@ -24,6 +23,7 @@ from videorft_jax.model.lora import (
     merge_lora,
     save_adapter,
 )
+from videorft_jax.models.qwen2_5_vl.config import load_config, tiny_values
 
 # Written down apart from the table of the program: one layer's x @ W, x @ a and (x @ a) @ b.
 EINSUMS = {

@@ -10,9 +10,9 @@ import torch
 import twin as hf
 
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
-from videorft_jax.model.config import parse_config, tiny_values
-from videorft_jax.model.text import KVCache
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.text import KVCache
 
 # Each case: config overrides, then rows of parts (Clip(frames, h, w, fps) or text counts).
 CASES = {

@@ -10,8 +10,8 @@ from tiny_run import load_recipe
 
 from videorft_jax import updating
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
-from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.scoring import Groups
 from videorft_jax.weights import make_weights
 

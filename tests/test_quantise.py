@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.model import quantise
+from videorft_jax.models import int8 as quantise
 
 
 def test_quantised_values_are_within_half_a_step():

@@ -12,8 +12,8 @@ from hlo import collectives
 
 from videorft_jax.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
-from videorft_jax.model.text import KVCache
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import SamplingConfig, media_ids

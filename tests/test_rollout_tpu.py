@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from videorft_jax.compaction import Bucket
-from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import SamplingConfig

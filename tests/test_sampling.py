@@ -11,7 +11,7 @@ from jax.extend.random import threefry_2x32
 from scipy.stats import chisquare, kstest
 
 from videorft_jax import sampling
-from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.sampling import SamplingConfig, completion_key, media_ids
 
 SIZE, DRAWS = 24, 20000

@@ -28,8 +28,8 @@ from tiny_run import (
 )
 
 from videorft_jax import assembly
-from videorft_jax.model.config import load_config
-from videorft_jax.model.convert import flatten, read_checkpoint
+from videorft_jax.models.hf_folder import flatten, read_checkpoint
+from videorft_jax.models.qwen2_5_vl.config import load_config
 
 STEPS = 10  # two epochs of the 40 records
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}

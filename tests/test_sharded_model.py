@@ -6,8 +6,8 @@ import pytest
 import twin as hf
 
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
-from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.parallel import sharding
 
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]

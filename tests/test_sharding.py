@@ -13,8 +13,11 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.model import lora, names, siglip_towers, vlm
-from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.models import lora
+from videorft_jax.models.qwen2_5_vl import hf_names as names
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
+from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.parallel import sharding
 
 SIZES = ("3b", "7b", "32b", "72b")

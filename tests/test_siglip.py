@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 
-from videorft_jax.model import siglip, siglip_towers
+from videorft_jax.models.siglip import hf_folder as siglip
+from videorft_jax.models.siglip import towers as siglip_towers
 
 V2_VOCAB = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"▁abcdefgh!σς", "ab", "▁a"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from videorft_jax.model import tensor_files
+from videorft_jax.models import tensor_files
 
 TENSORS = {
     "model.norm.weight": np.arange(64, dtype=np.float32),

@@ -14,7 +14,7 @@ import twin as hf
 
 from videorft_jax import losses, training
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
+from videorft_jax.models.qwen2_5_vl import model as vlm
 
 PLAIN = training.OptimConfig(
     name="adamw",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from videorft_jax.data import layout
-from videorft_jax.model import vlm
-from videorft_jax.model.attention import Causal, SharedPrefix
-from videorft_jax.model.config import parse_config, tiny_values
+from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
 from videorft_jax.parallel import sharding
 from videorft_jax.scoring import Groups, score_completions

@@ -19,9 +19,10 @@ from videorft_jax.data.prompts import build_messages, build_target, render_text
 from videorft_jax.data.records import RecordSource
 from videorft_jax.data.synthetic import WorldConfig, write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.model import siglip, vlm
-from videorft_jax.model.config import parse_config, tiny_values
-from videorft_jax.model.convert import write_checkpoint
+from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.siglip import hf_folder as siglip
 
 ROOT = pathlib.Path(__file__).parent.parent
 WORLD = WorldConfig(size=(56, 56), num_frames=12, still_every=4)

@@ -11,7 +11,7 @@ _PUBLIC = {
     "MediaContract": "videorft_jax.data.media",
     "read_video": "videorft_jax.data.video",
     "score": "videorft_jax.rewards.combine",
-    "load_siglip": "videorft_jax.model.siglip",
+    "load_siglip": "videorft_jax.models.siglip.hf_folder",
 }
 __all__ = sorted(_PUBLIC)
 __version__ = "0.1.0"

@@ -18,9 +18,9 @@ from videorft_jax.data.batch import Batch
 from videorft_jax.data.media import MediaContract
 from videorft_jax.data.prompts import render
 from videorft_jax.data.video import read_image, read_video, resize_frames
-from videorft_jax.model import vlm
-from videorft_jax.model.config import ModelConfig, load_config
-from videorft_jax.model.convert import check_vocabulary, read_checkpoint, write_checkpoint
+from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, write_checkpoint
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout import RolloutEngine
 from videorft_jax.sampling import make_sampling

@@ -24,11 +24,12 @@ from videorft_jax.data.pipeline import Loader, LoaderConfig
 from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.quarantine import TooManyBad
 from videorft_jax.data.records import RecordSource
-from videorft_jax.model import tensor_files, vlm
-from videorft_jax.model.attention import IMPLEMENTATIONS
-from videorft_jax.model.config import ModelConfig, load_config
-from videorft_jax.model.convert import check_vocabulary, read_checkpoint
-from videorft_jax.model.layers import REMAT_POLICIES
+from videorft_jax.models import tensor_files
+from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
+from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
+from videorft_jax.models.layers import REMAT_POLICIES
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
 from videorft_jax.weights import Weights, make_weights
 

@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.compaction import Bucket
-from videorft_jax.model import vlm
-from videorft_jax.model.attention import Causal
-from videorft_jax.model.config import ModelConfig
-from videorft_jax.model.lora import resolve
-from videorft_jax.model.quantise import Int8, quantise, quantise_weights, quantised_formats
-from videorft_jax.model.text import KVCache
+from videorft_jax.models.attention.dispatch import Causal
+from videorft_jax.models.int8 import Int8, quantise, quantise_weights, quantised_formats
+from videorft_jax.models.lora import resolve
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.parallel import sharding
 from videorft_jax.sampling import SamplingConfig, completion_key, draw
 

@@ -28,9 +28,10 @@ from videorft_jax.data.scenes import WorldConfig, draw_frames
 from videorft_jax.data.synthetic import SPLITS, make_sample, write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from videorft_jax.demo_report import compare, format_report
-from videorft_jax.model import siglip, vlm
-from videorft_jax.model.config import parse_config, tiny_values
-from videorft_jax.model.convert import write_checkpoint
+from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from videorft_jax import assembly, judging, losses
 from videorft_jax.data.batch import Batch
 from videorft_jax.data.frames import shuffle_frames
 from videorft_jax.data.pipeline import Step
-from videorft_jax.model import vlm
-from videorft_jax.model.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout import Rollout, RolloutEngine

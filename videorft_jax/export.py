@@ -6,9 +6,9 @@ import os
 import sys
 
 from videorft_jax import assembly, cli, restoring
-from videorft_jax.model.config import load_config
-from videorft_jax.model.convert import write_checkpoint
-from videorft_jax.model.tensor_files import DTYPES
+from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.qwen2_5_vl.config import load_config
+from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf

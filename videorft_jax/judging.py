@@ -16,7 +16,7 @@ import numpy as np
 from videorft_jax.data.frames import rebuild_frames
 from videorft_jax.data.pipeline import Step
 from videorft_jax.metrics.tracker import drop_lines
-from videorft_jax.model.siglip import load_siglip
+from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score

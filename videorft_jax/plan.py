@@ -18,7 +18,7 @@ import warnings
 import jax
 
 from videorft_jax import assembly, cli, options, updating
-from videorft_jax.model.config import hf_values, parse_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.planning import shapes, topology
 from videorft_jax.planning.measure import Store
 from videorft_jax.planning.programs import Job, wants_siglip

@@ -17,7 +17,7 @@ from videorft_jax.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.data.batch import Batch
 from videorft_jax.decoding import FAILED, LIVE, STOPPED, Programs
 from videorft_jax.metrics import chips, flops
-from videorft_jax.model.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.sampling import SamplingConfig
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from videorft_jax.data.batch import Batch
 from videorft_jax.losses import token_logprobs
-from videorft_jax.model.attention import SharedPrefix, resolve
-from videorft_jax.model.vlm import VLM
+from videorft_jax.models.attention.dispatch import SharedPrefix, resolve
+from videorft_jax.models.qwen2_5_vl.model import VLM
 from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 
 

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
-from videorft_jax.model.siglip import (
+from videorft_jax.models.siglip.hf_folder import (
     Siglip,
     SiglipConfig,
     TowerConfig,

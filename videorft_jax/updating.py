@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax import losses, training
-from videorft_jax.model import vlm
+from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.scoring import Groups, head_chunk, score_completions
 from videorft_jax.weights import Weights
 

@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from videorft_jax import assembly, drawing, training, updating
 from videorft_jax.compaction import Bucket
 from videorft_jax.data.layout import WINDOW_TOKENS
-from videorft_jax.model import siglip_towers, vlm
-from videorft_jax.model.siglip import SiglipConfig
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.siglip import towers as siglip_towers
+from videorft_jax.models.siglip.hf_folder import SiglipConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.planning.topology import Topology

@@ -13,7 +13,7 @@ import os
 import jax
 import numpy as np
 
-from videorft_jax.model.siglip import Siglip
+from videorft_jax.models.siglip.hf_folder import Siglip
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.model.siglip import (
+from videorft_jax.models.siglip.hf_folder import (
     Siglip,
     SiglipConfig,
     encode_images,

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from videorft_jax.model import tensor_files
-from videorft_jax.model.config import ModelConfig
-from videorft_jax.model.names import leaves_of, old_name
+from videorft_jax.models import tensor_files
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of, old_name
 
 # What an export copies beside the weights. Never code, never pickles.
 _COPIED = (

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from videorft_jax.model.layers import shard_rows
+from videorft_jax.models.layers import shard_rows
 
 log = logging.getLogger(__name__)
 

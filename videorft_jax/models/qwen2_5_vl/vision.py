@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from videorft_jax.model import layers
-from videorft_jax.model.attention import Full, attention, resolve
-from videorft_jax.model.config import VISION_NORM_EPS, VISION_ROPE_THETA, VisionConfig
+from videorft_jax.models import layers
+from videorft_jax.models.attention.dispatch import Full, attention, resolve
+from videorft_jax.models.qwen2_5_vl.config import VISION_NORM_EPS, VISION_ROPE_THETA, VisionConfig
 
 # CLIP statistics, per channel, in units of [0, 1] (Qwen2VLImageProcessor).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

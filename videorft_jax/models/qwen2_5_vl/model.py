@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videorft_jax.data.batch import Batch
-from videorft_jax.model.attention import Causal
-from videorft_jax.model.config import ModelConfig
-from videorft_jax.model.text import Text
-from videorft_jax.model.vision import Vision
+from videorft_jax.models.attention.dispatch import Causal
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl.text import Text
+from videorft_jax.models.qwen2_5_vl.vision import Vision
 
 
 class VLM(nnx.Module):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
+from videorft_jax.models.attention.dispatch import Causal, Full, Mask, SharedPrefix, per_device
 from videorft_jax.ops.sums import sum_last
 
 _BLOCK = 192  # tokens

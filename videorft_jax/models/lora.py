@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from videorft_jax.model import tensor_files
-from videorft_jax.model.names import NAMES, old_name
+from videorft_jax.models import tensor_files
+from videorft_jax.models.qwen2_5_vl.hf_names import NAMES, old_name
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from videorft_jax.model import attention_chunked, layers
-from videorft_jax.model.attention import Mask, attention, decode_attention, resolve
-from videorft_jax.model.config import TextConfig
-from videorft_jax.model.quantise import Int8, quantise
+from videorft_jax.models import layers
+from videorft_jax.models.attention import chunked as attention_chunked
+from videorft_jax.models.attention.dispatch import Mask, attention, decode_attention, resolve
+from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.models.qwen2_5_vl.config import TextConfig
 from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
 
 

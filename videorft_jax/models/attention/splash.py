@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from videorft_jax.model.attention import Causal, Full, Mask, SharedPrefix, per_device
+from videorft_jax.models.attention.dispatch import Causal, Full, Mask, SharedPrefix, per_device
 
 _LANES = 128  # every block is a multiple of it
 _LARGEST_BLOCK = 512

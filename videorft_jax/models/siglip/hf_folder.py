@@ -21,8 +21,8 @@ from PIL import Image
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
-from videorft_jax.model import tensor_files
-from videorft_jax.model.siglip_towers import (
+from videorft_jax.models import tensor_files
+from videorft_jax.models.siglip.towers import (
     BASE_TOWER,
     CONSTANTS,
     SiglipConfig,

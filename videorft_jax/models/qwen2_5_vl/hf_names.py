@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from videorft_jax.model.config import ModelConfig
+from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 
 # ours, Hugging Face (old style, as on the hub; {} is the layer), HF dims -> our dims without L.
 # Letters as in the house plan; S the three of qkv, X one patch row (C T P P), E and U the merger's

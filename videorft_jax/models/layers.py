@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.model.attention import resolve
+from videorft_jax.models.attention.dispatch import resolve
 from videorft_jax.ops.sums import sum_last, sum_rows
 
 REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")

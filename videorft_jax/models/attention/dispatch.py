@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.model.quantise import Int8
+from videorft_jax.models.int8 import Int8
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "splash", "flash")
 _HIDDEN = jnp.finfo(jnp.float32).min  # finite, so that a row without keys gives no NaN
@@ -107,15 +107,15 @@ def attention(q, k, v, mask: Mask, implementation: str = "auto") -> jax.Array:
         case "reference":
             return reference(q, k, v, mask.allowed())
         case "chunked":
-            from videorft_jax.model import attention_chunked
+            from videorft_jax.models.attention import chunked as attention_chunked
 
             return attention_chunked.attention(q, k, v, mask)
         case "splash":
-            from videorft_jax.model import attention_splash
+            from videorft_jax.models.attention import splash as attention_splash
 
             return attention_splash.attention(q, k, v, mask)
         case "flash":
-            from videorft_jax.model import attention_flash
+            from videorft_jax.models.attention import flash as attention_flash
 
             return attention_flash.attention(q, k, v, mask)
     raise ValueError(f"attention is {implementation!r}; choose one of {IMPLEMENTATIONS}")

@@ -1,0 +1,1 @@
+"""Attention: the masks, a plain reference, and a fast path for each platform."""
