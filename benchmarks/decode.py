@@ -27,8 +27,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.video import read_video, sample_indices
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import read_video, sample_indices
 
 SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 1280, 720
 COUNTS = (16, 32, 64)

@@ -21,7 +21,7 @@ import numpy as np
 import peer
 import published
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 
 FRAMES, TEXT, RECIPE = 16, 128, "grpo_7b_lora"
 SMOKE_TOKENS = 8

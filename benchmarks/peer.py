@@ -12,7 +12,7 @@ import platform
 
 import numpy as np
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl.config import hf_values
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 

@@ -28,7 +28,7 @@ def run_ours(folder, pipe):
     import jax.numpy as jnp
 
     from videorft_jax import losses, scoring, training
-    from videorft_jax.data import layout
+    from videorft_jax.data.batch import layout
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.parallel import sharding

@@ -15,7 +15,7 @@ import peer
 import published
 
 from videorft_jax import updating
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 

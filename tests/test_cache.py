@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from test_pipeline import CONTRACT, assert_equal, make_loader
 
-from videorft_jax.data import cache as cache_module
-from videorft_jax.data.cache import FrameCache, main, pack_clip, unpack_clip, write_cache
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.loader import cache as cache_module
+from videorft_jax.data.loader.cache import FrameCache, main, pack_clip, unpack_clip, write_cache
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import load_media
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.data.synthetic import write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.data.video import load_media
 
 
 @pytest.fixture(scope="module")

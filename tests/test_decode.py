@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videorft_jax.data import decode
-from videorft_jax.data.decode import VideoFile
-from videorft_jax.data.media import Limits, MediaContract
-from videorft_jax.data.video import read_video, resize_frames
+from videorft_jax.data.media import decode
+from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.media.decode import VideoFile
+from videorft_jax.data.media.video import read_video, resize_frames
 
 NUM, HEIGHT, WIDTH = 97, 96, 128
 

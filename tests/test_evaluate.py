@@ -13,10 +13,10 @@ from tiny_run import finish, load_recipe, make_data, make_model, sft_options, st
 
 from videorft_jax import api, assembly, cli, evaluate, options, restoring, training
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.data.frames import rebuild_frames
-from videorft_jax.data.pipeline import Loader, LoaderConfig
-from videorft_jax.data.prompts import build_messages
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.batch.frames import rebuild_frames
+from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.records.prompts import build_messages
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.evaluation import running
 from videorft_jax.evaluation.running import blank_pixels, evaluate_records
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD

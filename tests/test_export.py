@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import videorft_jax as vr
 from videorft_jax import assembly, cli, restoring, training
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.data.media import MediaContract
+from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.parallel import sharding

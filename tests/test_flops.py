@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.metrics import chips, flops
 from videorft_jax.models import lora
 from videorft_jax.models.attention.dispatch import Causal, SharedPrefix

@@ -3,8 +3,8 @@
 import numpy as np
 import twin as hf
 
-from videorft_jax.data import layout
-from videorft_jax.data.frames import rebuild_frames, shuffle_frames
+from videorft_jax.data.batch import layout
+from videorft_jax.data.batch.frames import rebuild_frames, shuffle_frames
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 

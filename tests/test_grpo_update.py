@@ -10,7 +10,7 @@ import twin as hf
 from tiny_run import load_recipe
 
 from videorft_jax import grpo, updating
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.lora import merge_lora
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.scoring import Groups, score_completions

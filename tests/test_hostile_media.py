@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videorft_jax.data import decode
-from videorft_jax.data.media import REASONS, Limits, MediaContract, MediaError
-from videorft_jax.data.video import Clip, load_media
+from videorft_jax.data.media import decode
+from videorft_jax.data.media.contract import REASONS, Limits, MediaContract, MediaError
+from videorft_jax.data.media.video import Clip, load_media
 
 TRAIN = MediaContract.train()
 
@@ -305,7 +305,7 @@ def test_unreadable_file():
 
 BOUNDED = """
 import resource, sys
-import videorft_jax.data.video as video
+import videorft_jax.data.media.video as video
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 kind = "image" if sys.argv[1].endswith("png") else "video"
 found = video.load_media(sys.argv[1], sys.argv[2], video.MediaContract.train(), kind=kind)
@@ -375,7 +375,7 @@ def test_isolated_reading_gives_the_same_reasons(name, limits, reason, root):
 def test_a_hung_decoder_is_killed(root, monkeypatch, tmp_path):
     """The child hangs for good before it decodes (a stand-in for a decoder that never returns:
     none can be had on order); the parent must come back in time and leave no process behind."""
-    from videorft_jax.data import isolate
+    from videorft_jax.data.media import isolate
 
     hook = tmp_path / "sitecustomize.py"
     hook.write_text(

@@ -8,7 +8,7 @@ import pytest
 import twin as hf
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.qwen2_5_vl.vision import normalise
 

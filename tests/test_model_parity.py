@@ -9,7 +9,7 @@ import pytest
 import torch
 import twin as hf
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.qwen2_5_vl.text import KVCache

@@ -8,16 +8,16 @@ import json
 import numpy as np
 import pytest
 
-from videorft_jax.data.batch import Batch
-from videorft_jax.data.layout import WINDOW_TOKENS, make_media, make_sample
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.pipeline import Loader, LoaderConfig
-from videorft_jax.data.prompts import build_messages, build_target, render
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.layout import WINDOW_TOKENS, make_media, make_sample
+from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import load_media
+from videorft_jax.data.records.prompts import build_messages, build_target, render
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.data.scenes import WorldConfig
 from videorft_jax.data.synthetic import write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.data.video import load_media
 
 CONTRACT = MediaContract(max_frames=6, min_pixels=4 * 28 * 28, max_pixels=24 * 28 * 28)
 CONFIG = {

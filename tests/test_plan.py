@@ -7,11 +7,11 @@ recounted from the plan itself.
 import numpy as np
 import pytest
 
-from videorft_jax.data.buckets import Bucket, Sizes, choose_buckets, mix, pack_rows, shuffled
-from videorft_jax.data.layout import num_windows, token_grid
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.plan import make_plan
-from videorft_jax.data.video import target_size
+from videorft_jax.data.batch.layout import num_windows, token_grid
+from videorft_jax.data.loader.buckets import Bucket, Sizes, choose_buckets, mix, pack_rows, shuffled
+from videorft_jax.data.loader.schedule import make_plan
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import target_size
 
 SHAPES = ((720, 1280), (360, 640), (480, 640), (240, 320), (1280, 720))
 

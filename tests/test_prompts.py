@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from videorft_jax.data.prompts import (
+from videorft_jax.data.records.prompts import (
     DEFAULT_SYSTEM,
     DEFAULT_TEMPLATE,
     PromptTemplate,
@@ -22,7 +22,7 @@ from videorft_jax.data.prompts import (
     render,
     render_text,
 )
-from videorft_jax.data.records import PROBLEM_TYPES, parse_row
+from videorft_jax.data.records.records import PROBLEM_TYPES, parse_row
 from videorft_jax.data.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
 
 CORPUS = [

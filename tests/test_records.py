@@ -10,7 +10,7 @@ import grain
 import numpy as np
 import pytest
 
-from videorft_jax.data.records import (
+from videorft_jax.data.records.records import (
     RecordError,
     RecordSource,
     find_errors,
@@ -246,7 +246,7 @@ def test_bad_rows_are_errors_at_their_row(tmp_path):
 
 
 def test_row_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("videorft_jax.data.records.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("videorft_jax.data.records.records.MAX_ROW_BYTES", 100)
     source = RecordSource(write(tmp_path / "a.jsonl", json.dumps(ROW)))
     with pytest.raises(RecordError, match="length"):
         source[0]

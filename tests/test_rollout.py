@@ -11,7 +11,7 @@ import twin as hf
 from hlo import collectives
 
 from videorft_jax.compaction import Bucket, choose_buckets, fits, place
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.parallel import sharding

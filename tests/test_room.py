@@ -5,7 +5,7 @@ import pytest
 from planned import load_recipe, narrow_model
 
 from videorft_jax import assembly
-from videorft_jax.data.buckets import Bucket
+from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.planning import room
 from videorft_jax.weights import make_weights
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from videorft_jax.data.records import Record
+from videorft_jax.data.records.records import Record
 from videorft_jax.models.siglip.hf_folder import Siglip, load_siglip
 from videorft_jax.parallel.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.rewards.combine import RewardConfig, Rewards

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from videorft_jax.data.glyphs import LETTERS, draw_text
-from videorft_jax.data.prompts import append_options, build_messages, build_target, render
-from videorft_jax.data.records import PROBLEM_TYPES, RecordSource
+from videorft_jax.data.records.prompts import append_options, build_messages, build_target, render
+from videorft_jax.data.records.records import PROBLEM_TYPES, RecordSource
 from videorft_jax.data.scenes import (
     INK,
     ORDER_QUESTIONS,

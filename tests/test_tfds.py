@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from test_pipeline import assert_equal, make_loader
 
-from videorft_jax.data.media import MediaError
-from videorft_jax.data.records import RecordError, RecordSource
+from videorft_jax.data.media.contract import MediaError
+from videorft_jax.data.records.records import RecordError, RecordSource
+from videorft_jax.data.records.tfds import TfdsSource, build
 from videorft_jax.data.synthetic import write_dataset
-from videorft_jax.data.tfds import TfdsSource, build
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
 
 
@@ -97,8 +97,8 @@ try:
     import tensorflow
 except ModuleNotFoundError:
     pass
-from videorft_jax.data.records import RecordSource
-from videorft_jax.data.tfds import TfdsSource, build
+from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.tfds import TfdsSource, build
 
 source = RecordSource(sys.argv[1])
 data = TfdsSource(build("videorft_rl", source, sys.argv[2], embed=True))

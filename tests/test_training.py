@@ -13,7 +13,7 @@ import transformers
 import twin as hf
 
 from videorft_jax import losses, training
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
 
 PLAIN = training.OptimConfig(

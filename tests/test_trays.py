@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from videorft_jax.data.buckets import Bucket, Sizes
-from videorft_jax.data.layout import Media, make_sample, pack
-from videorft_jax.data.plan import make_plan
-from videorft_jax.data.trays import KEPT, Pool, Trays, patches_shape
+from videorft_jax.data.batch.layout import Media, make_sample, pack
+from videorft_jax.data.loader.buckets import Bucket, Sizes
+from videorft_jax.data.loader.buffers import KEPT, Pool, Trays, patches_shape
+from videorft_jax.data.loader.schedule import make_plan
 
 
 def address(array):

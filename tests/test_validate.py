@@ -10,14 +10,14 @@ import pytest
 from test_hostile_media import write_video
 from test_pipeline import CONTRACT, make_loader
 
-from videorft_jax import validate
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.probe import Answers, Measurer, check_media, measure, probe_media
-from videorft_jax.data.prompts import DEFAULT_TEMPLATE
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data import validate
+from videorft_jax.data.loader.measure import Answers, Measurer, check_media, measure, probe_media
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import Limits, load_media
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.data.synthetic import write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.data.video import Limits, load_media
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from videorft_jax.data.media import MediaContract, MediaError
-from videorft_jax.data.video import (
+from videorft_jax.data.media.contract import MediaContract, MediaError
+from videorft_jax.data.media.video import (
     frame_range,
     load_media,
     num_sampled,
@@ -234,6 +234,6 @@ def test_unknown_kind_is_a_programming_error(kind):
 
 
 def test_reading_media_needs_neither_jax_nor_torch():
-    code = "import sys, videorft_jax.data.video; print({'jax', 'torch'} & {*sys.modules})"
+    code = "import sys, videorft_jax.data.media.video; print({'jax', 'torch'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from videorft_jax.data import layout
+from videorft_jax.data.batch import layout
 from videorft_jax.models.hf_folder import read_checkpoint
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, parse_config, tiny_values
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD

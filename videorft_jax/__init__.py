@@ -8,8 +8,8 @@ import importlib
 
 _PUBLIC = {
     "load": "videorft_jax.api",
-    "MediaContract": "videorft_jax.data.media",
-    "read_video": "videorft_jax.data.video",
+    "MediaContract": "videorft_jax.data.media.contract",
+    "read_video": "videorft_jax.data.media.video",
     "score": "videorft_jax.rewards.combine",
     "load_siglip": "videorft_jax.models.siglip.hf_folder",
 }

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from videorft_jax.data import layout
-from videorft_jax.data.batch import Batch
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.prompts import render
-from videorft_jax.data.video import read_image, read_video, resize_frames
+from videorft_jax.data.batch import layout
+from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.video import read_image, read_video, resize_frames
+from videorft_jax.data.records.prompts import render
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config

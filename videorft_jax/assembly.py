@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from videorft_jax import options, training
 from videorft_jax.checkpoints.bucket import Mirror, resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.data.cache import FrameCache
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.pipeline import Loader, LoaderConfig
-from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.quarantine import TooManyBad
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.loader.cache import FrameCache
+from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records.quarantine import TooManyBad
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.models import tensor_files
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint

@@ -14,8 +14,8 @@ COMMANDS = {
     "demo": ("videorft_jax.demo", "the whole method on synthetic clips in minutes"),
     "plan": ("videorft_jax.plan", "what a config needs of a machine that is not here"),
     "ask": ("videorft_jax.ask", "one question about one clip"),
-    "validate": ("videorft_jax.validate", "check records and media before training on them"),
-    "cache": ("videorft_jax.data.cache", "decode and resize every clip once"),
+    "validate": ("videorft_jax.data.validate", "check records and media before training on them"),
+    "cache": ("videorft_jax.data.loader.cache", "decode and resize every clip once"),
 }
 
 

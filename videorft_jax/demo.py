@@ -22,8 +22,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from videorft_jax import cli, evaluate, export, grpo, options, sft, siglip_training
-from videorft_jax.data.prompts import build_messages, build_target, load_template, render_text
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.records.prompts import (
+    build_messages,
+    build_target,
+    load_template,
+    render_text,
+)
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.data.scenes import WorldConfig, draw_frames
 from videorft_jax.data.synthetic import SPLITS, make_sample, write_dataset
 from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer

@@ -18,11 +18,11 @@ from typing import Any
 import jax
 
 from videorft_jax import assembly, cli, options, restoring
-from videorft_jax.data.head import Head
-from videorft_jax.data.media import MediaContract
-from videorft_jax.data.pipeline import Loader
-from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.records import RecordSource
+from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.head import Head
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records.records import RecordSource
 from videorft_jax.evaluation.output import OutputFolder
 from videorft_jax.evaluation.running import evaluate_records
 from videorft_jax.evaluation.summary import format_table, summarise

@@ -10,7 +10,7 @@ from etils import epath
 from videorft_jax import assembly, training
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.data.media import MediaContract
+from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.hf_folder import nest
 from videorft_jax.models.lora import LoraConfig, merge_lora
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig

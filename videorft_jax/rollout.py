@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from videorft_jax.compaction import Bucket, choose_buckets, fits, place
-from videorft_jax.data.batch import Batch
+from videorft_jax.data.batch.batch import Batch
 from videorft_jax.decoding import FAILED, LIVE, STOPPED, Programs
 from videorft_jax.metrics import chips, flops
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.data.batch import Batch
+from videorft_jax.data.batch.batch import Batch
 from videorft_jax.losses import token_logprobs
 from videorft_jax.models.attention.dispatch import SharedPrefix, resolve
 from videorft_jax.models.qwen2_5_vl.model import VLM

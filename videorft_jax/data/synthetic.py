@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from videorft_jax.data.questions import KINDS, caption_scene, describe_events
-from videorft_jax.data.records import Record, write_records
+from videorft_jax.data.records.records import Record, write_records
 from videorft_jax.data.scenes import Scene, WorldConfig, draw_frames
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax import assembly, drawing, training, updating
 from videorft_jax.compaction import Bucket
-from videorft_jax.data.layout import WINDOW_TOKENS
+from videorft_jax.data.batch.layout import WINDOW_TOKENS
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.models.siglip.hf_folder import SiglipConfig

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.data.batch import Batch
-from videorft_jax.data.layout import WINDOW_TOKENS
-from videorft_jax.data.media import MediaContract
+from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.layout import WINDOW_TOKENS
+from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.siglip.hf_folder import SiglipConfig, TowerConfig, parse_config
 
 TEXT_TOKENS = 256  # of a question with its template, where no data say otherwise

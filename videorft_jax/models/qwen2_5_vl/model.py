@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videorft_jax.data.batch import Batch
+from videorft_jax.data.batch.batch import Batch
 from videorft_jax.models.attention.dispatch import Causal
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.models.qwen2_5_vl.text import Text

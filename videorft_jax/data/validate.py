@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from videorft_jax.data.buckets import choose_buckets
-from videorft_jax.data.media import Limits, MediaContract
-from videorft_jax.data.plan import make_plan
-from videorft_jax.data.probe import Answers, Measured, Measurer, Probe, measure
-from videorft_jax.data.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.quarantine import reason_table
-from videorft_jax.data.records import RecordError, RecordSource
+from videorft_jax.data.loader.buckets import choose_buckets
+from videorft_jax.data.loader.measure import Answers, Measured, Measurer, Probe, measure
+from videorft_jax.data.loader.schedule import make_plan
+from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records.quarantine import reason_table
+from videorft_jax.data.records.records import RecordError, RecordSource
 
 SHOWN = 20  # faults printed one by one; the JSON holds them all
 WIDE = 4.0  # aspect ratio from which a picture is called odd

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorft_jax.data.layout import Sample, make_sample, pair_planes
-from videorft_jax.data.media import MediaError
-from videorft_jax.data.probe import Measurer, load_clip, patience
-from videorft_jax.data.prompts import build_messages, build_target, render
-from videorft_jax.data.quarantine import Failure
-from videorft_jax.data.records import Record, RecordError
-from videorft_jax.data.video import Clip
-from videorft_jax.data.watch import call_within
+from videorft_jax.data.batch.layout import Sample, make_sample, pair_planes
+from videorft_jax.data.loader.measure import Measurer, load_clip, patience
+from videorft_jax.data.loader.watchdog import call_within
+from videorft_jax.data.media.contract import MediaError
+from videorft_jax.data.media.video import Clip
+from videorft_jax.data.records.prompts import build_messages, build_target, render
+from videorft_jax.data.records.quarantine import Failure
+from videorft_jax.data.records.records import Record, RecordError
 
 
 class Loaded(NamedTuple):

@@ -12,7 +12,7 @@ import json
 
 import numpy as np
 
-from videorft_jax.data.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
+from videorft_jax.data.loader.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
 
 VERSION = 1  # raise when the same input gives another plan
 SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys

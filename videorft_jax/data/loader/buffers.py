@@ -13,9 +13,9 @@ import threading
 
 import numpy as np
 
-from videorft_jax.data.buckets import Bucket
-from videorft_jax.data.layout import PATCH_DIM, SLOTS, Sample
-from videorft_jax.data.plan import Plan
+from videorft_jax.data.batch.layout import PATCH_DIM, SLOTS, Sample
+from videorft_jax.data.loader.buckets import Bucket
+from videorft_jax.data.loader.schedule import Plan
 
 KEPT = 3  # blocks that wait unused; about as many are filled or read at a time
 

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from videorft_jax.data.media import Limits, MediaError
+from videorft_jax.data.media.contract import Limits, MediaError
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 # Audio decoders are left out on purpose: probing then decodes no sound. Neither are the still

@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from videorft_jax.data.batch import Batch
-from videorft_jax.data.buckets import Bucket, choose_buckets
-from videorft_jax.data.layout import Sample, pack
-from videorft_jax.data.loading import Load, Loaded
-from videorft_jax.data.media import Limits, MediaContract
-from videorft_jax.data.plan import Plan, make_plan
-from videorft_jax.data.probe import Answers, Measurer, Source, measure
-from videorft_jax.data.prompts import DEFAULT_TEMPLATE, PromptTemplate
-from videorft_jax.data.quarantine import Failure, Quarantine
-from videorft_jax.data.records import Record
-from videorft_jax.data.trays import Pool, Trays, patches_shape
-from videorft_jax.data.watch import kill_workers, mark_flags_parsed, start_worker
+from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.layout import Sample, pack
+from videorft_jax.data.loader.buckets import Bucket, choose_buckets
+from videorft_jax.data.loader.buffers import Pool, Trays, patches_shape
+from videorft_jax.data.loader.load_sample import Load, Loaded
+from videorft_jax.data.loader.measure import Answers, Measurer, Source, measure
+from videorft_jax.data.loader.schedule import Plan, make_plan
+from videorft_jax.data.loader.watchdog import kill_workers, mark_flags_parsed, start_worker
+from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
+from videorft_jax.data.records.quarantine import Failure, Quarantine
+from videorft_jax.data.records.records import Record
 
 logger = logging.getLogger(__name__)
 MODES = ("sft", "grpo", "evaluate")

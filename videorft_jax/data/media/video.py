@@ -16,9 +16,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from videorft_jax.data.decode import VideoFile
-from videorft_jax.data.isolate import read_isolated
-from videorft_jax.data.media import REASONS, Limits, MediaContract, MediaError, open_media
+from videorft_jax.data.media.contract import REASONS, Limits, MediaContract, MediaError, open_media
+from videorft_jax.data.media.decode import VideoFile
+from videorft_jax.data.media.isolate import read_isolated
 
 __all__ = [
     "REASONS", "Clip", "Limits", "MediaContract", "MediaError", "frame_range", "load_media",

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
-from videorft_jax.data.media import Limits, MediaContract, MediaError, open_media
-from videorft_jax.data.probe import Source, media_of, patience
-from videorft_jax.data.quarantine import Failure, reason_table
-from videorft_jax.data.records import Record, RecordError, RecordSource
-from videorft_jax.data.video import Clip, load_media
-from videorft_jax.data.watch import Progress, call_within
+from videorft_jax.data.loader.measure import Source, media_of, patience
+from videorft_jax.data.loader.watchdog import Progress, call_within
+from videorft_jax.data.media.contract import Limits, MediaContract, MediaError, open_media
+from videorft_jax.data.media.video import Clip, load_media
+from videorft_jax.data.records.quarantine import Failure, reason_table
+from videorft_jax.data.records.records import Record, RecordError, RecordSource
 
 logger = logging.getLogger(__name__)
 FORMAT = 1

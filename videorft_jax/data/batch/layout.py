@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videorft_jax.data.batch import Batch
+from videorft_jax.data.batch.batch import Batch
 
 PATCH = 14  # pixels
 MERGE = 2  # patches per side of a visual token

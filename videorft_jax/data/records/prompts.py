@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from videorft_jax.data.records import PROBLEM_TYPES, Record, label_options
+from videorft_jax.data.records.records import PROBLEM_TYPES, Record, label_options
 
 logger = logging.getLogger(__name__)
 

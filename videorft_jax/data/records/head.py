@@ -1,7 +1,7 @@
 """The first records of a source."""
 
-from videorft_jax.data.probe import Source
-from videorft_jax.data.records import Record
+from videorft_jax.data.loader.measure import Source
+from videorft_jax.data.records.records import Record
 
 
 class Head:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from videorft_jax.data.media import Limits, open_media
-from videorft_jax.data.records import Record, RecordSource, parse_row
+from videorft_jax.data.media.contract import Limits, open_media
+from videorft_jax.data.records.records import Record, RecordSource, parse_row
 
 NUMBERS = ("start", "end")
 TEXTS = ("problem", "data_type", "problem_type", "process", "solution", "path", "data_source")

@@ -5,7 +5,7 @@ Channels, frame of the pair, row and column of a pixel are the order inside a pa
 
 import numpy as np
 
-from videorft_jax.data.batch import Batch
+from videorft_jax.data.batch.batch import Batch
 
 PATCH = 14
 

@@ -21,14 +21,14 @@ import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from videorft_jax.data import decode, video
-from videorft_jax.data.buckets import Sizes
-from videorft_jax.data.layout import num_windows, token_grid
-from videorft_jax.data.media import Limits, MediaContract, MediaError, open_media
-from videorft_jax.data.prompts import PromptTemplate, build_messages, build_target, render
-from videorft_jax.data.quarantine import Failure
-from videorft_jax.data.records import Record, RecordError
-from videorft_jax.data.watch import Progress, call_within
+from videorft_jax.data.batch.layout import num_windows, token_grid
+from videorft_jax.data.loader.buckets import Sizes
+from videorft_jax.data.loader.watchdog import Progress, call_within
+from videorft_jax.data.media import decode, video
+from videorft_jax.data.media.contract import Limits, MediaContract, MediaError, open_media
+from videorft_jax.data.records.prompts import PromptTemplate, build_messages, build_target, render
+from videorft_jax.data.records.quarantine import Failure
+from videorft_jax.data.records.records import Record, RecordError
 
 logger = logging.getLogger(__name__)
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width

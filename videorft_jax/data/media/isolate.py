@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from videorft_jax.data.media import Limits, MediaContract, MediaError
+from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 
 GRACE_S = 10.0  # the child's start, and its own deadline coming first
 
@@ -83,7 +83,9 @@ def _mapped_bytes() -> int:
 
 def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
-    from videorft_jax.data import video  # imports this module; before the limits: it maps memory
+    from videorft_jax.data.media import (
+        video,  # imports this module; before the limits: it maps memory
+    )
 
     header, _, raw = sys.stdin.buffer.read().partition(b"\n")
     request = json.loads(header)

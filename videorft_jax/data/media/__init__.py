@@ -1,0 +1,1 @@
+"""The media contract, and the decoding of videos and images under it."""
