@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from videorft_jax.rewards import accuracy, combine, statistics, user
+from videorft_jax.rewards import accuracy, combine, user
+from videorft_jax.rewards import metrics as statistics
 from videorft_jax.rewards.accuracy import score_accuracy, to_float
 
 MC, NUM, OCR, FREE, REG = "multiple choice", "numerical", "OCR", "free-form", "regression"

@@ -17,8 +17,8 @@ from videorft_jax.models.siglip.hf_folder import Siglip, load_siglip
 from videorft_jax.parallel.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.rewards.combine import RewardConfig, Rewards
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
+from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
-from videorft_jax.rewards.statistics import summarize
 from videorft_jax.siglip_training import sigmoid_loss
 
 WORDS = [a + b for a in "abdefghjkl" for b in "abcd"]  # none is an abbreviation

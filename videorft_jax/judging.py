@@ -21,8 +21,8 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
+from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
-from videorft_jax.rewards.statistics import summarize
 from videorft_jax.rollout import Rollout
 
 COMPLETIONS = "completions.jsonl"
