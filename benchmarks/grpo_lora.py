@@ -47,8 +47,8 @@ def run_ours(options, results):
 
     from videorft_jax import losses, updating
     from videorft_jax.parallel import sharding
-    from videorft_jax.rollout import RolloutEngine
-    from videorft_jax.sampling import SamplingConfig
+    from videorft_jax.rollout.engine import RolloutEngine
+    from videorft_jax.rollout.sampling import SamplingConfig
     from videorft_jax.scoring import Groups
 
     config, values, _, samples = load(options)

@@ -76,8 +76,8 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.models.siglip.hf_folder import load_siglip
     from videorft_jax.parallel import sharding
     from videorft_jax.rewards.semantic import SemanticReward
-    from videorft_jax.rollout import RolloutEngine
-    from videorft_jax.sampling import SamplingConfig
+    from videorft_jax.rollout.engine import RolloutEngine
+    from videorft_jax.rollout.sampling import SamplingConfig
     from videorft_jax.scoring import Groups, score_completions
 
     config = load_config(folder)

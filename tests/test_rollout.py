@@ -10,13 +10,13 @@ import pytest
 import twin as hf
 from hlo import collectives
 
-from videorft_jax.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout import RolloutEngine
-from videorft_jax.sampling import SamplingConfig, media_ids
+from videorft_jax.rollout.compaction import Bucket, choose_buckets, fits, place
+from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.sampling import SamplingConfig, media_ids
 
 ROLLOUTS, NEW, LENGTH = 4, 12, 56
 UIDS = np.array([7, 3, 11])

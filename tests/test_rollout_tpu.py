@@ -13,11 +13,11 @@ from hlo import materialised
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from videorft_jax.compaction import Bucket
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout import RolloutEngine
-from videorft_jax.sampling import SamplingConfig
+from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.sampling import SamplingConfig
 
 LENGTH, NEW, ROLLOUTS = 2304, 768, 8
 # topology; data, fsdp, tensor; prompts per shard; what the engine is asked for

@@ -10,9 +10,9 @@ import pytest
 from jax.extend.random import threefry_2x32
 from scipy.stats import chisquare, kstest
 
-from videorft_jax import sampling
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
-from videorft_jax.sampling import SamplingConfig, completion_key, media_ids
+from videorft_jax.rollout import sampling
+from videorft_jax.rollout.sampling import SamplingConfig, completion_key, media_ids
 
 SIZE, DRAWS = 24, 20000
 RNG = np.random.default_rng(5)

@@ -22,8 +22,8 @@ from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, wri
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout import RolloutEngine
-from videorft_jax.sampling import make_sampling
+from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.sampling import make_sampling
 
 _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
 

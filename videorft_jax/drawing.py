@@ -14,8 +14,8 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
-from videorft_jax.rollout import Rollout, RolloutEngine
-from videorft_jax.sampling import make_sampling
+from videorft_jax.rollout.engine import Rollout, RolloutEngine
+from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.weights import Weights
 
 _SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames

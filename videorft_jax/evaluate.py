@@ -28,8 +28,8 @@ from videorft_jax.evaluation.running import evaluate_records
 from videorft_jax.evaluation.summary import format_table, summarise
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.accuracy import check_mode
-from videorft_jax.rollout import RolloutEngine
-from videorft_jax.sampling import make_sampling
+from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.weights import Weights
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, rew
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
-from videorft_jax.rollout import Rollout
+from videorft_jax.rollout.engine import Rollout
 
 COMPLETIONS = "completions.jsonl"
 ORDER = "order"  # T-GRPO: the order of the frames helped

@@ -14,7 +14,7 @@ from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards import answers
 from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
-from videorft_jax.rollout import Rollout, RolloutEngine
+from videorft_jax.rollout.engine import Rollout, RolloutEngine
 
 SCORED, QUARANTINED = "scored", "quarantined"
 

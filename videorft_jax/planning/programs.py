@@ -16,7 +16,6 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax import assembly, drawing, training, updating
-from videorft_jax.compaction import Bucket
 from videorft_jax.data.batch.layout import WINDOW_TOKENS
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.siglip import towers as siglip_towers
@@ -25,6 +24,7 @@ from videorft_jax.parallel import sharding
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
+from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.scoring import Groups
 from videorft_jax.weights import Weights
 

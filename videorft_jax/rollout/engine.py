@@ -13,13 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videorft_jax.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.decoding import FAILED, LIVE, STOPPED, Programs
 from videorft_jax.metrics import chips, flops
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
-from videorft_jax.sampling import SamplingConfig
+from videorft_jax.rollout.compaction import Bucket, choose_buckets, fits, place
+from videorft_jax.rollout.programs import FAILED, LIVE, STOPPED, Programs
+from videorft_jax.rollout.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
 

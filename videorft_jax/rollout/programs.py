@@ -17,7 +17,6 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.compaction import Bucket
 from videorft_jax.models.attention.dispatch import Causal
 from videorft_jax.models.int8 import Int8, quantise, quantise_weights, quantised_formats
 from videorft_jax.models.lora import resolve
@@ -25,7 +24,8 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.parallel import sharding
-from videorft_jax.sampling import SamplingConfig, completion_key, draw
+from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Sampling completions: one compiled program a phase, and the engine that runs them."""
