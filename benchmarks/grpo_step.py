@@ -69,7 +69,7 @@ def run_ours(folder, frames, pipe):
     import jax
     import jax.numpy as jnp
 
-    from videorft_jax import losses, training
+    from videorft_jax import losses
     from videorft_jax.data.batch import layout
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
@@ -79,6 +79,7 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
     from videorft_jax.scoring import Groups, score_completions
+    from videorft_jax.training import step as training
 
     config = load_config(folder)
     clips, samples = make_prompts(frames)

@@ -131,8 +131,8 @@ def fresh_state(params, optimizer, mesh):
 
     import jax
 
-    from videorft_jax import training
     from videorft_jax.parallel import sharding
+    from videorft_jax.training import step as training
 
     start = functools.partial(training.init_state, frozen={}, optimizer=optimizer)
     shardings = sharding.state_shardings(jax.eval_shape(start, params), mesh)

@@ -13,11 +13,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from videorft_jax import training
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import make_weights
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import make_weights
 
 SIDE, WIDE = 224, 448  # 128 visual tokens a frame pair, the budget of training
 SMOKE = {"num_hidden_layers": 2, "vision_depth": 2, "vision_fullatt_block_indexes": [1]}

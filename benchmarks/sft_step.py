@@ -27,11 +27,12 @@ TURN = 4  # steps
 def run_ours(folder, pipe):
     import jax.numpy as jnp
 
-    from videorft_jax import losses, scoring, training
+    from videorft_jax import losses, scoring
     from videorft_jax.data.batch import layout
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.parallel import sharding
+    from videorft_jax.training import step as training
 
     config = load_config(folder)
     samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)

@@ -23,10 +23,13 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax import assembly, cli, options, training
+from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import make_weights
+from videorft_jax.training import options
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import make_weights
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -123,7 +126,7 @@ def test_unknown_command(say):
 
 def test_module_is_the_command(place, say):
     flags = [place.config, f"--workdir={place.folder / 'module'}", "--config.optim.rate=1"]
-    process = start(place.folder, *flags, module="videorft_jax.sft")
+    process = start(place.folder, *flags, module="videorft_jax.training.sft")
     assert finish(process) == (2, refused(say("sft", *flags)) + "\n")
 
 

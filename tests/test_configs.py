@@ -13,12 +13,13 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from tiny_run import ROOT, load_recipe
 
-from videorft_jax import assembly, options
 from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config
 from videorft_jax.models.qwen2_5_vl.model import count_params
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import make_weights
+from videorft_jax.training import options
+from videorft_jax.training import setup as assembly
+from videorft_jax.training.weights import make_weights
 
 RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"demo"})  # test_demo
 SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r"_\d+b", name)}

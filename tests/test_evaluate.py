@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax import api, assembly, cli, evaluate, options, restoring, training
+from videorft_jax import api, cli, evaluate
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
@@ -22,7 +22,11 @@ from videorft_jax.evaluation.running import blank_pixels, evaluate_records
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from videorft_jax.parallel import sharding
 from videorft_jax.rewards.combine import score
-from videorft_jax.weights import Weights
+from videorft_jax.training import options
+from videorft_jax.training import restore as restoring
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights
 
 NUM, ROWS, ROLLOUTS, LENGTH = 10, 4, 2, 6
 FIRST = 6  # records that hold a long one, so that shapes are those of all

@@ -15,13 +15,16 @@ import twin as hf
 from safetensors.numpy import load_file
 
 import videorft_jax as vr
-from videorft_jax import assembly, cli, restoring, training
+from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import Weights
+from videorft_jax.training import restore as restoring
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights
 
 LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
 

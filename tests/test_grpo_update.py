@@ -14,7 +14,7 @@ from videorft_jax.data.batch import layout
 from videorft_jax.models.lora import merge_lora
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.scoring import Groups, score_completions
-from videorft_jax.weights import make_weights
+from videorft_jax.training.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8
 

@@ -21,8 +21,8 @@ from planned import (
     sent,
 )  # fmt: skip
 
-from videorft_jax import training
 from videorft_jax.planning.programs import device_bytes, find_programs, prepared_bytes
+from videorft_jax.training import step as training
 
 
 @pytest.fixture(scope="module", params=PLACES)

@@ -13,7 +13,7 @@ from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.scoring import Groups
-from videorft_jax.weights import make_weights
+from videorft_jax.training.weights import make_weights
 
 LENGTH, R, C = 600, 2, 300
 

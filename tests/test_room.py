@@ -4,10 +4,10 @@ import jax
 import pytest
 from planned import load_recipe, narrow_model
 
-from videorft_jax import assembly
 from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.planning import room
-from videorft_jax.weights import make_weights
+from videorft_jax.training import setup as assembly
+from videorft_jax.training.weights import make_weights
 
 
 @pytest.mark.parametrize("mode", ["sft", "grpo"])

@@ -27,9 +27,9 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax import assembly
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.models.qwen2_5_vl.config import load_config
+from videorft_jax.training import setup as assembly
 
 STEPS = 10  # two epochs of the 40 records
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}

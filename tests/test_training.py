@@ -12,9 +12,10 @@ import torch
 import transformers
 import twin as hf
 
-from videorft_jax import losses, training
+from videorft_jax import losses
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.training import step as training
 
 PLAIN = training.OptimConfig(
     name="adamw",

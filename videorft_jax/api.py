@@ -168,7 +168,7 @@ def load(
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     saved = None
     if os.path.isdir(os.path.join(folder, "checkpoints")) or str(folder).rstrip("/")[-8:].isdigit():
-        from videorft_jax import restoring  # brings what training needs
+        from videorft_jax.training import restore as restoring  # brings what training needs
 
         saved = restoring.find_checkpoint(os.fspath(folder))
     source = saved.init_from if saved else folder

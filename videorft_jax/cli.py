@@ -6,11 +6,11 @@ import pathlib
 import sys
 
 COMMANDS = {
-    "sft": ("videorft_jax.sft", "supervised fine-tuning on chains of thought"),
+    "sft": ("videorft_jax.training.sft", "supervised fine-tuning on chains of thought"),
     "grpo": ("videorft_jax.grpo", "reinforced fine-tuning on questions with checkable answers"),
     "ablate": ("videorft_jax.ablate", "a grid of GRPO runs, compared on held-out records"),
     "evaluate": ("videorft_jax.evaluate", "completions of every record, and what they are worth"),
-    "export": ("videorft_jax.export", "a checkpoint as a Hugging Face folder"),
+    "export": ("videorft_jax.training.export", "a checkpoint as a Hugging Face folder"),
     "demo": ("videorft_jax.demo", "the whole method on synthetic clips in minutes"),
     "plan": ("videorft_jax.plan", "what a config needs of a machine that is not here"),
     "ask": ("videorft_jax.ask", "one question about one clip"),

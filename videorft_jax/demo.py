@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videorft_jax import cli, evaluate, export, grpo, options, sft, siglip_training
+from videorft_jax import cli, evaluate, grpo, siglip_training
 from videorft_jax.data.records.prompts import (
     build_messages,
     build_target,
@@ -38,6 +38,7 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
+from videorft_jax.training import export, options, sft
 
 log = logging.getLogger(__name__)
 

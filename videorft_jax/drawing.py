@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videorft_jax import assembly, judging, losses
+from videorft_jax import judging, losses
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.pipeline import Step
@@ -16,7 +16,8 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import Rollout, RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.weights import Weights
+from videorft_jax.training import setup as assembly
+from videorft_jax.training.weights import Weights
 
 _SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames
 

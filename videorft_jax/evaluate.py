@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from videorft_jax import assembly, cli, options, restoring
+from videorft_jax import cli
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.head import Head
@@ -30,7 +30,10 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.accuracy import check_mode
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.weights import Weights
+from videorft_jax.training import options
+from videorft_jax.training import restore as restoring
+from videorft_jax.training import setup as assembly
+from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import assembly, cli, judging, options, training, updating
+from videorft_jax import cli, judging, updating
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.drawing import Drawer, Drawn, describe
 from videorft_jax.metrics import flops
@@ -27,6 +27,9 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.planning.room import check_room
 from videorft_jax.scoring import Groups
+from videorft_jax.training import options
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
 from videorft_jax.updating import GroupRows, make_grpo_config
 
 log = logging.getLogger(__name__)

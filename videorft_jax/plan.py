@@ -17,14 +17,16 @@ import warnings
 
 import jax
 
-from videorft_jax import assembly, cli, options, updating
+from videorft_jax import cli, updating
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.planning import shapes, topology
 from videorft_jax.planning.measure import Store
 from videorft_jax.planning.programs import Job, wants_siglip
 from videorft_jax.planning.report import advise, as_text, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
-from videorft_jax.weights import make_weights
+from videorft_jax.training import options
+from videorft_jax.training import setup as assembly
+from videorft_jax.training.weights import make_weights
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videorft_jax import losses, training
+from videorft_jax import losses
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.scoring import Groups, head_chunk, score_completions
-from videorft_jax.weights import Weights
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights
 
 
 class GroupRows(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax import assembly, drawing, training, updating
+from videorft_jax import drawing, updating
 from videorft_jax.data.batch.layout import WINDOW_TOKENS
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.siglip import towers as siglip_towers
@@ -26,7 +26,9 @@ from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.scoring import Groups
-from videorft_jax.weights import Weights
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights
 
 NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
 

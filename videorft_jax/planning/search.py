@@ -9,12 +9,12 @@ import dataclasses
 import itertools
 from typing import Any
 
-from videorft_jax import assembly
 from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.measure import GIB, Store
 from videorft_jax.planning.programs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
+from videorft_jax.training import setup as assembly
 
 _MARGIN = 1.35  # by how much an estimate may be too high; a guess, not measured
 _TRIES = 6  # candidates that are compiled

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from videorft_jax import assembly, training
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media.contract import MediaContract
@@ -15,7 +14,9 @@ from videorft_jax.models.hf_folder import nest
 from videorft_jax.models.lora import LoraConfig, merge_lora
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import Weights
+from videorft_jax.training import setup as assembly
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights
 
 
 class Saved(NamedTuple):

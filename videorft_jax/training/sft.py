@@ -12,12 +12,14 @@ import sys
 import jax
 import numpy as np
 
-from videorft_jax import assembly, cli, options, updating
+from videorft_jax import cli, updating
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.room import check_room
+from videorft_jax.training import options
+from videorft_jax.training import setup as assembly
 
 log = logging.getLogger(__name__)
 

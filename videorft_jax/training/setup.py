@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
-from videorft_jax import options, training
 from videorft_jax.checkpoints.bucket import Mirror, resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.loader.cache import FrameCache
@@ -31,7 +30,9 @@ from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
-from videorft_jax.weights import Weights, make_weights
+from videorft_jax.training import options
+from videorft_jax.training import step as training
+from videorft_jax.training.weights import Weights, make_weights
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 
-from videorft_jax import assembly, cli, restoring
+from videorft_jax import cli
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl.config import load_config
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
+from videorft_jax.training import restore as restoring
+from videorft_jax.training import setup as assembly
 
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
 videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16"""

@@ -8,10 +8,10 @@ import functools
 
 import jax
 
-from videorft_jax import training
 from videorft_jax.models.lora import LoraConfig, adapt, find_targets, init_lora
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.training import step as training
 
 
 @dataclasses.dataclass(frozen=True)
