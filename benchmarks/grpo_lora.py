@@ -45,11 +45,12 @@ def fake_rewards(step, prompts, rollouts):
 def run_ours(options, results):
     import jax
 
-    from videorft_jax import losses, updating
+    from videorft_jax import losses
+    from videorft_jax.grpo import update as updating
+    from videorft_jax.grpo.logprobs import Groups
     from videorft_jax.parallel import sharding
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
-    from videorft_jax.scoring import Groups
 
     config, values, _, samples = load(options)
     placed = published.Placed(config, values)

@@ -71,6 +71,7 @@ def run_ours(folder, frames, pipe):
 
     from videorft_jax import losses
     from videorft_jax.data.batch import layout
+    from videorft_jax.grpo.logprobs import Groups, score_completions
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.models.siglip.hf_folder import load_siglip
@@ -78,7 +79,6 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
-    from videorft_jax.scoring import Groups, score_completions
     from videorft_jax.training import step as training
 
     config = load_config(folder)

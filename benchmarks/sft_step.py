@@ -27,8 +27,9 @@ TURN = 4  # steps
 def run_ours(folder, pipe):
     import jax.numpy as jnp
 
-    from videorft_jax import losses, scoring
+    from videorft_jax import losses
     from videorft_jax.data.batch import layout
+    from videorft_jax.grpo import logprobs as scoring
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.parallel import sharding

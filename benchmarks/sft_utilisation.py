@@ -14,8 +14,8 @@ import jax
 import peer
 import published
 
-from videorft_jax import updating
 from videorft_jax.data.batch import layout
+from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 

@@ -9,11 +9,12 @@ import torch
 import twin as hf
 from tiny_run import load_recipe
 
-from videorft_jax import grpo, updating
 from videorft_jax.data.batch import layout
+from videorft_jax.grpo import trainer as grpo
+from videorft_jax.grpo import update as updating
+from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.models.lora import merge_lora
 from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.scoring import Groups, score_completions
 from videorft_jax.training.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_run import load_recipe
 
-from videorft_jax import updating
 from videorft_jax.data.batch import layout
+from videorft_jax.grpo import update as updating
+from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
-from videorft_jax.scoring import Groups
 from videorft_jax.training.weights import make_weights
 
 LENGTH, R, C = 600, 2, 300

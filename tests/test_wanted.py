@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from videorft_jax.data.batch import layout
+from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
 from videorft_jax.parallel import sharding
-from videorft_jax.scoring import Groups, score_completions
 
 B, T, PROMPT, ROLLOUTS = 8, 620, 20, 3  # more than two chunks, and not a whole number of them
 

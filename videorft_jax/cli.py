@@ -7,7 +7,10 @@ import sys
 
 COMMANDS = {
     "sft": ("videorft_jax.training.sft", "supervised fine-tuning on chains of thought"),
-    "grpo": ("videorft_jax.grpo", "reinforced fine-tuning on questions with checkable answers"),
+    "grpo": (
+        "videorft_jax.grpo.trainer",
+        "reinforced fine-tuning on questions with checkable answers",
+    ),
     "ablate": ("videorft_jax.ablate", "a grid of GRPO runs, compared on held-out records"),
     "evaluate": ("videorft_jax.evaluate", "completions of every record, and what they are worth"),
     "export": ("videorft_jax.training.export", "a checkpoint as a Hugging Face folder"),

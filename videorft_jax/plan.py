@@ -17,7 +17,8 @@ import warnings
 
 import jax
 
-from videorft_jax import cli, updating
+from videorft_jax import cli
+from videorft_jax.grpo import update as updating
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.planning import shapes, topology
 from videorft_jax.planning.measure import Store

@@ -9,7 +9,7 @@ import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.loader.pipeline import Loader, Step
-from videorft_jax.drawing import fill_rows
+from videorft_jax.grpo.experience import fill_rows
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards import answers

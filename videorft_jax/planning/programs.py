@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax import drawing, updating
 from videorft_jax.data.batch.layout import WINDOW_TOKENS
+from videorft_jax.grpo import experience as drawing
+from videorft_jax.grpo import update as updating
+from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.models.siglip.hf_folder import SiglipConfig
@@ -25,7 +27,6 @@ from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
-from videorft_jax.scoring import Groups
 from videorft_jax.training import setup as assembly
 from videorft_jax.training import step as training
 from videorft_jax.training.weights import Weights

@@ -12,8 +12,9 @@ import sys
 import jax
 import numpy as np
 
-from videorft_jax import cli, updating
+from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
+from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax import losses
+from videorft_jax.grpo.logprobs import Groups, head_chunk, score_completions
 from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.scoring import Groups, head_chunk, score_completions
 from videorft_jax.training import step as training
 from videorft_jax.training.weights import Weights
 

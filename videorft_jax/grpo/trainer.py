@@ -18,19 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import cli, judging, updating
+from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
-from videorft_jax.drawing import Drawer, Drawn, describe
+from videorft_jax.grpo import judge as judging
+from videorft_jax.grpo import update as updating
+from videorft_jax.grpo.experience import Drawer, Drawn, describe
+from videorft_jax.grpo.logprobs import Groups
+from videorft_jax.grpo.update import GroupRows, make_grpo_config
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.planning.room import check_room
-from videorft_jax.scoring import Groups
 from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 from videorft_jax.training import step as training
-from videorft_jax.updating import GroupRows, make_grpo_config
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from videorft_jax import judging, losses
+from videorft_jax import losses
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.pipeline import Step
+from videorft_jax.grpo import judge as judging
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding

@@ -1,0 +1,1 @@
+"""Stage two, reinforced fine-tuning: experience, rewards, log-probabilities, update."""
