@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax import ablate
+from videorft_jax.evaluation import ablation as ablate
 
 VARIANTS = (
     ("letters", ()),

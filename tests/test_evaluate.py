@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax import api, cli, evaluate
+from videorft_jax import api, cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
 from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.evaluation import running
-from videorft_jax.evaluation.running import blank_pixels, evaluate_records
+from videorft_jax.evaluation import evaluate
+from videorft_jax.evaluation import runner as running
+from videorft_jax.evaluation.runner import blank_pixels, evaluate_records
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 from videorft_jax.parallel import sharding
 from videorft_jax.rewards.combine import score
@@ -443,7 +444,7 @@ def test_command_on_two_processes(place, rows, whole):
     processes = [
         start(
             place.folder / "compiled", *common, f"--process_id={number}",
-            module="videorft_jax.evaluate",
+            module="videorft_jax.evaluation.evaluate",
         )
         for number in range(2)
     ]  # fmt: skip

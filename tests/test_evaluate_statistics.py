@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from videorft_jax.evaluation.statistics import Z95, bootstrap_mean, mean_interval, wilson
+from videorft_jax.evaluation.intervals import Z95, bootstrap_mean, mean_interval, wilson
 from videorft_jax.evaluation.summary import format_table, paired_difference, summarise
 
 # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.

@@ -11,8 +11,14 @@ COMMANDS = {
         "videorft_jax.grpo.trainer",
         "reinforced fine-tuning on questions with checkable answers",
     ),
-    "ablate": ("videorft_jax.ablate", "a grid of GRPO runs, compared on held-out records"),
-    "evaluate": ("videorft_jax.evaluate", "completions of every record, and what they are worth"),
+    "ablate": (
+        "videorft_jax.evaluation.ablation",
+        "a grid of GRPO runs, compared on held-out records",
+    ),
+    "evaluate": (
+        "videorft_jax.evaluation.evaluate",
+        "completions of every record, and what they are worth",
+    ),
     "export": ("videorft_jax.training.export", "a checkpoint as a Hugging Face folder"),
     "demo": ("videorft_jax.demo", "the whole method on synthetic clips in minutes"),
     "plan": ("videorft_jax.plan", "what a config needs of a machine that is not here"),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from videorft_jax.evaluation.statistics import Interval, bootstrap_mean, mean_interval
+from videorft_jax.evaluation.intervals import Interval, bootstrap_mean, mean_interval
 
 COUNTED = {
     "accuracy": "mean over records of the mean over their completions",

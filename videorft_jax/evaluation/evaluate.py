@@ -23,8 +23,8 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.head import Head
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.evaluation.output import OutputFolder
-from videorft_jax.evaluation.running import evaluate_records
+from videorft_jax.evaluation.results_folder import OutputFolder
+from videorft_jax.evaluation.runner import evaluate_records
 from videorft_jax.evaluation.summary import format_table, summarise
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.accuracy import check_mode

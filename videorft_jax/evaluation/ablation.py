@@ -14,7 +14,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from videorft_jax import cli, evaluate
+from videorft_jax import cli
+from videorft_jax.evaluation import evaluate
 from videorft_jax.evaluation.summary import paired_difference, summarise
 from videorft_jax.grpo import trainer as grpo
 from videorft_jax.training import options
