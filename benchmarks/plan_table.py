@@ -23,11 +23,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
-from videorft_jax import plan  # noqa: E402
-from videorft_jax.planning import measure, report, topology  # noqa: E402
+from videorft_jax.planning import compile as measure  # noqa: E402
+from videorft_jax.planning import machines as topology  # noqa: E402
+from videorft_jax.planning import (
+    plan,  # noqa: E402
+    report,  # noqa: E402
+)
 from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
-from videorft_jax.planning.programs import find_programs  # noqa: E402
+from videorft_jax.planning.jobs import find_programs  # noqa: E402
 from videorft_jax.training import options  # noqa: E402
 
 options.forget_folders()  # in each process: it imports this file

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 from hlo import collectives, squeezed
 
-from videorft_jax import plan
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.models.siglip.hf_folder import TowerConfig
-from videorft_jax.planning import topology
-from videorft_jax.planning.programs import find_programs
+from videorft_jax.planning import machines as topology
+from videorft_jax.planning import plan
+from videorft_jax.planning.jobs import find_programs
 from videorft_jax.training import options
 from videorft_jax.training import step as training
 from videorft_jax.training.weights import make_weights

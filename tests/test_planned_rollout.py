@@ -21,7 +21,7 @@ from planned import (
     sent,
 )  # fmt: skip
 
-from videorft_jax.planning.programs import device_bytes, find_programs, prepared_bytes
+from videorft_jax.planning.jobs import device_bytes, find_programs, prepared_bytes
 from videorft_jax.training import step as training
 
 

@@ -27,7 +27,7 @@ from planned import (
 )  # fmt: skip
 
 from videorft_jax.planning.estimate import least_update
-from videorft_jax.planning.programs import device_bytes, find_programs
+from videorft_jax.planning.jobs import device_bytes, find_programs
 
 
 def test_kernels_name_their_sources_without_folders():

@@ -11,11 +11,11 @@ from conftest import QUICK
 from planned import ROOT, load_recipe, narrow_job
 from tiny_run import finish, start, wait_for
 
-from videorft_jax import plan
-from videorft_jax.planning import measure as plan_measure
-from videorft_jax.planning import search, topology
-from videorft_jax.planning.measure import Store, measure
-from videorft_jax.planning.programs import find_programs
+from videorft_jax.planning import compile as plan_measure
+from videorft_jax.planning import machines as topology
+from videorft_jax.planning import plan, search
+from videorft_jax.planning.compile import Store, measure
+from videorft_jax.planning.jobs import find_programs
 from videorft_jax.planning.report import make_rows, merge_rows
 
 

@@ -5,7 +5,7 @@ import pytest
 from planned import load_recipe, narrow_model
 
 from videorft_jax.data.loader.buckets import Bucket
-from videorft_jax.planning import room
+from videorft_jax.planning import fits as room
 from videorft_jax.training import setup as assembly
 from videorft_jax.training.weights import make_weights
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from videorft_jax.metrics import chips, flops
 from videorft_jax.metrics.flops import Cost, Work
-from videorft_jax.planning.programs import Job, total_bytes
+from videorft_jax.planning.jobs import Job, total_bytes
 
 
 def program_costs(job: Job) -> dict[str, Cost]:

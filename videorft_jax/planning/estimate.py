@@ -8,8 +8,8 @@ whose prefill and decode they put a quarter too low.
 """
 
 from videorft_jax.ops.masked import CHUNK
-from videorft_jax.planning.measure import GIB, Figures
-from videorft_jax.planning.programs import Job, device_bytes, prepared_bytes
+from videorft_jax.planning.compile import GIB, Figures
+from videorft_jax.planning.jobs import Job, device_bytes, prepared_bytes
 
 _WIDE, _NARROW = 4, 2  # float32, bf16
 

@@ -5,10 +5,10 @@ import dataclasses
 from typing import Any
 
 from videorft_jax.parallel import sharding
+from videorft_jax.planning.compile import GIB, Figures, Store, measure, reminded
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
 from videorft_jax.planning.estimate import estimate
-from videorft_jax.planning.measure import GIB, Figures, Store, measure, reminded
-from videorft_jax.planning.programs import Job, Program, find_programs, total_bytes
+from videorft_jax.planning.jobs import Job, Program, find_programs, total_bytes
 
 _PHASES = {
     "reshard": "reshard",

@@ -9,10 +9,10 @@ import dataclasses
 import itertools
 from typing import Any
 
+from videorft_jax.planning.compile import GIB, Store
 from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.estimate import estimate
-from videorft_jax.planning.measure import GIB, Store
-from videorft_jax.planning.programs import Job, find_programs
+from videorft_jax.planning.jobs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
 from videorft_jax.training import setup as assembly
 

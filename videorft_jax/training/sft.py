@@ -18,7 +18,7 @@ from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
-from videorft_jax.planning.room import check_room
+from videorft_jax.planning.fits import check_room
 from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 

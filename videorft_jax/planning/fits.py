@@ -7,12 +7,12 @@ it took with remat=full, 81 of 114 with save_dots.
 
 import jax
 
+from videorft_jax.planning.compile import GIB
 from videorft_jax.planning.estimate import least_update
-from videorft_jax.planning.measure import GIB
-from videorft_jax.planning.programs import Job
+from videorft_jax.planning.jobs import Job
+from videorft_jax.planning.machines import cpu_gib
 from videorft_jax.planning.report import refusal
 from videorft_jax.planning.shapes import measured_shape
-from videorft_jax.planning.topology import cpu_gib
 
 
 def device_gib() -> float | None:

@@ -17,7 +17,7 @@ import time
 
 import jax
 
-from videorft_jax.planning.programs import Job, Program
+from videorft_jax.planning.jobs import Job, Program
 
 GIB = 2**30
 _REMIND_S = 30.0

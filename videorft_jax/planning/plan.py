@@ -20,9 +20,10 @@ import jax
 from videorft_jax import cli
 from videorft_jax.grpo import update as updating
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
-from videorft_jax.planning import shapes, topology
-from videorft_jax.planning.measure import Store
-from videorft_jax.planning.programs import Job, wants_siglip
+from videorft_jax.planning import machines as topology
+from videorft_jax.planning import shapes
+from videorft_jax.planning.compile import Store
+from videorft_jax.planning.jobs import Job, wants_siglip
 from videorft_jax.planning.report import advise, as_text, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
 from videorft_jax.training import options

@@ -23,8 +23,8 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.models.siglip.hf_folder import SiglipConfig
 from videorft_jax.parallel import sharding
+from videorft_jax.planning.machines import Topology
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
-from videorft_jax.planning.topology import Topology
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.training import setup as assembly
