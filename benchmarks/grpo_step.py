@@ -224,7 +224,7 @@ def run_peer(folder, frames, pipe):
 def write_siglip(folder):
     import jax
 
-    from videorft_jax import siglip_training
+    from videorft_jax.demo import siglip as siglip_training
     from videorft_jax.models.siglip import hf_folder as siglip
 
     texts = sum(read_texts(np.arange(PROMPTS * ROLLOUTS * NEW) % 100), [])

@@ -32,9 +32,9 @@ from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.video import load_media
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.scenes import QUESTIONS, WorldConfig
-from videorft_jax.data.synthetic import write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.scenes import QUESTIONS, WorldConfig
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 SIZES = ((180, 320), (240, 320), (320, 180), (256, 256), (120, 160))
 FRAMES = (12, 16, 24, 40, 24)

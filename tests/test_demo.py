@@ -9,8 +9,9 @@ import pytest
 from test_configs import OPTIONS
 from tiny_run import ROOT, finish, load_recipe, start, wait_for
 
-from videorft_jax import api, demo_report
-from videorft_jax.data.scenes import WorldConfig
+from videorft_jax import api
+from videorft_jax.demo import report as demo_report
+from videorft_jax.demo.scenes import WorldConfig
 from videorft_jax.training import options
 
 STAGES = ("before", "after_sft", "after_grpo", "after_more_sft", "blank")

@@ -15,9 +15,9 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.video import load_media
 from videorft_jax.data.records.prompts import build_messages, build_target, render
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.scenes import WorldConfig
-from videorft_jax.data.synthetic import write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.scenes import WorldConfig
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 CONTRACT = MediaContract(max_frames=6, min_pixels=4 * 28 * 28, max_pixels=24 * 28 * 28)
 CONFIG = {

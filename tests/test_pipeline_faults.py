@@ -29,8 +29,8 @@ from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.contract import Limits
 from videorft_jax.data.records.quarantine import Failure, Quarantine, TooManyBad
 from videorft_jax.data.records.records import RecordSource, write_records
-from videorft_jax.data.scenes import WorldConfig
-from videorft_jax.data.synthetic import write_dataset
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.scenes import WorldConfig
 
 
 def test_a_clip_that_changed_is_masked_and_the_shape_stays(source, tokenizer, tmp_path):
@@ -219,7 +219,7 @@ sys.path[:0] = json.loads(sys.argv[3])
 from test_pipeline import make_loader
 from videorft_jax.data.loader.pipeline import LoaderStalled
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 if __name__ == "__main__":
     source = RecordSource(sys.argv[1])

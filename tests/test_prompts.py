@@ -23,7 +23,7 @@ from videorft_jax.data.records.prompts import (
     render_text,
 )
 from videorft_jax.data.records.records import PROBLEM_TYPES, parse_row
-from videorft_jax.data.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
+from videorft_jax.demo.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
 
 CORPUS = [
     "system\nYou are a helpful assistant.",

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from videorft_jax.data.records.records import Record
+from videorft_jax.demo.siglip import sigmoid_loss
 from videorft_jax.models.siglip.hf_folder import Siglip, load_siglip
 from videorft_jax.parallel.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.rewards.combine import RewardConfig, Rewards
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
-from videorft_jax.siglip_training import sigmoid_loss
 
 WORDS = [a + b for a in "abdefghjkl" for b in "abcd"]  # none is an abbreviation
 B, R, N = 8, 2, 3

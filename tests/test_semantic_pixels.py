@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from videorft_jax.data.scenes import WorldConfig, draw_frames
-from videorft_jax.data.synthetic import make_sample
+from videorft_jax.demo.dataset import make_sample
+from videorft_jax.demo.scenes import WorldConfig, draw_frames
+from videorft_jax.demo.siglip import make_tokenizer, tiny_config, train_siglip
 from videorft_jax.rewards.semantic import SemanticReward
 from videorft_jax.rewards.sentences import describe
-from videorft_jax.siglip_training import make_tokenizer, tiny_config, train_siglip
 
 NUM_CLIPS = 96
 

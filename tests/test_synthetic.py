@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videorft_jax.data.glyphs import LETTERS, draw_text
 from videorft_jax.data.records.prompts import append_options, build_messages, build_target, render
 from videorft_jax.data.records.records import PROBLEM_TYPES, RecordSource
-from videorft_jax.data.scenes import (
+from videorft_jax.demo.dataset import (
+    guess_baselines,
+    make_sample,
+    write_clip,
+    write_dataset,
+    write_image,
+)
+from videorft_jax.demo.glyphs import LETTERS, draw_text
+from videorft_jax.demo.scenes import (
     INK,
     ORDER_QUESTIONS,
     PALETTE,
@@ -24,14 +31,7 @@ from videorft_jax.data.scenes import (
     WorldConfig,
     draw_frames,
 )
-from videorft_jax.data.synthetic import (
-    guess_baselines,
-    make_sample,
-    write_clip,
-    write_dataset,
-    write_image,
-)
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 WORLDS = {
     "default": WorldConfig(),

@@ -13,8 +13,8 @@ from test_pipeline import assert_equal, make_loader
 from videorft_jax.data.media.contract import MediaError
 from videorft_jax.data.records.records import RecordError, RecordSource
 from videorft_jax.data.records.tfds import TfdsSource, build
-from videorft_jax.data.synthetic import write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

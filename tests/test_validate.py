@@ -16,8 +16,8 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.video import Limits, load_media
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.synthetic import write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

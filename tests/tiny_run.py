@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from conftest import QUICK_CPU
 
-from videorft_jax import siglip_training
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.records.prompts import build_messages, build_target, render_text
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.synthetic import WorldConfig, write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo import siglip as siglip_training
+from videorft_jax.demo.dataset import WorldConfig, write_dataset
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values

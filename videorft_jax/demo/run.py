@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videorft_jax import cli, siglip_training
+from videorft_jax import cli
 from videorft_jax.data.records.prompts import (
     build_messages,
     build_target,
@@ -29,10 +29,11 @@ from videorft_jax.data.records.prompts import (
     render_text,
 )
 from videorft_jax.data.records.records import RecordSource
-from videorft_jax.data.scenes import WorldConfig, draw_frames
-from videorft_jax.data.synthetic import SPLITS, make_sample, write_dataset
-from videorft_jax.data.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.demo_report import compare, format_report
+from videorft_jax.demo import siglip as siglip_training
+from videorft_jax.demo.dataset import SPLITS, make_sample, write_dataset
+from videorft_jax.demo.report import compare, format_report
+from videorft_jax.demo.scenes import WorldConfig, draw_frames
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 from videorft_jax.evaluation import evaluate
 from videorft_jax.grpo import trainer as grpo
 from videorft_jax.models.hf_folder import write_checkpoint

@@ -17,9 +17,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from videorft_jax.data.questions import KINDS, caption_scene, describe_events
 from videorft_jax.data.records.records import Record, write_records
-from videorft_jax.data.scenes import Scene, WorldConfig, draw_frames
+from videorft_jax.demo.questions import KINDS, caption_scene, describe_events
+from videorft_jax.demo.scenes import Scene, WorldConfig, draw_frames
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from videorft_jax.data.scenes import (
+from videorft_jax.demo.scenes import (
     DIRECTIONS,
     GAP,
     Scene,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from videorft_jax.data.glyphs import GLYPH_GAP, GLYPH_HEIGHT, GLYPH_WIDTH, LETTERS, draw_text
+from videorft_jax.demo.glyphs import GLYPH_GAP, GLYPH_HEIGHT, GLYPH_WIDTH, LETTERS, draw_text
 
 PALETTE = {
     "red": (220, 40, 40),
