@@ -22,7 +22,7 @@ COMMANDS = {
     "export": ("videorft_jax.training.export", "a checkpoint as a Hugging Face folder"),
     "demo": ("videorft_jax.demo.run", "the whole method on synthetic clips in minutes"),
     "plan": ("videorft_jax.planning.plan", "what a config needs of a machine that is not here"),
-    "ask": ("videorft_jax.ask", "one question about one clip"),
+    "ask": ("videorft_jax.commands.ask", "one question about one clip"),
     "validate": ("videorft_jax.data.validate", "check records and media before training on them"),
     "cache": ("videorft_jax.data.loader.cache", "decode and resize every clip once"),
 }

@@ -1,0 +1,1 @@
+"""The mains behind `videorft COMMAND`: they turn flags into options and call a room."""
