@@ -25,10 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
 from videorft_jax.planning import compile as measure  # noqa: E402
 from videorft_jax.planning import machines as topology  # noqa: E402
-from videorft_jax.planning import (
-    plan,  # noqa: E402
-    report,  # noqa: E402
-)
+from videorft_jax.planning import plan, report  # noqa: E402
 from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
 from videorft_jax.planning.jobs import find_programs  # noqa: E402

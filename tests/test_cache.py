@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_pipeline import CONTRACT, assert_equal, make_loader
 
+from videorft_jax.commands.cache import main
 from videorft_jax.data.loader import cache as cache_module
-from videorft_jax.data.loader.cache import FrameCache, main, pack_clip, unpack_clip, write_cache
+from videorft_jax.data.loader.cache import FrameCache, pack_clip, unpack_clip, write_cache
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.video import load_media
 from videorft_jax.data.records.records import RecordSource

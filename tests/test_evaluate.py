@@ -443,8 +443,7 @@ def test_command_on_two_processes(place, rows, whole):
     common += [f"--coordinator=127.0.0.1:{port}"]
     processes = [
         start(
-            place.folder / "compiled", *common, f"--process_id={number}",
-            module="videorft_jax.evaluation.evaluate",
+            place.folder / "compiled", "evaluate", *common, f"--process_id={number}",
         )
         for number in range(2)
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from conftest import QUICK
 from planned import ROOT, load_recipe, narrow_job
 from tiny_run import finish, start, wait_for
 
+from videorft_jax.commands import plan as plan_command
 from videorft_jax.planning import compile as plan_measure
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning import plan, search
@@ -21,7 +22,7 @@ from videorft_jax.planning.report import make_rows, merge_rows
 
 def run(capsys, *arguments):
     recipe = os.path.join(ROOT, "configs", "grpo_7b.py")
-    code = plan.main([f"--config={recipe}", *arguments])
+    code = plan_command.main([f"--config={recipe}", *arguments])
     return code, capsys.readouterr().out
 
 

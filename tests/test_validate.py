@@ -10,6 +10,7 @@ import pytest
 from test_hostile_media import write_video
 from test_pipeline import CONTRACT, make_loader
 
+from videorft_jax.commands import validate as validate_command
 from videorft_jax.data import validate
 from videorft_jax.data.loader.measure import Answers, Measurer, check_media, measure, probe_media
 from videorft_jax.data.media.contract import MediaContract
@@ -53,7 +54,7 @@ def run(data, tmp_path, *more):
     path = tmp_path / "report.json"
     answers = ["--answers", str(tmp_path / "answers")]
     sizes = ["--rows", "4", "--row_tokens", "4096", "--threads", "2"]
-    code = validate.main(["--data", data, "--json", str(path), *answers, *sizes, *more])
+    code = validate_command.main(["--data", data, "--json", str(path), *answers, *sizes, *more])
     return code, json.loads(path.read_text())
 
 
@@ -175,11 +176,11 @@ def test_rows_that_are_too_long_and_files_that_cannot_be(broken, tmp_path, capsy
     code, report = run(data, tmp_path, "--row_tokens", "384")
     assert code == 1
     assert report["plan"]["too_many_tokens"]
-    assert validate.main(["--data", str(tmp_path / "none.jsonl")]) == 2
+    assert validate_command.main(["--data", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: No such file" in capsys.readouterr().err
     unsound = tmp_path / "unsound.jsonl"
     unsound.write_text('{"problem_id": 1, "nothing": "else"}\n')
-    assert validate.main(["--data", str(unsound)]) == 2
+    assert validate_command.main(["--data", str(unsound)]) == 2
     assert "no sound row" in capsys.readouterr().err
 
 

@@ -6,25 +6,16 @@ import pathlib
 import sys
 
 COMMANDS = {
-    "sft": ("videorft_jax.training.sft", "supervised fine-tuning on chains of thought"),
-    "grpo": (
-        "videorft_jax.grpo.trainer",
-        "reinforced fine-tuning on questions with checkable answers",
-    ),
-    "ablate": (
-        "videorft_jax.evaluation.ablation",
-        "a grid of GRPO runs, compared on held-out records",
-    ),
-    "evaluate": (
-        "videorft_jax.evaluation.evaluate",
-        "completions of every record, and what they are worth",
-    ),
-    "export": ("videorft_jax.training.export", "a checkpoint as a Hugging Face folder"),
-    "demo": ("videorft_jax.demo.run", "the whole method on synthetic clips in minutes"),
-    "plan": ("videorft_jax.planning.plan", "what a config needs of a machine that is not here"),
-    "ask": ("videorft_jax.commands.ask", "one question about one clip"),
-    "validate": ("videorft_jax.data.validate", "check records and media before training on them"),
-    "cache": ("videorft_jax.data.loader.cache", "decode and resize every clip once"),
+    "sft": "supervised fine-tuning on chains of thought",
+    "grpo": "reinforced fine-tuning on questions with checkable answers",
+    "ablate": "a grid of GRPO runs, compared on held-out records",
+    "evaluate": "completions of every record, and what they are worth",
+    "export": "a checkpoint as a Hugging Face folder",
+    "demo": "the whole method on synthetic clips in minutes",
+    "plan": "what a config needs of a machine that is not here",
+    "ask": "one question about one clip",
+    "validate": "check records and media before training on them",
+    "cache": "decode and resize every clip once",
 }
 
 
@@ -35,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print("videorft COMMAND --help for the flags and examples of a command\n")
-        for name, (_, text) in COMMANDS.items():
+        for name, text in COMMANDS.items():
             print(f"  {name:<{width}}  {text}")
         return 0
     name, *rest = argv
@@ -43,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         known = ", ".join(COMMANDS)
         print(f"videorft: no command {name!r}; choose one of {known}", file=sys.stderr)
         return 2
-    return run(importlib.import_module(COMMANDS[name][0]).main, rest, f"videorft {name}")
+    return run(
+        importlib.import_module(f"videorft_jax.commands.{name}").main, rest, f"videorft {name}"
+    )
 
 
 def run(main, argv: list[str], name: str) -> int:

@@ -14,14 +14,12 @@ import os
 import pathlib
 import shutil
 import statistics
-import sys
 import time
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videorft_jax import cli
 from videorft_jax.data.records.prompts import (
     build_messages,
     build_target,
@@ -41,12 +39,10 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
-from videorft_jax.training import export, options, sft
+from videorft_jax.training import export, sft
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = """videorft demo --config=configs/demo.py --workdir=runs/demo
-videorft demo --config=configs/demo.py --workdir=runs/demo_1 --config.seed=1"""
 _CONTROL_TOKENS = (
     ("bos", "<|endoftext|>"),
     ("eos", "<|im_end|>"),
@@ -56,12 +52,6 @@ _CONTROL_TOKENS = (
     ("image", "<|image_pad|>"),
     ("video", "<|video_pad|>"),
 )
-
-
-def main(argv: list[str]) -> int:
-    """videorft demo --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft demo", EXAMPLES)
-    return Demo(config, workdir).run()
 
 
 class Demo:
@@ -259,7 +249,3 @@ def _write(path: pathlib.Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft demo"))

@@ -8,31 +8,18 @@ import json
 import logging
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from videorft_jax import cli
 from videorft_jax.evaluation import evaluate
 from videorft_jax.evaluation.summary import paired_difference, summarise
 from videorft_jax.grpo import trainer as grpo
-from videorft_jax.training import options
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/ablate_rewards \\
-    --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR \\
-    --config.ablate.records=HELD_OUT.jsonl"""
 TABLE, PLOT = "ablation.md", "ablation.png"
-
-
-def main(argv: list[str]) -> int:
-    """videorft ablate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft ablate", EXAMPLES)
-    ablate(config, workdir)
-    return 0
 
 
 def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
@@ -170,7 +157,3 @@ def plot(table: list[dict[str, Any]], path: str) -> None:
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.savefig(path, dpi=120)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft ablate"))

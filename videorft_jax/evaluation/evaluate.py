@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 
-from videorft_jax import cli
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.head import Head
@@ -36,17 +35,6 @@ from videorft_jax.training import setup as assembly
 from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
-
-EXAMPLES = """videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/mmvu \\
-    --config.model.init_from=DIR --config.data.records=eval_mmvu.json
-videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/grpo_7b/mmvu \\
-    --config.evaluate.checkpoint=runs/grpo_7b --config.evaluate.other_media=True ..."""
-
-
-def main(argv: list[str]) -> int:
-    """videorft evaluate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft evaluate", EXAMPLES)
-    return evaluate(config, workdir)
 
 
 def evaluate(config, workdir: str) -> int:
@@ -220,7 +208,3 @@ class Progress:
             text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
         sys.stderr.write(text + ("\n" if last or not live else ""))
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft evaluate"))

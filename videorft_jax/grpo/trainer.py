@@ -11,14 +11,12 @@ import contextlib
 import functools
 import logging
 import operator
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.grpo import judge as judging
 from videorft_jax.grpo import update as updating
@@ -30,23 +28,12 @@ from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.planning.fits import check_room
-from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 from videorft_jax.training import step as training
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = """videorft grpo --config=configs/grpo_7b.py --workdir=runs/grpo_7b \\
-    --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR
-videorft grpo --config=configs/grpo_7b.py --workdir=runs/no_semantic \\
-    --config.rewards="(('accuracy', 1.0), ('format', 1.0))" ..."""
 _LANE = 128  # completion lengths are multiples of it where it divides the longest
-
-
-def main(argv: list[str]) -> int:
-    """videorft grpo --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft grpo", EXAMPLES, remote=True)
-    return train(config, workdir)
 
 
 class Trainer:
@@ -233,7 +220,3 @@ def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, A
     return {
         "tokens": tokens * jax.process_count(), "useful": costs[0], "executed": costs[1],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft grpo"))

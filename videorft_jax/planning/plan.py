@@ -6,83 +6,20 @@ Records that a config names are measured, and their buckets are what is compiled
 use up the media contract are taken.
 """
 
-import argparse
-import contextlib
 import dataclasses
-import json
 import os
 import sys
-import tempfile
-import warnings
 
-import jax
-
-from videorft_jax import cli
 from videorft_jax.grpo import update as updating
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning import shapes
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.jobs import Job, wants_siglip
-from videorft_jax.planning.report import advise, as_text, make_rows, merge_rows, summarise
+from videorft_jax.planning.report import advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
-from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 from videorft_jax.training.weights import make_weights
-
-EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
-videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
-videorft plan --config=configs/grpo_7b.py --topology=H100:8 --model=3b --config.data.rows=64
-videorft plan --config=configs/grpo_7b.py --topology=v6e-16 --workdir=runs/grpo_7b \\
-    --config.model.init_from=runs/sft_7b/hf --config.data.records=VideoRFT-RL-310K.jsonl
-    (--config.section.option=value as for the runs themselves)"""
-
-
-def main(argv: list[str]) -> int:
-    """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
-    own, config = _parse(argv)
-    jax.config.update("jax_platforms", "cpu")
-    machine = topology.find(own.topology)
-    with contextlib.ExitStack() as stack:
-        workdir = own.workdir or stack.enter_context(tempfile.TemporaryDirectory())
-        os.makedirs(workdir, exist_ok=True)
-        if own.workdir or config.compile_cache:
-            # Programs for a machine that is not here can be written for it, but not read here.
-            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-            options.keep_compiled(config.compile_cache, os.path.abspath(workdir))
-        else:
-            jax.config.update("jax_enable_compilation_cache", False)
-        jobs = make_jobs(config, machine, workdir, mode=own.mode, size=own.model)
-        figures = os.path.join(workdir, "plan.json") if own.workdir else None
-        rows, step, problem = plan(jobs, Store(figures), own.search)
-    if own.json:
-        print(json.dumps({"programs": [vars(row) for row in rows], "step": step}))
-    else:
-        print(as_text(rows, step))
-    if problem:
-        raise RuntimeError(problem)
-    return 0
-
-
-def _parse(argv):
-    parser = argparse.ArgumentParser(
-        "videorft plan", usage=EXAMPLES, description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--topology", help="v5p:4x4x4, v5e-64, 2*v6e:4x4 (slices), H100:8, cpu:8")
-    parser.add_argument("--model", help="7b, 3b, ...: sizes of a model that is not here")
-    parser.add_argument("--mode", choices=("sft", "grpo"), help="default: by the config's name")
-    parser.add_argument("--search", action="store_true", help="try changes until one fits")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--workdir",
-        help="a local folder, of the run to come: keeps figures, measured sizes and the programs "
-        "themselves, so that neither a second plan nor the run compiles them again",
-    )
-    own, rest = parser.parse_known_args(argv)
-    if not own.topology:
-        raise ValueError(f"--topology missing; write {EXAMPLES.splitlines()[0]}")
-    config, _ = options.parse(rest, "videorft plan", EXAMPLES, writes=False)
-    return own, config
 
 
 def make_jobs(
@@ -179,7 +116,3 @@ def plan(jobs: list[Job], store: Store, try_others: bool = False):
     changes = " ".join(f"--config.{name}={value}" for name, value in found.changes.items())
     say(f"{text}; what fits: {changes}")
     return found.rows, summarise(found.job, found.rows) | {"changes": found.changes}, None
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft plan"))

@@ -1,41 +1,13 @@
 """`videorft export`: one of our checkpoints becomes a Hugging Face folder."""
 
-import argparse
-import logging
 import os
-import sys
 
-from videorft_jax import cli
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl.config import load_config
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore as restoring
 from videorft_jax.training import setup as assembly
-
-EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
-videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16"""
-
-
-def main(argv: list[str]) -> int:
-    """Adapters are merged in float32. Tokenizer, processor and generation files are those of the
-    folder that the run started from."""
-    parser = argparse.ArgumentParser(
-        prog="videorft export",
-        description=f"{EXAMPLES}\n\n{main.__doc__}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--checkpoint", required=True, help="work directory of a run, or one of its steps")
-    add("--out", required=True, help="folder to write, new or empty")
-    add("--dtype", help="of the weights; default: that of the folder the run started from")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--model", help="the folder that the run started from, if it has moved")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    export(options.checkpoint, options.out, options.dtype, ema=options.ema, model=options.model)
-    return 0
 
 
 def export(
@@ -55,7 +27,3 @@ def export(
     params = restoring.read_params(saved, config, sharding.make_mesh(), ema=ema)
     write_checkpoint(out, params, config, dtype=target, source_folder=source)
     print(f"{saved.name} written to {out} in {target}")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft export"))

@@ -7,32 +7,19 @@ that was killed goes on as if nothing had happened.
 import functools
 import logging
 import operator
-import sys
 
 import jax
 import numpy as np
 
-from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.fits import check_room
-from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 
 log = logging.getLogger(__name__)
-
-EXAMPLES = """videorft sft --config=configs/sft_7b.py --workdir=runs/sft_7b \\
-    --config.model.init_from=DIR --config.data.records=FILE.jsonl
-videorft sft --config=configs/sft_7b.py --workdir=runs/tensor4 --config.mesh.tensor=4 ..."""
-
-
-def main(argv: list[str]) -> int:
-    """videorft sft --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft sft", EXAMPLES, remote=True)
-    return train(config, workdir)
 
 
 def train(config, workdir: str) -> int:
@@ -99,7 +86,3 @@ def _counts(config, weights, batch):
         "useful": flops.train_cost(weights.model, useful, **settings),
         "executed": flops.train_cost(weights.model, executed, **settings),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:], "videorft sft"))

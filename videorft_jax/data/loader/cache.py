@@ -6,14 +6,11 @@ cache can be moved, or shared by several record files, and never gives frames of
 Entries are ArrayRecord records (random access, checksummed, zstd): a JSON header and raw bytes.
 """
 
-import argparse
 import concurrent.futures
 import hashlib
 import json
 import logging
 import os
-import sys
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +20,8 @@ from videorft_jax.data.loader.measure import Source, media_of, patience
 from videorft_jax.data.loader.watchdog import Progress, call_within
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError, open_media
 from videorft_jax.data.media.video import Clip, load_media
-from videorft_jax.data.records.quarantine import Failure, reason_table
-from videorft_jax.data.records.records import Record, RecordError, RecordSource
+from videorft_jax.data.records.quarantine import Failure
+from videorft_jax.data.records.records import Record, RecordError
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -291,33 +288,3 @@ def write_cache(
             added += shard.close()
             number += 1
     return added, failures
-
-
-def main(argv: list[str] | None = None) -> int:
-    """videorft cache --data FILE --data_root DIR --out DIR: decodes every clip once."""
-    parser = argparse.ArgumentParser(prog="videorft cache", description=main.__doc__)
-    parser.add_argument("--data", required=True, help="record file, JSON or JSONL")
-    parser.add_argument("--data_root", help="folder of the media; default: the file's own")
-    parser.add_argument("--out", required=True, help="folder of the cache")
-    parser.add_argument("--contract", choices=("train", "evaluate"), default="train")
-    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1))
-    parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
-    options = parser.parse_args(argv)
-    try:
-        source = RecordSource(options.data, options.data_root)
-        contract = getattr(MediaContract, options.contract)()
-        added, failures = write_cache(
-            source, contract, options.out, threads=options.threads, isolate=options.isolate
-        )
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{added} clips added to {os.path.abspath(options.out)}, contract {contract.digest[:16]}")
-    if failures:
-        print(f"{len(failures)} of {len(source)} records have no readable clip:")
-        print(reason_table(Counter(failure.reason for failure in failures), len(source)))
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`videorft cache`: decodes and resizes every clip of a data set once."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+
+from videorft_jax.data.loader.cache import write_cache
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.quarantine import reason_table
+from videorft_jax.data.records.records import RecordSource
+
+
+def main(argv: list[str] | None = None) -> int:
+    """videorft cache --data FILE --data_root DIR --out DIR: decodes every clip once."""
+    parser = argparse.ArgumentParser(prog="videorft cache", description=main.__doc__)
+    parser.add_argument("--data", required=True, help="record file, JSON or JSONL")
+    parser.add_argument("--data_root", help="folder of the media; default: the file's own")
+    parser.add_argument("--out", required=True, help="folder of the cache")
+    parser.add_argument("--contract", choices=("train", "evaluate"), default="train")
+    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1))
+    parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
+    options = parser.parse_args(argv)
+    try:
+        source = RecordSource(options.data, options.data_root)
+        contract = getattr(MediaContract, options.contract)()
+        added, failures = write_cache(
+            source, contract, options.out, threads=options.threads, isolate=options.isolate
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{added} clips added to {os.path.abspath(options.out)}, contract {contract.digest[:16]}")
+    if failures:
+        print(f"{len(failures)} of {len(source)} records have no readable clip:")
+        print(reason_table(Counter(failure.reason for failure in failures), len(source)))
+    return 1 if failures else 0

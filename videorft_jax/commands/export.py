@@ -1,0 +1,30 @@
+"""`videorft export`: writes one of our checkpoints as a Hugging Face folder."""
+
+import argparse
+import logging
+
+from videorft_jax.training.export import export
+
+EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
+videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16"""
+
+
+def main(argv: list[str]) -> int:
+    """Adapters are merged in float32. Tokenizer, processor and generation files are those of the
+    folder that the run started from."""
+    parser = argparse.ArgumentParser(
+        prog="videorft export",
+        description=f"{EXAMPLES}\n\n{main.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="work directory of a run, or one of its steps")
+    add("--out", required=True, help="folder to write, new or empty")
+    add("--dtype", help="of the weights; default: that of the folder the run started from")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--model", help="the folder that the run started from, if it has moved")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    export(options.checkpoint, options.out, options.dtype, ema=options.ema, model=options.model)
+    return 0
