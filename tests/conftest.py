@@ -6,8 +6,8 @@ passes are the same, but LLVM's are left out, and loops are written by the older
 
 import os
 
-QUICK = "--xla_backend_optimization_level=0"
-QUICK_CPU = f"{QUICK} --xla_cpu_use_fusion_emitters=false"
+from compiler_flags import QUICK, QUICK_CPU
+
 FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{QUICK_CPU} {FLAGS}"  # the last one counts
 

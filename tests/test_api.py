@@ -2,13 +2,13 @@
 
 import inspect
 
+import hf_twin as hf
 import jax
 import numpy as np
 import pytest
 import tiny_run
 import torch
 import transformers
-import twin as hf
 
 import videorft_jax as vr
 from videorft_jax import cli

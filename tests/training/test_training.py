@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import hf_twin as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,6 @@ import optax
 import pytest
 import torch
 import transformers
-import twin as hf
 
 from videorft_jax import losses
 from videorft_jax.data.batch import layout

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import hf_twin as hf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,7 +12,6 @@ import pytest
 import tiny_run
 import torch
 import transformers
-import twin as hf
 from safetensors.numpy import load_file
 
 import videorft_jax as vr

@@ -3,16 +3,16 @@
 import pathlib
 import types
 
+import hf_twin as hf
 import numpy as np
 import pytest
-import twin as hf
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.qwen2_5_vl.vision import normalise
 
-DATA = pathlib.Path(__file__).parent / "data"
+DATA = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def in_reference_order(media):

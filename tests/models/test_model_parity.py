@@ -2,12 +2,12 @@
 
 import functools
 
+import hf_twin as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import twin as hf
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm

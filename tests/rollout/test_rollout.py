@@ -3,11 +3,11 @@
 import functools
 import re
 
+import hf_twin as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import twin as hf
 from hlo import collectives
 
 from videorft_jax.data.batch import layout

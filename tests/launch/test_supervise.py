@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from stage import LAUNCH
+from launcher_stubs import LAUNCH
 
 SUPERVISE = LAUNCH / "supervise.sh"
 

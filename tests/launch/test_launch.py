@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from stage import LAUNCH, Stage, end_all, is_alive, wait_for
+from launcher_stubs import LAUNCH, Stage, end_all, is_alive, wait_for
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tiny_run import (
 
 STEPS = 4
 MACHINE = ("perf/", "time/", "memory/")
-REWARDS = (("tests.user_rewards:count_letters", 1.0), ("accuracy", 1.0), ("semantic", 0.5))
+REWARDS = (("tests.support.user_rewards:count_letters", 1.0), ("accuracy", 1.0), ("semantic", 0.5))
 
 
 class Place:
@@ -75,8 +75,8 @@ RUNS = {
     "mesh": (("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"), 8),
     "shuffled": (
         (
-            "--config.rewards=(('tests.user_rewards:count_letters', 1.0), ('accuracy', 0.0),"
-            " ('order', 0.3))",
+            "--config.rewards=(('tests.support.user_rewards:count_letters', 1.0),"
+            " ('accuracy', 0.0), ('order', 0.3))",
             "--config.train.max_steps=2",
         ),
         1,
@@ -105,7 +105,7 @@ RUNS = {
     ),
     "broken": (
         (
-            "--config.rewards=(('tests.user_rewards:break_for_even', 1.0),)",
+            "--config.rewards=(('tests.support.user_rewards:break_for_even', 1.0),)",
             "--config.train.max_steps=1",
             "--config.grpo.beta=0.0",
         ),
@@ -113,7 +113,7 @@ RUNS = {
     ),
 }
 DRAWS = (
-    "--config.rewards=(('tests.user_rewards:only_for_even', 1.0),)", "--config.data.rows=4",
+    "--config.rewards=(('tests.support.user_rewards:only_for_even', 1.0),)", "--config.data.rows=4",
     "--config.grpo.max_draws=4", "--config.grpo.beta=0.0",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from stage import Stage, end_all, wait_for
+from launcher_stubs import Stage, end_all, wait_for
 from tiny_run import (
     environment,
     make_data,

@@ -23,7 +23,7 @@ from videorft_jax.data.media.video import (
     target_size,
 )
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "golden"
 TRAIN, EVALUATE = MediaContract.train(), MediaContract.evaluate()
 
 

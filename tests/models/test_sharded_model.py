@@ -1,9 +1,9 @@
 """Eight simulated devices in four mesh shapes give the numbers of one."""
 
+import hf_twin as hf
 import jax
 import numpy as np
 import pytest
-import twin as hf
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm

@@ -10,7 +10,7 @@ import time
 
 import jax
 import numpy as np
-from conftest import QUICK_CPU
+from compiler_flags import QUICK_CPU
 
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
@@ -24,7 +24,7 @@ from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 WORLD = WorldConfig(size=(56, 56), num_frames=12, still_every=4)
 
 

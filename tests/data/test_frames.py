@@ -1,7 +1,7 @@
 """Frames back out of patches, and in another order, against the frames they were cut from."""
 
+import hf_twin as hf
 import numpy as np
-import twin as hf
 
 from videorft_jax.data.batch import layout
 from videorft_jax.data.batch.frames import rebuild_frames, shuffle_frames

@@ -1,12 +1,12 @@
 """One row per group against a row per completion in PyTorch: log-probs, loss and every gradient."""
 
+import hf_twin as hf
 import jax
 import jax.numpy as jnp
 import naive_grpo
 import numpy as np
 import pytest
 import torch
-import twin as hf
 from tiny_run import load_recipe
 
 from videorft_jax.data.batch import layout

@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from test_configs import OPTIONS
+from option_names import OPTIONS
 from tiny_run import ROOT, finish, load_recipe, start, wait_for
 
 from videorft_jax import api

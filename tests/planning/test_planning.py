@@ -7,7 +7,7 @@ import time
 
 import jax
 import pytest
-from conftest import QUICK
+from compiler_flags import QUICK
 from planned import ROOT, load_recipe, narrow_job
 from tiny_run import finish, start, wait_for
 

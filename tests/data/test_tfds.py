@@ -114,7 +114,8 @@ def test_tensorflow_is_not_needed(source, tmp_path):
         [sys.executable, "-c", BLOCKED, source.path, str(tmp_path)],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))},
+        env=os.environ
+        | {"PYTHONPATH": os.path.dirname(os.path.dirname(os.path.dirname(__file__)))},
     )
     assert done.stdout.endswith("built and read 16\n"), done.stderr[-2000:]
     assert "tensorflow" not in sys.modules

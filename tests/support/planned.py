@@ -24,7 +24,7 @@ from videorft_jax.training import options
 from videorft_jax.training import step as training
 from videorft_jax.training.weights import make_weights
 
-ROOT = os.path.dirname(os.path.dirname(__file__))
+ROOT = str(pathlib.Path(__file__).parents[2])
 PLACES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 LAYERS, DIM, TENSOR, VOCAB = 56, 512, 2, 152064
 ROWS, ROLLOUTS, NEW = 4, 4, 2048

@@ -14,12 +14,10 @@ import jax
 import pytest
 from tiny_run import (
     ROOT,
-    finish,
     make_data,
     make_model,
     sft_config,
     sft_options,
-    start,
     write_config,
 )
 
@@ -122,12 +120,6 @@ def test_unknown_command(say):
         "",
         f"videorft: no command 'sfft'; choose one of {', '.join(cli.COMMANDS)}\n",
     )
-
-
-def test_module_is_the_command(place, say):
-    flags = [place.config, f"--workdir={place.folder / 'module'}", "--config.optim.rate=1"]
-    process = start(place.folder, *flags, module="videorft_jax.training.sft")
-    assert finish(process) == (2, refused(say("sft", *flags)) + "\n")
 
 
 @pytest.mark.parametrize(

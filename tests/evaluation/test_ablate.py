@@ -92,7 +92,7 @@ def test_a_grid_from_the_command_line(tmp_path):
     options = sft_options(
         tmp_path / "model", files["rl"], data__row_tokens=192, train__max_steps=2,
         rollout__num_rollouts=2, rollout__max_new_tokens=6, grpo__length_buckets=1, grpo__beta=0.0,
-        rewards=(("tests.user_rewards:count_letters", 1.0),),
+        rewards=(("tests.support.user_rewards:count_letters", 1.0),),
         evaluate__max_new_tokens=6, ablate__variants=VARIANTS, ablate__records=files["eval"],
     )  # fmt: skip
     write_config(tmp_path / "tiny.py", "ablate_rewards", options | {"ablate.seeds": (0,)})

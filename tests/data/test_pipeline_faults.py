@@ -243,7 +243,7 @@ def start_trainer(data, tmp_path, then):
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
     here = os.path.dirname(os.path.abspath(__file__))
-    path = json.dumps([here, os.path.dirname(here)])
+    path = json.dumps([here, os.path.dirname(os.path.dirname(here))])
     return subprocess.Popen(
         [sys.executable, str(script), data, str(tmp_path), path, then],
         stdin=subprocess.PIPE,
