@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax.evaluation import ablation as ablate
+from videorft_jax.commands.ablate import ablate, vary
+from videorft_jax.evaluation import ablation
 
 VARIANTS = (
     ("letters", ()),
@@ -29,7 +30,7 @@ def rows(scores):
 def test_comparison_is_of_means_over_seeds():
     rng = np.random.default_rng(0)
     scores = rng.random((2, 3, 40))  # variants, seeds, records
-    table = ablate.compare(
+    table = ablation.compare(
         {name: [rows(own) for own in scores[i]] for i, name in enumerate(("one", "two"))}
     )
     for line, own in zip(table, scores, strict=True):
@@ -43,7 +44,7 @@ def test_comparison_is_of_means_over_seeds():
     clips = difference.reshape(20, 2).mean(1)  # what is independent
     width = 2 * 1.96 * clips.std(ddof=1) / np.sqrt(20)
     np.testing.assert_allclose(high - low, width, rtol=0.1)
-    text = ablate.format_table(table, 3)
+    text = ablation.format_table(table, 3)
     assert f"| two | {scores[1].mean():.4f} [" in text
     assert f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]" in text
 
@@ -51,7 +52,7 @@ def test_comparison_is_of_means_over_seeds():
 def test_changes_reach_the_config():
     config = load_recipe("ablate_rewards")
     for name, changes in config.ablate.variants:
-        varied = ablate.vary(config, changes)
+        varied = vary(config, changes)
         for path, value in changes:
             found = varied
             for part in path.split("."):
@@ -59,9 +60,9 @@ def test_changes_reach_the_config():
             assert found == value, name
     assert config.grpo.variant == "grpo"  # and stay out of the one they came from
     with pytest.raises(ValueError, match=r"changes 'grpo.betta'; no such option"):
-        ablate.vary(config, (("grpo.betta", 0.1),))
+        vary(config, (("grpo.betta", 0.1),))
     with pytest.raises(ValueError, match=r"ablate.variants, grpo.num_updates: "):
-        ablate.vary(config, (("grpo.num_updates", "two"),))
+        vary(config, (("grpo.num_updates", "two"),))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_refused_before_the_first_run(changes, message, tmp_path):
     config.rewards = (("accuracy", 1.0),)
     config.ablate.update({"records": "held_out.jsonl", "variants": VARIANTS} | changes)
     with pytest.raises(ValueError, match=message):
-        ablate.ablate(config, str(tmp_path))
+        ablate(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -99,10 +100,10 @@ def test_a_grid_from_the_command_line(tmp_path):
     command = ["ablate", f"--config={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'grid'}"]
     code, text = finish(start(tmp_path / "compiled", *command))
     assert code == 0, text
-    table = (tmp_path / "grid" / ablate.TABLE).read_text()
+    table = (tmp_path / "grid" / ablation.TABLE).read_text()
     assert "8 held-out records, 1 seeds" in table
     assert table.count("\n| ") == 3  # head and two variants
-    picture = (tmp_path / "grid" / ablate.PLOT).read_bytes()
+    picture = (tmp_path / "grid" / ablation.PLOT).read_bytes()
     assert picture.startswith(b"\x89PNG")
     runs = {}
     for name, _ in VARIANTS:
@@ -116,4 +117,4 @@ def test_a_grid_from_the_command_line(tmp_path):
     code, text = finish(start(tmp_path / "compiled", *command))
     assert code == 0, text
     assert (tmp_path / "grid" / "dapo" / "0" / "metrics.jsonl").stat().st_mtime_ns == stamp
-    assert (tmp_path / "grid" / ablate.TABLE).read_text() == table
+    assert (tmp_path / "grid" / ablation.TABLE).read_text() == table

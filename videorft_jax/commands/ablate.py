@@ -1,6 +1,16 @@
-"""`videorft ablate`: a grid of GRPO runs, compared on the same held-out records."""
+"""`videorft ablate`: a grid of GRPO runs, compared on the same held-out records.
 
-from videorft_jax.evaluation.ablation import ablate
+A grid is a list of variants in the config, each a name and the options it changes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from videorft_jax.commands.evaluate import evaluate
+from videorft_jax.evaluation import ablation
+from videorft_jax.grpo import trainer
 from videorft_jax.training import options
 
 EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/ablate_rewards \\
@@ -13,3 +23,55 @@ def main(argv: list[str]) -> int:
     config, workdir = options.parse(argv, "videorft ablate", EXAMPLES)
     ablate(config, workdir)
     return 0
+
+
+def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
+    """The table of the grid that `config.ablate` describes, see `evaluation.ablation.ablate`.
+
+    Raises ValueError, before the first run, for a grid that cannot be run.
+    """
+    variants = {name: vary(config, changes) for name, changes in config.ablate.variants}
+    names = [name for name, _ in config.ablate.variants]
+    ablation.check_grid(config.name, names, config.ablate.seeds, config.ablate.records)
+    for name, varied in variants.items():
+        try:
+            trainer.check(varied)
+        except ValueError as error:
+            raise ValueError(f"variant {name}: {error}") from None
+
+    def train(name: str, seed: int, folder: str) -> None:
+        trainer.train(_with_seed(variants[name], seed), folder)
+
+    def judge(name: str, seed: int, training: str, results: str) -> None:
+        varied = _with_seed(variants[name], seed)
+        varied.evaluate.checkpoint = training
+        varied.data.records, varied.data.root = config.ablate.records, config.ablate.root
+        evaluate(varied, results)
+
+    return ablation.ablate(names, config.ablate.seeds, workdir, train=train, evaluate=judge)
+
+
+def vary(config: ConfigDict, changes: Sequence[tuple[str, Any]]) -> ConfigDict:
+    """A copy of the config with (option, value) pairs changed, such as ("grpo.variant", "dapo").
+
+    Raises ValueError for an option that does not exist and a value of another type.
+    """
+    varied = ConfigDict(config.to_dict())
+    for path, value in changes:
+        *sections, option = path.split(".")
+        target: Any = varied
+        for section in sections:
+            target = target.get(section, {})
+        if option not in target:
+            raise ValueError(f"{config.name}: ablate.variants changes {path!r}; no such option")
+        try:
+            target[option] = value
+        except TypeError as error:
+            raise ValueError(f"{config.name}: ablate.variants, {path}: {error}") from None
+    return varied
+
+
+def _with_seed(config, seed):
+    config = ConfigDict(config.to_dict())
+    config.seed = seed
+    return config

@@ -15,6 +15,8 @@ import pathlib
 import shutil
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +34,6 @@ from videorft_jax.demo.dataset import SPLITS, make_sample, write_dataset
 from videorft_jax.demo.report import compare, format_report
 from videorft_jax.demo.scenes import WorldConfig, draw_frames
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.evaluation import evaluate
 from videorft_jax.grpo import trainer as grpo
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
@@ -57,7 +58,11 @@ _CONTROL_TOKENS = (
 class Demo:
     """One seed of the demo in one work directory."""
 
-    def __init__(self, config: ConfigDict, workdir: str):
+    def __init__(
+        self, config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, str], Any]
+    ):
+        """evaluate: the main of `videorft evaluate`, called with a config and a work directory."""
+        self.run_evaluation = evaluate
         self.config, self.folder = config, pathlib.Path(workdir)
         self.world = WorldConfig(**config.world.to_dict())
         self.clips = {split: str(self.folder / f"clips/{split}.jsonl") for split in SPLITS}
@@ -194,7 +199,7 @@ class Demo:
         config.evaluate.max_new_tokens = self.config.grpo.rollout.max_new_tokens
         config.evaluate.blank = blank
         config.rollout.num_buckets = 1
-        evaluate.evaluate(config, str(self.folder / "evaluations" / name))
+        self.run_evaluation(config, str(self.folder / "evaluations" / name))
 
     # Configs
 

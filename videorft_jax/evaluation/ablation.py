@@ -1,40 +1,61 @@
-"""`videorft ablate`: one GRPO run per variant and seed, all evaluated on the same held-out records.
+"""A grid of GRPO runs, one per variant and seed, compared on the same held-out records.
 
-A grid is a list of variants in the config, each a name and the options it changes. Runs that are
-done are not repeated and one that was stopped goes on, so the same command finishes the grid.
+Runs that are done are not repeated and one that was stopped goes on, so the same command finishes
+the grid.
 """
 
 import json
 import logging
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from videorft_jax.evaluation import evaluate
 from videorft_jax.evaluation.summary import paired_difference, summarise
-from videorft_jax.grpo import trainer as grpo
 
 log = logging.getLogger(__name__)
 
 TABLE, PLOT = "ablation.md", "ablation.png"
 
 
-def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
-    """Runs what is missing of the grid, then writes and returns the table: a dict a variant.
+def check_grid(name: str, variants: Sequence[str], seeds: Sequence[int], records: str) -> None:
+    """Raises ValueError for a grid that cannot be run: variants without names that can be folders,
+    no variants or seeds, no held-out records. `name` is the recipe's, for the message."""
+    if len(set(variants)) != len(variants) or not all(own.isidentifier() for own in variants):
+        raise ValueError(
+            f"{name}: ablate.variants are named {list(variants)}; give each its own name of "
+            "letters, digits and _, as it becomes a folder"
+        )
+    if not variants or not seeds:
+        raise ValueError(f"{name}: ablate.variants or ablate.seeds is empty; name some")
+    if not records:
+        raise ValueError(f"{name}: ablate.records is empty; give held-out records")
 
-    Raises ValueError, before the first run, for a grid that cannot be run.
+
+def ablate(
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    workdir: str,
+    *,
+    train: Callable[[str, int, str], None],
+    evaluate: Callable[[str, int, str, str], None],
+) -> list[dict[str, Any]]:
+    """Runs what is missing of the grid, then writes and returns the table: one dict a variant.
+
+    train(variant, seed, folder) trains one variant with one seed. evaluate(variant, seed, training
+    folder, results folder) evaluates it on the held-out records. Both go on where they were
+    stopped.
     """
-    variants = [(name, vary(config, changes)) for name, changes in config.ablate.variants]
-    check(config, variants)
-    seeds = config.ablate.seeds
-    for number, (name, varied) in enumerate(variants):
+    for number, name in enumerate(variants):
         for seed in seeds:
             log.info("variant %d of %d, %s, seed %d", number + 1, len(variants), name, seed)
-            run(varied, os.path.join(workdir, name), seed)
-    rows = {name: [_read(workdir, name, seed) for seed in seeds] for name, _ in variants}
+            training, results = _folders(workdir, name, seed)
+            if not _is_done(results):
+                train(name, seed, training)
+                evaluate(name, seed, training, results)
+    rows = {name: [_read(_folders(workdir, name, seed)[1]) for seed in seeds] for name in variants}
     table = compare(rows)
     if jax.process_index() == 0:
         text = format_table(table, len(seeds))
@@ -44,54 +65,10 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     return table
 
 
-def vary(config: ConfigDict, changes) -> ConfigDict:
-    """The config with (option, value) pairs changed, such as ("grpo.variant", "dapo"). Raises
-    ValueError for an option that there is not and a value of another type."""
-    varied = ConfigDict(config.to_dict())
-    for path, value in changes:
-        *sections, option = path.split(".")
-        target: Any = varied
-        for section in sections:
-            target = target.get(section, {})
-        if option not in target:
-            raise ValueError(f"{config.name}: ablate.variants changes {path!r}; no such option")
-        try:
-            target[option] = value
-        except TypeError as error:
-            raise ValueError(f"{config.name}: ablate.variants, {path}: {error}") from None
-    return varied
-
-
-def check(config: ConfigDict, variants) -> None:
-    """Everything of the grid that can be refused before hours are spent on its first half."""
-    names = [name for name, _ in variants]
-    if len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
-        raise ValueError(
-            f"{config.name}: ablate.variants are named {names}; give each its own name of letters, "
-            "digits and _, as it becomes a folder"
-        )
-    if not names or not config.ablate.seeds:
-        raise ValueError(f"{config.name}: ablate.variants or ablate.seeds is empty; name some")
-    if not config.ablate.records:
-        raise ValueError(f"{config.name}: ablate.records is empty; give held-out records")
-    for name, varied in variants:
-        try:
-            grpo.check(varied)
-        except ValueError as error:
-            raise ValueError(f"variant {name}: {error}") from None
-
-
-def run(config: ConfigDict, folder: str, seed: int) -> None:
-    """Trains one variant with one seed and evaluates it, each only as far as it is missing."""
-    training, results = os.path.join(folder, f"{seed}"), os.path.join(folder, f"{seed}-held-out")
-    if _is_done(results):
-        return
-    config = ConfigDict(config.to_dict())
-    config.seed = seed
-    grpo.train(config, training)
-    config.evaluate.checkpoint = training
-    config.data.records, config.data.root = config.ablate.records, config.ablate.root
-    evaluate.evaluate(config, results)
+def _folders(workdir, name, seed):
+    """(training, results) of one run."""
+    folder = os.path.join(workdir, name)
+    return os.path.join(folder, f"{seed}"), os.path.join(folder, f"{seed}-held-out")
 
 
 def _is_done(folder):
@@ -99,15 +76,19 @@ def _is_done(folder):
     return path.exists() and json.loads(path.read_text())["results"] is not None
 
 
-def _read(workdir, name, seed):
-    paths = sorted(pathlib.Path(workdir, name, f"{seed}-held-out").glob("completions*.jsonl"))
+def _read(folder):
+    """The rows of one evaluation, of all its processes."""
+    paths = sorted(pathlib.Path(folder).glob("completions*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def compare(rows: dict[str, list[list[dict]]]) -> list[dict[str, Any]]:
-    """name -> rows of each seed's evaluation. Accuracy is the mean over seeds of each record; its
-    95 % interval, and that of the paired difference to the first variant, is over clips. `by_seed`
-    shows what seeds alone do."""
+    """One line of the table for each variant; `rows` holds the rows of each seed's evaluation.
+
+    `accuracy` is the mean over records of each record's mean over the seeds. Its 95 % interval
+    (`low`, `high`) is clustered by clip, and so is `difference`, the paired difference to the first
+    variant as (mean, low, high). `by_seed` shows how far the seeds alone move the accuracy.
+    """
     table, first = [], next(iter(rows))
     for name, by_seed in rows.items():
         whole = sum(by_seed, [])
@@ -120,7 +101,7 @@ def compare(rows: dict[str, list[list[dict]]]) -> list[dict[str, Any]]:
 
 
 def format_table(table: list[dict[str, Any]], num_seeds: int) -> str:
-    """Markdown."""
+    """The table in Markdown."""
     lines = [
         f"{table[0]['num_records']} held-out records, {num_seeds} seeds; 95 % intervals over clips",
         "",
@@ -139,7 +120,8 @@ def format_table(table: list[dict[str, Any]], num_seeds: int) -> str:
 
 
 def plot(table: list[dict[str, Any]], path: str) -> None:
-    """Accuracy with its interval, a dot for each seed, the first variant on top."""
+    """Draws the accuracy of each variant with its interval, and a mark for each seed, into the PNG
+    file `path`. The first variant stands on top."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure((7, 1.2 + 0.45 * len(table)), layout="constrained")

@@ -21,7 +21,7 @@ from videorft_jax.parallel.processes import gather
 COMPLETIONS, RESULTS = "completions.jsonl", "results.json"
 
 
-class OutputFolder:
+class ResultsFolder:
     """Opens or goes on with an evaluation of `settings`, a dict of dicts that JSON can hold.
 
     `rows` are those found, of all processes whose files are in this folder. Raises ValueError, on

@@ -1,5 +1,7 @@
-"""Completions of every record of a loader, scored. The engine and its parameters are handed in, so
-that a program which evaluates several weights compiles once.
+"""Completions of every record of a loader, scored.
+
+The engine and its parameters are arguments, so that a program which evaluates several weights
+compiles once.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +19,7 @@ from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
 from videorft_jax.rollout.engine import Rollout, RolloutEngine
 
 SCORED, QUARANTINED = "scored", "quarantined"
+RECORD_FIELDS = ("problem_id", "problem_type", "problem", "path", "solution")
 
 
 def evaluate_records(
@@ -75,7 +78,8 @@ def evaluate_records(
 
 
 def _find_batches(loader, done):
-    """bool [K], batches of which some process has a record to run: a batch is run by all."""
+    """bool [K]: the batches in which some process has a record to run. All processes of a mesh run
+    a batch together, so each must run it if one does."""
     plan = loader.plan
     own = [
         any(int(index) not in done for index in plan.record[start:stop])
@@ -85,32 +89,29 @@ def _find_batches(loader, done):
 
 
 def blank_pixels(batch: Batch) -> Batch:
-    """The batch with every pixel at the mean of the normalisation, which the tower sees as 0 to
-    half a grey level. Frames keep their number, size and time: what is left to the model is the
-    text, and how long and how large the clip is."""
+    """The batch with every pixel at the mean of the normalisation, so that the vision tower sees 0
+    to within half a grey level. Frames keep their number, size and time: the model is left with the
+    text and with how long and how large the clip is."""
     colour = np.round(np.array(PIXEL_MEAN) * 255).astype(np.uint8)
     patch = np.repeat(colour, batch.patches.shape[-1] // len(colour))  # channels come first
     return batch._replace(patches=np.where(batch.patch_valid[..., None], patch, np.uint8(0)))
 
 
 def _make_rows(item: Step, rollout: Rollout, tokenizer, mode):
+    """The rows of one batch: one a completion, or one for a record that could not be read."""
     failures = dict(item.failures)
     for row in range(len(item.valid)):
         if row in failures:
             yield _quarantined(failures[row])
         for number in range(rollout.lengths.shape[1]) if item.valid[row] else ():
+            index, record = item.indices[row][0], item.records[row][0]
             length = int(rollout.lengths[row, number])
             ids = rollout.tokens[row, number, :length]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            record = item.records[row][0]
             yield {
-                "index": item.indices[row][0],
+                "index": index,
                 "rollout": number,
-                "problem_id": record.problem_id,
-                "problem_type": record.problem_type,
-                "problem": record.problem,
-                "path": record.path,
-                "solution": record.solution,
+                **{name: getattr(record, name) for name in RECORD_FIELDS},
                 **_judge(text, record, mode),
                 "reason": "",
                 "completion_tokens": length,

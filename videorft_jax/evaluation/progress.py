@@ -1,0 +1,60 @@
+"""A line about how far an evaluation is."""
+
+import dataclasses
+import math
+import shutil
+import sys
+import time
+
+import jax
+
+
+@dataclasses.dataclass
+class Progress:
+    """Counts the rows of this process and says how far it is: live on a terminal, else every
+    `interval` seconds. Only process 0 prints.
+
+    total: number of records that this process has to run.
+    """
+
+    total: int
+    interval: float
+
+    def __post_init__(self):
+        self.start, self.printed = time.perf_counter(), -math.inf
+        self.tokens, self.scores, self.records = 0, [], set()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(tokens drawn, records done) by this process."""
+        return self.tokens, len(self.records)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, reading and compiling included."""
+        return time.perf_counter() - self.start
+
+    def __call__(self, rows: list[dict]) -> None:
+        """Takes in the rows of one batch and prints a line if it is time for one."""
+        self.tokens += sum(row["completion_tokens"] or 0 for row in rows)
+        self.scores += [row["score"] for row in rows if row["score"] is not None]
+        self.records |= {row["index"] for row in rows}
+        is_last, is_live = len(self.records) >= self.total, sys.stderr.isatty()
+        is_due = self.seconds - self.printed >= self.interval
+        if jax.process_index() or not (is_live or is_last or is_due):
+            return
+        self.printed = self.seconds
+        text = self._line()
+        if is_live:
+            text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
+        sys.stderr.write(text + ("\n" if is_last or not is_live else ""))
+        sys.stderr.flush()
+
+    def _line(self):
+        seconds, done = self.seconds, len(self.records)
+        parts = [f"{done}/{self.total} records"]
+        if self.scores:
+            parts.append(f"accuracy {sum(self.scores) / len(self.scores):.3f}")
+        parts.append(f"{self.tokens / seconds:,.0f} tok/s")
+        minutes, left = divmod(round(seconds / max(done, 1) * (self.total - done)), 60)
+        return "  ".join([*parts, f"ETA {minutes // 60}:{minutes % 60:02d}:{left:02d}"])
