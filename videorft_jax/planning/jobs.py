@@ -221,7 +221,7 @@ class _GrpoPlan:
         if not self.shares:
             return None
         encode = drawing.make_encode(self.config, self.job.weights.model, self.job.mesh)
-        prepared = _placed(self.engine.param_shapes, self.engine.param_formats)
+        prepared = _placed(self.engine.params.shapes, self.engine.params.formats)
         lower = self._lower(encode, prepared, self.batch)
         beside = self._beside("state", "reference", "siglip") + device_bytes(prepared["text"])
         return Program("vision", lower, beside, self.draws, self.job.num_shapes)
@@ -233,13 +233,13 @@ class _GrpoPlan:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
             (self._prompts, uids, limits, self.visual),
         )
-        lower = functools.partial(self.engine.prefill, inputs, self.bucket, only_lower=True)
+        lower = functools.partial(self.engine.lower_prefill, inputs, self.bucket)
         beside = self._beside("state", "reference", "siglip")
         return Program("prefill", lower, beside, self.draws, self.job.num_shapes)
 
     def decode(self):
         length = self.job.shape.length
-        lower = functools.partial(self.engine.decode, length, self.bucket, only_lower=True)
+        lower = functools.partial(self.engine.lower_decode, length, self.bucket)
         beside = self._beside("state", "reference", "siglip")
         runs = self.draws * (self.config.rollout.max_new_tokens - 1)
         return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.buckets))
@@ -250,7 +250,7 @@ class _GrpoPlan:
             return None
         into = max(smaller, key=lambda other: other.size)
         length, count = self.job.shape.length, len(self.buckets)
-        lower = functools.partial(self.engine.compact, length, self.bucket, into, only_lower=True)
+        lower = functools.partial(self.engine.lower_compact, length, self.bucket, into)
         beside = self._beside("state", "reference", "siglip", "prepared")
         shapes = self.job.num_shapes * count * (count - 1) // 2
         return Program("compact", lower, beside, self.draws, shapes)

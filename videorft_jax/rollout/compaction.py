@@ -1,9 +1,9 @@
-"""Which batch shapes to compile for decoding, and which completions sit where; NumPy only.
+"""Chooses the batch shapes that decoding is compiled for, and where each completion sits in them.
 
-A batch bucket is a grid of rows x slots: a row holds one prompt's keys and values, its slots
-completions of that prompt. As completions finish, the live ones move into a smaller bucket; a
-prompt may then take several rows of fewer slots. Every part of the mesh (shard) moves its own
-completions, so nothing crosses devices, and all parts change bucket together.
+A batch bucket has rows and slots: a row holds the keys and values of one prompt, its slots hold
+completions of that prompt. As completions finish, the live ones move into a smaller bucket, in
+which a prompt may take several rows of fewer slots. Every part of the mesh (a shard) moves its own
+completions, so nothing crosses devices, and all shards change bucket together. NumPy only.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ORDERS, _LEVELS = 8, 48  # random finishing orders, and live counts looked at in each
+_ORDERS, _LEVELS = 8, 48  # simulated finishing orders, and the moments looked at in each
+# The sizes that are considered for a bucket, as shares of the full one.
 _SHARES = tuple(2.0**-n * part for n in range(20) for part in (1, 7 / 8, 3 / 4, 5 / 8))
 
 
 class Bucket(NamedTuple):
-    """Shape of one shard's batch."""
+    """The shape of one shard's decoding batch."""
 
     rows: int
     slots: int
@@ -27,17 +28,21 @@ class Bucket(NamedTuple):
 
 
 def fits(live: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """Whether live completions, int [..., D, b] of each prompt of each shard, fit: bool [...]."""
+    """Tells whether the live completions fit into `bucket`, bool [...].
+
+    live: int [..., shards, prompts], how many completions of each prompt of each shard live.
+    """
     return (-(-live // bucket.slots)).sum(-1).max(-1) <= bucket.rows
 
 
 def choose_buckets(
     prompts: int, rollouts: int, shards: int, count: int, cost: Callable[[Bucket], float]
 ) -> tuple[Bucket, ...]:
-    """At most `count` buckets, the full one first, largest cost first.
+    """Chooses at most `count` buckets, the costliest first, which is the full one.
 
-    Greedily those that most reduce the summed `cost` (of one step) of a rollout whose completions
-    finish in random order, one after another; the same on every process.
+    A bucket is added while it shortens a simulated rollout whose completions finish one after
+    another in random order; each time the one that shortens it most. `cost` is the time of one
+    decode step in a bucket. The choice is the same on every process.
     """
     full = Bucket(prompts, rollouts)
     candidates = {
@@ -53,7 +58,7 @@ def choose_buckets(
     while len(chosen) < count and candidates:
         totals = [np.minimum(best, price).sum() for price in prices]
         pick = int(np.argmin(totals))
-        if totals[pick] > 0.995 * best.sum():  # not worth a compile
+        if totals[pick] > 0.995 * best.sum():  # Half a percent is not worth a compilation.
             break
         best = np.minimum(best, prices[pick])
         chosen.append(candidates[pick])
@@ -61,7 +66,8 @@ def choose_buckets(
 
 
 def _random_counts(prompts, rollouts, shards):
-    """int [N, D, b]: live completions of each prompt at evenly spaced moments."""
+    """Simulates rollouts: int [moments, shards, prompts], how many completions of each prompt live
+    at evenly spaced moments."""
     rng, total = np.random.default_rng(0), shards * prompts * rollouts
     levels = np.unique(np.linspace(1, total, _LEVELS).astype(int))
     counts = []
@@ -72,12 +78,18 @@ def _random_counts(prompts, rollouts, shards):
 
 
 def place(source: np.ndarray, live: np.ndarray, rollouts: int, bucket: Bucket):
-    """Moves the live completions into `bucket`.
+    """Gives each live completion a slot of `bucket`.
 
-    source: int [D, G, r], completion (prompt * rollouts + number) in each slot, -1 = none; live:
-    bool likewise. Returns the new source, which row each row's prompt comes from, int32 [D, rows],
-    and which slot (row * r + slot) each slot comes from, int32 [D, rows * slots], within the shard;
-    empty places repeat the first.
+    source: int [shards, G, r], the completion (prompt * rollouts + number) in each slot of the
+    present bucket, -1 for none. live: bool of the same shape, which of them go on.
+
+    Returns the new source [shards, rows, slots]; from_row int32 [shards, rows], the present row
+    whose prompt each new row takes; from_slot int32 [shards, rows * slots], the present slot
+    (row * r + slot) whose completion each new slot takes. Both count within the shard; empty places
+    repeat place 0.
+
+    With 2 completions a prompt and one shard, source [[0, 1], [2, 3]] of which 1 and 2 live goes
+    into 2 rows of 1 slot as source [[1], [2]], from_row [0, 1], from_slot [1, 2].
     """
     shards, _, slots = source.shape
     new = np.full((shards, bucket.rows, bucket.slots), -1, source.dtype)

@@ -1,8 +1,8 @@
-"""The three compiled programs of a rollout, and the parameters' way into them.
+"""The three compiled programs of a rollout.
 
 *Prefill* encodes the clips, runs the prompts and draws the first tokens. *Decode* is a loop on the
-device, one token of every completion per turn. *Compact* moves live completions into a smaller
-batch. Each is compiled once per shape and the compiles are counted.
+device that draws one token of every completion per turn. *Compact* moves live completions into a
+smaller batch. Each is compiled once per shape, and the compilations are counted.
 """
 
 import collections
@@ -13,34 +13,34 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.models.attention.dispatch import Causal
-from videorft_jax.models.int8 import Int8, quantise, quantise_weights, quantised_formats
-from videorft_jax.models.lora import resolve
+from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.models.qwen2_5_vl.text import KVCache
-from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
 
 log = logging.getLogger(__name__)
 
-LIVE, STOPPED, FULL, FAILED, EMPTY = range(5)  # how a completion ended; EMPTY: no completion
+LIVE, STOPPED, FULL, FAILED, EMPTY = range(5)  # how a slot's completion ended; EMPTY: it has none
 _ROWS = ("data", "fsdp")
-# [L, D, K, H], wanted as [L, K, D, H] by XLA for TPU, which would copy them on every call.
-_HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
-# Triton's products need a layer's weights in a place of their own, and copy them out of the stack;
-# cuBLAS reads them where they lie: 7.7 instead of 13.9 ms a step at 7B on an H200.
+# Triton's matrix products first copy a layer's weights out of the stack of all layers; cuBLAS reads
+# them where they lie. At 7B on an H200 a step takes 7.7 ms instead of 13.9.
 _OPTIONS = {("decode", "gpu"): {"xla_gpu_enable_triton_gemm": False}}
-_SHARED, _OWN = P(None, _ROWS, "tensor"), P(None, _ROWS, None, "tensor")  # kv heads over tensor
+# Cached keys and values of prompts [L, B, K, ...] and of completions [L, B, R, K, ...].
+_SHARED, _OWN = (
+    P(None, _ROWS, "tensor"),
+    P(None, _ROWS, None, "tensor"),
+)
 
 
 class Slots(NamedTuple):
-    """State of the completions of a batch bucket, each [B, R]."""
+    """The state of the completions in a batch bucket, each field [B, R]."""
 
     token: jax.Array  # int32, drawn last and not yet run
     position: jax.Array  # int32, M-RoPE position of the completion's first token
@@ -51,15 +51,16 @@ class Slots(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What every process needs to know after a program; replicated."""
+    """What every process learns after a program, the same on all devices."""
 
-    steps: jax.Array
-    length: jax.Array
-    end: jax.Array
+    steps: jax.Array  # int32, tokens drawn of each completion by this call
+    length: jax.Array  # int32 [B, R], tokens of each completion so far
+    end: jax.Array  # int32 [B, R], LIVE or how it ended
 
 
 class Programs:
-    """Compiled for one model, one way of sampling and one mesh; arguments as in `RolloutEngine`."""
+    """The programs for one model, one way of sampling and one mesh; arguments as in
+    `RolloutEngine`."""
 
     def __init__(
         self,
@@ -75,7 +76,8 @@ class Programs:
     ):
         self.config, self.sampling, self.mesh, self.chunk = config, sampling, mesh, chunk
         self.dtype, self.attention = jnp.dtype(dtype), attention
-        self.int8_weights, self.int8_cache = int8_weights, int8_cache
+        self.int8_cache = int8_cache
+        self.params = Preparation(config, mesh, dtype=self.dtype, int8=int8_weights)
         self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
         self.compiles = collections.Counter()
         self._made: dict[Any, Any] = {}
@@ -85,115 +87,74 @@ class Programs:
         places = self._rows.addressable_devices_indices_map((self.shards,)).values()
         self.local_shards = len(set(map(str, places)))
 
-    # Parameters
-
-    @functools.cached_property
+    @property
     def prepare(self):
-        """The program that makes of parameters what the engine wants: whole on every part of data
-        and fsdp, split over tensor, in `dtype` (or int8). Free the result before training.
+        """The program that copies parameters into the form that the others read."""
+        return self.params.program
 
-        Towers go a layer at a time: beside the result there is room for one that is being gathered,
-        not for all of them.
-        """
-        return jax.jit(self._convert, out_shardings=self.param_formats)
+    # Each phase has a method that lowers it from shapes alone, which the planner uses, and one that
+    # gives the compiled executable, kept by its shapes.
 
-    def _convert(self, params):
-        made = {}
-        for tower, tree in params.items():
-            rest = {name: part for name, part in tree.items() if name != "layers"}
-            made[tower] = self._quantised({tower: resolve(self._cast(rest))})[tower]
-            one = functools.partial(self._convert_layer, tower)
-            made[tower]["layers"] = jax.lax.map(one, tree["layers"])
-        return made
-
-    def _convert_layer(self, tower, layer):
-        layer = jax.tree.map(lambda leaf: leaf[None], resolve(self._cast(layer)))
-        layer = self._quantised({tower: {"layers": layer}})[tower]["layers"]
-        places = jax.tree.map(
-            lambda held: held.sharding if isinstance(held, Format) else held,
-            self.param_formats[tower]["layers"],
-        )
-        layer = jax.lax.with_sharding_constraint(layer, places)
-        return jax.tree.map(lambda leaf: leaf[0], layer)
-
-    def _cast(self, params):
-        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
-
-    def _quantised(self, params):
-        return quantise_weights(params) if self.int8_weights else params
-
-    @functools.cached_property
-    def param_formats(self):
-        def whole(keys, held):
-            held = NamedSharding(self.mesh, P(*(None if a == "fsdp" else a for a in held.spec)))
-            path = jax.tree_util.keystr(keys, simple=True, separator="/")
-            if self.mesh.devices.flat[0].platform == "tpu" and path in _HEAD_MAJOR:
-                return Format(Layout((0, 2, 1, 3)), held)
-            return held
-
-        tree = vlm.abstract_params(self.config)
-        shardings = sharding.state_shardings(tree, self.mesh, "rollout")
-        formats = jax.tree_util.tree_map_with_path(whole, shardings)
-        return quantised_formats(formats) if self.int8_weights else formats
-
-    # Shapes in, executables out; or what an executable is made of, where `only_lower` says so
-
-    def prefill(self, batch_shapes, bucket: Bucket, *, only_lower: bool = False):
-        """batch_shapes: tree of shapes (Batch, uids [B], limits [B, R], visual tokens or None)."""
-        length = batch_shapes[0].tokens.shape[1]
-        key = (length, bucket, batch_shapes[0].patches.shape[1:3], batch_shapes[3] is not None)
-        args = (self.param_shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
-        into = (self.param_formats, self._rows, self._all, self._all)
+    def lower_prefill(self, batch_shapes, bucket: Bucket):
+        """Lowers the prefill program for a tree of shapes (Batch, uids [B], limits [B, R], visual
+        tokens or None)."""
+        args = (self.params.shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
+        into = (self.params.formats, self._rows, self._all, self._all)
         out = (*self._cache, self._rows, self._rows, self._all)
-        lowered = self._lower(self._run_prompts, args, into, out)
-        return lowered() if only_lower else self._compile("prefill", key, lowered)
+        return self._lower(self._run_prompts, args, into, out)
 
-    def decode(self, length: int, bucket: Bucket, *, only_lower: bool = False):
-        """For prompts of `length` tokens; see `_run_completions`."""
+    def prefill(self, batch_shapes, bucket: Bucket):
+        """Gives the compiled prefill program; arguments as in `lower_prefill`."""
+        length, visual = batch_shapes[0].tokens.shape[1], batch_shapes[3] is not None
+        key = (length, bucket, batch_shapes[0].patches.shape[1:3], visual)
+        return self._compile("prefill", key, self.lower_prefill, batch_shapes, bucket)
+
+    def lower_decode(self, length: int, bucket: Bucket):
+        """Lowers the decode program for prompts of `length` tokens; see `_run_completions`."""
         prefix, suffix, slots = self._state_shapes(length, bucket)
         scalars = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
-        args = (self.param_shapes, prefix, suffix, slots, *scalars)
-        into = (self.param_formats, *self._cache, self._rows, self._all, self._all)
+        args = (self.params.shapes, prefix, suffix, slots, *scalars)
+        into = (self.params.formats, *self._cache, self._rows, self._all, self._all)
         out = (self._cache[1], self._rows, self._rows, self._all)
-        lowered = self._lower(self._run_completions, args, into, out, (2, 3))
-        return lowered() if only_lower else self._compile("decode", (length, bucket), lowered)
+        return self._lower(self._run_completions, args, into, out, (2, 3))
 
-    def compact(self, length: int, bucket: Bucket, smaller: Bucket, *, only_lower: bool = False):
-        """From one batch bucket into another; see `_move`."""
+    def decode(self, length: int, bucket: Bucket):
+        """Gives the compiled decode program; arguments as in `lower_decode`."""
+        return self._compile("decode", (length, bucket), self.lower_decode, length, bucket)
+
+    def lower_compact(self, length: int, bucket: Bucket, smaller: Bucket):
+        """Lowers the program that moves completions from one batch bucket into another; see
+        `_move`."""
         sizes = (smaller.rows, jnp.int32), (smaller.size, jnp.int32), (smaller.size, bool)
         index = [jax.ShapeDtypeStruct((self.shards, size), kind) for size, kind in sizes]
         args = (*self._state_shapes(length, bucket), *index)
         into = (*self._cache, self._rows, *[self._rows] * 3)
         out = (*self._cache, self._rows)
-        lowered = self._lower(functools.partial(self._move, smaller), args, into, out)
+        return self._lower(functools.partial(self._move, smaller), args, into, out)
+
+    def compact(self, length: int, bucket: Bucket, smaller: Bucket):
+        """Gives the compiled program of `lower_compact`."""
         key = (length, bucket, smaller)
-        return lowered() if only_lower else self._compile("compact", key, lowered)
+        return self._compile("compact", key, self.lower_compact, *key)
 
     def _lower(self, function, args, into, out, donated=()):
-        def lower():
-            jitted = jax.jit(function, in_shardings=into, out_shardings=out, donate_argnums=donated)
-            with jax.set_mesh(self.mesh):
-                return jitted.lower(*args)
+        jitted = jax.jit(function, in_shardings=into, out_shardings=out, donate_argnums=donated)
+        with jax.set_mesh(self.mesh):
+            return jitted.lower(*args)
 
-        return lower
-
-    def _compile(self, kind, key, lower):
+    def _compile(self, kind, key, lower, *shapes):
         if (kind, key) not in self._made:
             started = time.perf_counter()
             platform = self.mesh.devices.flat[0].platform
             with jax.set_mesh(self.mesh):
-                lowered = lower()
-                self._made[kind, key] = lowered.compile(_OPTIONS.get((kind, platform)))
+                options = _OPTIONS.get((kind, platform))
+                self._made[kind, key] = lower(*shapes).compile(options)
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",
                 kind, key, time.perf_counter() - started, self.compiles.total(),
             )  # fmt: skip
         return self._made[kind, key]
-
-    @functools.cached_property
-    def param_shapes(self):
-        return jax.eval_shape(self._convert, vlm.abstract_params(self.config))
 
     def _state_shapes(self, length, bucket):
         text, rows, slots = self.config.text, self.shards * bucket.rows, bucket.slots
@@ -216,7 +177,11 @@ class Programs:
     # What is compiled
 
     def _run_prompts(self, params, inputs, seed, step):
-        """Clips, prompts and first tokens: prefix, suffix, slots, drawn, report."""
+        """Runs clips and prompts and draws the first tokens.
+
+        Returns the keys and values of the prompts, the empty ones of the completions, the slots,
+        what was drawn and the report.
+        """
         batch, uids, limits, visual = inputs
         model = vlm.bind(self.config, params)
         if visual is None and batch.patches.size:
@@ -269,8 +234,12 @@ class Programs:
         return slots, (token, *(jnp.where(good, x, 0.0) for x in drawn[1:3]))
 
     def _run_completions(self, params, prefix, suffix, slots, start, wake):
-        """Tokens `start`, `start` + 1, ... of each completion, until the buffer is full or no shard
-        has more than `wake` live ones: suffix, slots, drawn [B, R, chunk], report."""
+        """Draws tokens `start`, `start` + 1, ... of each live completion.
+
+        The loop ends when the buffer of `chunk` tokens is full or no shard has more than `wake`
+        live completions. Returns the suffix, the slots, what was drawn [B, R, chunk] and the
+        report.
+        """
         model = vlm.bind(self.config, params)
 
         def busy(state):
@@ -280,7 +249,7 @@ class Programs:
 
         def turn(state):
             done, suffix, slots, drawn = state
-            before = start + done - 1  # place of the token that is run now
+            before = start + done - 1  # The token drawn last has this place and is run now.
             cache = KVCache(*prefix, *suffix)
             x = model.embed(slots.token, None, None)
             hidden, cache = model.text.decode(x, slots.position + before, cache, before)
@@ -297,7 +266,11 @@ class Programs:
         return suffix, slots, drawn, Report(done, slots.length, slots.end)
 
     def _move(self, smaller, prefix, suffix, slots, from_row, from_slot, held):
-        """Gathers rows and slots, per shard; places that `held` says are empty stay so."""
+        """Gathers the rows and slots of a smaller batch from those of the present one.
+
+        Every shard gathers from its own. `from_row` int32 [shards, rows] and `from_slot` int32
+        [shards, rows * slots] say where from; slots that `held` marks False stay empty.
+        """
 
         def move(prefix, suffix, slots, from_row, from_slot, held):
             keys, values, valid = prefix

@@ -1,13 +1,13 @@
-"""Drawing one token from logits, on the device, in float32.
+"""Draws one token from logits, on the device, in float32.
 
-Top-k and top-p need no sort: the lowest logit that stays is found by bisection on the bit pattern
-of float32, 32 counts (or sums) over the vocabulary, which also works when the vocabulary is sharded
+The log-probability that is recorded is the policy's: that of softmax(logits / temperature) over the
+whole vocabulary, which is the number that training computes again. Forbidden ids, top-k, top-p and
+min-p leave only a part of the vocabulary to draw from. `truncation` is the log of the probability
+that this part has, so `logprob - truncation` is the log-probability with which the token was drawn.
+
+Top-k and top-p do not sort. The lowest logit that stays is found by bisection on the bit pattern of
+float32, with 32 counts or sums over the vocabulary, which also works when the vocabulary is sharded
 over devices. Ids whose logits tie at that bound all stay, so the result depends on no order.
-
-What is recorded is the log-probability of the *policy*: of softmax(logits / temperature) over the
-whole vocabulary, the number that training computes again. Forbidden ids, top-k, top-p and min-p
-draw from a part of it; `truncation` is the log of the mass they left, so `logprob - truncation` is
-the log-probability with which the token was drawn.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ class SamplingConfig:
     """How completions are drawn and when they end.
 
     temperature: 0 is greedy. top_k: 0 is off. top_p in (0, 1]. min_p in [0, 1): an id stays when
-    its probability is at least this share of the likeliest one's. They apply in this order, each to
-    what the one before left, as in Hugging Face. stop_ids end a completion and are part of it;
-    pad_id fills what is behind. forbidden_ids, and rows from num_real_tokens on (the tokenizer's
-    length; None: all are real), are never drawn.
+    its probability is at least this share of the likeliest one's. The three apply in this order,
+    each to what the one before left, as in Hugging Face. stop_ids end a completion and belong to
+    it; pad_id fills the places after the end. Never drawn are forbidden_ids and the ids from
+    num_real_tokens on, the tokenizer's length, by which an embedding is padded (None: no padding).
     """
 
     num_rollouts: int = 1
@@ -58,13 +58,15 @@ class SamplingConfig:
 
 
 def media_ids(config: ModelConfig) -> tuple[int, ...]:
-    """Ids that stand for pixels or frame them; a completion that held one could not be scored."""
+    """Lists the ids that stand for pixels or frame them. A completion that held one could not be
+    scored, since no pixels belong to it."""
     marker = json.loads(config.source).get("vision_token_id")
     return (*dataclasses.astuple(config.token_ids), *(() if marker is None else (marker,)))
 
 
 def make_sampling(config: ModelConfig, tokenizer, **settings) -> SamplingConfig:
-    """`settings` are fields of SamplingConfig; stop, pad and forbidden ids are the model's own."""
+    """Makes the sampling of a model: stop, pad and forbidden ids are the model's own, `settings`
+    are the other fields of SamplingConfig."""
     stop = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     return SamplingConfig(
         stop_ids=tuple(stop),
@@ -76,7 +78,7 @@ def make_sampling(config: ModelConfig, tokenizer, **settings) -> SamplingConfig:
 
 
 class Draw(NamedTuple):
-    """One token of each row [...]."""
+    """What was drawn for each row of logits [..., V], each field [...]."""
 
     token: jax.Array  # int32
     logprob: jax.Array  # float32, of the policy at this temperature
@@ -85,7 +87,7 @@ class Draw(NamedTuple):
 
 
 def completion_key(seed, step, uid, rollout) -> jax.Array:
-    """uint32 [2], the key of one completion; scalars, `jax.vmap` over the rest."""
+    """Makes the random key of one completion, uint32 [2], from four scalars."""
     key = jax.random.key(seed, impl="threefry2x32")
     for part in (step, uid, rollout):
         key = jax.random.fold_in(key, part)
@@ -95,7 +97,8 @@ def completion_key(seed, step, uid, rollout) -> jax.Array:
 def draw(logits, keys, position, config: SamplingConfig) -> Draw:
     """Draws from float32 logits [..., V] with keys uint32 [..., 2] of the completions.
 
-    `position`: place of the token in the completion; with the id it is the counter of the noise.
+    position: place of the token in the completion; place and id are the counter of the noise, so
+    the same token of the same completion meets the same noise in any batch.
     """
     failed = ~jnp.isfinite(logits).all(-1)
     scaled = jnp.where(failed[..., None], 0.0, logits) / (config.temperature or 1.0)
@@ -108,14 +111,14 @@ def draw(logits, keys, position, config: SamplingConfig) -> Draw:
         racing = jnp.where(kept, scaled, -jnp.inf)
     else:
         racing = jnp.where(kept, weight / exponential(keys, position, ids), -1.0)
-    # An argmax, the lowest id of equals. Noise, maximum and search apart from one another: in one
-    # loop XLA for CPU takes eight times as long.
+    # What follows is an argmax that takes the lowest id of equals. The barrier keeps XLA for CPU
+    # from fusing noise and search into one loop, which takes eight times as long.
     racing = jax.lax.optimization_barrier(racing)
     best = racing.max(-1, keepdims=True)
     token = jnp.where(racing == best, ids, jnp.uint32(len(ids) - 1)).min(-1)
-    # A sum over the one token, not a gather: it stays local when the vocabulary is sharded.
+    # A sum with one term stays local when the vocabulary is sharded, which a gather would not.
     logprob = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1) - total
-    if config.temperature == 0:  # one id is left
+    if config.temperature == 0:  # Only one id could be drawn.
         truncation = logprob
     elif _keeps_all(config):
         truncation = jnp.zeros_like(total)
@@ -126,18 +129,23 @@ def draw(logits, keys, position, config: SamplingConfig) -> Draw:
 
 
 def exponential(keys, position, ids) -> jax.Array:
-    """float32 [..., V] exponential noise of keys uint32 [..., 2]; the id with the largest weight /
-    noise is a draw in proportion to the weights, and minus its log is the Gumbel noise of the
-    trick of that name. All 32 random bits count where the noise is small, which is where the
-    winner is; the usual 23 would tie in a vocabulary of 152 thousand."""
+    """Makes exponential noise, float32 [..., V], of keys uint32 [..., 2].
+
+    The id with the largest weight / noise is a draw in proportion to the weights; minus the log of
+    this noise is the noise of the Gumbel trick. All 32 random bits count where the noise is small,
+    which is where the winner is. The usual 23 bits would tie in a vocabulary of 152 thousand.
+    """
     bits = threefry(keys[..., :1], keys[..., 1:], jnp.uint32(position), ids)
     uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-32
     return -jnp.log1p(-jnp.minimum(uniform, 1 - 2.0**-24))
 
 
 def threefry(key0, key1, counter0, counter1) -> jax.Array:
-    """The first word of Threefry-2x32 with 20 rounds (Salmon et al. 2011), uint32, broadcast.
-    Unrolled, so that it fuses with what follows; JAX's own is a slow loop on the CPU."""
+    """Computes the first word of Threefry-2x32 with 20 rounds (Salmon et al. 2011), uint32.
+
+    The arguments broadcast. The rounds are unrolled, so that XLA fuses them with what follows;
+    JAX's own Threefry is a loop, which is slow on the CPU.
+    """
     keys = key0, key1, key0 ^ key1 ^ jnp.uint32(0x1BD11BDA)
     x, y = counter0 + key0, counter1 + key1
     for block in range(5):
@@ -155,7 +163,7 @@ def _keeps_all(config):
 
 
 def _kept(scaled, config):
-    """bool [..., V], or broadcast to it: what may be drawn."""
+    """Tells which ids may be drawn, bool [..., V] or [V]."""
     size = scaled.shape[-1]
     allowed = np.arange(size) < (config.num_real_tokens or size)
     allowed[list(config.forbidden_ids)] = False
@@ -182,19 +190,20 @@ def _kept(scaled, config):
 
 
 def _ordered(x):
-    """int32 with the order of float32 `x`."""
+    """Maps float32 to int32 so that the order of the numbers stays."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _largest(holds, like):
-    """The largest int32 of which `holds`, true up to some number and false beyond, by bisection."""
+    """Finds by bisection the largest int32 for which `holds`, which is true up to some number and
+    false beyond it."""
     low = jnp.full_like(like, np.iinfo(np.int32).min)
     high = jnp.full_like(like, np.iinfo(np.int32).max)
 
     def halve(_, bounds):
         low, high = bounds
-        middle = (low | high) - ((low ^ high) >> 1)  # the upper mean, without overflow
+        middle = (low | high) - ((low ^ high) >> 1)  # The mean, rounded up, without overflow.
         found = holds(middle)
         return jnp.where(found, middle, low), jnp.where(found, high, middle - 1)
 
