@@ -7,7 +7,6 @@ and of the topology, so that they hold exactly as long as they are true.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -17,6 +16,7 @@ import time
 
 import jax
 
+from videorft_jax.planning.fingerprint import fingerprint
 from videorft_jax.planning.jobs import Job, Program
 
 GIB = 2**30
@@ -115,7 +115,7 @@ def lower(job: Job, program: Program):
     """(lowered program, its key in a store)."""
     with jax.set_mesh(job.mesh):
         lowered = program.lower()
-    return lowered, _digest(lowered, job.topology.name)
+    return lowered, fingerprint(lowered.as_text(), job.topology.name, *_find_versions())
 
 
 def _compile(job, program, store, lowered, key):
@@ -153,12 +153,12 @@ def _refused(text, seconds):
     return Figures(0.0, 0.0, wanted, seconds, known=False)
 
 
-def _digest(lowered, topology):
+def _find_versions():
+    """Versions of JAX, of jaxlib and of libtpu, which together compile the programs."""
     versions = [jax.__version__]
     for name in ("jaxlib", "libtpu"):
         try:
             versions.append(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             versions.append("none")
-    text = "\n".join([topology, *versions, lowered.as_text()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return versions
