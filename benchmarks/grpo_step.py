@@ -79,7 +79,8 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
-    from videorft_jax.training import step as training
+    from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+    from videorft_jax.training.step import make_step
 
     config = load_config(folder)
     clips, samples = make_prompts(frames)
@@ -95,10 +96,8 @@ def run_ours(folder, frames, pipe):
         place=functools.partial(sharding.place_batch, mesh=mesh),
     )  # fmt: skip
     grpo = losses.GrpoConfig("grpo", BETA, "k3", 0.2, 0.2, NEW, 0.0)
-    optimizer = training.make_optimizer(
-        training.OptimConfig(
-            "adamw", LR, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, CLIP, "float32", 0.0
-        )
+    optimizer = make_optimizer(
+        OptimConfig("adamw", LR, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, CLIP, "float32", 0.0)
     )
 
     def loss(params, rows, totals, reference):
@@ -113,7 +112,7 @@ def run_ours(folder, frames, pipe):
         )  # fmt: skip
 
     state, shardings = peer.fresh_state(reference, optimizer, mesh)
-    step = training.make_step(
+    step = make_step(
         loss, lambda rows: losses.grpo_totals(rows[0].mask), optimizer, dtype=jnp.float32,
         shardings=shardings,
     )  # fmt: skip

@@ -132,9 +132,9 @@ def fresh_state(params, optimizer, mesh):
     import jax
 
     from videorft_jax.parallel import sharding
-    from videorft_jax.training import step as training
+    from videorft_jax.training.step import init_state
 
-    start = functools.partial(training.init_state, frozen={}, optimizer=optimizer)
+    start = functools.partial(init_state, frozen={}, optimizer=optimizer)
     shardings = sharding.state_shardings(jax.eval_shape(start, params), mesh)
     return jax.jit(start, out_shardings=shardings)(params), shardings
 

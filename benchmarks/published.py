@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.training import step as training
+from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+from videorft_jax.training.step import init_state
 from videorft_jax.training.weights import make_weights
 
 SIDE, WIDE = 224, 448  # 128 visual tokens a frame pair, the budget of training
@@ -45,8 +46,8 @@ class Placed:
         self.weights = make_weights(config, self.model)
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(self.mesh)
-        optim = training.OptimConfig(total_steps=1000, **config.optim.to_dict())
-        self.optimizer = training.make_optimizer(optim)
+        optim = OptimConfig(total_steps=1000, **config.optim.to_dict())
+        self.optimizer = make_optimizer(optim)
         state = jax.eval_shape(self._build, jax.random.key(0))
         self.shardings = sharding.state_shardings(state, self.mesh, config.name)
         build = jax.jit(self._build, out_shardings=self.shardings)
@@ -56,7 +57,7 @@ class Placed:
         """Weights as the published ones: bfloat16 where they are frozen."""
         params = vlm.init_params(self.model, key, jnp.bfloat16)
         trained, frozen = self.weights.split(params, key)
-        return training.init_state(trained, frozen, self.optimizer)
+        return init_state(trained, frozen, self.optimizer)
 
 
 def matmul_peak() -> float:

@@ -33,14 +33,15 @@ def run_ours(folder, pipe):
     from videorft_jax.models.qwen2_5_vl import model as vlm
     from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.parallel import sharding
-    from videorft_jax.training import step as training
+    from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+    from videorft_jax.training.step import make_step
 
     config = load_config(folder)
     samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)
     length = len(samples[0].tokens)
     windows = layout.num_windows(SIDE, SIDE)
-    optimizer = training.make_optimizer(
-        training.OptimConfig(
+    optimizer = make_optimizer(
+        OptimConfig(
             name="adamw",
             lr=1e-5,
             schedule="constant",
@@ -71,7 +72,7 @@ def run_ours(folder, pipe):
     def totals(batch):
         return batch.loss_mask.sum().astype(jnp.float32)
 
-    step = training.make_step(loss, totals, optimizer, dtype=jnp.float32, shardings=shardings)
+    step = make_step(loss, totals, optimizer, dtype=jnp.float32, shardings=shardings)
 
     def once():
         nonlocal state

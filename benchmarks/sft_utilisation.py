@@ -15,9 +15,9 @@ import peer
 import published
 
 from videorft_jax.data.batch import layout
-from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
+from videorft_jax.training.sft_step import make_sft_step
 
 FRAMES, TEXT, ANSWER, SAMPLES = 16, 128, 896, 2
 
@@ -50,7 +50,7 @@ def main():
         placed.model, useful, remat=config.model.remat, trained=weights.is_trained,
         merged=weights.targets, rank=config.lora.rank,
     )  # fmt: skip
-    step = updating.make_sft_step(config, weights, placed.optimizer, placed.shardings)
+    step = make_sft_step(config, weights, placed.optimizer, placed.shardings)
     state, batch = placed.state, sharding.place_batch(batch, placed.mesh)
 
     def once():

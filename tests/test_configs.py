@@ -14,11 +14,11 @@ from jax.sharding import AbstractMesh, AxisType
 from option_names import OPTIONS
 from tiny_run import ROOT, load_recipe
 
+from videorft_jax.commands import flags
 from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config
 from videorft_jax.models.qwen2_5_vl.model import count_params
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
-from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
 from videorft_jax.training.weights import make_weights
 
@@ -62,7 +62,7 @@ def num_bytes(tree, per_device=False):
 
 
 def test_option_names_are_frozen():
-    names = [name.removeprefix("c.") for name, _ in options.flatten(load_recipe("common"), "c")]
+    names = [name.removeprefix("c.") for name, _ in flags.flatten(load_recipe("common"), "c")]
     assert tuple(names) == OPTIONS
 
 
@@ -80,14 +80,14 @@ def keep_logging():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_loads_locked_and_names_its_command(name, keep_logging):
     path = ROOT / "configs" / f"{name}.py"
-    config, workdir = options.parse([f"--config={path}", "--workdir=runs/a"], "videorft", "")
+    config, workdir = flags.parse([f"--config={path}", "--workdir=runs/a"], "videorft", "")
     assert workdir == os.path.abspath("runs/a")  # Orbax refuses relative ones, at its first save
     assert config.is_locked
     with pytest.raises(AttributeError):
         config.optim.learning_rate = 1.0
     with pytest.raises(TypeError):
         config.data.rows = "8"
-    assert {option for option, _ in options.flatten(config, "")} == {f".{n}" for n in OPTIONS}
+    assert {option for option, _ in flags.flatten(config, "")} == {f".{n}" for n in OPTIONS}
     if name == "common":
         return
     assert config.name == name

@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax.checkpoints.checkpointer import Checkpointer, PreemptionGuard
+from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.checkpoints.manifest import MANIFEST
+from videorft_jax.training.preemption import PreemptionGuard
 
 META = {
     "data": {"batch": 7, "epoch": 1},
@@ -218,17 +219,17 @@ def test_refuses_what_cannot_be_kept(tmp_path):
 
 def test_full_disk_and_unwritable_folder_are_found_at_start(victims, tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.check_room(values())
+        checkpointer.check_disk(values())
         assert list(checkpointer.folder.iterdir()) == []
         free = shutil.disk_usage(tmp_path).free
         huge = {"w": jax.ShapeDtypeStruct((free // 4,), jnp.float32)}
         with pytest.raises(ValueError, match=r"GiB free, .* needed .* lower keep_last"):
-            checkpointer.check_room(huge)
+            checkpointer.check_disk(huge)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # EFBIG after 64 KiB
         try:
             with pytest.raises(ValueError, match=r"cannot be written .*choose another workdir"):
-                checkpointer.check_room(values())
+                checkpointer.check_disk(values())
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (tmp_path / "file").write_text("")
@@ -237,7 +238,7 @@ def test_full_disk_and_unwritable_folder_are_found_at_start(victims, tmp_path):
             Checkpointer(folder) as checkpointer,
             pytest.raises(ValueError, match="cannot be written"),
         ):
-            checkpointer.check_room(values())
+            checkpointer.check_disk(values())
 
 
 def test_failed_save_is_reported_and_the_last_good_step_stays(saved):
@@ -293,7 +294,7 @@ def run_victim(workdir, num_steps, port=None, process=None):
     )
     step_function = jax.jit(advance, donate_argnums=0, out_shardings=place)
     with Checkpointer(workdir, keep_last=2) as checkpointer, PreemptionGuard() as guard:
-        checkpointer.check_room(abstract)
+        checkpointer.check_disk(abstract)
         if checkpointer.latest_step() is None:
             state, done = jax.jit(lambda: after(0), out_shardings=place)(), 0
         else:

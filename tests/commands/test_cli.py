@@ -23,10 +23,10 @@ from tiny_run import (
 
 from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
+from videorft_jax.commands.flags import FLAGS, parse
 from videorft_jax.parallel import sharding
-from videorft_jax.training import options
 from videorft_jax.training import setup as assembly
-from videorft_jax.training import step as training
+from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.weights import make_weights
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -101,7 +101,7 @@ def test_help(say):
         code, out, err = say("sft", flag)
         assert (code, err) == (0, "")
         assert "videorft sft --config=configs/sft_7b.py --workdir=" in out
-        assert all(f"--{name} " in out for name, _, _ in options.FLAGS)
+        assert all(f"--{name} " in out for name, _, _ in FLAGS)
     code, out, _ = say("sft", f"--config={ROOT / 'configs' / 'sft_3b.py'}", "--help")
     assert code == 0
     assert "--config.optim.lr=1e-06" in out
@@ -202,7 +202,7 @@ def test_refuses_without_config_or_workdir(say, flags, message):
 def test_refuses_a_workdir_that_cannot_be_written(place, say):
     assert "--workdir missing" in refused(say("sft", place.config))
     with pytest.raises(ValueError, match="give a local folder"):  # commands that append to it
-        options.parse([place.config, "--workdir=gs://bucket/run"], "videorft ablate", "")
+        parse([place.config, "--workdir=gs://bucket/run"], "videorft ablate", "")
     assert "cannot be read" in refused(say("sft", place.config, "--workdir=nowhere://bucket/run"))
     file = place.folder / "file"
     file.write_text("")
@@ -266,7 +266,7 @@ def begun(place):
     contract = assembly.make_contract(config)
     workdir = place.folder / "begun"
     abstract = assembly.abstract_state(config, weights, mesh)
-    optimizer = training.make_optimizer(assembly.make_optim_config(config, 5))
+    optimizer = make_optimizer(assembly.make_optim_config(config, 5))
     with Checkpointer(workdir) as checkpointer:
         state = assembly.fresh_state(config, weights, optimizer, abstract, mesh)
         meta = assembly.expected_meta(weights, contract) | {"data": {"plan": "another"}}

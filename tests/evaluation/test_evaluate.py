@@ -13,9 +13,10 @@ from tiny_run import finish, start, write_config
 
 from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
+from videorft_jax.commands import flags
 from videorft_jax.evaluation.runner import evaluate_records
-from videorft_jax.training import options, restore, setup
-from videorft_jax.training import step as training
+from videorft_jax.training import restore, setup
+from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
 FIRST = 6  # records that hold a long one, so that shapes are those of all
@@ -90,9 +91,7 @@ def trained(place):
     params = jax.tree.map(lambda leaf: leaf * 0.5, place.raw)
     weights = Weights(place.model_config, ("vision",), None)
     parts = weights.split(params, None)
-    state = training.TrainState(
-        jax.numpy.int32(7), *parts, (), None, jax.numpy.int32(0), jax.numpy.int32(0)
-    )
+    state = TrainState(jax.numpy.int32(7), *parts, (), None, jax.numpy.int32(0), jax.numpy.int32(0))
     config = place.config()
     meta = setup.expected_meta(weights, place.contract) | {"config": json.loads(config.to_json())}
     with Checkpointer(place.folder / "trained") as checkpointer:
@@ -195,4 +194,4 @@ def test_help(capsys):
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "videorft evaluate --config=configs/evaluate_7b.py" in out
-    assert all(f"--{name} " in out for name, _, _ in options.FLAGS)
+    assert all(f"--{name} " in out for name, _, _ in flags.FLAGS)

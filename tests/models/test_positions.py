@@ -13,6 +13,7 @@ from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.training.sft_step import make_sft_loss
 from videorft_jax.training.weights import make_weights
 
 LENGTH, R, C = 600, 2, 300
@@ -27,7 +28,7 @@ def loss_of(mode, attention):
     batch = layout.pack([[sample]], LENGTH, 0, 0)
     weights = make_weights(config, model)
     if mode == "sft":
-        loss, totals = updating.make_sft_loss(config, weights)
+        loss, totals = make_sft_loss(config, weights)
         return loss, totals, batch, model
     config.grpo.beta = 0.0
     loss, totals = updating.make_loss(config, weights)

@@ -22,7 +22,7 @@ from planned import (
 )  # fmt: skip
 
 from videorft_jax.planning.jobs import device_bytes, find_programs, prepared_bytes
-from videorft_jax.training import step as training
+from videorft_jax.training.trees import path_of
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -98,7 +98,7 @@ def test_siglip_gathers_weights_and_no_images_or_texts(rollout):
     images, words = (ROWS // job.parts, patches, width), (texts, config.text_length, width)
     weights = set()  # of what runs in those loops, as gathered over fsdp
     for keys, leaf in jax.tree_util.tree_leaves_with_path(job.judge):
-        path, shape = training.path_of(keys), leaf.sharding.shard_shape(leaf.shape)
+        path, shape = path_of(keys), leaf.sharding.shard_shape(leaf.shape)
         size = math.prod(shape[1:] if "/layers/" in path else shape) * job.mesh.shape["fsdp"]
         if path.endswith("pool/qkv"):
             weights |= {size // 3, size * 2 // 3}  # queries, and the others

@@ -17,11 +17,11 @@ def test_refuses_rows_that_no_device_here_can_hold(mode):
     config.model.dtype = "float32"
     mesh, weights = assembly.make_mesh(config), make_weights(config, narrow_model())
     small = Bucket(length=1024, pairs=8, windows=4, rows=1)
-    room.check_room(config, mode, weights, mesh, [small])
+    room.check_memory(config, mode, weights, mesh, [small])
     wide = small._replace(length=1 << 22, pairs=1 << 16)
     expected = f"{config.name}: data.rows = {config.data.rows} rows of {wide.length} tokens cannot"
     with pytest.raises(ValueError, match=expected):
-        room.check_room(config, mode, weights, mesh, [small, wide])
+        room.check_memory(config, mode, weights, mesh, [small, wide])
 
 
 def test_a_device_of_the_cpu_has_its_share_of_the_host():

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import jax
 from hlo import collectives, squeezed
 
+from videorft_jax.commands import flags
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.models.siglip.hf_folder import TowerConfig
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning import plan
 from videorft_jax.planning.jobs import find_programs
-from videorft_jax.training import options
-from videorft_jax.training import step as training
+from videorft_jax.training.trees import path_of
 from videorft_jax.training.weights import make_weights
 
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -66,7 +66,7 @@ def narrow_job(place, mode, **changes):
 
 def load_recipe(mode, size="7b"):
     path = os.path.join(ROOT, "configs", f"{mode}_{size}.py")
-    return options.parse([f"--config={path}"], "test", "", writes=False)[0]
+    return flags.parse([f"--config={path}"], "test", "", writes=False)[0]
 
 
 class Compiled(NamedTuple):
@@ -109,7 +109,7 @@ def layer_weights(job, part, *, gathered=True):
     """Counter of one layer's matrices: as gathered over fsdp, or a device's own."""
     found = collections.Counter()
     for keys, leaf in jax.tree_util.tree_leaves_with_path(job.policy):
-        path = training.path_of(keys)
+        path = path_of(keys)
         if path.startswith(f"{part}/layers") and "fsdp" in leaf.sharding.spec:
             shape = list(leaf.sharding.shard_shape(leaf.shape))
             if gathered:

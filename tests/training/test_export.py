@@ -23,7 +23,8 @@ from videorft_jax.models.lora import LoraConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore as restoring
 from videorft_jax.training import setup as assembly
-from videorft_jax.training import step as training
+from videorft_jax.training.step import TrainState
+from videorft_jax.training.trees import join
 from videorft_jax.training.weights import Weights
 
 LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
@@ -57,7 +58,7 @@ class Place:
         trained = jax.tree.map(move, trained)
         average = jax.tree.map(move, trained) if ema else None
         zero = jnp.int32(0)
-        state = training.TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
+        state = TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
         meta = assembly.expected_meta(weights, MediaContract.train())
         meta |= {"config": json.loads(config.to_json())}
         with Checkpointer(self.folder / name) as checkpointer:
@@ -137,7 +138,7 @@ def test_transformers_computes_the_same(place, tmp_path, capsys):
 def test_frozen_parts_are_those_of_the_start(place, tmp_path):
     assert place.export("part", tmp_path / "hf") == 0
     trained, frozen, _ = place.arrays["part"]
-    assert_same_bits(place.read(tmp_path / "hf"), flatten(training.join(trained, frozen)))
+    assert_same_bits(place.read(tmp_path / "hf"), flatten(join(trained, frozen)))
 
 
 def test_lora_is_merged(place, tmp_path):

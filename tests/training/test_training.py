@@ -15,9 +15,11 @@ import transformers
 from videorft_jax import losses
 from videorft_jax.data.batch import layout
 from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.training import step as training
+from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+from videorft_jax.training.step import init_state, make_step
+from videorft_jax.training.trees import join, path_of, split_trained
 
-PLAIN = training.OptimConfig(
+PLAIN = OptimConfig(
     name="adamw",
     lr=1e-2,
     schedule="linear",
@@ -127,10 +129,10 @@ def test_remat_changes_nothing(problem, remat):
 
 def take_step(problem, freeze=(), accumulate=1):
     twin, samples, _ = problem
-    optimizer = training.make_optimizer(change(clip=1.0))
-    trained, frozen = training.split_trained(twin.params, freeze)
-    state = training.init_state(trained, frozen, optimizer)
-    step = training.make_step(
+    optimizer = make_optimizer(change(clip=1.0))
+    trained, frozen = split_trained(twin.params, freeze)
+    state = init_state(trained, frozen, optimizer)
+    step = make_step(
         functools.partial(sft, twin.config), count, optimizer, dtype=jnp.float32,
         accumulate=accumulate,
     )  # fmt: skip
@@ -154,17 +156,15 @@ def test_accumulated_equals_one_batch(problem, one_step):
 def test_slices_of_leaves_without_values():
     """As of the pixels, where visual tokens are given."""
     params = {"text": {"w": jnp.ones(3)}}
-    optimizer = training.make_optimizer(change())
+    optimizer = make_optimizer(change())
     batch = {"x": jnp.arange(24.0).reshape(8, 3), "pixels": jnp.zeros((8, 0, 2), jnp.uint8)}
 
     def loss(params, rows, counts):
         assert rows["pixels"].shape == (2, 0, 2)
         return (rows["x"] @ params["text"]["w"]).sum() / counts, {}
 
-    step = training.make_step(
-        loss, lambda batch: jnp.float32(8), optimizer, dtype=jnp.float32, accumulate=4
-    )
-    _, metrics = step(training.init_state(params, {}, optimizer), batch)
+    step = make_step(loss, lambda batch: jnp.float32(8), optimizer, dtype=jnp.float32, accumulate=4)
+    _, metrics = step(init_state(params, {}, optimizer), batch)
     np.testing.assert_allclose(metrics["loss"], 276 / 8)
 
 
@@ -172,10 +172,10 @@ def test_slices_of_leaves_without_values():
 def test_frozen_parts_do_not_move_by_a_bit(problem, freeze):
     twin = problem[0]
     state, _ = take_step(problem, freeze=freeze)
-    joined = training.join(state.params, state.frozen)
+    joined = join(state.params, state.frozen)
     assert jax.tree.structure(joined) == jax.tree.structure(twin.params)
     for keys, before in jax.tree_util.tree_leaves_with_path(twin.params):
-        path = training.path_of(keys)
+        path = path_of(keys)
         part = "text"
         if path.startswith("vision"):
             part = "merger" if "merger" in path else "vision"
@@ -224,7 +224,7 @@ def test_optimizer_equals_pytorch(config):
     gradients = [
         {name: rng.normal(size=(4, 3)).astype(np.float32) for name in values} for _ in range(8)
     ]
-    optimizer = training.make_optimizer(config)
+    optimizer = make_optimizer(config)
     params, opt_state = values, optimizer.init(values)
     for grads in gradients:
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -248,10 +248,10 @@ def line_problem(config, dtype=jnp.float32, scale=0.02):
         {"x": rng.normal(size=(8, 5)).astype(np.float32), "y": np.ones(8, np.float32)}
         for _ in range(6)
     ]
-    optimizer = training.make_optimizer(config)
+    optimizer = make_optimizer(config)
     weights = {"w": jnp.asarray(rng.normal(size=5) * scale, jnp.float32)}
-    state = training.init_state(weights, {}, optimizer, ema=config.ema_decay > 0)
-    step = training.make_step(
+    state = init_state(weights, {}, optimizer, ema=config.ema_decay > 0)
+    step = make_step(
         line, lambda batch: jnp.float32(8), optimizer, dtype=dtype, ema_decay=config.ema_decay
     )
     return state, step, batches
@@ -321,10 +321,10 @@ def test_bfloat16_first_moment_and_adafactor_learn():
 
 def test_bad_names():
     with pytest.raises(ValueError, match="optimizer is 'sgd'; choose one of"):
-        training.make_optimizer(change(name="sgd"))
+        make_optimizer(change(name="sgd"))
     with pytest.raises(ValueError, match="schedule is 'step'; choose one of"):
-        training.make_optimizer(change(schedule="step"))
+        make_optimizer(change(schedule="step"))
     with pytest.raises(ValueError, match=r"freeze names \['audio'\]; choose among"):
-        training.split_trained({"text": {"embed": 1}}, ("audio",))
+        split_trained({"text": {"embed": 1}}, ("audio",))
     with pytest.raises(ValueError, match="leaves nothing to train"):
-        training.split_trained({"text": {"embed": 1}}, ("text",))
+        split_trained({"text": {"embed": 1}}, ("text",))

@@ -8,10 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
+from videorft_jax.commands.grpo import grpo
 from videorft_jax.evaluation import ablation
 from videorft_jax.grpo import trainer
-from videorft_jax.training import options
 
 EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/ablate_rewards \\
     --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR \\
@@ -20,7 +21,7 @@ EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/
 
 def main(argv: list[str]) -> int:
     """videorft ablate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft ablate", EXAMPLES)
+    config, workdir = flags.parse(argv, "videorft ablate", EXAMPLES)
     ablate(config, workdir)
     return 0
 
@@ -40,7 +41,7 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
             raise ValueError(f"variant {name}: {error}") from None
 
     def train(name: str, seed: int, folder: str) -> None:
-        trainer.train(_with_seed(variants[name], seed), folder)
+        grpo(_with_seed(variants[name], seed), folder)
 
     def judge(name: str, seed: int, training: str, results: str) -> None:
         varied = _with_seed(variants[name], seed)

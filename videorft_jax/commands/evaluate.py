@@ -5,14 +5,15 @@ import logging
 
 from ml_collections import ConfigDict
 
+from videorft_jax.commands import flags
 from videorft_jax.data.records.head import Head
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.records import RecordSource
 from videorft_jax.evaluation import evaluate as evaluation
 from videorft_jax.evaluation.options import EvaluateOptions
+from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.training import options as command_line
 from videorft_jax.training import restore, setup
 from videorft_jax.training.weights import Weights
 
@@ -26,7 +27,7 @@ videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/grpo_7b/mmvu \\
 
 def main(argv: list[str]) -> int:
     """videorft evaluate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = command_line.parse(argv, "videorft evaluate", EXAMPLES)
+    config, workdir = flags.parse(argv, "videorft evaluate", EXAMPLES)
     evaluate(config, workdir)
     return 0
 
@@ -36,7 +37,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
 
     Raises ValueError for a config that cannot work, before anything is allocated.
     """
-    log.info("%s on %s", config.name, command_line.describe_environment())
+    log.info("%s on %s", config.name, describe_environment())
     mesh = setup.make_mesh(config)
     options = make_options(config)
     contract = setup.make_contract(config)

@@ -9,11 +9,12 @@ import warnings
 
 import jax
 
+from videorft_jax.commands import flags
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.plan import make_jobs, plan
 from videorft_jax.planning.report import as_text
-from videorft_jax.training import options
+from videorft_jax.training import compile_cache
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         if own.workdir or config.compile_cache:
             # Programs for a machine that is not here can be written for it, but not read here.
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-            options.keep_compiled(config.compile_cache, os.path.abspath(workdir))
+            compile_cache.keep_compiled(config.compile_cache, os.path.abspath(workdir))
         else:
             jax.config.update("jax_enable_compilation_cache", False)
         jobs = make_jobs(config, machine, workdir, mode=own.mode, size=own.model)
@@ -66,5 +67,5 @@ def _parse(argv):
     own, rest = parser.parse_known_args(argv)
     if not own.topology:
         raise ValueError(f"--topology missing; write {EXAMPLES.splitlines()[0]}")
-    config, _ = options.parse(rest, "videorft plan", EXAMPLES, writes=False)
+    config, _ = flags.parse(rest, "videorft plan", EXAMPLES, writes=False)
     return own, config

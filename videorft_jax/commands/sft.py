@@ -1,6 +1,11 @@
 """`videorft sft`: supervised fine-tuning on chains of thought."""
 
-from videorft_jax.training import options
+import functools
+
+from ml_collections import ConfigDict
+
+from videorft_jax.commands import flags
+from videorft_jax.planning.fits import check_memory
 from videorft_jax.training.sft import train
 
 EXAMPLES = """videorft sft --config=configs/sft_7b.py --workdir=runs/sft_7b \\
@@ -10,5 +15,12 @@ videorft sft --config=configs/sft_7b.py --workdir=runs/tensor4 --config.mesh.ten
 
 def main(argv: list[str]) -> int:
     """videorft sft --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = options.parse(argv, "videorft sft", EXAMPLES, remote=True)
-    return train(config, workdir)
+    return sft(*flags.parse(argv, "videorft sft", EXAMPLES, remote=True))
+
+
+def sft(config: ConfigDict, workdir: str) -> int:
+    """Trains as the config says, to the end of its data; returns exit code 0.
+
+    Raises ValueError, one line, for a config that cannot work, before anything is allocated.
+    """
+    return train(config, workdir, functools.partial(check_memory, config, "sft"))

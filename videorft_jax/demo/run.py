@@ -34,13 +34,12 @@ from videorft_jax.demo.dataset import SPLITS, make_sample, write_dataset
 from videorft_jax.demo.report import compare, format_report
 from videorft_jax.demo.scenes import WorldConfig, draw_frames
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
-from videorft_jax.grpo import trainer as grpo
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
-from videorft_jax.training import export, sft
+from videorft_jax.training import export
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +58,17 @@ class Demo:
     """One seed of the demo in one work directory."""
 
     def __init__(
-        self, config: ConfigDict, workdir: str, evaluate: Callable[[ConfigDict, str], Any]
+        self,
+        config: ConfigDict,
+        workdir: str,
+        *,
+        sft: Callable[[ConfigDict, str], Any],
+        grpo: Callable[[ConfigDict, str], Any],
+        evaluate: Callable[[ConfigDict, str], Any],
     ):
-        """evaluate: the main of `videorft evaluate`, called with a config and a work directory."""
-        self.run_evaluation = evaluate
+        """sft, grpo, evaluate: the mains of these commands, called with a config and a work
+        directory."""
+        self.run_sft, self.run_grpo, self.run_evaluation = sft, grpo, evaluate
         self.config, self.folder = config, pathlib.Path(workdir)
         self.world = WorldConfig(**config.world.to_dict())
         self.clips = {split: str(self.folder / f"clips/{split}.jsonl") for split in SPLITS}
@@ -173,7 +179,7 @@ class Demo:
     def train(self, name: str, config: ConfigDict) -> None:
         """SFT or GRPO to its last step, then the folder that the next stage starts from."""
         folder = str(self.folder / name)
-        (grpo if name == "grpo" else sft).train(config, folder)
+        (self.run_grpo if name == "grpo" else self.run_sft)(config, folder)
         if not (self.folder / name / "hf").exists():  # it appears whole
             export.export(folder, f"{folder}/hf")
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.losses import token_logprobs
-from videorft_jax.models.attention.dispatch import SharedPrefix, resolve
+from videorft_jax.models.attention.dispatch import SharedPrefix
 from videorft_jax.models.qwen2_5_vl.model import VLM
-from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
+from videorft_jax.training.step import head_chunk
 
 
 class Groups(NamedTuple):
@@ -28,11 +28,6 @@ class Groups(NamedTuple):
     def mask(self) -> jax.Array:
         """bool [B, R, C], True on tokens of completions that take part."""
         return jnp.arange(self.completions.shape[-1]) < self.lengths[..., None]
-
-
-def head_chunk(attention: str) -> int:
-    """Tokens of a row whose logits are alive at once, where `attention` is the path."""
-    return CPU_CHUNK if resolve(attention) == "chunked" else CHUNK
 
 
 def score_completions(

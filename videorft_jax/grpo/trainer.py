@@ -3,7 +3,7 @@
 A step is a few compiled programs. *Rollout*: clips once, prompts once, then R completions each
 (rollout.py). *Rewards*: SigLIP on the device while strings are scored on the host (judging.py).
 *Advantages*: group-normalised. *Update*: log-probs of policy and reference with a group in one row
-(scoring.py), the loss (losses.py) and the optimizer (training.py). A batch index and a seed decide
+(scoring.py), the loss (losses.py) and the optimizer (step.py). A batch index and a seed decide
 all that is random, so a run that was killed goes on as if nothing had happened.
 """
 
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
 from videorft_jax.grpo import judge as judging
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.experience import Drawer, Drawn, describe
@@ -27,9 +26,9 @@ from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
-from videorft_jax.planning.fits import check_room
 from videorft_jax.training import setup as assembly
-from videorft_jax.training import step as training
+from videorft_jax.training.preemption import PreemptionGuard, stopped
+from videorft_jax.training.trees import cast
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Trainer:
 
         def build(params):
             trained, _ = self.run.weights.split(params, jax.random.key(0))
-            return training.cast(trained, jnp.dtype(self.config.model.dtype))
+            return cast(trained, jnp.dtype(self.config.model.dtype))
 
         return jax.jit(build, out_shardings=self.programs.reference_shardings)(params)
 
@@ -129,15 +128,15 @@ def check(config) -> None:
     judging.make_reward_config(config)
 
 
-def train(config, workdir: str) -> int:
-    """Runs to the end of the data. Returns exit code 0.
+def train(config, workdir: str, check_memory) -> int:
+    """Runs to the end of the data. Returns exit code 0. `check_memory` is that of `open_run`.
 
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
     updates = config.grpo.num_updates
     check(config)
-    with assembly.open_run(config, workdir, "grpo", check_room, updates) as run:
+    with assembly.open_run(config, workdir, "grpo", check_memory, updates) as run:
         start = int(run.state.step) // updates
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)

@@ -1,4 +1,4 @@
-"""The programs of SFT and GRPO that act on a training state, apart from any data.
+"""The programs of GRPO that act on a training state, apart from any data.
 
 They are made of a config, a mesh and shardings alone, so that they can be run by the mains and
 compiled for machines that are not here by the planner.
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax import losses
-from videorft_jax.grpo.logprobs import Groups, head_chunk, score_completions
+from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.training import step as training
+from videorft_jax.training.step import make_step
+from videorft_jax.training.trees import cast, join
 from videorft_jax.training.weights import Weights
 
 
@@ -25,48 +26,6 @@ class GroupRows(NamedTuple):
     sampler: jax.Array  # float32 [B, R, C], log-probs that the rollout recorded
     old: jax.Array | None = None  # float32 [B, R, C], of the policy before the first update
     reference: jax.Array | None = None  # float32 [B, R, C]; None: computed in the update
-
-
-def make_sft_loss(config, weights: Weights):
-    """(loss, totals) for `training.make_step`: cross-entropy of the assistant's tokens."""
-    image = weights.model.token_ids.image
-
-    def mask_of(batch):
-        if config.train.legacy_labels:
-            return losses.legacy_labels(batch.tokens, batch.segment_ids, image)
-        return batch.loss_mask
-
-    def totals(batch):
-        return jnp.maximum(mask_of(batch).sum(), 1).astype(jnp.float32)
-
-    def loss(joined, rows, num_targets):
-        model = vlm.bind(weights.model, weights.merged(joined))
-        settings = {"attention": config.model.attention, "remat": config.model.remat}
-        mask = mask_of(rows)
-        _, predicts = losses.shift(rows.tokens, mask)
-        hidden = model.hidden_states(rows, wanted=predicts, **settings)
-        head = model.text.output_weight
-        chunk = head_chunk(config.model.attention)
-        return losses.sft_loss(hidden, head, rows.tokens, mask, num_targets, chunk=chunk)
-
-    return loss, totals
-
-
-def make_sft_step(config, weights: Weights, optimizer, shardings):
-    """The compiled step of SFT; see `training.make_step`."""
-    return _make_step(config, *make_sft_loss(config, weights), optimizer, shardings)
-
-
-def _make_step(config, loss, totals, optimizer, shardings):
-    return training.make_step(
-        loss,
-        totals,
-        optimizer,
-        dtype=jnp.dtype(config.model.dtype),
-        accumulate=config.train.accumulate,
-        ema_decay=config.optim.ema_decay,
-        shardings=shardings,
-    )
 
 
 def make_grpo_config(config) -> losses.GrpoConfig:
@@ -110,11 +69,11 @@ def reference_params(joined, reference):
     they were, beside those that do not."""
     if "lora" in joined:
         return {name: part for name, part in joined.items() if name != "lora"}
-    return training.join(reference, joined)
+    return join(reference, joined)
 
 
 def make_loss(config, weights: Weights):
-    """(loss, totals) for `training.make_step`; the loss takes the reference weights as well."""
+    """(loss, totals) for `make_step`; the loss takes the reference weights as well."""
     grpo, score = make_grpo_config(config), make_score(config, weights)
 
     def totals(rows: GroupRows):
@@ -149,7 +108,15 @@ class GrpoPrograms:
         self._dtype = jnp.dtype(config.model.dtype)
         self.score = jax.jit(self._score_before)
         loss, totals = make_loss(config, weights)
-        self.step = _make_step(config, self._with_fetched(loss), totals, optimizer, shardings)
+        self.step = make_step(
+            self._with_fetched(loss),
+            totals,
+            optimizer,
+            dtype=self._dtype,
+            accumulate=config.train.accumulate,
+            ema_decay=config.optim.ema_decay,
+            shardings=shardings,
+        )
 
     @property
     def num_compiled(self) -> int:
@@ -165,11 +132,11 @@ class GrpoPrograms:
     def policy(self, params, frozen):
         """The model's parameters for `RolloutEngine.prepare`, in the dtypes they are kept in;
         nothing is computed."""
-        return self._weights.merged(training.join(params, frozen))
+        return self._weights.merged(join(params, frozen))
 
     def _join(self, params, frozen):
-        parts = (training.cast(part, self._dtype) for part in (params, frozen))
-        return training.join(*parts)
+        parts = (cast(part, self._dtype) for part in (params, frozen))
+        return join(*parts)
 
     def _score_before(self, params, frozen, groups, reference=None):
         score = make_score(self._config, self._weights)

@@ -1,6 +1,7 @@
 """What processes tell each other between programs: small things that JSON can hold."""
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -19,3 +20,10 @@ def gather(value: Any) -> list[Any]:
     padded[: len(text)] = text
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+def describe_environment() -> str:
+    """One line that names the devices, their number, this process and its pid."""
+    kind = jax.devices()[0].device_kind
+    host = f"process {jax.process_index()} of {jax.process_count()}, pid {os.getpid()}"
+    return f"{jax.device_count()} x {kind}, {host}"

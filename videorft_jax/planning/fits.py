@@ -25,7 +25,7 @@ def device_gib() -> float | None:
     return limit and limit / GIB
 
 
-def check_room(config, mode: str, weights, mesh, buckets) -> None:
+def check_memory(config, mode: str, weights, mesh, buckets) -> None:
     """Raises ValueError, with what to change, when the step that trains on a batch of one of the
     loader's `buckets` needs more than a device has."""
     limit = device_gib()

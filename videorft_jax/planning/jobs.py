@@ -28,7 +28,9 @@ from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.training import setup as assembly
-from videorft_jax.training import step as training
+from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.sft_step import make_sft_step
+from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
 NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
@@ -56,7 +58,7 @@ class Job:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     @functools.cached_property
-    def state(self) -> training.TrainState:
+    def state(self) -> TrainState:
         return assembly.abstract_state(self.config, self.weights, self.mesh, jnp.bfloat16)
 
     @functools.cached_property
@@ -143,8 +145,8 @@ def find_programs(job: Job) -> list[Program]:
 
 
 def _sft_step(job):
-    optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
-    step = updating.make_sft_step(job.config, job.weights, optimizer, _shardings(job.state))
+    optimizer = make_optimizer(assembly.make_optim_config(job.config, 1000))
+    step = make_sft_step(job.config, job.weights, optimizer, _shardings(job.state))
     batch = batch_shapes(job.shape, sharding.batch_sharding(job.mesh))
     lower = functools.partial(_lower, job, step, job.state, batch)
     return Program("update", lower, 0, shapes=job.num_shapes)
@@ -163,7 +165,7 @@ class _GrpoPlan:
     def __init__(self, job: Job):
         self.job, self.config, model = job, job.config, job.weights.model
         self.rows = sharding.batch_sharding(job.mesh)
-        optimizer = training.make_optimizer(assembly.make_optim_config(job.config, 1000))
+        optimizer = make_optimizer(assembly.make_optim_config(job.config, 1000))
         made = (job.config, job.weights, optimizer, _shardings(job.state))
         self.own = updating.GrpoPrograms(*made)
         engine = drawing.make_engine(job.config, model, job.mesh, job.tokenizer)

@@ -15,7 +15,7 @@ from videorft_jax.models.lora import LoraConfig, merge_lora
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.training import setup as assembly
-from videorft_jax.training import step as training
+from videorft_jax.training.trees import join
 from videorft_jax.training.weights import Weights
 
 
@@ -92,7 +92,7 @@ def read_params(
         found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)
 
     dtype = jnp.dtype(dtype)
-    joined = training.join(
+    joined = join(
         *(jax.tree.map(lambda leaf: _cast(leaf, dtype), found[name]) for name in (part, "frozen"))
     )
     if lora is None:

@@ -30,8 +30,10 @@ from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
-from videorft_jax.training import options
-from videorft_jax.training import step as training
+from videorft_jax.parallel.processes import describe_environment
+from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+from videorft_jax.training.step import TrainState, init_state
+from videorft_jax.training.trees import path_of
 from videorft_jax.training.weights import Weights, make_weights
 
 log = logging.getLogger(__name__)
@@ -145,24 +147,24 @@ def make_loader(
         raise ValueError(str(error)) from None
 
 
-def make_optim_config(config, total_steps: int) -> training.OptimConfig:
-    return training.OptimConfig(total_steps=total_steps, **config.optim.to_dict())
+def make_optim_config(config, total_steps: int) -> OptimConfig:
+    return OptimConfig(total_steps=total_steps, **config.optim.to_dict())
 
 
-def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> training.TrainState:
+def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> TrainState:
     """The state's shapes with their shardings; nothing is allocated.
 
     Frozen weights keep the dtype of the checkpoint, which its files give unless it is named.
     """
     frozen_dtype = frozen_dtype or checkpoint_dtype(config.model.init_from)
-    optimizer = training.make_optimizer(make_optim_config(config, 1))  # any total: same shapes
+    optimizer = make_optimizer(make_optim_config(config, 1))  # any total: same shapes
 
     def build():
         params = jax.tree.map(
             lambda x: jnp.zeros(x.shape, frozen_dtype), vlm.abstract_params(weights.model)
         )
         trained, frozen = weights.split(params, jax.random.key(0))
-        return training.init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
+        return init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
 
     shapes = jax.eval_shape(build)
     shardings = sharding.state_shardings(_without_factors(shapes), mesh, config.name)
@@ -171,16 +173,16 @@ def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> trainin
     )
 
 
-def _without_factors(shapes: training.TrainState) -> training.TrainState:
+def _without_factors(shapes: TrainState) -> TrainState:
     """The same, but a scalar for what Adafactor keeps per row or column of a weight: it is small,
     fits no rule of the weight and lies on every device."""
     sizes = {
-        training.path_of(keys): leaf.shape
+        path_of(keys): leaf.shape
         for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes.params)
     }
 
     def keep(keys, leaf):
-        path = training.path_of(keys)
+        path = path_of(keys)
         of = next((size for name, size in sizes.items() if path.endswith(f"/{name}")), leaf.shape)
         return leaf if of == leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype)
 
@@ -200,13 +202,13 @@ def read_params(config, weights: Weights, mesh):
     return read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)
 
 
-def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> training.TrainState:
+def fresh_state(config, weights: Weights, optimizer, abstract, mesh) -> TrainState:
     """The state of step 0, made of the weights of `model.init_from`."""
     params = read_params(config, weights, mesh)
 
     def build(params):
         trained, frozen = weights.split(params, jax.random.key(config.seed))
-        return training.init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
+        return init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(build, out_shardings=shardings)(params)
@@ -231,8 +233,8 @@ class Run:
     checkpointer: Checkpointer
     loader: Loader
     optimizer: Any
-    abstract: training.TrainState
-    state: training.TrainState
+    abstract: TrainState
+    state: TrainState
     next_batch: int  # of the loader
     total: int  # steps
     meta: dict
@@ -254,13 +256,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config, workdir: str, mode: str, check_room, updates: int = 1) -> Iterator[Run]:
+def open_run(config, workdir: str, mode: str, check_memory, updates: int = 1) -> Iterator[Run]:
     """Checks the config, restores or makes the state, and measures the data for `mode`, one of
-    the loader's. `check_room` is the planner's, which stands on this file; `updates` are optimizer
-    steps a batch. The mesh is set inside.
+    the loader's. `check_memory(weights, mesh, buckets)` raises ValueError when a batch of one
+    of the buckets has no room on the devices; the planner has one. `updates` are optimizer steps
+    a batch. The mesh is set inside.
 
     Raises ValueError for a config that cannot work."""
-    log.info("%s on %s", config.name, options.describe_environment())
+    log.info("%s on %s", config.name, describe_environment())
     mesh = make_mesh(config)
     if mesh.devices.flat[0].platform == "cpu":
         check_cpus(config, mesh.size)
@@ -278,14 +281,14 @@ def open_run(config, workdir: str, mode: str, check_room, updates: int = 1) -> I
         Checkpointer(resolve(workdir), **kept) as checkpointer,
     ):
         last.callback(mirror.push)
-        checkpointer.check_room(abstract)
+        checkpointer.check_disk(abstract)
         state, next_batch = None, 0
         if checkpointer.latest_step() is not None:
             state, saved = checkpointer.restore(None, abstract, agreed)
         loader = make_loader(config, mode, tokenizer, contract, str(mirror.folder))
-        check_room(config, mode, weights, mesh, loader.buckets)
+        check_memory(weights, mesh, loader.buckets)
         total = min(len(loader), config.train.max_steps or len(loader))
-        optimizer = training.make_optimizer(make_optim_config(config, total * updates))
+        optimizer = make_optimizer(make_optim_config(config, total * updates))
         if state is None:
             state = fresh_state(config, weights, optimizer, abstract, mesh)
         else:

@@ -11,25 +11,24 @@ import operator
 import jax
 import numpy as np
 
-from videorft_jax.checkpoints.checkpointer import PreemptionGuard, stopped
-from videorft_jax.grpo import update as updating
 from videorft_jax.metrics import flops
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
-from videorft_jax.planning.fits import check_room
 from videorft_jax.training import setup as assembly
+from videorft_jax.training.preemption import PreemptionGuard, stopped
+from videorft_jax.training.sft_step import make_sft_step
 
 log = logging.getLogger(__name__)
 
 
-def train(config, workdir: str) -> int:
-    """Runs to the end of the data. Returns exit code 0.
+def train(config, workdir: str, check_memory) -> int:
+    """Runs to the end of the data. Returns exit code 0. `check_memory` is that of `open_run`.
 
     Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
-    with assembly.open_run(config, workdir, "sft", check_room) as run:
-        step = updating.make_sft_step(config, run.weights, run.optimizer, run.shardings)
+    with assembly.open_run(config, workdir, "sft", check_memory) as run:
+        step = make_sft_step(config, run.weights, run.optimizer, run.shardings)
         _loop(config, run, step)
     return 0
 

@@ -6,8 +6,6 @@ optimizer. Denominators of a loss are fixed on the whole batch before it is slic
 accumulation never changes it.
 """
 
-import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,13 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adamw", "adafactor")
-PARTS = {
-    "vision": r"^vision/(?!merger/)",
-    "merger": r"^vision/merger/",
-    "text": r"^text/",
-}
+from videorft_jax.models.attention.dispatch import resolve
+from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
+from videorft_jax.training.trees import cast, join
 
 
 class TrainState(NamedTuple):
@@ -36,115 +30,6 @@ class TrainState(NamedTuple):
     skipped_in_row: jax.Array  # int32
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """lr is the peak rate; warmup and the total are optimizer steps; clip the global norm, 0: not;
-    mu_dtype that of AdamW's first moment; ema_decay 0 keeps no average."""
-
-    name: str
-    lr: float
-    schedule: str
-    warmup_steps: int
-    total_steps: int
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip: float
-    mu_dtype: str
-    ema_decay: float
-
-
-def make_schedule(config: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `lr`, then linear or cosine decay to 0, or constant."""
-    left = max(config.total_steps - config.warmup_steps, 1)
-    match config.schedule:
-        case "linear":
-            after = optax.linear_schedule(config.lr, 0.0, left)
-        case "cosine":
-            after = optax.cosine_decay_schedule(config.lr, left)
-        case "constant":
-            after = optax.constant_schedule(config.lr)
-        case _:
-            raise ValueError(f"schedule is {config.schedule!r}; choose one of {SCHEDULES}")
-    if not config.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or Adafactor. Norms and biases are not decayed."""
-    rate = make_schedule(config)
-    match config.name:
-        case "adamw":
-            update = optax.adamw(
-                rate,
-                b1=config.b1,
-                b2=config.b2,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
-                mask=_decayed,
-                mu_dtype=config.mu_dtype,
-            )
-        case "adafactor":
-            update = optax.adafactor(
-                rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decayed
-            )
-        case _:
-            raise ValueError(f"optimizer is {config.name!r}; choose one of {OPTIMIZERS}")
-    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
-
-
-def _decayed(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not re.search(r"(norm|bias)$", path_of(path)), params
-    )
-
-
-def path_of(keys) -> str:
-    """`text/layers/attn/q` of a key path."""
-    return "/".join(str(getattr(key, "key", key)) for key in keys)
-
-
-def split_trained(params, freeze: tuple[str, ...]):
-    """Two nested dicts: weights to train, and those of the parts named in `freeze` (see PARTS).
-
-    Raises ValueError for an unknown part, or when nothing is left to train.
-    """
-    unknown = set(freeze) - set(PARTS)
-    if unknown:
-        raise ValueError(f"freeze names {sorted(unknown)}; choose among {sorted(PARTS)}")
-    rules = [re.compile(PARTS[name]) for name in freeze]
-    trained, frozen = {}, {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_of(keys)
-        tree = frozen if any(rule.search(path) for rule in rules) else trained
-        *parents, name = path.split("/")
-        for parent in parents:
-            tree = tree.setdefault(parent, {})
-        tree[name] = leaf
-    if not trained:
-        raise ValueError(f"freeze {sorted(freeze)} leaves nothing to train; name fewer parts")
-    return trained, frozen
-
-
-def join(trained, frozen):
-    """The inverse of `split_trained`: one nested dict of both."""
-    joined = dict(frozen)
-    for name, value in trained.items():
-        inner = isinstance(value, dict) and name in joined
-        joined[name] = join(value, joined[name]) if inner else value
-    return joined
-
-
-def cast(tree, dtype):
-    """Floating leaves in `dtype`."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
-
-
 def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
     """The state before the first step; run it under `jax.jit` to have it made in place."""
     params = cast(trained, jnp.float32)
@@ -157,6 +42,11 @@ def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),
     )
+
+
+def head_chunk(attention: str) -> int:
+    """Tokens of a row whose logits are alive at once, where `attention` is the path."""
+    return CPU_CHUNK if resolve(attention) == "chunked" else CHUNK
 
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

@@ -11,7 +11,7 @@ import jax
 from videorft_jax.models.lora import LoraConfig, adapt, find_targets, init_lora
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
-from videorft_jax.training import step as training
+from videorft_jax.training.trees import path_of, split_trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Weights:
     def split(self, params, key):
         """(trained, frozen): adapters beside a frozen model, or the parts that are not frozen."""
         if self.lora is None:
-            return training.split_trained(params, self.freeze)
+            return split_trained(params, self.freeze)
         return {"lora": init_lora(params, self.lora, key)}, params
 
     def merged(self, joined):
@@ -40,7 +40,7 @@ class Weights:
     def trains_vision(self) -> bool:
         """Whether visual tokens change from step to step."""
         leaves = jax.tree_util.tree_leaves_with_path(vlm.abstract_params(self.model))
-        paths = (training.path_of(keys) for keys, _ in leaves)
+        paths = (path_of(keys) for keys, _ in leaves)
         return any(self.is_trained(path) for path in paths if path.startswith("vision/"))
 
     def is_trained(self, path: str) -> bool:
@@ -56,9 +56,9 @@ class Weights:
 
     @functools.cached_property
     def _frozen_paths(self):
-        frozen = training.split_trained(vlm.abstract_params(self.model), self.freeze)[1]
+        frozen = split_trained(vlm.abstract_params(self.model), self.freeze)[1]
         leaves = jax.tree_util.tree_leaves_with_path(frozen)
-        return {training.path_of(keys) for keys, _ in leaves}
+        return {path_of(keys) for keys, _ in leaves}
 
 
 def make_weights(config, model_config: ModelConfig) -> Weights:

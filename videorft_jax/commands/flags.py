@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from videorft_jax.checkpoints import bucket as mirror
+from videorft_jax.training import compile_cache
 
 FLAGS = (
     ("config", "STRING", "recipe, a Python file such as those in configs/"),
@@ -33,7 +33,7 @@ def parse(
 
     `--coordinator`, `--num_processes` and `--process_id` start JAX's multi-process runtime before
     anything else touches a device; `--distributed` does it from what the platform says of itself
-    (Cloud TPU, SLURM). `remote` allows a work directory such as gs://bucket/run, see `mirror`; a
+    (Cloud TPU, SLURM). `remote` allows a work directory in a bucket such as gs://bucket/run; a
     command that `writes` nothing needs none and keeps no compiled programs.
     Raises ValueError, one line, for anything it cannot use.
     """
@@ -52,35 +52,13 @@ def parse(
     # traces of its threads, to absl; what concerns the user comes as an exception too.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    forget_folders()
+    compile_cache.forget_folders()
     _start_processes(values)
     if not writes:
         return values.config, ""
     workdir = values.workdir if "://" in values.workdir else os.path.abspath(values.workdir)
-    keep_compiled(values.config.compile_cache, workdir)
+    compile_cache.keep_compiled(values.config.compile_cache, workdir)
     return values.config, workdir
-
-
-def forget_folders() -> None:
-    """Leaves out of compiled programs where packages are installed: TPU kernels hold the names of
-    their source files, so that the same program would have another key on another machine."""
-    import jax
-
-    folders = r"^.*/site-packages/|^.*/(?=videorft_jax/)"
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", folders)
-
-
-def keep_compiled(folder: str, workdir: str) -> None:
-    """Compiled programs are kept in `folder`, so that a restart and other runs find them: else
-    where JAX_COMPILATION_CACHE_DIR says, else in the workdir."""
-    import jax
-
-    if not folder and jax.config.jax_compilation_cache_dir:
-        return
-    folder = mirror.resolve(folder or f"{workdir}/compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" in folder:  # XLA itself would write its tuning of GPU kernels to a folder of that name
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _read(argv, command):
@@ -146,12 +124,3 @@ def _start_processes(values):
         raise ValueError("give all of --coordinator, --num_processes and --process_id")
     else:
         jax.distributed.initialize(*given, cluster_detection_method="deactivate")
-
-
-def describe_environment() -> str:
-    """One line: processes, devices, platform."""
-    import jax
-
-    kind = jax.devices()[0].device_kind
-    host = f"process {jax.process_index()} of {jax.process_count()}, pid {os.getpid()}"
-    return f"{jax.device_count()} x {kind}, {host}"
