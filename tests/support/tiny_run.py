@@ -18,7 +18,7 @@ from videorft_jax.data.records.prompts import build_messages, build_target, rend
 from videorft_jax.data.records.records import RecordSource
 from videorft_jax.demo import siglip as siglip_training
 from videorft_jax.demo.dataset import WorldConfig, write_dataset
-from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
@@ -40,19 +40,7 @@ def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
     for record in (source[i] for i in range(len(source))):
         texts += [render_text(build_messages(record)), build_target(record)]
     tokenizer = train_tiny_tokenizer(texts, vocab)
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-        for name, token in (
-            ("bos", "<|endoftext|>"),
-            ("eos", "<|im_end|>"),
-            ("vision_start", "<|vision_start|>"),
-            ("vision_end", "<|vision_end|>"),
-            ("vision", "<|vision_pad|>"),
-            ("image", "<|image_pad|>"),
-            ("video", "<|video_pad|>"),
-        )
-    }
-    config = parse_config(tiny_values(vocab_size=vocab, **ids, **overrides))
+    config = parse_config(tiny_values(vocab_size=vocab, **find_control_ids(tokenizer), **overrides))
     params = jax.jit(functools.partial(vlm.init_params, config))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)

@@ -1,6 +1,6 @@
 """A synthetic data set of real H.264 clips and PNG images, in the VideoRFT record format.
 
-One design decision is worth knowing: sample `index` of a split is a function of (world, seed,
+Sample `index` of a split is a function of (world, seed,
 split, index) alone. Any process may write any part of a set in any order, a longer set begins with
 the shorter one, and answers are balanced in blocks, so that no answer is worth guessing.
 """
@@ -10,8 +10,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import av
 import numpy as np
@@ -181,19 +180,3 @@ def _write_text(path: str, text: str) -> None:
     with open(temporary, "w") as file:
         file.write(text)
     os.replace(temporary, path)
-
-
-def guess_baselines(
-    records: Iterable[Record], score: Callable[[str, Record], float]
-) -> dict[str, tuple[str, float]]:
-    """Per data_source: the constant answer that scores best over these records and its mean score,
-    that is what a model that never looks can reach. `score(answer, record)` is any reward."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record.data_source].append(record)
-    best = {}
-    for source, group in sorted(groups.items()):
-        guesses = [guess for guess, _ in Counter(r.solution for r in group).most_common(200)]
-        means = [float(np.mean([score(guess, record) for record in group])) for guess in guesses]
-        best[source] = (guesses[int(np.argmax(means))], max(means))
-    return best

@@ -1,8 +1,7 @@
 """A 5x7 bitmap font for text on synthetic frames: the same pixels on every machine, no font file.
 
-One design decision is worth knowing: a glyph is seven 5-bit rows, written so that it can be read
-here as a picture turned on its side by eye; letters that a small model could not tell apart at
-this size (I and 1, O and 0) are simply left out.
+A glyph is seven rows of five bits, from top to bottom. Letters that look alike at this size, such
+as I and 1 or O and 0, are left out, so that an answer never depends on them.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """What is asked about a synthetic scene, and how the scene is told in words.
 
-One design decision is worth knowing: each kind of question is given its answer first (a value
-dealt evenly by the caller) and draws a scene in which that answer is true.
+Each kind of question is given its answer first, a value that the caller deals evenly, and draws a
+scene in which that answer is true.
 """
 
 import dataclasses

@@ -1,8 +1,11 @@
 """What the demo says at its end: accuracies, paired differences, and where everything is."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from videorft_jax.evaluation.summary import paired_difference, summarise
 
@@ -19,6 +22,25 @@ DIFFERENCES = (
     ("after_more_sft", "after_grpo", "GRPO - more SFT"),
     ("blank", "after_grpo", "GRPO - GRPO blanked"),
 )
+
+
+def collect(folder: pathlib.Path, questions: Sequence[str]) -> dict[str, Any]:
+    """The results of a finished demo in its work directory.
+
+    questions: kinds of question, which the held-out records ask in turn.
+    """
+    seconds = {path.name: float(path.read_text()) for path in (folder / "done").iterdir()}
+    rows = {name: _read_lines(folder / f"evaluations/{name}/completions.jsonl") for name in STAGES}
+    kinds = [questions[row["index"] % len(questions)] for row in rows["before"]]
+    metrics = _read_lines(folder / "grpo/metrics.jsonl")
+    sampled = [line["rewards/accuracy/mean"] for line in metrics]
+    tenth = max(1, len(sampled) // 10)
+    ends = [float(np.mean(part)) for part in (sampled[:tenth], sampled[-tenth:])]
+    return compare(rows, kinds) | {"seconds": seconds, "sampled": ends}
+
+
+def _read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def compare(rows: dict[str, list[dict]], kinds: Sequence[str]) -> dict[str, Any]:

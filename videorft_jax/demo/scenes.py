@@ -1,6 +1,6 @@
 """Synthetic scenes: coloured shapes that appear, move, bounce and touch, and text on screen.
 
-One design decision is worth knowing: a scene is drawn by fixing what its question is about (how
+A scene is drawn by fixing what its question is about (how
 many shapes, their looks, who comes first, which way they go) and then re-drawing only start
 positions and speeds until nothing overlaps. Rejection therefore never skews an answer.
 """
@@ -23,7 +23,7 @@ PALETTE = {
 }
 BACKGROUND = (24, 24, 24)
 INK = (240, 240, 240)
-# width and height of each shape, in parts of the side
+# Width and height of each shape, in parts of the side of a square.
 SHAPES = {
     "square": (1.0, 1.0),
     "dot": (0.72, 0.72),

@@ -1,8 +1,7 @@
 """Trains a small SigLIP from scratch, so that the semantic reward has a judge without a download.
 
-The decision worth knowing: equal captions within a batch are all positives. In a small world two
-clips often look alike, and pushing a caption away from a frame that it describes would teach the
-wrong thing.
+Equal captions within a batch are all positives. In a small world two clips often look alike, and
+pushing a caption away from a frame that it describes would teach the wrong thing.
 """
 
 import functools
@@ -134,20 +133,7 @@ def train_siglip(
     )
     optimizer = optax.adam(schedule, b2=0.95)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: dict, state: optax.OptState, pixels: jax.Array, tokens: jax.Array):
-        def loss_of(params: dict) -> jax.Array:
-            images = encode_images(params, config, pixels)
-            texts = encode_texts(params, config, tokens)
-            is_match = (tokens[:, None] == tokens[None]).all(axis=-1)
-            return sigmoid_loss(
-                images, texts, params["logit_scale"], params["logit_bias"], is_match
-            )
-
-        loss, gradient = jax.value_and_grad(loss_of)(params)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, loss
-
+    step = _make_step(config, optimizer)
     rng = np.random.default_rng(seed)
     state, losses = optimizer.init(siglip.params), []
     order = np.empty(0, int)
@@ -160,3 +146,21 @@ def train_siglip(
         if progress and ((i + 1) % max(1, num_steps // 100) == 0 or i + 1 == num_steps):
             progress(i + 1, num_steps, float(loss))
     return siglip, np.array(losses, np.float32)
+
+
+def _make_step(config, optimizer):
+    """The compiled function (params, state, pixels, tokens) -> (params, state, loss)."""
+
+    def loss_of(params, pixels, tokens):
+        images = encode_images(params, config, pixels)
+        texts = encode_texts(params, config, tokens)
+        is_match = (tokens[:, None] == tokens[None]).all(axis=-1)
+        return sigmoid_loss(images, texts, params["logit_scale"], params["logit_bias"], is_match)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, pixels, tokens):
+        loss, gradient = jax.value_and_grad(loss_of)(params, pixels, tokens)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    return step

@@ -1,6 +1,6 @@
 """A small tokenizer with Qwen's control tokens, trained on the spot, for the demo and the tests.
 
-One design decision is worth knowing: it is the real thing made small (byte-level BPE with Qwen's
+It is the real thing made small (byte-level BPE with Qwen's
 pre-tokenisation and chat template), so every path that a real checkpoint takes is taken, and a
 folder saved by it loads with `AutoTokenizer.from_pretrained`. No text is out of its vocabulary.
 """
@@ -21,6 +21,16 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# What a Hugging Face config.json calls the ids of control tokens.
+_CONTROL_IDS = {
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "vision_token_id": "<|vision_pad|>",
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+}
 # Qwen2.5's word pattern: contractions, words with a leading mark, digits, punctuation, spaces.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -76,3 +86,8 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def find_control_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The entries of a config.json that name the control tokens of a tiny tokenizer."""
+    return {name: tokenizer.convert_tokens_to_ids(t) for name, t in _CONTROL_IDS.items()}

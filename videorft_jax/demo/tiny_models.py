@@ -1,0 +1,90 @@
+"""The two models that the demo starts from: a SigLIP trained on its clips, and a random policy."""
+
+import functools
+import logging
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from videorft_jax.data.records.prompts import (
+    PromptTemplate,
+    build_messages,
+    build_target,
+    render_text,
+)
+from videorft_jax.data.records.records import RecordSource
+from videorft_jax.demo import siglip as siglip_training
+from videorft_jax.demo.dataset import make_sample
+from videorft_jax.demo.options import DemoOptions
+from videorft_jax.demo.scenes import draw_frames
+from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
+from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.siglip import hf_folder as siglip
+from videorft_jax.rewards.sentences import describe
+
+log = logging.getLogger(__name__)
+
+
+def write_siglip(options: DemoOptions, folder: pathlib.Path) -> None:
+    """Trains the judge on the last frame of every clip that is trained on, with its caption.
+
+    Frames of annotated clips also come with the description in their chain of thought, which is the
+    kind of text that the judge will see.
+    """
+    frames, texts = [], []
+    for split in ("sft", "rl"):
+        for index in range(options.num_clips[split]):
+            sample = make_sample(options.world, options.seed, split, index)
+            image = draw_frames(sample.scene)[-1]
+            captions = [sample.caption]
+            if split == "sft":
+                captions += describe(build_target(sample.record), "paper")
+            frames += [image] * len(captions)
+            texts += captions
+    tokenizer = siglip_training.make_tokenizer(texts)
+    config = siglip_training.tiny_config(
+        len(tokenizer),
+        image_size=options.siglip_image_size,
+        text_length=options.siglip_text_length,
+    )
+    model, _ = siglip_training.train_siglip(
+        np.stack(frames), texts, config, tokenizer,
+        num_steps=options.siglip_steps, seed=options.seed, progress=_log_loss,
+    )  # fmt: skip
+    siglip.save_siglip(str(folder), model.params, config, tokenizer)
+
+
+def _log_loss(step, total, loss):
+    if step % max(1, total // 10) == 0:
+        log.info("siglip: step %d/%d  loss %.3f", step, total, loss)
+
+
+def write_model(
+    options: DemoOptions, records: str, template: PromptTemplate, folder: pathlib.Path
+) -> None:
+    """Writes a small random video language model, and a tokenizer of the words that prompts and
+    chains of thought of `records` are made of. What is left of a demo killed here is replaced."""
+    source, texts = RecordSource(records), []
+    for record in (source[i] for i in range(len(source))):
+        texts += [render_text(build_messages(record, template)), build_target(record)]
+    values = dict(options.model)
+    tokenizer = train_tiny_tokenizer(texts, values["vocab_size"])
+    half = values["hidden_size"] // values["num_attention_heads"] // 2
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    values["rope_scaling"] = {"type": "mrope", "mrope_section": sections}
+    values["vision_fullatt_block_indexes"] = list(range(values["vision_depth"]))
+    values["vision_out_hidden_size"] = values["hidden_size"]
+    config = parse_config(tiny_values(**values, **find_control_ids(tokenizer)))
+    quick = {"xla_backend_optimization_level": 0}  # it runs once
+    init = jax.jit(functools.partial(vlm.init_params, config), compiler_options=quick)
+    params = init(jax.random.key(options.seed))
+    # 0.02 is the scale of models a hundred times as wide.
+    gain = options.init_gain
+    params = jax.tree.map(lambda leaf: leaf * gain if leaf.ndim > 1 else leaf, params)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_checkpoint(folder, params, config)
+    tokenizer.save_pretrained(folder)
