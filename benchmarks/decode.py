@@ -28,7 +28,8 @@ import psutil
 from PIL import Image
 
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import read_video, sample_indices
+from videorft_jax.data.media.sampling import sample_indices
+from videorft_jax.data.media.video import read_video
 
 SECONDS, RATE, WIDTH, HEIGHT = 60, 30, 1280, 720
 COUNTS = (16, 32, 64)

@@ -28,10 +28,11 @@ import time
 import numpy as np
 import psutil
 
-from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import load_media
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.media.load import load_media
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.scenes import QUESTIONS, WorldConfig
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
@@ -72,7 +73,7 @@ def make_loader(source, tokenizer, mode: str, rows: int, threads: int, folder: s
     tokens = {"sft": 8192, "grpo": 4096}[mode]
     config = BASE | {"mode": mode, "rows": rows, "row_tokens": tokens, "threads": threads} | change
     answers = os.path.join(folder, "answers")
-    return Loader(source, tokenizer, CONTRACT, LoaderConfig(**config), answers_dir=answers)
+    return Loader(source, tokenizer, CONTRACT, LoaderOptions(**config), sizes_dir=answers)
 
 
 def measure_padding(loader: Loader) -> dict[str, float]:

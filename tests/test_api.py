@@ -12,7 +12,7 @@ import transformers
 
 import videorft_jax as vr
 from videorft_jax import cli
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,11 @@ import transformers
 
 from videorft_jax.data.batch import layout
 from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import read_image, read_video, resize_frames
-from videorft_jax.data.records.prompts import render
+from videorft_jax.data.media.image import read_image
+from videorft_jax.data.media.video import read_video
+from videorft_jax.data.records.render import render
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, write_checkpoint
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config

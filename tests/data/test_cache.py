@@ -11,11 +11,12 @@ import pytest
 from test_pipeline import CONTRACT, assert_equal, make_loader
 
 from videorft_jax.commands.cache import main
-from videorft_jax.data.loader import cache as cache_module
-from videorft_jax.data.loader.cache import FrameCache, pack_clip, unpack_clip, write_cache
+from videorft_jax.data.loader import cache_writer
+from videorft_jax.data.loader.cache import FrameCache, pack_clip, unpack_clip
+from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import load_media
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.media.load import load_media
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
@@ -58,13 +59,13 @@ def test_cached_frames_equal_decoded_ones(source, folder):
     cache = pickle.loads(pickle.dumps(FrameCache(folder, CONTRACT)))
     assert len(cache) == 16
     for index in (*range(16), 17):
-        clip = cache.get(source[index].path, source[index], source.data_root)
+        clip = cache.get(source[index].path, source[index].media[0], source.data_root)
         assert_same_clip(clip, decoded(source, index))
         with open(os.path.join(source.data_root, source[index].path), "rb") as file:
-            assert_same_clip(cache.get(file.read(), source[index], source.data_root), clip)
-    assert cache.get("gone.mp4", source[16], source.data_root) is None
+            assert_same_clip(cache.get(file.read(), source[index].media[0], source.data_root), clip)
+    assert cache.get("gone.mp4", source[16].media[0], source.data_root) is None
     later = dataclasses.replace(source[0], start=0.5)
-    assert cache.get(later.path, later, source.data_root) is None  # other frames
+    assert cache.get(later.path, later.media[0], source.data_root) is None  # other frames
 
 
 def test_the_loader_reads_through_it(source, folder, tmp_path):
@@ -85,12 +86,12 @@ def test_the_loader_reads_through_it(source, folder, tmp_path):
 def test_a_moved_or_changed_file_is_known_by_its_bytes(source, folder, tmp_path):
     cache = FrameCache(folder, CONTRACT)
     shutil.copy(os.path.join(source.data_root, source[1].path), tmp_path / "moved.mp4")
-    assert_same_clip(cache.get("moved.mp4", source[1], tmp_path), decoded(source, 1))
+    assert_same_clip(cache.get("moved.mp4", source[1].media[0], tmp_path), decoded(source, 1))
     path = tmp_path / "moved.mp4"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # same size, other bytes
     os.utime(path, ns=(1, 1))
-    assert cache.get("moved.mp4", source[1], tmp_path) is None
+    assert cache.get("moved.mp4", source[1].media[0], tmp_path) is None
 
 
 def test_another_contract_is_refused_by_field(folder):
@@ -109,18 +110,18 @@ def test_writing_again_adds_nothing_and_a_torn_shard_is_redone(source, folder, t
     assert len(FrameCache(copy, CONTRACT)) == 0
     assert write_cache(source, CONTRACT, copy, threads=2)[0] == 16
     assert_same_clip(
-        FrameCache(copy, CONTRACT).get(source[3].path, source[3], source.data_root),
+        FrameCache(copy, CONTRACT).get(source[3].path, source[3].media[0], source.data_root),
         decoded(source, 3),
     )
 
 
 def test_shards_are_addressed_as_one(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "SHARD_CLIPS", 5)
+    monkeypatch.setattr(cache_writer, "SHARD_RECORDS", 5)
     write_cache(source, CONTRACT, tmp_path / "c", threads=2)
     assert len([n for n in os.listdir(tmp_path / "c") if n.endswith(".array_record")]) == 4
     cache = FrameCache(tmp_path / "c", CONTRACT)
     for index in (0, 4, 5, 11, 15):
-        clip = cache.get(source[index].path, source[index], source.data_root)
+        clip = cache.get(source[index].path, source[index].media[0], source.data_root)
         assert_same_clip(clip, decoded(source, index))
 
 
@@ -135,7 +136,7 @@ def test_damage_is_an_error_that_names_the_cache(source, folder, tmp_path):
 
     def read():
         cache = FrameCache(copy, CONTRACT)
-        return [cache.get(source[i].path, source[i], source.data_root) for i in range(16)]
+        return [cache.get(source[i].path, source[i].media[0], source.data_root) for i in range(16)]
 
     with pytest.raises(ValueError, match=f"{copy}: .*delete the folder and run"):
         read()

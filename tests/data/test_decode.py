@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from videorft_jax.data.media import decode
+from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.media.decode import VideoFile
-from videorft_jax.data.media.video import read_video, resize_frames
+from videorft_jax.data.media.video import read_video
 
 NUM, HEIGHT, WIDTH = 97, 96, 128
 

@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from videorft_jax.data.media import decode
+from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import REASONS, Limits, MediaContract, MediaError
-from videorft_jax.data.media.video import Clip, load_media
+from videorft_jax.data.media.load import load_media
 
 TRAIN = MediaContract.train()
 
@@ -305,10 +306,10 @@ def test_unreadable_file():
 
 BOUNDED = """
 import resource, sys
-import videorft_jax.data.media.video as video
+from videorft_jax.data.media import contract, load
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 kind = "image" if sys.argv[1].endswith("png") else "video"
-found = video.load_media(sys.argv[1], sys.argv[2], video.MediaContract.train(), kind=kind)
+found = load.load_media(sys.argv[1], sys.argv[2], contract.MediaContract.train(), kind=kind)
 print(found.reason, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

@@ -10,11 +10,13 @@ import pytest
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.layout import WINDOW_TOKENS, make_media, make_sample
-from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import load_media
-from videorft_jax.data.records.prompts import build_messages, build_target, render
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.media.load import load_media
+from videorft_jax.data.records.prompts import build_messages, build_target
+from videorft_jax.data.records.render import render
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.scenes import WorldConfig
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
@@ -64,7 +66,9 @@ def tokenizer(source):
 
 
 def make_loader(source, tokenizer, config=None, contract=CONTRACT, **options):
-    return Loader(source, tokenizer, contract, LoaderConfig(**(CONFIG | (config or {}))), **options)
+    return Loader(
+        source, tokenizer, contract, LoaderOptions(**(CONFIG | (config or {}))), **options
+    )
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from test_pipeline import (  # noqa: F401
     tokenizer,
 )
 
-from videorft_jax.data.loader.pipeline import LoaderStalled
+from videorft_jax.data.loader.steps import LoaderStalled
 from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.contract import Limits
 from videorft_jax.data.records.quarantine import Failure, Quarantine, TooManyBad
-from videorft_jax.data.records.records import RecordSource, write_records
+from videorft_jax.data.records.source import RecordSource, write_records
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.scenes import WorldConfig
 
@@ -203,7 +203,7 @@ def test_a_hung_worker_is_an_error_within_the_limit(source, tokenizer):
     steps = loader.steps()
     next(steps)
     pids = workers_of(steps)
-    object.__setattr__(loader.config, "timeout_s", 3.0)  # starting workers took longer than that
+    object.__setattr__(loader.options, "timeout_s", 3.0)  # starting workers took longer than that
     os.kill(pids[1], signal.SIGSTOP)
     started = time.monotonic()
     with pytest.raises(LoaderStalled, match=r"no batch within 3 s \(2 workers, 2 threads\)"):
@@ -217,8 +217,8 @@ TRAINER = """
 import json, os, signal, sys, time
 sys.path[:0] = json.loads(sys.argv[3])
 from test_pipeline import make_loader
-from videorft_jax.data.loader.pipeline import LoaderStalled
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.loader.steps import LoaderStalled
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
 if __name__ == "__main__":

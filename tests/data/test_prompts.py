@@ -12,17 +12,15 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from videorft_jax.data.records.prompts import (
-    DEFAULT_SYSTEM,
     DEFAULT_TEMPLATE,
     PromptTemplate,
     append_options,
     build_messages,
     build_target,
     load_template,
-    render,
-    render_text,
 )
 from videorft_jax.data.records.records import PROBLEM_TYPES, parse_row
+from videorft_jax.data.records.render import DEFAULT_SYSTEM, render, render_text
 from videorft_jax.demo.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
 
 CORPUS = [

@@ -12,13 +12,12 @@ import pytest
 
 from videorft_jax.data.records.records import (
     RecordError,
-    RecordSource,
     find_errors,
     label_options,
     parse_row,
     unwrap,
-    write_records,
 )
+from videorft_jax.data.records.source import RecordSource, write_records
 
 ROW = {
     "problem_id": 7,
@@ -246,7 +245,7 @@ def test_bad_rows_are_errors_at_their_row(tmp_path):
 
 
 def test_row_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("videorft_jax.data.records.records.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("videorft_jax.data.records.source.MAX_ROW_BYTES", 100)
     source = RecordSource(write(tmp_path / "a.jsonl", json.dumps(ROW)))
     with pytest.raises(RecordError, match="length"):
         source[0]

@@ -11,7 +11,8 @@ import pytest
 from test_pipeline import assert_equal, make_loader
 
 from videorft_jax.data.media.contract import MediaError
-from videorft_jax.data.records.records import RecordError, RecordSource
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.data.records.tfds import TfdsSource, build
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
@@ -63,13 +64,13 @@ def test_records_and_bytes_come_back(embed, source, folders):
 def test_the_loader_reads_them_alike(embed, source, folders, tmp_path):
     tokenizer = train_tiny_tokenizer([source[i].process for i in range(16)], 400)
     data = TfdsSource(folders[embed], data_root=None if embed else source.data_root)
-    ours = make_loader(data, tokenizer, {"epochs": 1}, answers_dir=tmp_path)
+    ours = make_loader(data, tokenizer, {"epochs": 1}, sizes_dir=tmp_path)
     theirs = make_loader(source, tokenizer, {"epochs": 1})
     assert ours.digest == theirs.digest
     with ours.steps() as one, theirs.steps() as other:
         for left, right in zip(one, other, strict=True):
             assert_equal(left, right)
-    remembered = make_loader(data, tokenizer, {"epochs": 1}, answers_dir=tmp_path)
+    remembered = make_loader(data, tokenizer, {"epochs": 1}, sizes_dir=tmp_path)
     assert remembered.digest == ours.digest
 
 
@@ -97,7 +98,7 @@ try:
     import tensorflow
 except ModuleNotFoundError:
     pass
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.data.records.tfds import TfdsSource, build
 
 source = RecordSource(sys.argv[1])

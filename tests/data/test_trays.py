@@ -10,7 +10,7 @@ import pytest
 from videorft_jax.data.batch.layout import Media, make_sample, pack
 from videorft_jax.data.loader.buckets import Bucket, Sizes
 from videorft_jax.data.loader.buffers import KEPT, Pool, Trays, patches_shape
-from videorft_jax.data.loader.schedule import make_plan
+from videorft_jax.data.loader.schedule import make_schedule
 
 
 def address(array):
@@ -91,7 +91,7 @@ def test_threads_fill_the_places_of_the_plan():
         np.array([s.num_windows for s in samples]),
     )
     buckets = (Bucket(160, 6, 2, 2), Bucket(256, 7, 4, 4))
-    plan = make_plan(np.arange(40), sizes, buckets, packed=True, seed=0, epochs=2).share(1, 2)
+    plan = make_schedule(np.arange(40), sizes, buckets, packed=True, seed=0, epochs=2).share(1, 2)
     pool = Pool(max(np.prod(patches_shape(bucket)) for bucket in plan.buckets))
     trays = Trays(plan, sizes.pairs[plan.record], pool)
     placed = {}

@@ -12,11 +12,13 @@ from test_pipeline import CONTRACT, make_loader
 
 from videorft_jax.commands import validate as validate_command
 from videorft_jax.data import validate
-from videorft_jax.data.loader.measure import Answers, Measurer, check_media, measure, probe_media
-from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import Limits, load_media
+from videorft_jax.data.loader.measure import Measurer, measure
+from videorft_jax.data.loader.size_cache import SizeCache
+from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.media.load import load_media
+from videorft_jax.data.media.probe import probe_media
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
@@ -118,7 +120,7 @@ def test_a_stopped_check_goes_on_and_the_loader_uses_it(broken, tmp_path):
     try:
         assert run(data, tmp_path)[1] == first  # nothing was looked at again
         train = Measurer(source, MediaContract.train(), None, DEFAULT_TEMPLATE, True, Limits())
-        known = Answers(tmp_path / "answers")
+        known = SizeCache(tmp_path / "answers")
         measured = measure(train, known, 2)
         known.close()
         assert len(measured.failures) == 5
@@ -144,12 +146,13 @@ def test_looking_tells_what_decoding_gives(broken):
     data, reasons = broken
     source = RecordSource(data)
     for contract in (CONTRACT, MediaContract.train(), MediaContract.evaluate()):
-        measurer = Measurer(source, contract, None, DEFAULT_TEMPLATE, True, Limits())
+        measurer = Measurer(source, contract, None, DEFAULT_TEMPLATE, True, Limits(), full=True)
         for i in range(20):
             if i not in reasons:
-                record = source[i]
-                looked = probe_media(record.path, record, source.data_root, contract, Limits())
-                assert looked == check_media(measurer, i, record)
+                item = source[i].media[0]
+                span = {"kind": item.kind, "start": item.start, "end": item.end}
+                looked = probe_media(item.path, source.data_root, contract, **span)
+                assert looked == measurer.media(i, item, SizeCache(None))
 
 
 def test_the_plan_is_the_loaders(broken, tmp_path):
@@ -161,7 +164,7 @@ def test_the_plan_is_the_loaders(broken, tmp_path):
     config = {"mode": "grpo", "rows": 4, "row_tokens": 4096, "max_buckets": 4, "multiple": 128}
     config |= {"epochs": 1, "seed": 0, "max_bad_fraction": 0.5}
     answers = tmp_path / "answers"
-    loader = make_loader(source, tokenizer, config, MediaContract.train(), answers_dir=answers)
+    loader = make_loader(source, tokenizer, config, MediaContract.train(), sizes_dir=answers)
     plan = report["plan"]
     assert plan["num_batches"] == len(loader)
     assert plan["num_shapes"] == len(loader.buckets)

@@ -12,16 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract, MediaError
-from videorft_jax.data.media.video import (
-    frame_range,
-    load_media,
-    num_sampled,
-    read_image,
-    resize_frames,
-    sample_indices,
-    target_size,
-)
+from videorft_jax.data.media.image import read_image
+from videorft_jax.data.media.load import load_media
+from videorft_jax.data.media.sampling import frame_range, num_sampled, sample_indices, target_size
 
 DATA = Path(__file__).parents[1] / "golden"
 TRAIN, EVALUATE = MediaContract.train(), MediaContract.evaluate()

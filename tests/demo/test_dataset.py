@@ -9,8 +9,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from videorft_jax.data.records.prompts import append_options, build_messages, build_target, render
-from videorft_jax.data.records.records import PROBLEM_TYPES, RecordSource
+from videorft_jax.data.records.prompts import append_options, build_messages, build_target
+from videorft_jax.data.records.records import PROBLEM_TYPES
+from videorft_jax.data.records.render import render
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import make_sample, write_dataset
 from videorft_jax.demo.scenes import QUESTIONS, WorldConfig, draw_frames
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer

@@ -12,7 +12,7 @@ from videorft_jax import api
 from videorft_jax.commands import evaluate
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.records.prompts import build_messages
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.evaluation import runner
 from videorft_jax.evaluation.runner import blank_pixels, evaluate_records
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD

@@ -4,8 +4,9 @@ import jax
 from tiny_run import load_recipe, make_data, make_model, sft_options
 
 from videorft_jax.commands import evaluate
-from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.evaluation.runner import evaluate_records
 from videorft_jax.parallel import sharding
 from videorft_jax.training import setup
@@ -61,7 +62,7 @@ class EvaluationPlace:
             RecordSource(records or self.records),
             self.tokenizer,
             self.contract,
-            LoaderConfig(
+            LoaderOptions(
                 "evaluate", rows=rows, epochs=1, max_bad_fraction=0.5, **settings, **shape
             ),
             process_index=process,

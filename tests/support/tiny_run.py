@@ -14,8 +14,9 @@ from compiler_flags import QUICK_CPU
 
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.data.records.prompts import build_messages, build_target, render_text
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.prompts import build_messages, build_target
+from videorft_jax.data.records.render import render_text
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo import siglip as siglip_training
 from videorft_jax.demo.dataset import WorldConfig, write_dataset
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer

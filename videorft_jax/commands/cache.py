@@ -5,10 +5,10 @@ import os
 import sys
 from collections import Counter
 
-from videorft_jax.data.loader.cache import write_cache
+from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.quarantine import reason_table
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 
 
 def main(argv: list[str] | None = None) -> int:

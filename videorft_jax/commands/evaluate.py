@@ -6,9 +6,8 @@ import logging
 from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
-from videorft_jax.data.records.head import Head
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import FirstRecords, RecordSource
 from videorft_jax.evaluation import evaluate as evaluation
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.parallel.processes import describe_environment
@@ -49,7 +48,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     engine = make_engine(config, model_config, tokenizer, mesh)
     source = RecordSource(config.data.records, config.data.root or None)
     if options.limit:
-        source = Head(source, options.limit)
+        source = FirstRecords(source, options.limit)
     template = config.data.template_file
     settings = evaluation.describe(
         options,

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.data.validate import guess_mode, print_report, validate
 
 

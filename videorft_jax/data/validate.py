@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from videorft_jax.data.loader.buckets import choose_buckets
-from videorft_jax.data.loader.measure import Answers, Measured, Measurer, Probe, measure
-from videorft_jax.data.loader.schedule import make_plan
+from videorft_jax.data.loader.measure import Measured, Measurer, measure
+from videorft_jax.data.loader.schedule import make_schedule
+from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.media.probe import Probe
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import reason_table
-from videorft_jax.data.records.records import RecordError, RecordSource
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import RecordSource
 
 SHOWN = 20  # faults printed one by one; the JSON holds them all
 WIDE = 4.0  # aspect ratio from which a picture is called odd
@@ -103,14 +106,14 @@ def plan_report(measured: Measured, options: argparse.Namespace) -> dict[str, An
     numbers = (options.rows, options.row_tokens, options.max_buckets, options.multiple)
     buckets = choose_buckets(sizes.take(good), *numbers, packed)
     seed = None if options.mode == "evaluate" else 0
-    plan = make_plan(good, sizes, buckets, packed=packed, seed=seed, epochs=1)
-    waste = plan.waste(sizes, measured.visual_tokens)
+    schedule = make_schedule(good, sizes, buckets, packed=packed, seed=seed, epochs=1)
+    waste = schedule.waste(sizes, measured.visual_tokens)
     shapes = [dict(zip(b._fields, map(int, b), strict=True)) for b in buckets]
-    counts = np.bincount(plan.bucket, minlength=len(buckets)).tolist()
+    counts = np.bincount(schedule.bucket, minlength=len(buckets)).tolist()
     return report | {
         "num_shapes": len(buckets),
         "shapes": [s | {"batches": count} for s, count in zip(shapes, counts, strict=True)],
-        "num_batches": len(plan),
+        "num_batches": len(schedule),
         "padding_of_tokens": round(waste[0], 4),
         "padding_of_visual_slots": round(waste[1], 4),
     }
@@ -135,11 +138,11 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
         isolate=options.isolate,
         full=not options.quick,
     )
-    answers = Answers(options.answers)
+    known_sizes = SizeCache(options.answers)
     try:
-        measured = measure(measurer, answers, options.threads, Bar(len(source)))
+        measured = measure(measurer, known_sizes, options.threads, Bar(len(source)))
     finally:
-        answers.close()
+        known_sizes.close()
 
     bad = {failure.index: failure for failure in measured.failures}
     schema = {i for i, failure in bad.items() if failure.reason == "schema"}
@@ -147,16 +150,17 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
     types: collections.Counter[str] = collections.Counter()
     resolutions: collections.Counter[str] = collections.Counter()
     good = []
-    for index, probe in enumerate(measured.probes):
+    for index, found in enumerate(measured.probes):
         if index in bad:
             continue
         record = source[index]
         good.append(index)
         types[f"{record.data_type}, {record.problem_type}"] += 1
-        resolutions[f"{probe.width}x{probe.height}"] += 1
-        for what in find_odd(probe, contract, record.data_type):
-            odd[what].append(index)
-    sizes, probes = measured.sizes, [measured.probes[i] for i in good]
+        for item, probe in zip(record.media, found, strict=True):
+            resolutions[f"{probe.width}x{probe.height}"] += 1
+            for what in find_odd(probe, contract, item.kind):
+                odd[what].append(index)
+    sizes, probes = measured.sizes, [probe for i in good for probe in measured.probes[i]]
     return {
         "data": source.path,
         "data_root": source.data_root,

@@ -16,7 +16,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from videorft_jax.data.records.records import Record, write_records
+from videorft_jax.data.records.records import Record
+from videorft_jax.data.records.source import write_records
 from videorft_jax.demo.questions import KINDS, caption_scene, describe_events
 from videorft_jax.demo.scenes import Scene, WorldConfig, draw_frames
 

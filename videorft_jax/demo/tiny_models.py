@@ -8,13 +8,9 @@ import shutil
 import jax
 import numpy as np
 
-from videorft_jax.data.records.prompts import (
-    PromptTemplate,
-    build_messages,
-    build_target,
-    render_text,
-)
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.prompts import PromptTemplate, build_messages, build_target
+from videorft_jax.data.records.render import render_text
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo import siglip as siglip_training
 from videorft_jax.demo.dataset import make_sample
 from videorft_jax.demo.options import DemoOptions

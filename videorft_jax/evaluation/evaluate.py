@@ -52,7 +52,7 @@ def evaluate(
         done = {row["index"] for row in folder.rows}
         log.info("media contract %s; %d records are there", _digest(settings), len(done))
         performance = {}
-        if any(gather(any(int(index) not in done for index in loader.plan.record))):
+        if any(gather(any(int(index) not in done for index in loader.schedule.record))):
             params = engine.prepare(read_params())
             performance = _run(options, engine, params, tokenizer, loader, folder, done)
         results = summarise(folder.gather_rows(), seed=options.seed)
@@ -122,7 +122,7 @@ def _run(
 ) -> dict[str, float]:
     """Draws, scores and writes what is left; returns figures about the machine, over all
     processes."""
-    left = sum(int(index) not in done for index in loader.plan.record)
+    left = sum(int(index) not in done for index in loader.schedule.record)
     progress = Progress(left, options.interval_s)
     drawing_s = 0.0
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.data.loader.pipeline import Loader, Step
+from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo.experience import fill_rows
 from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN
 from videorft_jax.parallel.processes import gather
@@ -80,10 +81,10 @@ def evaluate_records(
 def _find_batches(loader, done):
     """bool [K]: the batches in which some process has a record to run. All processes of a mesh run
     a batch together, so each must run it if one does."""
-    plan = loader.plan
+    schedule = loader.schedule
     own = [
-        any(int(index) not in done for index in plan.record[start:stop])
-        for start, stop in zip(plan.starts, plan.starts[1:], strict=False)
+        any(int(index) not in done for index in schedule.record[start:stop])
+        for start, stop in zip(schedule.starts, schedule.starts[1:], strict=False)
     ]
     return np.any(np.array(gather(own), bool), axis=0)
 

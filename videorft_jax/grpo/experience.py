@@ -9,7 +9,7 @@ import numpy as np
 from videorft_jax import losses
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
-from videorft_jax.data.loader.pipeline import Step
+from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo import judge as judging
 from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig

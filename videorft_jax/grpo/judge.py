@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from videorft_jax.data.batch.frames import rebuild_frames
-from videorft_jax.data.loader.pipeline import Step
+from videorft_jax.data.loader.steps import Step
 from videorft_jax.metrics.tracker import drop_lines
 from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding

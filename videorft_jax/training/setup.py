@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from videorft_jax.checkpoints.bucket import Mirror, resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.loader.cache import FrameCache
-from videorft_jax.data.loader.pipeline import Loader, LoaderConfig
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
-from videorft_jax.data.records.records import RecordSource
+from videorft_jax.data.records.source import RecordSource
 from videorft_jax.models import tensor_files
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
@@ -116,7 +117,7 @@ def make_loader(
     data = config.data
     source = source or RecordSource(data.records, data.root or None)
     template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
-    settings = LoaderConfig(
+    settings = LoaderOptions(
         mode=mode,
         rows=data.rows,
         row_tokens=data.row_tokens,
@@ -137,7 +138,7 @@ def make_loader(
             contract,
             settings,
             template=template,
-            answers_dir=os.path.join(workdir, "sizes"),
+            sizes_dir=os.path.join(workdir, "sizes"),
             quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
             cache=FrameCache(data.cache, contract) if data.cache else None,
             process_index=jax.process_index(),

@@ -15,7 +15,7 @@ import numpy as np
 
 from videorft_jax.data.batch.layout import PATCH_DIM, SLOTS, Sample
 from videorft_jax.data.loader.buckets import Bucket
-from videorft_jax.data.loader.schedule import Plan
+from videorft_jax.data.loader.schedule import Schedule
 
 KEPT = 3  # blocks that wait unused; about as many are filled or read at a time
 
@@ -57,23 +57,23 @@ class Pool:
 class Trays:
     """Pixels of the batches under assembly, each in memory of its own until it is taken.
 
-    plan: of this process. pairs int64 [S]: frame pairs of each slot's sample.
+    schedule: of this process. pairs int64 [S]: frame pairs of each slot's sample.
     """
 
-    def __init__(self, plan: Plan, pairs: np.ndarray, pool: Pool):
-        self._plan, self._pool = plan, pool
-        self._batch = np.repeat(np.arange(len(plan)), np.diff(plan.starts))
+    def __init__(self, schedule: Schedule, pairs: np.ndarray, pool: Pool):
+        self._schedule, self._pool = schedule, pool
+        self._batch = np.repeat(np.arange(len(schedule)), np.diff(schedule.starts))
         end = np.cumsum(pairs)
-        new = np.flatnonzero(np.diff(self._batch, prepend=-1) | np.diff(plan.row, prepend=-1))
+        new = np.flatnonzero(np.diff(self._batch, prepend=-1) | np.diff(schedule.row, prepend=-1))
         before = np.repeat((end - pairs)[new], np.diff(new, append=len(pairs)))
         self._first = end - pairs - before  # frame pair in the row
         self._open: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
     def put(self, slot: int, sample: Sample) -> Sample:
-        """Cuts the sample's pixels into the place that the plan gives them."""
+        """Cuts the sample's pixels into the place that the schedule gives them."""
         patches = self._get(int(self._batch[slot]))
-        row, pair, media = int(self._plan.row[slot]), int(self._first[slot]), []
+        row, pair, media = int(self._schedule.row[slot]), int(self._first[slot]), []
         for item in sample.media:
             place = patches[row, pair : pair + item.grid[0]]
             item.cut(place)
@@ -90,6 +90,6 @@ class Trays:
     def _get(self, batch: int) -> np.ndarray:
         with self._lock:
             if batch not in self._open:
-                bucket = self._plan.buckets[self._plan.bucket[batch]]
+                bucket = self._schedule.buckets[self._schedule.bucket[batch]]
                 self._open[batch] = self._pool.take(patches_shape(bucket))
             return self._open[batch]

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from videorft_jax.data.batch.layout import Sample, make_sample, pair_planes
-from videorft_jax.data.loader.measure import Measurer, load_clip, patience
+from videorft_jax.data.loader.measure import Measurer
 from videorft_jax.data.loader.watchdog import call_within
+from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import MediaError
-from videorft_jax.data.media.video import Clip
-from videorft_jax.data.records.prompts import build_messages, build_target, render
+from videorft_jax.data.media.load import load_media, patience
+from videorft_jax.data.records.prompts import build_messages, build_target
 from videorft_jax.data.records.quarantine import Failure
-from videorft_jax.data.records.records import Record, RecordError
+from videorft_jax.data.records.records import MediaItem, Record, RecordError
+from videorft_jax.data.records.render import render
+from videorft_jax.data.records.source import media_of
 
 
 class Loaded(NamedTuple):
@@ -39,7 +42,7 @@ class Load:
         if index in self.known:
             return self.known[index]
 
-        def lay_out(found: tuple[Record, Clip] | Failure) -> Loaded | Failure:
+        def lay_out(found: tuple[Record, list[Clip]] | Failure) -> Loaded | Failure:
             if isinstance(found, Failure):
                 return found
             found = self._lay_out(index, *found)
@@ -52,27 +55,44 @@ class Load:
         except TimeoutError as error:
             return Failure(index, m.source.where(index), "timeout", str(error))
 
-    def _lay_out(self, index: int, record: Record, clip: Clip) -> Loaded | Failure:
+    def _read(self, index: int) -> tuple[Record, list[Clip]] | Failure:
         m = self.measurer
-        media = pair_planes(clip.planes, None if record.data_type == "image" else clip.fps)
+        try:
+            record = m.source[index]
+        except RecordError as error:
+            return Failure(index, m.source.where(index), "schema", str(error))
+        clips = []
+        for item in record.media:
+            clip = self._read_clip(index, item)
+            if isinstance(clip, MediaError):
+                return Failure(index, item.path, clip.reason, clip.detail)
+            clips.append(clip)
+        return record, clips
+
+    def _read_clip(self, index: int, item: MediaItem) -> Clip | MediaError:
+        """The frames of one item: from the frame cache if it has them, else decoded."""
+        m = self.measurer
+        media, root = media_of(m.source, index, item), m.source.data_root
+        clip = None if self.cache is None else self.cache.get(media, item, root)
+        if clip is not None:
+            return clip
+        span = {"kind": item.kind, "start": item.start, "end": item.end}
+        return load_media(media, root, m.contract, **span, limits=m.limits, isolate=m.isolate)
+
+    def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:
+        m = self.measurer
+        media = [
+            pair_planes(clip.planes, None if item.kind == "image" else clip.fps)
+            for item, clip in zip(record.media, clips, strict=True)
+        ]
         messages = build_messages(record, m.template)
         target = build_target(record) if m.target else None
-        text = render(m.tokenizer, messages, [media.num_tokens], target)
+        text = render(m.tokenizer, messages, [item.num_tokens for item in media], target)
         starts = [start for start, _ in text.visual_spans]
         rule = m.contract.mrope_rule
-        sample = make_sample(text.tokens, text.loss_mask, starts, [media], rule)
+        sample = make_sample(text.tokens, text.loss_mask, starts, media, rule)
         found = (len(sample.tokens), sample.num_pairs, sample.num_windows)
         if found != tuple(self.needs[index]):
             what = f"tokens, frame pairs, windows {found}, measured {tuple(self.needs[index])}"
             return Failure(index, record.path, "changed", what)
         return Loaded(record, sample)
-
-    def _read(self, index: int) -> tuple[Record, Clip] | Failure:
-        try:
-            record = self.measurer.source[index]
-        except RecordError as error:
-            return Failure(index, self.measurer.source.where(index), "schema", str(error))
-        clip = load_clip(self.measurer, index, record, self.cache)
-        if isinstance(clip, MediaError):
-            return Failure(index, record.path, clip.reason, clip.detail)
-        return record, clip

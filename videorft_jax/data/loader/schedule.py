@@ -1,8 +1,8 @@
-"""The plan of all epochs: which sample stands in which batch and row.
+"""The schedule of all epochs: which sample stands in which batch and row.
 
-One design decision is worth knowing: the plan is an array, not a process. Batch k of the run is a
+The schedule is an array, not a process. Batch k of the run is a
 slice of it, so the whole state of a loader is the number k, and any process count, worker count or
-starting point reads the same batches. `digest` names the plan, so that a checkpoint can tell
+starting point reads the same batches. `digest` names it, so that a checkpoint can tell
 whether it continues the run that it came from.
 """
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from videorft_jax.data.loader.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
 
-VERSION = 1  # raise when the same input gives another plan
+VERSION = 1  # raise when the same input gives another schedule
 SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedule:
     """Slots in order of (batch, row, place in the row). K batches, S slots.
 
-    digest: sha256 over all that the plan was made from, except the number of epochs (a run may be
-    made longer); buckets: the compiled shapes; bucket, epoch int32 [K] of each batch; starts int64
+    digest: sha256 over all that it was made from, except the number of epochs (a run may be made
+    longer); buckets: the compiled shapes; bucket, epoch int32 [K] of each batch; starts int64
     [K + 1] first slot of each batch; record int64 [S] index into the source; row int32 [S] within
     the batch.
     """
@@ -39,7 +39,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.bucket)
 
-    def share(self, process_index: int, process_count: int) -> "Plan":
+    def share(self, process_index: int, process_count: int) -> "Schedule":
         """The rows of one process, numbered from 0: process p of n has rows p*B/n to (p+1)*B/n of
         every batch. Raises ValueError when a batch does not divide."""
         if not 0 <= process_index < process_count:
@@ -75,7 +75,7 @@ class Plan:
         )
 
 
-def make_plan(
+def make_schedule(
     records: np.ndarray,
     sizes: Sizes,
     buckets: tuple[Bucket, ...],
@@ -83,11 +83,11 @@ def make_plan(
     packed: bool,
     seed: int | None,
     epochs: int,
-) -> Plan:
+) -> Schedule:
     """Every one of `records` (int64, indices into `sizes`) exactly once an epoch. The last batch of
     a bucket is filled up with empty rows. seed None keeps the order, batches bucket by bucket."""
-    plans = [_plan_epoch(records, sizes, buckets, packed, seed, epoch) for epoch in range(epochs)]
-    batches = [batch for plan in plans for batch in plan]
+    by_epoch = [_fill_epoch(records, sizes, buckets, packed, seed, e) for e in range(epochs)]
+    batches = [batch for epoch in by_epoch for batch in epoch]
     rows = [row for _, batch in batches for row in batch]
     counts = [sum(map(len, batch)) for _, batch in batches]
     places = [place for _, batch in batches for place in range(len(batch))]
@@ -96,18 +96,18 @@ def make_plan(
     digest = hashlib.sha256(json.dumps(inputs).encode())
     for numbers in (records, *sizes.take(records)):
         digest.update(np.asarray(numbers).astype("<i8").tobytes())
-    return Plan(
+    return Schedule(
         digest=digest.hexdigest(),
         buckets=buckets,
         bucket=np.array([bucket for bucket, _ in batches], np.int32),
-        epoch=np.repeat(np.arange(epochs, dtype=np.int32), [len(plan) for plan in plans]),
+        epoch=np.repeat(np.arange(epochs, dtype=np.int32), [len(epoch) for epoch in by_epoch]),
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         record=np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64),
         row=np.repeat(np.array(places, np.int32), lengths),
     )
 
 
-def _plan_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int, list]]:
+def _fill_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int, list]]:
     """(bucket, rows) of each batch; a row is an array of records."""
     if seed is not None:
         records = shuffled(seed, epoch, SAMPLES, records)
@@ -117,8 +117,9 @@ def _plan_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int,
     if np.isinf(price.min(axis=0)).any():
         i = int(np.argmax(price.min(axis=0)))
         raise ValueError(
-            f"plan: record {records[i]} ({needs.tokens[i]} tokens, {needs.pairs[i]} frame pairs,"
-            f" {needs.windows[i]} windows) fits none of {len(buckets)} buckets; choose them anew"
+            f"schedule: record {records[i]} ({needs.tokens[i]} tokens, {needs.pairs[i]} frame"
+            f" pairs, {needs.windows[i]} windows) fits none of {len(buckets)} buckets; choose them"
+            " anew"
         )
     rows: list[list[np.ndarray]] = []
     for b, bucket in enumerate(buckets):

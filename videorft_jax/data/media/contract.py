@@ -1,20 +1,8 @@
-"""The rules for media: contract, limits, reason codes, and opening a file safely.
+"""The rules for media: how files become frames, bounds on one clip, and the reasons of refusals."""
 
-One design decision is worth knowing: FFmpeg never sees a name that came from a record. A path is
-resolved and checked, the file is opened by us without following links, `fstat` decides on the open
-descriptor, and only `/dev/fd/N` is handed on. A record therefore cannot name a protocol, a
-playlist, a pipe or a file outside the data root, whatever FFmpeg was built with.
-"""
-
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import os
-import re
-import stat
-from collections.abc import Iterator
 
 REASONS = {
     "missing": "check the path and the data root",
@@ -39,7 +27,6 @@ REASONS = {
     "memory": "scale the file down, or raise Limits.memory_bytes",
     "crashed": "report the file; the isolated decoder died on it",
 }
-URL_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|subfile,|async:|cache:")
 
 
 class MediaError(ValueError):
@@ -158,55 +145,3 @@ class MediaContract:
         """The fields that differ, as "name: ours != theirs, ..."; empty when equal."""
         ours, theirs = self.to_dict(), other.to_dict()
         return ", ".join(f"{k}: {v} != {theirs[k]}" for k, v in ours.items() if v != theirs[k])
-
-
-@contextlib.contextmanager
-def open_media(
-    path: str | os.PathLike, root: str | os.PathLike | None, limits: Limits
-) -> Iterator[int]:
-    """Opens one regular file for reading and yields its descriptor.
-
-    With `root`, `path` must be relative to it, and what it resolves to must lie below it; links
-    inside the root are fine. Without, any regular file will do: the caller names it, no record.
-    Raises MediaError missing, not_regular, unreadable, outside_root, protocol, empty, too_large.
-    """
-    name = os.fspath(path)
-    if isinstance(name, bytes) or "\0" in name or not name:
-        raise MediaError("missing", "the path is empty or holds a zero byte", repr(name))
-    if URL_LIKE.match(name):
-        raise MediaError("protocol", "looks like a URL or an FFmpeg protocol", name)
-    if root is not None:
-        if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
-            raise MediaError("outside_root", "absolute, or climbs with '..'", name)
-        real_root = os.path.realpath(root)
-        real = os.path.realpath(os.path.join(real_root, name))
-        if os.path.commonpath([real_root, real]) != real_root:
-            raise MediaError("outside_root", "a link leads out of the data root", name)
-    else:
-        real = os.path.realpath(name)
-    with contextlib.ExitStack() as stack:
-        try:
-            if not stat.S_ISREG(os.lstat(real).st_mode):  # before open: opening a device can act
-                raise MediaError("not_regular", "not a regular file", name)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(real, flags)
-            stack.callback(os.close, descriptor)
-            status = os.fstat(descriptor)
-        except UnicodeEncodeError:
-            raise MediaError("missing", "the path is no valid file name", repr(name)) from None
-        except OSError as error:
-            reason = {
-                errno.ENOENT: "missing",
-                errno.ENOTDIR: "missing",
-                errno.ENAMETOOLONG: "missing",
-                errno.ELOOP: "outside_root",
-                errno.ENXIO: "not_regular",
-            }.get(error.errno, "unreadable")
-            raise MediaError(reason, error.strerror or "cannot be opened", name) from None
-        if not stat.S_ISREG(status.st_mode):  # swapped since lstat
-            raise MediaError("not_regular", "not a regular file", name)
-        if not status.st_size:
-            raise MediaError("empty", "zero bytes", name)
-        if status.st_size > limits.max_bytes:
-            raise MediaError("too_large", f"{status.st_size} > {limits.max_bytes} bytes", name)
-        yield descriptor

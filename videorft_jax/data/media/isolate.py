@@ -17,6 +17,8 @@ import sys
 import numpy as np
 
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.image import read_image
+from videorft_jax.data.media.video import read_video
 
 GRACE_S = 10.0  # the child's start, and its own deadline coming first
 
@@ -83,10 +85,6 @@ def _mapped_bytes() -> int:
 
 def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
-    from videorft_jax.data.media import (
-        video,  # imports this module; before the limits: it maps memory
-    )
-
     header, _, raw = sys.stdin.buffer.read().partition(b"\n")
     request = json.loads(header)
     limits = Limits(**request["limits"])
@@ -97,11 +95,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     contract = MediaContract.from_dict(request["contract"])
     source = raw if request["path"] is None else request["path"]
-    span = {"start": request["start"], "end": request["end"]}
-    options = {"kind": request["kind"], "limits": limits} | span
-    clip = video.load_media(source, request["root"], contract, **options)
-    if isinstance(clip, MediaError):
-        answer, pixels = {"reason": clip.reason, "detail": clip.detail}, b""
+    where = {"root": request["root"], "limits": limits}
+    try:
+        if request["kind"] == "image":
+            clip = read_image(source, contract, **where)
+        else:
+            clip = read_video(source, contract, request["start"], request["end"], **where)
+    except MediaError as error:
+        answer, pixels = {"reason": error.reason, "detail": error.detail}, b""
     else:
         frames = clip.frames
         answer = {

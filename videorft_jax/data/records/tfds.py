@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from videorft_jax.data.media.contract import Limits, open_media
-from videorft_jax.data.records.records import Record, RecordSource, parse_row
+from videorft_jax.data.media.contract import Limits
+from videorft_jax.data.media.files import open_media
+from videorft_jax.data.records.records import Record, parse_row
+from videorft_jax.data.records.source import RecordSource
 
 NUMBERS = ("start", "end")
 TEXTS = ("problem", "data_type", "problem_type", "process", "solution", "path", "data_source")

@@ -9,9 +9,9 @@ import pytest
 
 from videorft_jax.data.batch.layout import num_windows, token_grid
 from videorft_jax.data.loader.buckets import Bucket, Sizes, choose_buckets, mix, pack_rows, shuffled
-from videorft_jax.data.loader.schedule import make_plan
+from videorft_jax.data.loader.schedule import make_schedule
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.video import target_size
+from videorft_jax.data.media.sampling import target_size
 
 SHAPES = ((720, 1280), (360, 640), (480, 640), (240, 320), (1280, 720))
 
@@ -63,7 +63,7 @@ def check(plan, sizes, records, epochs):
 def test_packed_rows_hold_each_record_once_and_waste_little(sft):
     sizes, visual, buckets = sft
     assert 1 <= len(buckets) <= 4
-    plan = make_plan(np.arange(3000), sizes, buckets, packed=True, seed=1, epochs=2)
+    plan = make_schedule(np.arange(3000), sizes, buckets, packed=True, seed=1, epochs=2)
     check(plan, sizes, np.arange(3000), 2)
     space = sum(buckets[b].rows * buckets[b].length for b in plan.bucket)
     waste, visual_waste = plan.waste(sizes, visual)
@@ -75,7 +75,7 @@ def test_packed_rows_hold_each_record_once_and_waste_little(sft):
 def test_prompt_rows_hold_one_record_and_waste_little(grpo):
     sizes, visual, buckets = grpo
     assert 1 <= len(buckets) <= 6
-    plan = make_plan(np.arange(3000), sizes, buckets, packed=False, seed=1, epochs=1)
+    plan = make_schedule(np.arange(3000), sizes, buckets, packed=False, seed=1, epochs=1)
     check(plan, sizes, np.arange(3000), 1)
     batch = np.repeat(np.arange(len(plan)), np.diff(plan.starts))
     assert len(set(zip(batch.tolist(), plan.row.tolist(), strict=True))) == 3000
@@ -91,7 +91,7 @@ def test_more_buckets_never_cost_more(packed, sft, grpo):
     for most in (1, 3):
         buckets = choose_buckets(sizes, 8, 8192, most, 128, packed)
         assert len(buckets) <= most
-        plan = make_plan(np.arange(3000), sizes, buckets, packed=packed, seed=1, epochs=1)
+        plan = make_schedule(np.arange(3000), sizes, buckets, packed=packed, seed=1, epochs=1)
         costs.append(sum(buckets[b].rows * buckets[b].cost for b in plan.bucket))
     assert costs[1] < costs[0]
 
@@ -100,7 +100,7 @@ def test_more_buckets_never_cost_more(packed, sft, grpo):
 def test_shards_split_the_same_batches(count, sft):
     sizes, _, buckets = sft
     buckets = tuple(b._replace(rows=420) for b in buckets)
-    plan = make_plan(np.arange(3000), sizes, buckets, packed=True, seed=1, epochs=2)
+    plan = make_schedule(np.arange(3000), sizes, buckets, packed=True, seed=1, epochs=2)
     shares = [plan.share(p, count) for p in range(count)]
     assert {len(share) for share in shares} == {len(plan)}  # same number of steps: nobody waits
     for k in range(len(plan)):
@@ -118,7 +118,7 @@ def test_shards_split_the_same_batches(count, sft):
 
 
 def test_rows_that_do_not_divide_are_refused(sft):
-    plan = make_plan(np.arange(9), sft[0], sft[2], packed=True, seed=1, epochs=1)
+    plan = make_schedule(np.arange(9), sft[0], sft[2], packed=True, seed=1, epochs=1)
     with pytest.raises(ValueError, match="8 rows a batch do not divide among 3 processes"):
         plan.share(0, 3)
     with pytest.raises(ValueError, match="process_index 3 of 3"):
@@ -129,7 +129,9 @@ def test_seed_epoch_and_input_decide_the_plan(sft):
     sizes, _, buckets = sft
 
     def plan(seed=1, epochs=2, num=600, packed=True):
-        return make_plan(np.arange(num), sizes, buckets, packed=packed, seed=seed, epochs=epochs)
+        return make_schedule(
+            np.arange(num), sizes, buckets, packed=packed, seed=seed, epochs=epochs
+        )
 
     first, again, longer = plan(), plan(), plan(epochs=3)
     np.testing.assert_array_equal(first.record, again.record)
@@ -143,7 +145,7 @@ def test_seed_epoch_and_input_decide_the_plan(sft):
 
 def test_without_seed_the_order_is_kept(grpo):
     sizes, _, buckets = grpo
-    plan = make_plan(np.arange(500), sizes, buckets, packed=False, seed=None, epochs=1)
+    plan = make_schedule(np.arange(500), sizes, buckets, packed=False, seed=None, epochs=1)
     check(plan, sizes, np.arange(500), 1)
     assert (np.diff(plan.bucket) >= 0).all()
     for b in range(len(buckets)):
@@ -161,11 +163,11 @@ def test_best_fit_by_hand():
 def test_left_over_rows_move_up_only_when_that_is_cheaper():
     sizes = Sizes(np.array([10] * 5 + [20] * 7), np.ones(12, np.int64), np.ones(12, np.int64))
     small, large = Bucket(10, 1, 1, 4), Bucket(20, 1, 1, 4)
-    plan = make_plan(np.arange(12), sizes, (small, large), packed=False, seed=None, epochs=1)
+    plan = make_schedule(np.arange(12), sizes, (small, large), packed=False, seed=None, epochs=1)
     assert plan.bucket.tolist() == [0, 1, 1]  # the fifth short one fills up seven long ones
     assert plan.record[plan.starts[2] :].tolist() == [9, 10, 11, 4]
     sizes.tokens[11] = 10  # six and six: both have half a batch left, joined in the larger
-    plan = make_plan(np.arange(12), sizes, (small, large), packed=False, seed=None, epochs=1)
+    plan = make_schedule(np.arange(12), sizes, (small, large), packed=False, seed=None, epochs=1)
     assert plan.bucket.tolist() == [0, 1, 1]
 
 

@@ -1,0 +1,204 @@
+"""The steps of a run: grain's chain of samples, assembled to batches, watched, and ended cleanly.
+
+Grain sees single samples, not batches. What stands where is read off the schedule, so grain's own
+state is never saved: batch k on any number of processes, workers and threads is the same, and clips
+of one batch are decoded by all threads at once. The schedule also tells where a clip will stand, so
+each thread cuts its clips straight into the batch, whose memory is used again (see `Trays`); one
+more thread lays out the rest while the accelerator works.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.layout import Sample, pack
+from videorft_jax.data.loader.buffers import Pool, Trays
+from videorft_jax.data.loader.load_sample import Load, Loaded
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.schedule import Schedule
+from videorft_jax.data.loader.watchdog import kill_workers, mark_flags_parsed, start_worker
+from videorft_jax.data.records.quarantine import Failure, Quarantine
+from videorft_jax.data.records.records import Record
+
+# Bytes from which workers hand arrays over in shared memory. What is left of a sample fits into a
+# pipe and is written in one go: a worker killed within a write would leave half a message, for
+# whose rest grain waits for ever, even when the process ends.
+LARGE_ARRAY = 1 << 12
+CLOSE_S = 10.0
+
+
+class Step(NamedTuple):
+    """One batch of this process's rows, B of them, and what belongs to it on the host."""
+
+    batch: Batch  # NumPy arrays
+    records: list[list[Record]]  # of each row, in the order of its segments
+    indices: list[list[int]]  # the same as positions in the source: names for random keys
+    valid: np.ndarray  # bool [B], the row holds a sample
+    failures: list[tuple[int, Failure]]  # row, and what should have stood in it
+    index: int  # of the batch in the run; `index + 1` is the state to save after this step
+    epoch: int
+    bucket: int
+
+
+class LoaderStalled(RuntimeError):
+    """No batch arrived within the limit, or a worker process died."""
+
+
+class Steps:
+    """Iterator of `Step`, and a context manager. Raises LoaderStalled, TooManyBad."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        load: Load,
+        pool: Pool,
+        quarantine: Quarantine,
+        options: LoaderOptions,
+        start: int,
+    ):
+        self._schedule, self._load, self._quarantine = schedule, load, quarantine
+        self._options, self._start = options, start
+        self._trays = Trays(schedule, load.needs[schedule.record, 1], pool)
+        self._folder = tempfile.mkdtemp(prefix="videorft-loader-")
+        self._stop, self._ended = threading.Event(), None
+        self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=1)
+        self._pump = threading.Thread(target=self._work, daemon=True, name="videorft-loader")
+        self._pump.start()
+
+    def __iter__(self) -> "Steps":
+        return self
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __next__(self) -> Step:
+        if self._ended is not None:
+            raise self._ended
+        options = self._options
+        try:
+            item = self._ready.get(timeout=options.timeout_s)
+        except queue.Empty:
+            item = LoaderStalled(
+                f"loader: no batch within {options.timeout_s:g} s ({options.workers} workers,"
+                f" {options.num_threads} threads); check the storage or raise timeout_s"
+            )
+        if isinstance(item, Step):
+            return item
+        self._ended = item
+        self.close()
+        raise item
+
+    def close(self) -> None:
+        """Ends threads and worker processes; safe to call twice."""
+        if self._ended is None:
+            self._ended = StopIteration()
+        self._stop.set()
+        stalled = isinstance(self._ended, LoaderStalled)
+        if os.path.isdir(self._folder):
+            if stalled:
+                kill_workers(self._folder)
+            self._pump.join(CLOSE_S)
+            if self._pump.is_alive() and not stalled:
+                kill_workers(self._folder)
+                self._pump.join(CLOSE_S)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        try:
+            samples = iter(self._chain())
+            try:
+                for step in self._assemble(samples):
+                    self._hand_over(step)
+                    del step  # so that its memory is free when the receiver is done
+                    if self._stop.is_set():
+                        return
+            finally:
+                samples.close()
+            self._hand_over(StopIteration())
+        except RuntimeError as error:
+            if "Worker process was terminated" in str(error):
+                error = LoaderStalled(f"loader: {error}")
+            self._hand_over(error)
+        except BaseException as error:
+            self._hand_over(error)
+
+    def _hand_over(self, item: Step | BaseException) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(item, timeout=0.2)
+                return
+
+    def _chain(self) -> grain.IterDataset:
+        schedule, workers = self._schedule, self._options.workers
+        slots = np.arange(schedule.starts[self._start], len(schedule.record))
+        share = max(1, workers)
+        buffer = max(1, 2 * int(np.diff(schedule.starts).max(initial=1)) // share)
+        threads = -(-self._options.num_threads // share)
+        options = grain.ReadOptions(threads, buffer if threads else 0)
+        if not workers:
+            return grain.MapDataset.source(slots).map(self._fill).to_iter_dataset(options)
+        load = functools.partial(self._load, place=Sample.in_one_piece)
+        chain = grain.MapDataset.source(schedule.record[slots]).map(load).to_iter_dataset(options)
+        mark_flags_parsed()
+        options = grain.experimental.DatasetOptions(min_shm_size=LARGE_ARRAY)
+        chain = grain.experimental.WithOptionsIterDataset(chain, options)
+        return chain.mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=1),
+            worker_init_fn=_WorkerStart(self._folder),
+        )
+
+    def _fill(self, slot: np.int64) -> Loaded | Failure:
+        place = functools.partial(self._trays.put, int(slot))
+        return self._load(self._schedule.record[slot], place)
+
+    def _assemble(self, samples):
+        for k in range(self._start, len(self._schedule)):
+            yield self._make_step(k, samples)
+
+    def _make_step(self, k: int, samples) -> Step:
+        schedule, quarantine = self._schedule, self._quarantine
+        bucket = schedule.buckets[schedule.bucket[k]]
+        rows: list[list[Loaded]] = [[] for _ in range(bucket.rows)]
+        indices: list[list[int]] = [[] for _ in range(bucket.rows)]
+        failures = []
+        for slot in range(schedule.starts[k], schedule.starts[k + 1]):
+            found, row = next(samples), int(schedule.row[slot])
+            if isinstance(found, Failure):
+                failures.append((row, found))
+                quarantine.add(found, "load")
+            else:
+                rows[row].append(found)
+                indices[row].append(int(schedule.record[slot]))
+        quarantine.check(int(schedule.starts[k + 1]))
+        samples = [[item.sample for item in row] for row in rows]
+        return Step(
+            batch=pack(samples, *bucket[:3], self._trays.take(k)),
+            records=[[item.record for item in row] for row in rows],
+            indices=indices,
+            valid=np.array([bool(row) for row in rows]),
+            failures=failures,
+            index=k,
+            epoch=int(schedule.epoch[k]),
+            bucket=int(schedule.bucket[k]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WorkerStart:
+    folder: str
+
+    def __call__(self, worker: int, num_workers: int) -> None:
+        start_worker(self.folder, worker, num_workers)

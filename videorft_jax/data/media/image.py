@@ -1,0 +1,118 @@
+"""From a picture to the one frame of a clip: orientation, colours and transparency."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from videorft_jax.data.media.clip import Clip, resize_planes
+from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.files import read_guarded
+from videorft_jax.data.media.sampling import target_size
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # JPEG includes the MPO of phones
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+IMAGE_FPS = 2.0  # of the clip that a still image becomes, so that a grid step lasts one second
+
+
+def read_image(
+    source: str | os.PathLike | bytes,
+    contract: MediaContract,
+    *,
+    root: str | os.PathLike | None = None,
+    limits: Limits = Limits(),  # noqa: B008, frozen
+) -> Clip:
+    """Reads a still image as a clip of one frame; layout repeats it.
+
+    The camera's orientation is applied and transparency is laid on white (as qwen-vl-utils does).
+    16-bit grey is scaled to 8 bits. CMYK goes through Pillow's own formula, without its colour
+    profile, as in qwen-vl-utils. An animation is refused. Raises MediaError as `read_video`.
+    """
+
+    def decode(name: str | bytes) -> Clip:
+        with open_image(name, limits) as image:
+            frame = to_rgb(image)
+        size = target_size(*frame.shape[:2], 1, contract, image=True)
+        return Clip(
+            [resize_planes(frame, *size)],
+            np.zeros(1),
+            IMAGE_FPS,
+            np.zeros(1, np.int64),
+            frame.shape[:2],
+        )
+
+    return read_guarded(decode, source, root, limits)
+
+
+@contextlib.contextmanager
+def open_image(name: str | bytes, limits: Limits) -> Iterator[Image.Image]:
+    """A still image whose header was read and whose pixels were not. Raises MediaError
+    too_many_pixels and unsupported, and what Pillow raises."""
+    file = BytesIO(name) if isinstance(name, bytes) else name
+    with Image.open(file, "r", IMAGE_FORMATS) as image:
+        if image.width * image.height > limits.max_source_pixels:
+            size = f"{image.width}x{image.height}"
+            raise MediaError("too_many_pixels", f"{size} > {limits.max_source_pixels} pixels")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise MediaError(
+                "unsupported", f"an animation of {image.n_frames} frames is no still image"
+            )
+        yield image
+
+
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) after the camera's orientation is applied."""
+    sides = (image.height, image.width)
+    return sides[::-1] if _orientation(image) in SIDEWAYS else sides
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, upright, for any value without a meaning. The other tags are not read."""
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The picture upright, uint8 [h, w, 3]."""
+    turn = TURNS.get(_orientation(image))
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scale_grey(image)
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8, round(value / 257). Pillow itself cuts off above 255, which
+    makes almost everything white.
+
+    Raises MediaError unsupported where the values have no agreed range: negative or above 65535, or
+    fractions.
+    """
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        what = f"grey values of mode {image.mode} from {values.min():g} to {values.max():g}"
+        raise MediaError("unsupported", f"{what} have no agreed range")
+    grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the one value that is not to be seen
+        grey = Image.merge("LA", [grey, Image.fromarray((values != transparent) * np.uint8(255))])
+    return grey

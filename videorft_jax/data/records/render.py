@@ -1,0 +1,209 @@
+"""From chat messages to token ids in the Qwen2.5-VL chat format.
+
+Ids are composed piece by piece. Control tokens (`<|im_start|>`, `<|video_pad|>` ...) are inserted
+by id, and everything that comes from a record or a user is encoded by a copy of the tokenizer in
+which such tokens do not exist, so text that spells a control token stays text. For harmless text
+the ids equal `tokenizer.apply_chat_template`. The prompt without its answer is always an exact
+prefix of the prompt with it, so what SFT trains on is what a rollout starts from.
+"""
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# What Qwen's own chat template says when a chat opens without a system turn.
+DEFAULT_SYSTEM = "You are a helpful assistant."
+CONTROL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderedPrompt:
+    """Token ids of one chat.
+
+    tokens: int32 [T]; loss_mask: bool [T], True where the token is a target of the last assistant
+    turn, its `<|im_end|>` included; visual_spans: (start, stop) of each media item's pad tokens.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    visual_spans: tuple[tuple[int, int], ...]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    num_visual_tokens: Sequence[int],
+    target: str | None = None,
+) -> RenderedPrompt:
+    """Chat messages to token ids in the Qwen2.5-VL chat format.
+
+    Args:
+      tokenizer: one that has the Qwen control tokens; ids are read from it.
+      messages: dicts of role (system, user, assistant) and content (a string, or parts of type
+        text, image, video).
+      num_visual_tokens: how many visual tokens each media item becomes, in order of appearance.
+      target: the assistant's answer to learn; None ends the prompt where generation starts.
+
+    Raises:
+      ValueError: unknown role or part, counts that do not match the media, or a tokenizer without
+        a control token.
+    """
+    encoder = _encoder(tokenizer)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    counts = list(num_visual_tokens)
+    for role, content in _turns(messages):
+        # Plain text is encoded from one control token to the next in one go, as the tokenizer
+        # itself would, because BPE may merge across the seam of two parts.
+        ids.append(encoder.ids["<|im_start|>"])
+        text = f"{role}\n"
+        for part in content:
+            if part["type"] == "text":
+                text += part["text"]
+                continue
+            if len(spans) == len(counts):
+                raise ValueError(
+                    f"prompt: more media items than the {len(counts)} visual token counts; give"
+                    " one count per item"
+                )
+            count = int(counts[len(spans)])
+            if count < 1:
+                raise ValueError(f"prompt: media item {len(spans)}: {count} visual tokens; give 1+")
+            ids += encoder.encode(text)
+            ids.append(encoder.ids["<|vision_start|>"])
+            spans.append((len(ids), len(ids) + count))
+            ids += [encoder.ids[PADS[part["type"]]]] * count
+            ids.append(encoder.ids["<|vision_end|>"])
+            text = ""
+        ids += encoder.encode(text)
+        ids.append(encoder.ids["<|im_end|>"])
+        ids += encoder.encode("\n")
+    if len(spans) != len(counts):
+        raise ValueError(
+            f"prompt: {len(spans)} media items but {len(counts)} visual token counts; give one"
+            " count per item"
+        )
+    ids.append(encoder.ids["<|im_start|>"])
+    ids += encoder.encode("assistant\n")
+    num_prompt = len(ids)
+    if target is not None:
+        ids += encoder.encode(target)
+        ids.append(encoder.ids["<|im_end|>"])
+    return RenderedPrompt(
+        tokens=np.array(ids, np.int32),
+        loss_mask=np.arange(len(ids)) >= num_prompt,
+        visual_spans=tuple(spans),
+    )
+
+
+def render_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The chat as one string with one pad token per media item, generation prompt included: for
+    people, logs and comparison with a tokenizer's own template. Never encode it."""
+    media = {kind: f"<|vision_start|>{pad}<|vision_end|>" for kind, pad in PADS.items()}
+    turns = [
+        f"<|im_start|>{role}\n"
+        + "".join(media.get(part["type"]) or part["text"] for part in content)
+        + "<|im_end|>\n"
+        for role, content in _turns(messages)
+    ]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
+    """(role, parts) of each turn, checked, the default system turn included."""
+    if not messages:
+        raise ValueError("prompt: no messages; give at least a user turn")
+    turns = []
+    if messages[0].get("role") != "system":
+        turns.append(("system", [{"type": "text", "text": DEFAULT_SYSTEM}]))
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"prompt: message {index}: role {role!r}; use {', '.join(ROLES)}")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        for part in content or [{}]:
+            kind = part.get("type")
+            if kind not in ("text", *PADS) or (
+                kind == "text" and not isinstance(part.get("text"), str)
+            ):
+                raise ValueError(
+                    f"prompt: message {index}: part {kind!r}; use text, image or video"
+                )
+        turns.append((role, content))
+    return turns
+
+
+class _Encoder:
+    """Plain-text encoder and control-token ids of one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in CONTROL_TOKENS if token not in vocabulary]
+        if missing or not tokenizer.is_fast:
+            lack = f"has no {', '.join(missing)}" if missing else "is not a fast tokenizer"
+            raise ValueError(f"tokenizer {lack}; load the tokenizer of a Qwen2.5-VL checkpoint")
+        self.ids = {token: vocabulary[token] for token in CONTROL_TOKENS}
+        self._control = frozenset(self.ids.values())
+        # A private copy: the switch is state of the tokenizer, and flipping it on a shared one
+        # would race with other threads (and change what its owner gets).
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # The system turn and other fixed texts are most of a prompt's text, and always among the
+        # latest, whatever the threads encode in between.
+        self.encode = functools.lru_cache(maxsize=128)(self._encode)
+        if not self._control.isdisjoint(self.encode(" ".join(CONTROL_TOKENS))):
+            raise ValueError(
+                "tokenizer: control tokens are not marked special, so text could forge them; load"
+                " the tokenizer of a Qwen2.5-VL checkpoint"
+            )
+        self._compare_template(tokenizer)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
+
+    @staticmethod
+    def _compare_template(tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            return
+        probe = [
+            {"role": "user", "content": [{"type": kind} for kind in PADS]},
+            {"role": "assistant", "content": [{"type": "text", "text": "ok"}]},
+        ]
+        try:
+            theirs = tokenizer.apply_chat_template(
+                probe, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program: it may fail in any way
+            theirs = f"{type(error).__name__}: {error}"
+        if theirs != render_text(probe):
+            logger.warning(
+                "the tokenizer's chat template is not Qwen2.5-VL's; prompts follow Qwen2.5-VL"
+                " (ours %r, theirs %r)",
+                render_text(probe),
+                theirs[:200],
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> _Encoder:
+    return _Encoder(tokenizer)

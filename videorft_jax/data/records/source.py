@@ -1,0 +1,238 @@
+"""Random access to record files of any length.
+
+A JSONL file is never loaded: `RecordSource` keeps 16 bytes per row and reads rows where they lie.
+"""
+
+import json
+import operator
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from videorft_jax.data.records.records import (
+    DUPLICATE_KEY,
+    MediaItem,
+    Record,
+    RecordError,
+    check_row,
+    parse_row,
+)
+
+MAX_ROW_BYTES = 1 << 24  # a longer line is a file that is not JSONL, not a record
+CHUNK_BYTES = 1 << 24
+SHORTEST_ROW = 16  # a line below this many bytes may be blank and is looked at while indexing
+
+
+class Source(Protocol):
+    """Random access to records, as the loader wants it. `source[i]` raises RecordError for a bad
+    row. A source that may hold the media themselves also has `media(i)`, a file's bytes or None,
+    and `fingerprint`, a string that changes when its contents do, or None where it holds only
+    paths."""
+
+    data_root: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Record: ...
+    def where(self, index: int) -> str: ...
+
+
+def media_of(source: Source, index: int, item: MediaItem) -> str | bytes:
+    """An item's path, or the bytes of its file where the source holds them."""
+    read = getattr(source, "media", None)
+    return item.path if read is None else read(index) or item.path
+
+
+class FirstRecords:
+    """A source of the first `count` records of another, or of all where there are fewer. Media that
+    the source holds itself stay with it."""
+
+    def __init__(self, source: Source, count: int):
+        self.source, self.count = source, min(count, len(source))
+        self.data_root = source.data_root
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[index]
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)
+
+    def media(self, index: int) -> str | bytes | None:
+        read = getattr(self.source, "media", None)
+        return read(index) if read else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        return getattr(self.source, "fingerprint", None)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in row:
+            row[DUPLICATE_KEY] = key
+        row[key] = value
+    return row
+
+
+class RecordSource:
+    """Random access to a record file: `source[i]` is a `Record`, or RecordError for a bad row.
+
+    JSONL is read through a byte-offset index (one pass, 16 bytes a row) with `os.pread`, so any
+    number of threads may share a source; a pickled source travels with its index and reopens the
+    file. Blank lines, a byte-order mark and CRLF are accepted. A file that opens with `[` is a
+    JSON list and is loaded whole (about five times its size in memory: turn large ones into JSONL).
+    Rows are numbered from 0, in messages too, blank lines not counted. Ids need not be unique:
+    rows are addressed by position, and `iter_errors` reports repeated ids.
+
+    Args:
+      path: the file.
+      data_root: folder that record paths are relative to; default: the file's own folder.
+
+    Raises:
+      ValueError: missing, not a regular file, empty, compressed, UTF-16, or changed since indexed.
+    """
+
+    def __init__(self, path: str | os.PathLike, data_root: str | os.PathLike | None = None):
+        self.path = os.path.abspath(path)
+        self.data_root = os.path.abspath(data_root or os.path.dirname(self.path))
+        self._fingerprint = None
+        self._open()
+        head = os.pread(self._file, 1 << 16, 0)
+        if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
+            raise ValueError(f"{path}: is compressed; decompress it first")
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(f"{path}: is UTF-16; convert it to UTF-8")
+        bom = 3 * head.startswith(b"\xef\xbb\xbf")
+        self._is_list = head[bom:].lstrip().startswith(b"[")
+        self._starts, self._ends = np.zeros((2, 0), np.int64)
+        if self._is_list:
+            self._load_list()
+        else:
+            self._index_lines(bom)
+        if not len(self):
+            raise ValueError(f"{path}: no records; write one JSON object a line")
+
+    def _open(self) -> None:
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path}: {error.strerror}; give the record file's path"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{self.path}: not a regular file; give a .json or .jsonl file")
+        fingerprint = (status.st_size, status.st_mtime_ns)
+        if self._fingerprint not in (None, fingerprint):
+            raise ValueError(f"{self.path}: changed since it was indexed; start again")
+        self._fingerprint = fingerprint
+        try:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ValueError(f"{self.path}: {error.strerror}; make the file readable") from None
+
+    def _index_lines(self, bom: int) -> None:
+        size = self._fingerprint[0]
+        ends = []
+        offset = bom
+        while chunk := os.pread(self._file, CHUNK_BYTES, offset):
+            ends.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10) + offset)
+            offset += len(chunk)
+        ends = np.concatenate([*ends, [size]]).astype(np.int64)
+        starts = np.concatenate([[bom], ends[:-1] + 1]).astype(np.int64)
+        keep = ends - starts >= SHORTEST_ROW
+        for row in np.flatnonzero(~keep):
+            keep[row] = bool(os.pread(self._file, ends[row] - starts[row], starts[row]).strip())
+        self._starts, self._ends = starts[keep], ends[keep]
+
+    def _load_list(self) -> None:
+        with open(self.path, "rb") as file:
+            data = file.read()
+        try:
+            rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path}: not a JSON list: {error}; repair the file") from None
+        if not isinstance(rows, list):
+            raise ValueError(f"{self.path}: opens with [ but is no list; write a list of objects")
+        self._rows = rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_file", "_rows")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+        if self._is_list:
+            self._load_list()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._is_list else len(self._starts)
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self.path!r}, data_root={self.data_root!r})"
+
+    def __getitem__(self, index: int) -> Record:
+        return parse_row(self.row(index), self.where(index))
+
+    def where(self, index: int) -> str:
+        """How messages name row `index`."""
+        return f"{os.path.basename(self.path)} row {index}"
+
+    def row(self, index: int) -> Any:
+        """The decoded, unchecked row. Raises RecordError (encoding, json, length) or IndexError."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: row {index} of {len(self)}")
+        if self._is_list:
+            return self._rows[index]
+        start, size = int(self._starts[index]), int(self._ends[index] - self._starts[index])
+        if size > MAX_ROW_BYTES:
+            remedy = f"write one record a line, below {MAX_ROW_BYTES} bytes"
+            raise RecordError(self.where(index), "row", "length", f"{size} bytes", remedy)
+        data = os.pread(self._file, size, start)
+        try:
+            return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        except UnicodeDecodeError as error:
+            value, remedy = f"byte {error.start} of {data[:40]!r}", "convert the file to UTF-8"
+            raise RecordError(self.where(index), "row", "encoding", value, remedy) from None
+        except (ValueError, RecursionError) as error:
+            value = data[:60].decode("utf-8", "replace")
+            remedy = f"{error}: write one JSON object a line"
+            raise RecordError(self.where(index), "row", "json", value, remedy) from None
+
+    def iter_errors(self) -> Iterator[RecordError]:
+        """Every fault in row order; a problem_id that an earlier sound row has is one."""
+        first_seen: dict[int | str, int] = {}
+        for index in range(len(self)):
+            try:
+                errors, values = check_row(self.row(index), self.where(index))
+            except RecordError as error:
+                errors, values = [error], {}
+            yield from errors
+            if not errors:
+                row = first_seen.setdefault(values["problem_id"], index)
+                if row != index:
+                    remedy = f"first used by row {row}: give each row its own id"
+                    value = values["problem_id"]
+                    yield RecordError(self.where(index), "problem_id", "duplicate", value, remedy)
+
+
+def write_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
+    """Writes JSONL through a temporary file and a rename; returns the number of rows."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    count = 0
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record.to_row(), ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    os.replace(temporary, path)
+    return count
