@@ -45,7 +45,8 @@ CHIPS = (
 
 
 def find_chip(device: jax.Device | None = None) -> Chip:
-    """The table's row for a device (default: the first), or a measurement where there is none."""
+    """The row of the table for a device, by default the first one; a measurement where the table
+    has none."""
     device = device or jax.devices()[0]
     for name, chip in CHIPS:
         if name in device.device_kind:
@@ -80,7 +81,7 @@ def _fastest(function, argument):
 
 
 def utilisation(flops: float, seconds: float, num_devices: int, chip: Chip) -> float:
-    """Share of the peak that `flops` over all devices are in `seconds`."""
+    """The share of the peak of all devices that `flops` operations in `seconds` are."""
     return flops / (seconds * num_devices * chip.flops)
 
 

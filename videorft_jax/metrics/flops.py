@@ -1,9 +1,9 @@
 """What a program costs: floating-point operations and memory traffic, from sizes alone.
 
-Design decision: two counts of the same work. `useful` counts real tokens, the keys each may see
-and real patches; `executed` the padded shapes with whole score matrices, which is what reference
-attention computes. Utilisation is useful operations over time; one minus the ratio is padding.
-XLA's own count is of no use here: it counts the body of the scan over layers once.
+The same work is counted twice. `useful` counts real tokens, the keys that each may see, and real
+patches. `executed` counts padded shapes with whole score matrices, which is what reference
+attention computes. Utilisation is useful operations over time; one minus useful / executed is
+padding. XLA's own count would not do, because it counts the body of the scan over layers once.
 
 Only matrix products are counted, 2 per multiply and add; the embedding lookup, norms, rotations and
 softmax are elementwise, a few per cent at published sizes.
@@ -65,9 +65,10 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A run of matrix products: path -> multiply-adds of all layers per row, rows, and attention.
+    """Matrix products that follow each other in a forward pass.
 
-    `mixing` are the operations of scores and of weighting the values, each half of it.
+    weights: path -> multiply-adds of all layers per row. rows: tokens, patches or positions that go
+    through. mixing: operations of attention; half of them are scores, half weight the values.
     """
 
     weights: dict[str, int]
@@ -210,17 +211,40 @@ def train_cost(
     rank: int = 0,
     state_bytes: int = 12,
 ) -> Cost:
-    """Forward, backward and recomputation of one step, the optimizer's traffic included.
+    """Forward, backward and recomputation of one training step, with the optimizer's traffic.
 
-    `trained(path)` says whether the weight at `path` needs a gradient (paths as in the parameters,
-    `text/layers/attn/q`); a frozen tower with nothing trained before it has no backward pass.
-    `merged` are the paths under an adapter of `rank`: their gradient is that of the whole weight,
-    which adapters that are merged into the weights have to pay for; their own states are too few to
-    count. `remat` names the policy of the
-    model. The head is computed in chunks that are always recomputed. `state_bytes` per trained
-    weight (fp32 master and two moments: 12) are read and written once.
+    trained(path) says whether the weight at `path`, such as `text/layers/attn/q`, needs a gradient.
+    A frozen tower with nothing trained before it has no backward pass. merged: paths of weights
+    under an adapter of rank `rank`. Adapters are merged into their weights, so the gradient of the
+    whole weight is computed; states of the adapters are too few to count. remat: the policy of the
+    model; the head is computed in chunks that are always recomputed. state_bytes: bytes per trained
+    weight, which are read and written once (a float32 master and two moments are 12).
     """
     todo = {name: part for name, part in parts(config, work).items() if part.rows}
+    backward, recompute = _backward(todo, trained, remat)
+    weights = {path: size for part in todo.values() for path, size in part.weights.items()}
+    learnt = sum(size for path, size in weights.items() if trained(path) and path not in merged)
+    merge = 2.0 * rank * sum(weights.get(path, 0) for path in merged)
+    inputs = work.tokens * config.text.dim * config.text.num_layers
+    inputs += work.patches * config.vision.dim * config.vision.num_layers
+    kept = 2 * 2 * inputs  # inputs of all layers are written and read, in bf16
+    passes = 2 + (remat != "none")
+    traffic = _WEIGHT_BYTES * passes * sum(weights.values()) + kept
+    traffic += (2 * state_bytes + 4) * learnt
+    return Cost(
+        forward=sum(part.forward for part in todo.values()) + merge,
+        backward=backward + 2 * merge,
+        recompute=recompute + merge * (remat != "none"),
+        bytes=float(traffic),
+    )
+
+
+def _backward(todo, trained, remat):
+    """(operations of the backward pass, operations that it computes again).
+
+    A product x @ w costs as much again for the gradient of w where w is trained, and as much for
+    the gradient of x where anything before it is trained.
+    """
     backward = recompute = 0.0
     before = False  # whether anything upstream wants a gradient
     for name, part in todo.items():
@@ -244,26 +268,7 @@ def train_cost(
         elif name == "head":
             recompute += part.forward
         before = before or bool(by_weight)
-    weights = {path: size for part in todo.values() for path, size in part.weights.items()}
-    learnt = sum(size for path, size in weights.items() if trained(path) and path not in merged)
-    merge = 2.0 * rank * sum(weights.get(path, 0) for path in merged)
-    kept = (
-        2
-        * 2
-        * (  # layer inputs, written and read, bf16
-            work.tokens * config.text.dim * config.text.num_layers
-            + work.patches * config.vision.dim * config.vision.num_layers
-        )
-    )
-    passes = 2 + (remat != "none")
-    traffic = _WEIGHT_BYTES * passes * sum(weights.values()) + kept
-    traffic += (2 * state_bytes + 4) * learnt
-    return Cost(
-        forward=sum(part.forward for part in todo.values()) + merge,
-        backward=backward + 2 * merge,
-        recompute=recompute + merge * (remat != "none"),
-        bytes=float(traffic),
-    )
+    return backward, recompute
 
 
 def _recompute(part, remat):
@@ -273,11 +278,8 @@ def _recompute(part, remat):
     policies keep what attention returned, or every product with weights; scores are repeated
     unless nothing is.
     """
-    products = (
-        2.0
-        * part.rows
-        * sum(size for path, size in part.weights.items() if not path.endswith("mlp/down"))
-    )
+    kept = (size for path, size in part.weights.items() if not path.endswith("mlp/down"))
+    products = 2.0 * part.rows * sum(kept)
     match remat:
         case "none":
             return 0.0

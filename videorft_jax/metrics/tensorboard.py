@@ -1,10 +1,11 @@
 """TensorBoard event files with scalars, written without TensorFlow.
 
-Design decision: the three message types needed are a dozen fields, so they are encoded here rather
-than bought with a dependency; the tests read them with TensorBoard itself. A file starts with a
-session record, on which TensorBoard forgets what an earlier, killed run wrote from that step on.
+The three message types have a dozen fields together, which are encoded here rather than bought with
+a dependency; the tests read them with TensorBoard itself. A file starts with a session record, on
+which TensorBoard forgets what an earlier, killed run wrote from that step on.
 
-A record is: length, its masked CRC-32C, data, its masked CRC-32C (TensorFlow's TFRecord format).
+A record holds a length, its masked CRC-32C, the data and its masked CRC-32C, which is TensorFlow's
+TFRecord format.
 """
 
 import os
@@ -88,5 +89,5 @@ class EventWriter:
 
 
 def _single(value):
-    """What struct refuses to round: beyond float32 is infinity there."""
+    """A value beyond the range of float32 as infinity; struct.pack would raise instead."""
     return float("inf") * (1 if value > 0 else -1) if abs(value) > 3.4028234e38 else value

@@ -1,9 +1,9 @@
 """Where the numbers of a run go: JSON lines, TensorBoard, the console and, if asked, W&B.
 
-Design decision: `metrics.jsonl` is the source of truth, one flushed line a step, and it is cut back
-on restart: lines of steps that will be done again are dropped. So the file of a run that was killed
-and resumed has the lines of one that was not. Names under `perf/`, `time/` and `memory/` are about
-the machine; all others repeat to the bit.
+`metrics.jsonl` holds everything, one flushed line a step. A restart drops the lines of steps that
+will be done again, so that the file of a run that was killed and resumed has the lines of one that
+was not. Names under `perf/`, `time/` and `memory/` are about the machine; all others repeat to the
+bit.
 """
 
 import collections
@@ -69,7 +69,7 @@ class Tracker:
             return
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._open = False  # the live line stands there and has no end yet
+        self._open = False  # whether a live line has no end yet
         self._handlers = logging.getLogger().handlers[:] if self._live else []
         for handler in self._handlers:
             handler.addFilter(self._end_line)
@@ -157,7 +157,10 @@ class Tracker:
         self._stream.flush()
 
     def _end_line(self, _=None):
-        """What comes next begins on a line of its own; as a filter of log records, keeps all."""
+        """Ends the live line, so that the next text begins on a line of its own.
+
+        It is also installed as a filter of log records, and True lets every record through.
+        """
         if self._open:
             self._stream.write("\n")
             self._stream.flush()
@@ -201,7 +204,7 @@ class Tracker:
 
 
 def drop_lines(path: pathlib.Path, start_step: int) -> None:
-    """Takes the lines of `start_step` and later, and torn ones, out of a JSON lines file."""
+    """Removes the lines of `start_step` and later steps from a JSON lines file, and torn lines."""
     if not path.exists():
         return
     kept, later, torn = [], 0, 0
@@ -226,7 +229,7 @@ def drop_lines(path: pathlib.Path, start_step: int) -> None:
 
 
 def _memory():
-    """Of this process: the first device's memory where it tells, and the host's peak, in GiB."""
+    """Memory of the first device, where it tells, and the peak of this process on the host; GiB."""
     stats = jax.local_devices()[0].memory_stats() or {}
     names = {"bytes_in_use": "memory/hbm_gib", "peak_bytes_in_use": "memory/hbm_peak_gib"}
     values = {new: stats[old] / _GIB for old, new in names.items() if old in stats}
