@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from published import median_seconds
 
-from videorft_jax.models.attention import dispatch as A
+from videorft_jax.models.attention import dispatch
+from videorft_jax.models.attention.masks import Causal, Full, SharedPrefix
 
 PROMPT, ROLLOUTS, LENGTH = 1152, 8, 256
 
@@ -32,9 +33,9 @@ def cases():
     valid = np.ones((16, 512), bool)
     valid[3, 200:] = False
     return {
-        "causal": (A.Causal(jnp.asarray(packed)), packed > 0, (28, 4, 128)),
-        "shared": (A.SharedPrefix(jnp.asarray(group), PROMPT, ROLLOUTS), group > 0, (28, 4, 128)),
-        "full": (A.Full(jnp.asarray(valid)), valid, (16, 16, 80)),
+        "causal": (Causal(jnp.asarray(packed)), packed > 0, (28, 4, 128)),
+        "shared": (SharedPrefix(jnp.asarray(group), PROMPT, ROLLOUTS), group > 0, (28, 4, 128)),
+        "full": (Full(jnp.asarray(valid)), valid, (16, 16, 80)),
     }
 
 
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--path", default="auto")
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    path = A.resolve(options.path)
+    path = dispatch.resolve(options.path)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, path {path}")
     right = True
     for name, (mask, real, (heads, kv_heads, dim)) in cases().items():
@@ -66,8 +67,10 @@ def main() -> int:
         inputs[3] *= real[..., None, None]
         rounded = [x.astype(jnp.bfloat16) for x in inputs]
         wide = [x.astype(jnp.float32) for x in rounded]
-        dense = jax.jit(functools.partial(run, lambda *a, m=mask: A.reference(*a, m.allowed())))
-        fast = jax.jit(functools.partial(run, lambda *a, m=mask: A.attention(*a, m, path)))
+        dense = jax.jit(
+            functools.partial(run, lambda *a, m=mask: dispatch.reference(*a, m.allowed()))
+        )
+        fast = jax.jit(functools.partial(run, lambda *a, m=mask: dispatch.attention(*a, m, path)))
         with jax.default_matmul_precision("highest"):
             exact = dense(*wide)
         for part, ours, theirs, true in zip(

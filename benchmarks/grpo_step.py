@@ -72,8 +72,8 @@ def run_ours(folder, frames, pipe):
     from videorft_jax import losses
     from videorft_jax.data.batch import layout
     from videorft_jax.grpo.logprobs import Groups, score_completions
-    from videorft_jax.models.qwen2_5_vl import model as vlm
-    from videorft_jax.models.qwen2_5_vl.config import load_config
+    from videorft_jax.models import family
+    from videorft_jax.models.family import load_config
     from videorft_jax.models.siglip.hf_folder import load_siglip
     from videorft_jax.parallel import sharding
     from videorft_jax.rewards.semantic import SemanticReward
@@ -104,7 +104,7 @@ def run_ours(folder, frames, pipe):
         groups, advantages = rows
 
         def score(params):
-            return score_completions(vlm.bind(config, params), groups)[0]
+            return score_completions(family.bind(config, params), groups)[0]
 
         return losses.grpo_loss(
             score(params), advantages, groups.mask, totals, grpo,

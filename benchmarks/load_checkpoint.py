@@ -40,7 +40,7 @@ def write(folder) -> int:
 
     from videorft_jax.models import hf_folder as convert
     from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
-    from videorft_jax.models.qwen2_5_vl.hf_names import expected_shapes
+    from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
 
     config = parse_config(hf_values("3b", **LAYERS))
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def write(folder) -> int:
         values = rng.standard_normal(shape[1:] or shape, np.float32) * 0.02
         return np.broadcast_to(values.astype(ml_dtypes.bfloat16), shape)
 
-    params = {path: leaf(shape) for path, shape in expected_shapes(config).items()}
+    params = {found.path: leaf(found.shape) for found in leaves_of(config)}
     convert.write_checkpoint(folder, convert.nest(params), config)
     return sum(path.stat().st_size for path in pathlib.Path(folder).glob("*.safetensors"))
 
@@ -58,7 +58,7 @@ def load_ours(folder):
     import jax
 
     from videorft_jax.models import hf_folder as convert
-    from videorft_jax.models.qwen2_5_vl.config import load_config
+    from videorft_jax.models.family import load_config
 
     config = load_config(folder)
     jax.block_until_ready(jax.device_put(np.zeros(1)))

@@ -13,8 +13,8 @@ import platform
 import numpy as np
 
 from videorft_jax.data.batch import layout
+from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.qwen2_5_vl.config import hf_values
-from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
 
 VALUES = hf_values(
     "7b",
@@ -91,7 +91,10 @@ def peer_inputs(clips, samples, values=VALUES):
     """What the Hugging Face model is given for the same conversations, all equally long."""
     import torch
 
-    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        np.float32(255) * np.array(x, np.float32)
+        for x in (WINDOWED_14.pixel_mean, WINDOWED_14.pixel_std)
+    )
     rows, grids = [], []
     for frames in clips:
         wide = (frames.transpose(0, 3, 1, 2) - mean[:, None, None]) / std[:, None, None]

@@ -13,7 +13,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
 from videorft_jax.training.optimizer import OptimConfig, make_optimizer
@@ -55,7 +55,7 @@ class Placed:
 
     def _build(self, key):
         """Weights as the published ones: bfloat16 where they are frozen."""
-        params = vlm.init_params(self.model, key, jnp.bfloat16)
+        params = family.init_params(self.model, key, jnp.bfloat16)
         trained, frozen = self.weights.split(params, key)
         return init_state(trained, frozen, self.optimizer)
 

@@ -33,8 +33,8 @@ def prompts():
 
 def run_ours(folder, pipe):
     from videorft_jax.data.batch import layout
+    from videorft_jax.models.family import load_config
     from videorft_jax.models.hf_folder import read_checkpoint
-    from videorft_jax.models.qwen2_5_vl.config import load_config
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
 

@@ -29,9 +29,9 @@ def run_ours(folder, pipe):
 
     from videorft_jax import losses
     from videorft_jax.data.batch import layout
-    from videorft_jax.grpo import logprobs as scoring
-    from videorft_jax.models.qwen2_5_vl import model as vlm
-    from videorft_jax.models.qwen2_5_vl.config import load_config
+    from videorft_jax.models import family
+    from videorft_jax.models.compute_plan import choose_plan
+    from videorft_jax.models.family import load_config
     from videorft_jax.parallel import sharding
     from videorft_jax.training.optimizer import OptimConfig, make_optimizer
     from videorft_jax.training.step import make_step
@@ -62,11 +62,11 @@ def run_ours(folder, pipe):
     batch = sharding.place_batch(batch, mesh)
 
     def loss(params, rows, count):
-        model = vlm.bind(config, params)
+        model = family.bind(config, params)
         _, predicts = losses.shift(rows.tokens, rows.loss_mask)
-        hidden = model.hidden_states(rows, wanted=predicts)
+        hidden = model.hidden_states(rows, needed=predicts)
         head = model.text.output_weight
-        chunk = scoring.head_chunk("auto")
+        chunk = choose_plan().head_chunk
         return losses.sft_loss(hidden, head, rows.tokens, rows.loss_mask, count, chunk=chunk)
 
     def totals(batch):

@@ -45,6 +45,7 @@ def get_config(size="full"):
     config.siglip.text_length = 32
 
     config.model = common.ConfigDict()  # keys of a Hugging Face config.json; head dim 32
+    config.model.model_type = "qwen2_5_vl"
     config.model.init_gain = 2.0  # of random weights, over the N(0, 0.02^2) of large models
     config.model.num_hidden_layers = 2
     config.model.hidden_size = 96

@@ -15,8 +15,8 @@ from option_names import OPTIONS
 from tiny_run import ROOT, load_recipe
 
 from videorft_jax.commands import flags
-from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config
-from videorft_jax.models.qwen2_5_vl.model import count_params
+from videorft_jax.models.family import count_params, load_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
 from videorft_jax.training import setup as assembly

@@ -20,9 +20,10 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.video import read_video
 from videorft_jax.data.records.render import render
+from videorft_jax.models import family
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, write_checkpoint
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
@@ -179,7 +180,7 @@ def load(
     if saved:
         params = restoring.read_params(saved, config, mesh, dtype or "float32")
     else:
-        shardings = sharding.state_shardings(vlm.abstract_params(config), mesh, str(folder))
+        shardings = sharding.state_shardings(family.abstract_params(config), mesh, str(folder))
         params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
     return Model(
         config=config,
@@ -193,5 +194,5 @@ def load(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config, params, batch):
-    model = vlm.bind(config, params)
+    model = family.bind(config, params)
     return model.logits(model.hidden_states(batch)).astype(jnp.float32)

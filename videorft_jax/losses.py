@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.ops.masked import CHUNK, at_wanted
+from videorft_jax.ops.masked import CHUNK, at_masked
 from videorft_jax.ops.sums import sum_last
 
 
@@ -61,7 +61,7 @@ def _token_logprobs(hidden, head, targets, mask, most, *, temperature, chunk):
     def score(hidden, targets):
         return _score(hidden, head, targets, temperature)
 
-    return at_wanted(score, mask, most, chunk, hidden, targets)
+    return at_masked(score, mask, most, chunk, hidden, targets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

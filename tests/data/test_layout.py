@@ -9,8 +9,9 @@ import pytest
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from videorft_jax.data.batch import layout
+from videorft_jax.models.geometry import WINDOWED_14
+from videorft_jax.models.pixels import normalise
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
-from videorft_jax.models.qwen2_5_vl.vision import normalise
 
 DATA = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -35,7 +36,7 @@ def test_pixels_equal_the_processor(name):
     media = layout.make_media(frames, fps=2.0 if "frames" in golden else None)
     pairs, height, width = golden["grid_thw"][0]
     assert media.grid == (pairs, height // 2, width // 2)
-    ours = np.asarray(normalise(in_reference_order(media), 2 * 14 * 14))
+    ours = np.asarray(normalise(in_reference_order(media), WINDOWED_14))
     np.testing.assert_array_equal(ours, golden["pixel_values"])
 
 
@@ -48,7 +49,7 @@ def test_every_patch_has_one_slot(height, width):
     assert media.valid.sum() == 4 * height * width
     expected, _ = hf.hf_patches(clip)
     np.testing.assert_array_equal(
-        np.asarray(normalise(in_reference_order(media), 392)), expected.astype(np.float32)
+        np.asarray(normalise(in_reference_order(media), WINDOWED_14)), expected.astype(np.float32)
     )
     # A window holds the patches of an 8 x 8 square and no others.
     for window, slot in np.argwhere(media.valid):

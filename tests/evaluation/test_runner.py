@@ -15,7 +15,7 @@ from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.evaluation import runner
 from videorft_jax.evaluation.runner import blank_pixels, evaluate_records
-from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
+from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.rewards.combine import score
 
 
@@ -115,7 +115,7 @@ def test_seeds_draw_anew(place, rows):
 def test_blank_changes_pixels_only(place, rows):
     with place.loader().steps() as items:
         batch = next(items).batch
-    blank = blank_pixels(batch)
+    blank = blank_pixels(batch, WINDOWED_14)
     for field in batch._fields:
         if field != "patches":
             assert getattr(blank, field) is getattr(batch, field)
@@ -123,8 +123,10 @@ def test_blank_changes_pixels_only(place, rows):
     for row in range(ROWS):
         frames = rebuild_frames(blank, row)
         assert frames.shape == rebuild_frames(batch, row).shape
-        seen = (frames / 255 - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
-        assert np.abs(seen).max() < 0.5 / 255 / min(PIXEL_STD)  # half a grey level around zero
+        seen = (frames / 255 - np.array(WINDOWED_14.pixel_mean)) / np.array(WINDOWED_14.pixel_std)
+        assert np.abs(seen).max() < 0.5 / 255 / min(
+            WINDOWED_14.pixel_std
+        )  # half a grey level around zero
         assert np.ptp(frames.reshape(-1, 3), axis=0).max() == 0
     found = place.run(place.loader(), blank=True)
     assert [row["index"] for row in found] == [row["index"] for row in rows]

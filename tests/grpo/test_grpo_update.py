@@ -13,8 +13,8 @@ from videorft_jax.data.batch import layout
 from videorft_jax.grpo import trainer as grpo
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups, score_completions
+from videorft_jax.models import family
 from videorft_jax.models.lora import merge_lora
-from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.training.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8
@@ -91,7 +91,7 @@ def make_config(**changes):
 def test_logprobs_and_entropy(problem):
     run = jax.jit(
         lambda params, groups: score_completions(
-            vlm.bind(problem.twin.config, params), groups, temperature=TEMPERATURE
+            family.bind(problem.twin.config, params), groups, temperature=TEMPERATURE
         ),
     )
     for ours, wanted in zip(

@@ -12,11 +12,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from videorft_jax.data.batch import layout
 from videorft_jax.metrics import chips, flops
-from videorft_jax.models import lora
-from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family, lora
+from videorft_jax.models.attention.masks import Causal, SharedPrefix
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
-from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.models.siglip import towers as siglip_towers
 
 
@@ -58,8 +58,8 @@ def abstract(tree):
 
 
 def all_logits(config, params, batch, remat="none"):
-    model = vlm.bind(config, params)
-    return model.logits(model.hidden_states(batch, attention="reference", remat=remat))
+    model = family.bind(config, params)
+    return model.logits(model.hidden_states(batch, plan=choose_plan("reference"), remat=remat))
 
 
 def loss(params, batch, config, remat="none"):
@@ -114,8 +114,10 @@ def test_vision_tower_is_what_xla_counts(full):
     config = small_config(full=full)
     _, work = flops.vision_work(make_batch().patch_valid)
     counted = count_xla(
-        lambda params, batch: vlm.bind(config, params).encode_vision(batch, attention="reference"),
-        vlm.abstract_params(config),
+        lambda params, batch: family.bind(config, params).encode_vision(
+            batch, plan=choose_plan("reference")
+        ),
+        family.abstract_params(config),
         abstract(make_batch()),
     )
     assert flops.forward_cost(config, work).forward == pytest.approx(counted, rel=0.02)
@@ -127,7 +129,7 @@ def test_training_step_is_what_xla_counts():
     work = executed_everywhere()
     counted = count_xla(
         jax.value_and_grad(functools.partial(loss, config=config)),
-        vlm.abstract_params(config),
+        family.abstract_params(config),
         abstract(make_batch()),
     )
     assert flops.train_cost(config, work).model_flops == pytest.approx(counted, rel=0.02)
@@ -140,7 +142,7 @@ def test_every_policy_recomputes_what_the_program_says(remat):
     cost = flops.train_cost(config, work, remat=remat)
     counted = count(
         jax.value_and_grad(functools.partial(loss, config=config, remat=remat)),
-        vlm.abstract_params(config),
+        family.abstract_params(config),
         abstract(make_batch()),
     )
     assert cost.hardware_flops - flops.parts(config, work)["head"].forward == counted
@@ -160,7 +162,7 @@ def test_every_policy_recomputes_what_the_program_says(remat):
 @pytest.mark.parametrize("tied", [False, True])
 def test_frozen_parts_cost_no_gradient(prefixes, tied):
     config = small_config(layers=2, full=(0, 1), tied=tied)
-    params = lora.flatten_dict(vlm.abstract_params(config), sep="/")
+    params = lora.flatten_dict(family.abstract_params(config), sep="/")
 
     def trained(path):
         return path.startswith(prefixes)
@@ -186,7 +188,7 @@ def test_frozen_parts_cost_no_gradient(prefixes, tied):
 def test_adapters_pay_for_the_whole_gradient_and_the_merge():
     config = small_config(layers=2, full=(0, 1))
     setting = lora.LoraConfig(8, 16, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
-    params = vlm.abstract_params(config)
+    params = family.abstract_params(config)
     targets = lora.find_targets(params, setting)
     adapter = jax.eval_shape(lambda key: lora.init_lora(params, setting, key), jax.random.key(0))
 
@@ -203,16 +205,16 @@ def test_adapters_pay_for_the_whole_gradient_and_the_merge():
 def test_shared_prefix_row_and_decoding_step():
     config = small_config(layers=2)
     text, rows, rollouts, prompt, completion = config.text, 2, 4, 64, 32
-    params = vlm.abstract_params(config)
+    params = family.abstract_params(config)
     length = prompt + rollouts * completion
     x = jax.ShapeDtypeStruct((rows, length, text.dim), jnp.float32)
     positions = jax.ShapeDtypeStruct((rows, 3, length), jnp.int32)
     segments = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
     def score(params, x, positions, segments):
-        model = vlm.bind(config, params)
+        model = family.bind(config, params)
         mask = SharedPrefix(segments, prompt, rollouts)
-        hidden = model.text(x, positions, mask, attention_path="chunked")
+        hidden = model.text(x, positions, mask, plan=choose_plan("chunked"))
         return model.logits(hidden[:, prompt:])
 
     lengths = np.full(rows, prompt), np.full((rows, rollouts), completion)
@@ -230,7 +232,7 @@ def test_shared_prefix_row_and_decoding_step():
     places = jax.ShapeDtypeStruct((rows, rollouts), jnp.int32)
 
     def decode(params, x, places, cache):
-        model = vlm.bind(config, params)
+        model = family.bind(config, params)
         return model.logits(model.text.decode(x, places, cache, 3)[0])
 
     cost = flops.decode_cost(config, *lengths)

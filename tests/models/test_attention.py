@@ -7,19 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videorft_jax.models.attention import chunked as attention_chunked
-from videorft_jax.models.attention import dispatch as A
-from videorft_jax.models.attention import flash as attention_flash
-from videorft_jax.models.attention import splash as attention_splash
+from videorft_jax.models.attention import chunked, decode, dispatch, flash, splash
+from videorft_jax.models.attention.masks import Causal, Full, SharedPrefix
 from videorft_jax.models.qwen2_5_vl.vision import attend_windows
 
 PROMPT, ROLLOUTS, LENGTH = 7, 3, 5
 HEADS, KV_HEADS, DIM = 4, 2, 16
 
 PATHS = {
-    "chunked": functools.partial(A.attention, implementation="chunked"),
-    "splash": functools.partial(attention_splash.attention, interpret=True),
-    "flash": functools.partial(attention_flash.attention, backend="xla"),
+    "chunked": functools.partial(dispatch.attention, implementation="chunked"),
+    "splash": functools.partial(splash.attention, interpret=True),
+    "flash": functools.partial(flash.attention, backend="xla"),
 }
 
 
@@ -49,21 +47,21 @@ def masks():
     valid = np.ones((2, 22), bool)
     valid[1, 4:9] = False
     return {
-        "causal": (A.Causal(jnp.asarray(segments)), segments > 0),
-        "shared": (A.SharedPrefix(jnp.asarray(group), PROMPT, ROLLOUTS), group > 0),
-        "full": (A.Full(jnp.asarray(valid)), valid),
+        "causal": (Causal(jnp.asarray(segments)), segments > 0),
+        "shared": (SharedPrefix(jnp.asarray(group), PROMPT, ROLLOUTS), group > 0),
+        "full": (Full(jnp.asarray(valid)), valid),
     }
 
 
 @pytest.mark.parametrize("kind", ["causal", "shared", "full"])
 @pytest.mark.parametrize("path", PATHS)
 def test_path_equals_reference(path, kind, monkeypatch):
-    monkeypatch.setattr(attention_chunked, "_BLOCK", 4)  # several chunks even at this length
+    monkeypatch.setattr(chunked, "_BLOCK", 4)  # several chunks even at this length
     mask, real = masks()[kind]
     q, k, v, cotangent = draw(22)
     cotangent *= real[:, :, None, None]  # what padding returns is nobody's business
     expected = value_and_grads(
-        lambda q, k, v: A.reference(q, k, v, mask.allowed()), q, k, v, cotangent
+        lambda q, k, v: dispatch.reference(q, k, v, mask.allowed()), q, k, v, cotangent
     )
     got = value_and_grads(lambda q, k, v: PATHS[path](q, k, v, mask), q, k, v, cotangent)
     np.testing.assert_allclose(
@@ -76,7 +74,7 @@ def test_path_equals_reference(path, kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["causal", "shared", "full"])
 def test_queries_in_any_places(kind, monkeypatch):
     """Some of a row's queries, in no order, on the CPU's path."""
-    monkeypatch.setattr(attention_chunked, "_BLOCK", 4)
+    monkeypatch.setattr(chunked, "_BLOCK", 4)
     mask, real = masks()[kind]
     q, k, v, cotangent = draw(22)
     rng = np.random.default_rng(4)
@@ -86,10 +84,8 @@ def test_queries_in_any_places(kind, monkeypatch):
     cotangent *= real[:, :, None, None]
     allowed = jnp.broadcast_to(mask.allowed(), (2, 22, 22))
     allowed = jnp.take_along_axis(allowed, places[..., None], axis=1)
-    expected = value_and_grads(lambda *x: A.reference(*x, allowed), q, k, v, cotangent)
-    got = value_and_grads(
-        lambda *x: attention_chunked.attention(*x, mask, places), q, k, v, cotangent
-    )
+    expected = value_and_grads(lambda *x: dispatch.reference(*x, allowed), q, k, v, cotangent)
+    got = value_and_grads(lambda *x: chunked.attention(*x, mask, places), q, k, v, cotangent)
     for ours, theirs in zip(got[1:], expected[1:], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6, rtol=1e-5)
     np.testing.assert_allclose(
@@ -103,7 +99,7 @@ def test_shared_prefix_equals_repeated_rows(path):
     q, k, v, cotangent = draw(PROMPT + ROLLOUTS * LENGTH, seed=1)
     mask, real = masks()["shared"]
     cotangent *= real[:, :, None, None]
-    run = PATHS.get(path) or functools.partial(A.attention, implementation="reference")
+    run = PATHS.get(path) or functools.partial(dispatch.attention, implementation="reference")
 
     def rows(x):  # [B, T, ...] -> [B * R, prompt + C, ...]
         prompt, rest = x[:, :PROMPT], x[:, PROMPT:]
@@ -116,7 +112,7 @@ def test_shared_prefix_equals_repeated_rows(path):
         segments = rows(mask.segment_ids)
         index = jnp.arange(PROMPT + LENGTH)
         allowed = (index[:, None] >= index) & (segments[:, :, None] == segments[:, None, :])
-        out = A.reference(rows(q), rows(k), rows(v), allowed)
+        out = dispatch.reference(rows(q), rows(k), rows(v), allowed)
         out = out.reshape(2, ROLLOUTS, PROMPT + LENGTH, HEADS, DIM)
         rest = out[:, :, PROMPT:].reshape(2, -1, HEADS, DIM)
         return jnp.concatenate([out[:, 0, :PROMPT], rest], axis=1)
@@ -136,22 +132,24 @@ def test_bfloat16_costs_no_more_than_it_costs_the_reference(path, kind):
     """Nothing but inputs and results is rounded to it; a log-sum-exp would double the error."""
     mask, real = masks()[kind]
     rounded = [x.astype(jnp.bfloat16) for x in draw(22, seed=5)[:3]]
-    exact = A.reference(*(x.astype(jnp.float32) for x in rounded), mask.allowed())
+    exact = dispatch.reference(*(x.astype(jnp.float32) for x in rounded), mask.allowed())
 
     def error(out):
         return np.linalg.norm((np.asarray(out, np.float32) - exact)[real])
 
-    dense = error(A.reference(*rounded, mask.allowed()))
+    dense = error(dispatch.reference(*rounded, mask.allowed()))
     assert error(PATHS[path](*rounded, mask)) < 1.3 * dense
 
 
 def test_splash_under_a_mesh():
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3)
     q, k, v, _ = draw(22, seed=3, batch=4)
-    mask = A.Causal(jnp.ones((4, 22), jnp.int32))
+    mask = Causal(jnp.ones((4, 22), jnp.int32))
     with jax.set_mesh(mesh):
         got = jax.jit(lambda *args: PATHS["splash"](*args, mask))(q, k, v)
-    np.testing.assert_allclose(got, A.reference(q, k, v, mask.allowed()), atol=2e-6, rtol=1e-5)
+    np.testing.assert_allclose(
+        got, dispatch.reference(q, k, v, mask.allowed()), atol=2e-6, rtol=1e-5
+    )
 
 
 def test_decode_attention_equals_one_dense_row():
@@ -165,7 +163,9 @@ def test_decode_attention_equals_one_dense_row():
     ]
     prompt_valid = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
     suffix_valid = np.arange(suffix) <= 2
-    got = A.decode_attention(q, prefix, jnp.asarray(prompt_valid), own, suffix_valid[None, None])
+    got = decode.decode_attention(
+        q, prefix, jnp.asarray(prompt_valid), own, suffix_valid[None, None]
+    )
     for b in range(batch):
         for r in range(rollouts):
             k, v = (
@@ -183,7 +183,7 @@ def test_decode_attention_equals_one_dense_row():
 def test_windows_are_taken_in_a_loop_on_a_cpu_alone(path, loops):
     q = jnp.ones((3, 5, 64, HEADS, DIM))
     valid = jnp.ones((3, 5, 64), bool)
-    traced = jax.make_jaxpr(functools.partial(attend_windows, implementation=path))
+    traced = jax.make_jaxpr(functools.partial(attend_windows, path=path))
     found = {equation.primitive.name for equation in traced(q, q, q, valid).jaxpr.eqns}
     assert any("custom_vjp" in name for name in found) == loops  # the chunks' own backward pass
 
@@ -191,4 +191,4 @@ def test_windows_are_taken_in_a_loop_on_a_cpu_alone(path, loops):
 def test_unknown_path_is_refused():
     q, k, v, _ = draw(4)
     with pytest.raises(ValueError, match="attention is 'fast'; choose one of"):
-        A.attention(q, k, v, A.Causal(jnp.ones((2, 4), jnp.int32)), "fast")
+        dispatch.attention(q, k, v, Causal(jnp.ones((2, 4), jnp.int32)), "fast")

@@ -6,7 +6,8 @@ import json
 import pytest
 import transformers
 
-from videorft_jax.models.qwen2_5_vl.config import hf_values, load_config, parse_config, tiny_values
+from videorft_jax.models.family import load_config, parse_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values, tiny_values
 
 SIZES = ("3b", "7b", "32b", "72b")
 
@@ -70,7 +71,7 @@ def test_a_missing_vision_key_is_named(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen3_vl"}, "model_type is 'qwen3_vl'"),
+        ({"model_type": "llava"}, "model_type is 'llava'"),
         ({"num_attention_heads": 3}, "must divide by num_attention_heads"),
         ({"num_key_value_heads": 3}, "must divide by kv heads"),
         ({"rope_scaling": {"mrope_section": [1, 1, 1]}}, "must sum to head_dim / 2"),

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from videorft_jax.models import hf_folder as convert
 from videorft_jax.models import tensor_files
-from videorft_jax.models.qwen2_5_vl.config import load_config, parse_config, tiny_values
-from videorft_jax.models.qwen2_5_vl.hf_names import expected_shapes
+from videorft_jax.models.family import load_config
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
 from videorft_jax.parallel.sharding import make_mesh, state_shardings
 
 # kv heads, mlp and vocabulary that 8 divides, so that (1, 1, 8) meshes hold it.
@@ -89,7 +90,9 @@ def test_round_trip_is_bit_identical(hub, tmp_path, dtype, rename):
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     source = write(tmp_path / "in", {rename(k): v for k, v in tensors.items()}, config)
     params = convert.read_checkpoint(source, config)
-    assert {path: leaf.shape for path, leaf in flat(params).items()} == expected_shapes(config)
+    assert {path: leaf.shape for path, leaf in flat(params).items()} == {
+        leaf.path: leaf.shape for leaf in leaves_of(config)
+    }
     convert.write_checkpoint(tmp_path / "out", params, config)
     assert_same_bits(as_bits(load_file(tmp_path / "out/model.safetensors")), as_bits(tensors))
     # And the other way: ours -> Hugging Face -> ours.
@@ -174,7 +177,7 @@ def test_sharded_read_and_write_equal_unsharded(hub, tmp_path, axes):
 
 def shapes(config):
     return convert.nest(
-        {p: jax.ShapeDtypeStruct(s, jnp.float32) for p, s in expected_shapes(config).items()}
+        {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in leaves_of(config)}
     )
 
 
@@ -318,8 +321,8 @@ def test_damaged_files_are_refused_before_anything_is_allocated(hub, tmp_path, m
 
 
 def test_unknown_model_type_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(tiny_values() | {"model_type": "qwen3_vl"}))
-    with pytest.raises(ValueError, match="model_type is 'qwen3_vl', expected 'qwen2_5_vl'"):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_values() | {"model_type": "llava"}))
+    with pytest.raises(ValueError, match="model_type is 'llava'; give a checkpoint of Qwen2.5-VL"):
         load_config(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from videorft_jax.models import layers
+from videorft_jax.models.compute_plan import MAX_UNROLLED, choose_plan
 
 DIM = 5
 
@@ -19,7 +20,7 @@ class Stack(nnx.Module):
 
 @pytest.mark.parametrize("path", ["chunked", "reference"])  # laid out, in a loop
 @pytest.mark.parametrize("remat", layers.REMAT_POLICIES)
-@pytest.mark.parametrize("count", [2, 3, layers.MAX_UNROLLED + 1])
+@pytest.mark.parametrize("count", [2, 3, MAX_UNROLLED + 1])
 def test_scanned_layers_equal_a_python_loop(count, remat, path):
     stack, x = Stack(count), jnp.linspace(-1.0, 1.0, DIM)
     graphdef, weights = nnx.split(stack)
@@ -30,7 +31,7 @@ def test_scanned_layers_equal_a_python_loop(count, remat, path):
 
     def scanned(weights):
         stack = nnx.merge(graphdef, weights)
-        return layers.scan_layers(step, stack, x, scales, remat, path)[0]
+        return layers.scan_layers(step, stack, x, scales, remat, unroll=choose_plan(path).unroll)[0]
 
     def looped(weights):
         y = x
@@ -42,7 +43,7 @@ def test_scanned_layers_equal_a_python_loop(count, remat, path):
         got, wanted = (jax.tree.leaves(run(f))[0] for f in (scanned, looped))
         np.testing.assert_allclose(got, wanted, atol=1e-6)
     hlo = jax.jit(scanned).lower(weights).as_text()
-    assert ("stablehlo.while" in hlo) == (path == "reference" or count > layers.MAX_UNROLLED)
+    assert ("stablehlo.while" in hlo) == (path == "reference" or count > MAX_UNROLLED)
 
 
 def test_remat_of_layers_laid_out_still_computes_them_twice():
@@ -54,7 +55,9 @@ def test_remat_of_layers_laid_out_still_computes_them_twice():
             return jnp.sin(x @ block.w[...]), None
 
         stack = nnx.merge(graphdef, weights)
-        return layers.scan_layers(step, stack, jnp.ones(DIM), None, remat, "chunked")[0].sum()
+        return layers.scan_layers(step, stack, jnp.ones(DIM), None, remat, unroll=MAX_UNROLLED)[
+            0
+        ].sum()
 
     def cosines(remat):  # sin is made again where it is not kept
         hlo = jax.jit(jax.grad(loss), static_argnums=1).lower(weights, remat).compile().as_text()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from videorft_jax.data.batch import layout
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
+from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
-from videorft_jax.models.qwen2_5_vl.text import KVCache
 
 # Each case: config overrides, then rows of parts (Clip(frames, h, w, fps) or text counts).
 CASES = {
@@ -79,7 +79,7 @@ def place(samples, *, length, left):
 
 
 def our_loss(config, params, batch):
-    model = vlm.bind(config, params)
+    model = family.bind(config, params)
     logits = model.logits(model.hidden_states(batch))
     logprobs = jax.nn.log_softmax(logits[:, :-1])
     picked = jnp.take_along_axis(logprobs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
@@ -114,7 +114,7 @@ def test_logits_loss_and_gradients(case, left):
 
 def test_visual_tokens(case):
     twin, samples, clips, _, _ = case
-    encode = jax.jit(lambda p, b: vlm.bind(twin.config, p).encode_vision(b))
+    encode = jax.jit(lambda p, b: family.bind(twin.config, p).encode_vision(b))
     pairs = max(sample.num_pairs for sample in samples)
     windows = max(sample.num_windows for sample in samples)
     for sample, row_clips in zip(samples, clips, strict=True):
@@ -153,7 +153,7 @@ def test_greedy_decoding_is_token_identical(tmp_path):
 
     @jax.jit
     def prefill(params, batch):
-        model = vlm.bind(twin.config, params)
+        model = family.bind(twin.config, params)
         hidden, keys, values = model.prefill(batch)
         last = (batch.segment_ids > 0).sum(1) - 1
         logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
@@ -163,7 +163,7 @@ def test_greedy_decoding_is_token_identical(tmp_path):
 
     @jax.jit
     def step(params, tokens, positions, cache, index):
-        model = vlm.bind(twin.config, params)
+        model = family.bind(twin.config, params)
         x = model.embed(tokens, None, None)
         hidden, cache = model.text.decode(x, positions, cache, index)
         return model.logits(hidden).argmax(-1), cache
@@ -179,9 +179,9 @@ def test_greedy_decoding_is_token_identical(tmp_path):
 
 def test_one_compile_for_different_clips_of_a_bucket():
     config = parse_config(tiny_values())
-    params = vlm.init_params(config, jax.random.key(0))
+    params = family.init_params(config, jax.random.key(0))
     rng = np.random.default_rng(0)
-    step = jax.jit(lambda params, batch: vlm.bind(config, params).hidden_states(batch))
+    step = jax.jit(lambda params, batch: family.bind(config, params).hidden_states(batch))
     for _ in range(10):
         clip = hf.random_clip(rng, *rng.integers(1, 6, 3), fps=float(rng.uniform(0.5, 4)))
         parts = [int(rng.integers(1, 9)), clip, int(rng.integers(1, 9))]

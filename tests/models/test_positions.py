@@ -11,7 +11,7 @@ from tiny_run import load_recipe
 from videorft_jax.data.batch import layout
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.training.sft_step import make_sft_loss
 from videorft_jax.training.weights import make_weights
@@ -42,7 +42,7 @@ def lengths_of(mode, attention, name):
     loss, totals, rows, model = loss_of(mode, attention)
     rows = jax.tree.map(jnp.asarray, rows)
     program = jax.make_jaxpr(lambda params: loss(params, rows, totals(rows))[0])(
-        vlm.abstract_params(model)
+        family.abstract_params(model)
     )
     found = re.findall(rf"f32\[1,(\d+),{getattr(model.text, name)}\]", str(program))
     return set(map(int, found)) - {1, model.text.dim}  # the weights have those

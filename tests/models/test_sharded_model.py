@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videorft_jax.data.batch import layout
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.parallel import sharding
 
@@ -16,7 +16,7 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)]
 @pytest.fixture(scope="module")
 def problem():
     config = parse_config(tiny_values())
-    params = vlm.init_params(config, jax.random.key(0))
+    params = family.init_params(config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 4, params)  # logits of order one
     rng = np.random.default_rng(0)
     samples = []
@@ -26,7 +26,7 @@ def problem():
     batch = layout.pack([[sample] for sample in samples], 48, 2, 2)
 
     def loss(params, batch):
-        model = vlm.bind(config, params)
+        model = family.bind(config, params)
         logits = model.logits(model.hidden_states(batch))
         return (jax.nn.logsumexp(logits, -1) * batch.loss_mask).sum(), logits
 

@@ -9,10 +9,11 @@ import pytest
 
 from videorft_jax.data.batch import layout
 from videorft_jax.grpo.logprobs import Groups, score_completions
-from videorft_jax.models.attention.dispatch import Causal, SharedPrefix
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
+from videorft_jax.models.attention.masks import Causal, SharedPrefix
+from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
-from videorft_jax.ops.masked import CPU_CHUNK, at_wanted
+from videorft_jax.ops.masked import CPU_CHUNK, at_masked
 from videorft_jax.parallel import sharding
 
 B, T, PROMPT, ROLLOUTS = 8, 620, 20, 3  # more than two chunks, and not a whole number of them
@@ -35,7 +36,7 @@ def test_a_function_of_positions(count):
         return jnp.where(mask[..., None], out, 0), jnp.where(mask, square, 0)
 
     def partly(w, x, y):
-        return at_wanted(functools.partial(function, w), mask, mask.sum(1).max(), 4, x, y)
+        return at_masked(functools.partial(function, w), mask, mask.sum(1).max(), 4, x, y)
 
     def run(compute):
         results, backward = jax.vjp(compute, w, x, y)
@@ -48,7 +49,7 @@ def test_a_function_of_positions(count):
 def text_problem(kind, layers=2):
     """Of a decoder: config, weights, embeddings, positions, mask, wanted."""
     config = parse_config(tiny_values(num_hidden_layers=layers))
-    params = vlm.init_params(config, jax.random.key(1))
+    params = family.init_params(config, jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * 3, params)  # attention that is not even
     rng = np.random.default_rng(2)
     x = rng.standard_normal((B, T, config.text.dim), np.float32)
@@ -73,9 +74,9 @@ def hidden_and_gradients(problem, attention, *, partly, remat="none"):
     @jax.jit
     def run(params, x):
         def loss(params, x):
-            settings = {"attention_path": attention, "remat": remat}
-            settings["wanted"] = wanted if partly else None
-            hidden = vlm.bind(config, params).text(x, positions, mask, **settings)
+            settings = {"plan": choose_plan(attention), "remat": remat}
+            settings["needed"] = wanted if partly else None
+            hidden = family.bind(config, params).text(x, positions, mask, **settings)
             return (hidden * weight * wanted[..., None]).sum(), hidden
 
         (_, hidden), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
@@ -120,7 +121,7 @@ def test_mesh_equals_one_device(shape):
 def test_scores_of_a_group():
     """The first token of a completion is predicted by the prompt's last, padded or not."""
     config = parse_config(tiny_values())
-    params = jax.tree.map(lambda leaf: leaf * 3, vlm.init_params(config, jax.random.key(3)))
+    params = jax.tree.map(lambda leaf: leaf * 3, family.init_params(config, jax.random.key(3)))
     rng = np.random.default_rng(3)
     rows = [rng.integers(0, 300, length) for length in (PROMPT, PROMPT - 6)]
     samples = [layout.make_sample(x, np.zeros(len(x), bool), [], [], "hf5") for x in rows]
@@ -133,7 +134,7 @@ def test_scores_of_a_group():
     def run(params, attention):
         def loss(params):
             logprobs, entropy = score_completions(
-                vlm.bind(config, params), groups, attention=attention
+                family.bind(config, params), groups, plan=choose_plan(attention)
             )
             return (logprobs * jnp.cos(jnp.arange(200.0))).sum(), (logprobs, entropy)
 

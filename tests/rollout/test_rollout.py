@@ -11,8 +11,8 @@ import pytest
 from hlo import collectives
 
 from videorft_jax.data.batch import layout
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.text import KVCache
+from videorft_jax.models import family
+from videorft_jax.models.decoder import KVCache
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Bucket, choose_buckets, fits, place
 from videorft_jax.rollout.engine import RolloutEngine
@@ -98,7 +98,7 @@ def score(config, params, samples, out, temperature, dtype=jnp.float32):
 def _logits(config, dtype):
     @jax.jit
     def run(params, batch):
-        model = vlm.bind(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+        model = family.bind(config, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
         return model.logits(model.hidden_states(batch))
 
     return run
@@ -142,7 +142,7 @@ def test_cached_decoding_equals_the_full_forward(twin, samples, batch):
 
     @jax.jit
     def run(params, batch, tokens):
-        model = vlm.bind(config, params)
+        model = family.bind(config, params)
         _, keys, values = model.prefill(batch)
         suffix = (text.num_layers, *tokens.shape[:2], text.num_kv_heads, NEW, text.head_dim)
         valid = batch.segment_ids > 0
@@ -264,7 +264,7 @@ def test_limits_stream_and_counters(base, batch, drawn):
 
 def test_visual_tokens_may_be_given(twin, base, batch, drawn):
     engine, params = base
-    encode = jax.jit(lambda p, b: vlm.bind(twin.config, p).encode_vision(b))
+    encode = jax.jit(lambda p, b: family.bind(twin.config, p).encode_vision(b))
     out = engine.rollout(params, batch, UIDS, seed=5, step=2, visual=encode(twin.params, batch))
     same(out, drawn)
 

@@ -10,9 +10,10 @@ import transformers
 from safetensors.torch import save_file
 
 from videorft_jax.data.batch import layout
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.hf_folder import read_checkpoint
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig, parse_config, tiny_values
-from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN, PIXEL_STD
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 torch.set_num_threads(2)
 
@@ -94,7 +95,10 @@ def hf_patches(clip: Clip):
         frames = np.concatenate([frames, frames[-1:]])
     count, _, height, width = frames.shape
     t, h, w = count // 2, height // 14, width // 14
-    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        np.float32(255) * np.array(x, np.float32)
+        for x in (WINDOWED_14.pixel_mean, WINDOWED_14.pixel_std)
+    )
     wide = (frames.astype(np.float32) - mean[:, None, None]) / std[:, None, None]
     rows = wide.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14)
     rows = rows.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 1176)

@@ -20,8 +20,8 @@ from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo import siglip as siglip_training
 from videorft_jax.demo.dataset import WorldConfig, write_dataset
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
+from videorft_jax.models import family
 from videorft_jax.models.hf_folder import write_checkpoint
-from videorft_jax.models.qwen2_5_vl import model as vlm
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 
@@ -42,7 +42,7 @@ def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
         texts += [render_text(build_messages(record)), build_target(record)]
     tokenizer = train_tiny_tokenizer(texts, vocab)
     config = parse_config(tiny_values(vocab_size=vocab, **find_control_ids(tokenizer), **overrides))
-    params = jax.jit(functools.partial(vlm.init_params, config))(jax.random.key(0))
+    params = jax.jit(functools.partial(family.init_params, config))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)
     tokenizer.save_pretrained(folder)

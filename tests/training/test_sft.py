@@ -27,8 +27,8 @@ from tiny_run import (
     write_config,
 )
 
+from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
-from videorft_jax.models.qwen2_5_vl.config import load_config
 from videorft_jax.training import setup as assembly
 
 STEPS = 10  # two epochs of the 40 records

@@ -14,7 +14,7 @@ import transformers
 
 from videorft_jax import losses
 from videorft_jax.data.batch import layout
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
 from videorft_jax.training.optimizer import OptimConfig, make_optimizer
 from videorft_jax.training.step import init_state, make_step
 from videorft_jax.training.trees import join, path_of, split_trained
@@ -57,9 +57,9 @@ def unpacked(samples):
 
 
 def sft(config, params, batch, count, remat="none"):
-    model = vlm.bind(config, params)
+    model = family.bind(config, params)
     _, predicts = losses.shift(batch.tokens, batch.loss_mask)
-    hidden = model.hidden_states(batch, wanted=predicts, remat=remat)
+    hidden = model.hidden_states(batch, needed=predicts, remat=remat)
     return losses.sft_loss(hidden, model.text.output_weight, batch.tokens, batch.loss_mask, count)
 
 

@@ -16,9 +16,8 @@ from videorft_jax.demo.dataset import make_sample
 from videorft_jax.demo.options import DemoOptions
 from videorft_jax.demo.scenes import draw_frames
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
+from videorft_jax.models.family import find_family, init_params
 from videorft_jax.models.hf_folder import write_checkpoint
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
 
@@ -69,14 +68,11 @@ def write_model(
         texts += [render_text(build_messages(record, template)), build_target(record)]
     values = dict(options.model)
     tokenizer = train_tiny_tokenizer(texts, values["vocab_size"])
-    half = values["hidden_size"] // values["num_attention_heads"] // 2
-    sections = [half - 2 * (half // 3), half // 3, half // 3]
-    values["rope_scaling"] = {"type": "mrope", "mrope_section": sections}
-    values["vision_fullatt_block_indexes"] = list(range(values["vision_depth"]))
-    values["vision_out_hidden_size"] = values["hidden_size"]
-    config = parse_config(tiny_values(**values, **find_control_ids(tokenizer)))
+    family = find_family(values.pop("model_type"))
+    values = family.demo_values(**values, **find_control_ids(tokenizer))
+    config = family.parse_config(values, "the demo's model")
     quick = {"xla_backend_optimization_level": 0}  # it runs once
-    init = jax.jit(functools.partial(vlm.init_params, config), compiler_options=quick)
+    init = jax.jit(functools.partial(init_params, config), compiler_options=quick)
     params = init(jax.random.key(options.seed))
     # 0.02 is the scale of models a hundred times as wide.
     gain = options.init_gain

@@ -13,7 +13,8 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo.experience import fill_rows
-from videorft_jax.models.qwen2_5_vl.vision import PIXEL_MEAN
+from videorft_jax.models.family import family_of
+from videorft_jax.models.geometry import Geometry
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards import answers
 from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
@@ -65,7 +66,7 @@ def evaluate_records(
                 continue
             batch = fill_rows(item.batch, item.valid, engine.config)
             if blank:
-                batch = blank_pixels(batch)
+                batch = blank_pixels(batch, family_of(engine.config).geometry)
             uids = np.array([row[0] if row else 0 for row in item.indices])
             limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
             limits[~item.valid] = 1
@@ -89,11 +90,11 @@ def _find_batches(loader, done):
     return np.any(np.array(gather(own), bool), axis=0)
 
 
-def blank_pixels(batch: Batch) -> Batch:
+def blank_pixels(batch: Batch, geometry: Geometry) -> Batch:
     """The batch with every pixel at the mean of the normalisation, so that the vision tower sees 0
     to within half a grey level. Frames keep their number, size and time: the model is left with the
     text and with how long and how large the clip is."""
-    colour = np.round(np.array(PIXEL_MEAN) * 255).astype(np.uint8)
+    colour = np.round(np.array(geometry.pixel_mean) * 255).astype(np.uint8)
     patch = np.repeat(colour, batch.patches.shape[-1] // len(colour))  # channels come first
     return batch._replace(patches=np.where(batch.patch_valid[..., None], patch, np.uint8(0)))
 

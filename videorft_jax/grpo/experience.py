@@ -11,8 +11,9 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo import judge as judging
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models import family
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import Rollout, RolloutEngine
@@ -55,8 +56,8 @@ def make_encode(config, model: ModelConfig, mesh):
     """The program (params, batch) -> visual tokens [B, Z, D]."""
 
     def encode(params, batch):
-        bound = vlm.bind(model, params)
-        visual = bound.encode_vision(batch, attention=config.model.attention)
+        bound = family.bind(model, params)
+        visual = bound.encode_vision(batch, plan=choose_plan(config.model.attention))
         return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
 
     return jax.jit(encode)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.losses import token_logprobs
-from videorft_jax.models.attention.dispatch import SharedPrefix
-from videorft_jax.models.qwen2_5_vl.model import VLM
-from videorft_jax.training.step import head_chunk
+from videorft_jax.models.attention.masks import SharedPrefix
+from videorft_jax.models.compute_plan import ComputePlan, choose_plan
+from videorft_jax.models.vision_language import VLM
 
 
 class Groups(NamedTuple):
@@ -31,7 +31,12 @@ class Groups(NamedTuple):
 
 
 def score_completions(
-    model: VLM, groups: Groups, *, temperature: float = 1.0, attention="auto", remat="none"
+    model: VLM,
+    groups: Groups,
+    *,
+    temperature: float = 1.0,
+    plan: ComputePlan | None = None,
+    remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token and entropy of its distribution, float32 [B, R, C].
 
@@ -39,12 +44,12 @@ def score_completions(
     outside `groups.mask`. The first token of a completion is predicted by the last of the prompt,
     wherever padding puts the completion itself.
     """
-    batch, mask = groups.batch, groups.mask
+    plan, batch, mask = plan or choose_plan(), groups.batch, groups.mask
     rows, rollouts, size = mask.shape
     prompt_length = batch.tokens.shape[1]
     visual = groups.visual
     if visual is None and batch.patches.size:
-        visual = model.encode_vision(batch, attention=attention, remat=remat)
+        visual = model.encode_vision(batch, plan=plan, remat=remat)
     valid = batch.segment_ids > 0
     prompt = model.embed(batch.tokens, visual, batch.visual_index)
     own = model.embed(groups.completions.reshape(rows, -1), None, None)
@@ -60,8 +65,8 @@ def score_completions(
         SharedPrefix(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
-        wanted=jnp.concatenate([ends, flat], axis=1),
-        attention_path=attention,
+        needed=jnp.concatenate([ends, flat], axis=1),
+        plan=plan,
         remat=remat,
     )
     last = jnp.take_along_axis(hidden, (valid.sum(1) - 1)[:, None, None], axis=1)
@@ -74,6 +79,6 @@ def score_completions(
         groups.completions.reshape(rows, -1),
         flat,
         temperature=temperature,
-        chunk=head_chunk(attention),
+        chunk=plan.head_chunk,
     )
     return tuple(x.reshape(mask.shape) for x in scores)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from videorft_jax import losses
 from videorft_jax.grpo.logprobs import Groups, score_completions
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
+from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.training.step import make_step
 from videorft_jax.training.trees import cast, join
 from videorft_jax.training.weights import Weights
@@ -54,10 +55,10 @@ def make_score(config, weights: Weights):
 
     def score(params, groups: Groups):
         return score_completions(
-            vlm.bind(weights.model, params),
+            family.bind(weights.model, params),
             groups,
             temperature=config.rollout.temperature,
-            attention=config.model.attention,
+            plan=choose_plan(config.model.attention),
             remat=config.model.remat,
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.config import ModelConfig
 
 _KV_BYTES = _WEIGHT_BYTES = 2  # bf16
 

@@ -1,7 +1,7 @@
-"""Qwen2.5-VL and SigLIP in Flax.
+"""The models in Flax: families of vision language models, SigLIP, and what they share.
 
 Letters, the same in einsum strings, docstrings and shape comments:
 B batch, R rollouts per prompt, T tokens, C completion tokens, S keys, D model, F frame pairs,
 W windows, N query heads, K key/value heads, G query heads per key/value head, H head dim, M mlp,
-L layers, V vocabulary, Z visual tokens of a row.
+L layers, V vocabulary, X values of a patch, Z visual tokens of a row, E values of a visual token.
 """

@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from videorft_jax.models import tensor_files
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
-from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of, old_name
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import family_of
 
 # What an export copies beside the weights. Never code, never pickles.
 _COPIED = (
@@ -53,7 +53,7 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     for damaged files (see `tensor_files`) or listing every tensor that is unknown, missing or
     mis-shaped, and a tied checkpoint's head that differs from its embedding.
     """
-    leaves = leaves_of(config)
+    leaves = family_of(config).leaves_of(config)
     entries = _match(pathlib.Path(folder), config, leaves)
     target = None if dtype is None else _known_dtype(dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -97,7 +97,7 @@ def write_checkpoint(
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
-    leaves, flat = leaves_of(config), flatten(params)
+    leaves, flat = family_of(config).leaves_of(config), flatten(params)
     _compare_paths(flat, leaves, "params", shapes=True)
     dtypes = {np.dtype(array.dtype) for array in flat.values()}
     if dtype is None and len(dtypes) > 1:
@@ -184,7 +184,7 @@ def check_vocabulary(config: ModelConfig, tokenizer_folder) -> None:
 
 def _match(folder, config, leaves):
     """The entries of every leaf, one per layer; everything is checked from the headers."""
-    found, problems = {}, []
+    found, problems, old_name = {}, [], family_of(config).old_name
     for name, entry in tensor_files.read_folder(folder).items():
         old = old_name(name)
         if old in found:

@@ -1,7 +1,13 @@
-"""Pieces shared by the vision tower and the decoder.
+"""Pieces shared by the vision towers and the decoder.
 
-A module declares the weights of a whole stack at once, with a leading L; `scan_layers` hands one
-slice of them at a time to the block, so that each tower compiles one block whatever its depth.
+A module declares the weights of a whole stack of layers at once, with a leading L. `scan_layers`
+hands one slice of them at a time to the block, so that a tower compiles one block whatever its
+depth.
+
+A block reads every weight as `self.w[...]`, never as `self.w`. What stands in a weight's place may
+be an array, an `Int8` matrix (`int8`) or a matrix beside its adapter (`lora.Adapted`), and each of
+these makes the plain matrix of one layer at `[...]`. No module therefore knows of eight-bit weights
+or of LoRA, and only one layer's matrices are widened or merged at a time.
 """
 
 import functools
@@ -12,11 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.models.attention.dispatch import resolve
 from videorft_jax.ops.sums import sum_last, sum_rows
 
 REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")
-MAX_UNROLLED = 8  # layers; a deeper tower takes too long to compile
 
 
 def weight(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -25,16 +29,22 @@ def weight(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
 
 
 def zeros(*shape: int) -> nnx.Param:
+    """A bias of zeros."""
     return nnx.Param(jnp.zeros(shape))
 
 
 def ones(*shape: int) -> nnx.Param:
+    """The scale of a norm, all ones."""
     return nnx.Param(jnp.ones(shape))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Normalises in float32, casts back, and only then scales: the reference's order."""
+    """RMSNorm over the last dim: x [..., D], scale [D] -> [..., D].
+
+    It normalises in float32, casts back and only then scales, which is the order of Hugging Face's
+    models. The backward pass keeps x and one number per row instead of a float32 copy of x.
+    """
     return _normalised(x, _inverse_rms(x, eps)).astype(x.dtype) * scale
 
 
@@ -73,8 +83,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def linear(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, inner: int = 1) -> jax.Array:
     """Sums over the last `inner` dims of x and the first of w: x [..., I], w [I, O] -> [..., O].
 
-    Differentiated as written, a weight's gradient is a product and its transpose, and on a CPU the
-    transposes take as long as the products; here it is a product in the weight's own order.
+    JAX would derive the gradient of w as a product followed by a transpose, and on a CPU the
+    transposes take as long as the products. The backward pass here is a product in w's own order.
     """
     return _linear_forward(x, w, bias, inner)[0]
 
@@ -89,7 +99,8 @@ def _linear_backward(inner, saved, cotangent):
     outer = w.ndim - inner
     last = tuple(range(cotangent.ndim - outer, cotangent.ndim)), tuple(range(inner, w.ndim))
     dx = jax.lax.dot_general(cotangent, w, (last, ((), ())))
-    # One dim of rows: a sum over several is a transposed copy on a CPU, slower than the product.
+    # All rows become one dim, because a CPU sums over several dims by way of a transposed copy,
+    # which is slower than the product.
     flat = (
         x.reshape(-1, math.prod(w.shape[:inner])),
         cotangent.reshape(-1, math.prod(w.shape[inner:])),
@@ -102,23 +113,25 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 def _sum_outer(x, y):
-    """Sum over rows of outer products: [N, I], [N, O] -> [I, O]."""
+    """The sum over rows of their outer products, x.T @ y: [N, I], [N, O] -> [I, O]."""
 
     def product(x, y):
         return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())))
 
-    def turned(x, y):  # or XLA finds the product above again
+    def turned(x, y):
+        # (y.T @ x).T equals x.T @ y. Without the barrier XLA rewrites it into `product(x, y)`, and
+        # the order that is a fifth faster on a CPU is lost.
         return jax.lax.optimization_barrier(product(y, x)).T
 
     if x.shape[1] <= y.shape[1]:
         return product(x, y)
-    # A CPU multiplies a fifth faster where the result is wide than where it is tall.
+    # A CPU multiplies a fifth faster when the result is wide than when it is tall.
     return jax.lax.platform_dependent(x, y, cpu=turned, default=product)
 
 
 def _apart(saved):
-    """Keeps XLA from finding what the forward pass computed from the same values, and storing it
-    instead of computing it again."""
+    """The same values behind a barrier. Without it XLA sees that the backward pass computes from
+    them what the forward pass computed already, and stores that instead of computing it again."""
     return jax.lax.optimization_barrier(saved)
 
 
@@ -138,8 +151,9 @@ def _swiglu_backward(saved, cotangent):
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
-class Mlp(nnx.Module):
-    """SwiGLU of a stack of L layers; the vision tower's has biases."""
+class SwigluMlp(nnx.Module):
+    """down(silu(gate x) * up x) of L layers: gate and up [L, D, M], down [L, M, D]; `biased` gives
+    all three a bias."""
 
     def __init__(self, layers: int, dim: int, mlp_dim: int, *, biased: bool, rngs: nnx.Rngs):
         self.gate = weight(rngs, layers, dim, mlp_dim)
@@ -167,35 +181,36 @@ def scan_layers(
     carry,
     extras,
     remat: str = "none",
-    attention: str = "auto",
     *,
+    unroll: int = 0,
     count: int | None = None,
 ):
     """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`, or the first
-    `count` of them.
+    `count` of them; returns the last carry and the outs with a leading L.
 
-    `extras` is a tree of arrays with leading L that rides the scan. `remat` is one of
-    REMAT_POLICIES: "full" keeps only the carry, "save_attention" also what attention returned,
-    "save_dots" every matrix product with weights. Where `attention` is the CPU's path, a few
-    layers are laid out one after another: a loop copies whatever it keeps for the backward pass.
+    `extras` is a tree of arrays with a leading L, of which each step is given its own slice.
+    `remat` is one of REMAT_POLICIES and says what is kept for the backward pass: "none" keeps all,
+    "full" only the carry, "save_attention" also what attention returned, "save_dots" every matrix
+    product with weights. At most `unroll` layers are laid out one after another, and more of them
+    in a loop (`ComputePlan.unroll`).
     """
     graphdef, weights = nnx.split(stack)
     if count is not None:
         weights = jax.tree.map(lambda x: x[:count], weights)
     count = jax.tree.leaves(weights)[0].shape[0]
-    unroll = count <= MAX_UNROLLED and resolve(attention) == "chunked"
+    laid_out = count <= unroll
 
     def body(carry, slices):
         layer, extra = slices
         return step(nnx.merge(graphdef, layer), carry, extra)
 
-    # A loop by itself prevents the merging that prevent_cse guards against.
-    body = checkpointed(body, remat, prevent_cse=unroll)
-    return jax.lax.scan(body, carry, (weights, extras), unroll=max(count, 1) if unroll else 1)
+    # In a loop XLA cannot merge the two computations of a layer, which prevent_cse guards against.
+    body = checkpointed(body, remat, prevent_cse=laid_out)
+    return jax.lax.scan(body, carry, (weights, extras), unroll=max(count, 1) if laid_out else 1)
 
 
 def take_layer(stack: nnx.Module, index: int):
-    """One block of `stack`."""
+    """The block number `index` of `stack`, with its own slice of the weights."""
     graphdef, weights = nnx.split(stack)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], weights))
 
@@ -218,8 +233,8 @@ def checkpointed(function, remat: str, *, prevent_cse: bool):
 
 
 def shard_rows(x: jax.Array) -> jax.Array:
-    """Keeps activations [B, ...] sharded by row when a mesh is set, so that XLA gathers weights
-    and not activations."""
+    """Keeps activations [B, ...] sharded by row over (data, fsdp) when a mesh is set, so that XLA
+    gathers weights and not activations."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(("data", "fsdp")))

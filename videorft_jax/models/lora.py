@@ -1,15 +1,17 @@
 """LoRA as functions on nested dicts, and PEFT adapters in and out.
 
-`W + (alpha / rank) * a b` (Hu et al. 2021, section 4.1). Design decision: the model knows nothing
-of it. `merge_lora` gives parameters of the same structure, shapes and dtypes, so a tuned model runs
-in every program written for the full one. Training differentiates through `adapt`, the same merge
-made where a layer is read, so that one merged layer and its gradient exist at a time.
+A tuned weight is W + (alpha / rank) a b (Hu et al. 2021, section 4.1), and the model knows nothing
+of it. `merge_lora` gives parameters of the same structure, shapes and dtypes, so that a tuned model
+runs in every program written for the full one. Training differentiates through `adapt`, which makes
+the same merge where a layer is read, so that one merged layer and its gradient exist at a time.
 
-An adapter has the paths of its targets with `a` and `b` below: `text/layers/attn/q/a` `[L,D,rank]`,
-`text/layers/attn/q/b` `[L,rank,N,H]`; input dims stay apart in `a`, output dims in `b`.
+An adapter has the paths of its targets with `a` and `b` below them: `text/layers/attn/q/a`
+[L, D, rank] and `text/layers/attn/q/b` [L, rank, N, H]. Input dims stay apart in `a`, output dims
+in `b`.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -23,24 +25,31 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videorft_jax.models import tensor_files
-from videorft_jax.models.qwen2_5_vl.hf_names import NAMES, old_name
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import abstract_params, all_families, family_of
+from videorft_jax.models.names import is_stacked, linear_layers
 
 log = logging.getLogger(__name__)
 
 
-def _linear_layers() -> dict[str, tuple[str, int]]:
-    """path -> (Hugging Face module, number of input dims) of every layer that is a plain matmul."""
-    layers = {}
-    for path, name, dims in NAMES:
-        groups = re.findall(r"\([^)]*\)|[A-Z]", dims.split(" -> ")[0])
-        if len(groups) == 2 and path.split("/")[-1] not in ("embed", "head"):
-            prefix = "model." if name.startswith("visual.") else "model.language_"
-            module = (prefix + name).removesuffix(".weight")
-            layers[path] = (module, len(re.findall("[A-Z]", groups[1])))
-    return layers
+@functools.cache
+def _num_inputs() -> dict[str, int]:
+    """path -> number of input dims of every weight that is a plain matrix product. A path means
+    the same in every family that has it."""
+    found = {}
+    for family in all_families():
+        layers = linear_layers(family.names, family.new_name)
+        found |= {path: count for path, (_, count) in layers.items()}
+    return found
 
 
-_LINEAR = _linear_layers()
+def _modules(model: ModelConfig) -> dict[str, str]:
+    """path -> Hugging Face module, {} for the layer, of the weights that adapters can have."""
+    family = family_of(model)
+    layers = linear_layers(family.names, family.new_name)
+    return {path: module for path, (module, _) in layers.items()}
+
+
 _ADAPTER_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 # Keys of adapter_config.json that do not change what the matrices mean; all others must be unset.
 _HARMLESS = {
@@ -66,10 +75,9 @@ _PLAIN_INITS = (True, False, "gaussian")  # the others move a part of the base w
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What is adapted. `targets` are regular expressions searched in parameter paths.
-
-    Example: `LoraConfig(16, 32, (r"text/layers/attn/(q|k|v|o)$",))`. Raises: ValueError.
-    """
+    """Which weights are adapted, and how. `targets` are regular expressions that are searched in
+    parameter paths, as in `LoraConfig(16, 32, (r"text/layers/attn/(q|k|v|o)$",))`. Raises
+    ValueError for a rank, alpha or number of targets that is not positive."""
 
     rank: int
     alpha: float
@@ -90,8 +98,8 @@ class LoraConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A weight beside its adapter, in the weight's place: it rides the scan over layers and gives
-    the merged one at `[...]`, which is how every module reads a weight."""
+    """A weight beside its adapter, standing in the weight's place: it rides the scan over layers
+    and gives the merged weight at `[...]`, which is how every module reads a weight."""
 
     weight: jax.Array
     a: jax.Array
@@ -109,7 +117,7 @@ class Adapted:
 def adapt(params: dict, lora: dict, config: LoraConfig) -> dict:
     """The parameters with `Adapted` in place of the targets; nothing is computed.
 
-    Raises: ValueError, as `merge_lora`.
+    Raises ValueError, as `merge_lora`.
     """
     flat = flatten_dict(params, sep="/")
     for path, (a, b) in _pairs(lora).items():
@@ -127,7 +135,7 @@ def resolve(params):
 
 
 def _merge(weight, a, b, scale):
-    """Of one layer, in float32."""
+    """The tuned weight of one layer, computed in float32 and cast back to the weight's dtype."""
     delta = jnp.tensordot(
         a.astype(jnp.float32), b.astype(jnp.float32), 1, precision=jax.lax.Precision.HIGHEST
     )
@@ -143,7 +151,7 @@ def _target(flat, path):
 def find_targets(params: dict, config: LoraConfig) -> list[str]:
     """Sorted paths of `params` that the config adapts; leaves may be abstract.
 
-    Raises: ValueError for a pattern that is no regular expression, that matches nothing, or that
+    Raises ValueError for a pattern that is no regular expression, that matches nothing, or that
     matches something other than the weight of a linear layer.
     """
     paths, targets = list(flatten_dict(params, sep="/")), set()
@@ -159,7 +167,7 @@ def find_targets(params: dict, config: LoraConfig) -> list[str]:
                 f"lora target {pattern!r} matches none of {len(paths)} parameters: see their "
                 f"paths, such as text/layers/attn/q"
             )
-        if other := [path for path in matched if path not in _LINEAR]:
+        if other := [path for path in matched if path not in _num_inputs()]:
             raise ValueError(
                 f"lora target {pattern!r} matches {other[0]}, no weight of a linear layer: end it "
                 f"with $ or name the weights, such as text/layers/attn/(q|k|v|o)$"
@@ -172,7 +180,7 @@ def init_lora(params: dict, config: LoraConfig, key: jax.Array) -> dict:
     """Float32 adapter of `params` (leaves may be abstract) whose product is zero.
 
     `a` is uniform in +-1/sqrt(inputs), as PEFT's kaiming-uniform with a = sqrt(5); `b` is zero. The
-    draw of a target depends on the key and its path only. Raises: ValueError, see `find_targets`.
+    draw of a target depends on the key and its path only. Raises ValueError, see `find_targets`.
     """
     flat, lora = flatten_dict(params, sep="/"), {}
     for path in find_targets(params, config):
@@ -199,28 +207,28 @@ def merge_lora(params: dict, lora: dict, config: LoraConfig) -> dict:
     flat = flatten_dict(params, sep="/")
     for path, (a, b) in _pairs(lora).items():
         layers = (_target(flat, path), a, b)
-        stacked, _, _ = _split(path, flat[path].shape)
+        stacked = a.ndim + b.ndim - 2 > flat[path].ndim  # then L is counted twice
         flat[path] = jax.lax.map(lambda x: merge(*x), layers) if stacked else merge(*layers)
     return unflatten_dict(flat, sep="/")
 
 
 def save_adapter(
-    folder: str, lora: dict, config: LoraConfig, base_model: str | None = None
+    folder: str, lora: dict, config: LoraConfig, model: ModelConfig, base_model: str | None = None
 ) -> None:
-    """Write a PEFT adapter folder for `Qwen2_5_VLForConditionalGeneration` of transformers >= 4.52.
+    """Writes a PEFT adapter folder for the model's class in transformers >= 4.52.
 
     `base_model` is the name or folder of the weights it was trained on. Tensors keep their dtype.
     """
-    tensors, pairs = {}, _pairs(jax.device_get(lora))
+    tensors, pairs, known = {}, _pairs(jax.device_get(lora)), _modules(model)
     for path, (a, b) in pairs.items():
-        module, _ = _LINEAR[path]
+        module = known[path]
         stacked = "{}" in module
         for i in range(len(a)) if stacked else (0,):
             one_a, one_b = (a[i], b[i]) if stacked else (a, b)
             name = f"base_model.model.{module.format(i)}"
             tensors[f"{name}.lora_A.weight"] = one_a.reshape(-1, config.rank).T
             tensors[f"{name}.lora_B.weight"] = one_b.reshape(config.rank, -1).T
-    modules = [re.escape(_LINEAR[path][0]).replace(r"\{\}", r"\d+") for path in pairs]
+    modules = [re.escape(known[path]).replace(r"\{\}", r"\d+") for path in pairs]
     adapter = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -239,13 +247,14 @@ def save_adapter(
     (folder / _CONFIG_FILE).write_text(json.dumps(adapter, indent=2))
 
 
-def load_adapter(folder: str, params: dict) -> tuple[dict, LoraConfig]:
-    """Read a PEFT adapter of Qwen2.5-VL for `params` (leaves may be abstract).
+def load_adapter(folder: str, model: ModelConfig) -> tuple[dict, LoraConfig]:
+    """Reads a PEFT adapter of a model.
 
     Returns the adapter, host arrays in the dtype of the file, and its config, whose targets are the
-    paths found. Old and new module names are accepted. Raises: ValueError in one line for features
+    paths found. Old and new module names are accepted. Raises ValueError in one line for features
     beyond plain LoRA, and one that lists every unknown, missing or mis-shaped tensor.
     """
+    old_name, modules = family_of(model).old_name, _modules(model)
     folder = pathlib.Path(folder)
     rank, alpha = _read_config(folder / _CONFIG_FILE)
     if not (folder / _ADAPTER_FILE).is_file():
@@ -254,9 +263,9 @@ def load_adapter(folder: str, params: dict) -> tuple[dict, LoraConfig]:
         old_name(name.removeprefix("base_model.model.")): entry
         for name, entry in tensor_files.read_header(folder / _ADAPTER_FILE).items()
     }
-    flat = flatten_dict(params, sep="/")
+    flat = flatten_dict(abstract_params(model), sep="/")
     leaves, expected = {}, {}
-    for path in sorted(_LINEAR.keys() & flat.keys()):
+    for path in sorted(modules.keys() & flat.keys()):
         lead, ins, outs = _split(path, flat[path].shape)
         kinds = {
             "a": ("lora_A", (rank, math.prod(ins)), (*ins, rank)),
@@ -265,7 +274,7 @@ def load_adapter(folder: str, params: dict) -> tuple[dict, LoraConfig]:
         rows = {}
         for kind, (suffix, theirs, ours) in kinds.items():
             for i in range(*lead or (1,)):
-                name = f"{old_name(_LINEAR[path][0].format(i))}.{suffix}.weight"
+                name = f"{old_name(modules[path].format(i))}.{suffix}.weight"
                 rows[name] = (f"{path}/{kind}", theirs, ours)
         if rows.keys() & found.keys():  # then every layer of it must be there
             expected |= rows
@@ -314,8 +323,7 @@ def _read_config(path: pathlib.Path) -> tuple[int, float]:
 
 def _split(path: str, shape: tuple) -> tuple[tuple, tuple, tuple]:
     """Dims of a weight: layers (empty if not stacked), inputs, outputs."""
-    module, num_in = _LINEAR[path]
-    lead = int("{}" in module)
+    num_in, lead = _num_inputs()[path], int(is_stacked(path))
     return shape[:lead], shape[lead : lead + num_in], shape[lead + num_in :]
 
 

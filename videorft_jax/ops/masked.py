@@ -1,24 +1,25 @@
-"""Computing at the positions of a row that are wanted, and not at the others."""
+"""Computing at some positions of a row, those that a mask names, and not at the others."""
 
 import jax
 import jax.numpy as jnp
 
-CHUNK = 512  # positions of a row computed at once
-CPU_CHUNK = 256  # a core multiplies as fast, and fewer of a last chunk are not wanted
+CHUNK = 512  # positions of a row computed at once on an accelerator
+CPU_CHUNK = 256  # a core multiplies as fast with fewer, and less of a row's last chunk is padding
 
 
-def at_wanted(function, mask: jax.Array, most: jax.Array, chunk: int, *arrays: jax.Array):
-    """`function` where mask, bool [B, T], is True; what it returns, with 0 elsewhere.
+def at_masked(function, mask: jax.Array, most: jax.Array, chunk: int, *arrays: jax.Array):
+    """What `function` returns where mask, bool [B, T], is True, and 0 elsewhere.
 
     function(*parts) takes [B, chunk, ...] of every array [B, T, ...] and returns a tree of
-    [B, chunk, ...], position by position. Within a row wanted positions are gathered to the front
-    in their order, so that whole chunks without one are skipped; `most` is how many wanted
-    positions a row has at most. What is computed in a chunk is made again in the backward pass.
+    [B, chunk, ...]; it must treat positions one by one. The masked positions of a row are gathered
+    to its front in their order, and whole chunks behind the last of them are skipped: `most` is the
+    largest number of masked positions in a row. The backward pass computes each chunk once more
+    instead of keeping it.
     """
     rows, length = mask.shape
     chunk = min(chunk, length)
     padding = -length % chunk
-    back, order = _wanted_first(mask)
+    back, order = _masked_first(mask)
 
     def to_front(x):
         x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
@@ -26,7 +27,7 @@ def at_wanted(function, mask: jax.Array, most: jax.Array, chunk: int, *arrays: j
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def skip(*parts):
-        def nothing(x):  # which varies over the axes of a mesh as `parts` do
+        def nothing(x):  # made of `parts`, so that it varies over the same axes of a mesh
             return jnp.zeros_like(parts[0], x.dtype, x.shape)
 
         return jax.tree.map(nothing, jax.eval_shape(function, *parts))
@@ -46,10 +47,11 @@ def at_wanted(function, mask: jax.Array, most: jax.Array, chunk: int, *arrays: j
     return jax.tree.map(restore, results)
 
 
-def _wanted_first(mask):
-    """int32 [B, T] each: where every position goes, and which position goes where, such that those
-    of `mask` come first and nothing else changes. By counting: a sort would take TPU compilers ten
-    seconds."""
+def _masked_first(mask):
+    """Two permutations int32 [B, T], each the inverse of the other, that bring the masked positions
+    of a row to its front and keep the order otherwise: where every position goes, and which one
+    comes to every place. They are made by counting, because TPU compilers take ten seconds over a
+    sort."""
     count = jnp.cumsum(mask, axis=1)
     rest = jnp.cumsum(~mask, axis=1) + count[:, -1:]
     back = jnp.where(mask, count, rest) - 1

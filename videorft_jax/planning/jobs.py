@@ -19,7 +19,7 @@ from videorft_jax.data.batch.layout import WINDOW_TOKENS
 from videorft_jax.grpo import experience as drawing
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
-from videorft_jax.models.qwen2_5_vl import model as vlm
+from videorft_jax.models import family
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.models.siglip.hf_folder import SiglipConfig
 from videorft_jax.parallel import sharding
@@ -79,7 +79,7 @@ class Job:
     @functools.cached_property
     def policy(self):
         """The abstract parameters of the model, in its dtype."""
-        tree = vlm.abstract_params(self.weights.model, jnp.dtype(self.config.model.dtype))
+        tree = family.abstract_params(self.weights.model, jnp.dtype(self.config.model.dtype))
         return _placed(tree, sharding.state_shardings(tree, self.mesh, self.config.name))
 
     @functools.cached_property

@@ -11,7 +11,7 @@ import os
 import sys
 
 from videorft_jax.grpo import update as updating
-from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
+from videorft_jax.models.family import published_config, published_sizes
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning import shapes
 from videorft_jax.planning.compile import Store
@@ -56,7 +56,7 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket
     if os.path.isdir(folder) and not size:
         model, tokenizer = assembly.load_model_files(config)
     else:
-        model = parse_config(hf_values(size or _size_in(config.name)))
+        model = published_config(size or _size_in(config.name))
         tokenizer = shapes.PublishedTokenizer()
     weights = make_weights(config, model)
     mesh = assembly.make_mesh(config, machine.devices)
@@ -84,7 +84,7 @@ def _mode(config, mode):
 
 
 def _size_in(name):
-    for size in ("3b", "7b", "32b", "72b"):
+    for size in published_sizes():
         if size in name.split("_"):
             return size
     raise ValueError(

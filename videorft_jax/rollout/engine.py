@@ -16,7 +16,7 @@ import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.metrics import flops
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Bucket, choose_buckets
 from videorft_jax.rollout.programs import Programs

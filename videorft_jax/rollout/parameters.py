@@ -7,10 +7,10 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from videorft_jax.models import family
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.int8 import quantise_weights, quantised_formats
 from videorft_jax.models.lora import resolve
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 
 # XLA for TPU wants these weights, [L, D, K, H], in the memory order [L, K, D, H]; in any other it
@@ -48,7 +48,7 @@ class Preparation:
                 return Format(Layout((0, 2, 1, 3)), held)
             return held
 
-        tree = vlm.abstract_params(self.config)
+        tree = family.abstract_params(self.config)
         shardings = sharding.state_shardings(tree, self.mesh, "rollout")
         formats = jax.tree_util.tree_map_with_path(whole, shardings)
         return quantised_formats(formats) if self.int8 else formats
@@ -56,7 +56,7 @@ class Preparation:
     @functools.cached_property
     def shapes(self):
         """Shape and dtype of each parameter of the result."""
-        return jax.eval_shape(self._convert, vlm.abstract_params(self.config))
+        return jax.eval_shape(self._convert, family.abstract_params(self.config))
 
     def _convert(self, params):
         made = {}

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.models.attention.dispatch import Causal
+from videorft_jax.models import family
+from videorft_jax.models.attention.masks import Causal
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
-from videorft_jax.models.qwen2_5_vl.text import KVCache
 from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
@@ -75,7 +76,7 @@ class Programs:
         int8_cache: bool,
     ):
         self.config, self.sampling, self.mesh, self.chunk = config, sampling, mesh, chunk
-        self.dtype, self.attention = jnp.dtype(dtype), attention
+        self.dtype, self.plan = jnp.dtype(dtype), choose_plan(attention)
         self.int8_cache = int8_cache
         self.params = Preparation(config, mesh, dtype=self.dtype, int8=int8_weights)
         self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -183,14 +184,12 @@ class Programs:
         what was drawn and the report.
         """
         batch, uids, limits, visual = inputs
-        model = vlm.bind(self.config, params)
+        model = family.bind(self.config, params)
         if visual is None and batch.patches.size:
-            visual = model.encode_vision(batch, attention=self.attention)
+            visual = model.encode_vision(batch, plan=self.plan)
         x = model.embed(batch.tokens, visual, batch.visual_index)
         mask = Causal(batch.segment_ids)
-        hidden, *prefix = model.text.prefill(
-            x, batch.positions, mask, attention_path=self.attention
-        )
+        hidden, *prefix = model.text.prefill(x, batch.positions, mask, plan=self.plan)
         valid = batch.segment_ids > 0
         last = valid.sum(1) - 1
         logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
@@ -240,7 +239,7 @@ class Programs:
         live completions. Returns the suffix, the slots, what was drawn [B, R, chunk] and the
         report.
         """
-        model = vlm.bind(self.config, params)
+        model = family.bind(self.config, params)
 
         def busy(state):
             done, _, slots, _ = state

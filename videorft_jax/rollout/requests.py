@@ -3,7 +3,7 @@
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.rollout.sampling import SamplingConfig
 
 

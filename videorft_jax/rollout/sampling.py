@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
+from videorft_jax.models.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import os
 
+from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import write_checkpoint
-from videorft_jax.models.qwen2_5_vl.config import load_config
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore as restoring

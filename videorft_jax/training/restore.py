@@ -10,9 +10,9 @@ from etils import epath
 from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.hf_folder import nest
 from videorft_jax.models.lora import LoraConfig, merge_lora
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.training import setup as assembly
 from videorft_jax.training.trees import join

@@ -24,12 +24,12 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import RecordSource
-from videorft_jax.models import tensor_files
+from videorft_jax.models import family, tensor_files
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
 from videorft_jax.models.layers import REMAT_POLICIES
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig, load_config
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.training.optimizer import OptimConfig, make_optimizer
@@ -162,7 +162,7 @@ def abstract_state(config, weights: Weights, mesh, frozen_dtype=None) -> TrainSt
 
     def build():
         params = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, frozen_dtype), vlm.abstract_params(weights.model)
+            lambda x: jnp.zeros(x.shape, frozen_dtype), family.abstract_params(weights.model)
         )
         trained, frozen = weights.split(params, jax.random.key(0))
         return init_state(trained, frozen, optimizer, ema=config.optim.ema_decay > 0)
@@ -197,7 +197,7 @@ def checkpoint_dtype(folder) -> jnp.dtype:
 
 def read_params(config, weights: Weights, mesh):
     """The weights of `model.init_from` in their shards."""
-    shapes = vlm.abstract_params(weights.model)
+    shapes = family.abstract_params(weights.model)
     shardings = sharding.state_shardings(shapes, mesh, config.name)
     folder = config.model.init_from
     return read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)

@@ -6,14 +6,15 @@ The planner compiles the same programs for machines that are not here.
 import jax.numpy as jnp
 
 from videorft_jax import losses
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.training.step import head_chunk, make_step
+from videorft_jax.models import family
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.training.step import make_step
 from videorft_jax.training.weights import Weights
 
 
 def make_sft_loss(config, weights: Weights):
     """(loss, totals) for `make_step`: the mean cross-entropy of the assistant's tokens."""
-    image = weights.model.token_ids.image
+    image, plan = weights.model.token_ids.image, choose_plan(config.model.attention)
 
     def mask_of(batch):
         if config.train.legacy_labels:
@@ -24,13 +25,12 @@ def make_sft_loss(config, weights: Weights):
         return jnp.maximum(mask_of(batch).sum(), 1).astype(jnp.float32)
 
     def loss(joined, rows, num_targets):
-        model = vlm.bind(weights.model, weights.merged(joined))
-        settings = {"attention": config.model.attention, "remat": config.model.remat}
+        model = family.bind(weights.model, weights.merged(joined))
         mask = mask_of(rows)
         _, predicts = losses.shift(rows.tokens, mask)
-        hidden = model.hidden_states(rows, wanted=predicts, **settings)
+        hidden = model.hidden_states(rows, needed=predicts, plan=plan, remat=config.model.remat)
         head = model.text.output_weight
-        chunk = head_chunk(config.model.attention)
+        chunk = plan.head_chunk
         return losses.sft_loss(hidden, head, rows.tokens, mask, num_targets, chunk=chunk)
 
     return loss, totals

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from videorft_jax.models.attention.dispatch import resolve
-from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 from videorft_jax.training.trees import cast, join
 
 
@@ -42,11 +40,6 @@ def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
         skipped=jnp.int32(0),
         skipped_in_row=jnp.int32(0),
     )
-
-
-def head_chunk(attention: str) -> int:
-    """Tokens of a row whose logits are alive at once, where `attention` is the path."""
-    return CPU_CHUNK if resolve(attention) == "chunked" else CHUNK
 
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

@@ -8,9 +8,9 @@ import functools
 
 import jax
 
+from videorft_jax.models import family
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.lora import LoraConfig, adapt, find_targets, init_lora
-from videorft_jax.models.qwen2_5_vl import model as vlm
-from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 from videorft_jax.training.trees import path_of, split_trained
 
 
@@ -39,7 +39,7 @@ class Weights:
     @functools.cached_property
     def trains_vision(self) -> bool:
         """Whether visual tokens change from step to step."""
-        leaves = jax.tree_util.tree_leaves_with_path(vlm.abstract_params(self.model))
+        leaves = jax.tree_util.tree_leaves_with_path(family.abstract_params(self.model))
         paths = (path_of(keys) for keys, _ in leaves)
         return any(self.is_trained(path) for path in paths if path.startswith("vision/"))
 
@@ -52,11 +52,11 @@ class Weights:
         """Paths under an adapter."""
         if self.lora is None:
             return frozenset()
-        return frozenset(find_targets(vlm.abstract_params(self.model), self.lora))
+        return frozenset(find_targets(family.abstract_params(self.model), self.lora))
 
     @functools.cached_property
     def _frozen_paths(self):
-        frozen = split_trained(vlm.abstract_params(self.model), self.freeze)[1]
+        frozen = split_trained(family.abstract_params(self.model), self.freeze)[1]
         leaves = jax.tree_util.tree_leaves_with_path(frozen)
         return {path_of(keys) for keys, _ in leaves}
 

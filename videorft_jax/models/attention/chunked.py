@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.models.attention.dispatch import Causal, Full, Mask, SharedPrefix, per_device
+from videorft_jax.models.attention.masks import Causal, Full, Mask, SharedPrefix
+from videorft_jax.models.attention.partition import per_device
 from videorft_jax.ops.sums import sum_last
 
 _BLOCK = 192  # tokens

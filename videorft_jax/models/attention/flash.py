@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from videorft_jax.models.attention.dispatch import Full, Mask, SharedPrefix
+from videorft_jax.models.attention.masks import Full, Mask, SharedPrefix
 
 
 def attention(q, k, v, mask: Mask, *, backend: str = "cudnn") -> jax.Array:

@@ -13,7 +13,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from videorft_jax.models.attention.dispatch import Causal, Full, Mask, SharedPrefix, per_device
+from videorft_jax.models.attention.masks import Causal, Full, Mask, SharedPrefix
+from videorft_jax.models.attention.partition import per_device
 
 _LANES = 128  # every block is a multiple of it
 _LARGEST_BLOCK = 512

@@ -1,14 +1,16 @@
-"""Frozen model configs, parsed from the checkpoint's own `config.json`.
+"""The config of Qwen2.5-VL, parsed from the checkpoint's own `config.json`.
 
-Nothing is filled in from a class default: the defaults of transformers are those of no published
-checkpoint (tokens_per_second 4, rms_norm_eps 1e-5), so a missing key is an error that names it.
-Both the flat form of the hub and the nested form of transformers >= 4.52 are read.
+Nothing is filled in from a class default (transformers has tokens_per_second 4 and rms_norm_eps
+1e-5, which no published checkpoint has): a missing key is an error that names it. Both the flat
+form of the hub and the nested form of transformers >= 4.52 are read.
 """
 
 import dataclasses
 import json
-import pathlib
-from typing import Any
+from typing import Any, ClassVar
+
+from videorft_jax.models.config import ModelConfig, TokenIds, check_values, get_key, override
+from videorft_jax.models.geometry import WINDOWED_14
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -19,8 +21,8 @@ VISION_ROPE_THETA = 10000.0
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. `window` is in pixels, `full_layers` are the layers that see a whole frame
-    pair; every other layer sees one window."""
+    """The vision tower. `window` is in pixels. `full_layers` are the layers that attend over a
+    whole frame pair, and every other layer attends within one window."""
 
     num_layers: int
     dim: int
@@ -71,57 +73,27 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenIds:
-    """Ids that stand for pixels in the prompt."""
+class Config(ModelConfig):
+    """Qwen2.5-VL."""
 
-    image: int
-    video: int
-    vision_start: int
-    vision_end: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Qwen2.5-VL. `source` is the checkpoint's own JSON, kept so that an export gives it back."""
-
+    model_type: ClassVar[str] = MODEL_TYPE
     vision: VisionConfig
     text: TextConfig
-    token_ids: TokenIds
-    source: str = dataclasses.field(repr=False, compare=False)
 
 
-def load_config(folder) -> ModelConfig:
-    """Reads `config.json` of a Hugging Face folder."""
-    path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a Hugging Face checkpoint folder")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
-    return parse_config(values, where=str(path))
-
-
-def parse_config(values: dict[str, Any], where: str = "config.json") -> ModelConfig:
+def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     """Parses the flat or the nested form.
 
-    Raises ValueError, one line, for a model type we do not know, a missing key, or values
-    that the architecture cannot hold.
+    Raises ValueError, one line, for a missing key or for values that the architecture cannot hold.
     """
-    model_type = values.get("model_type")
-    if model_type != MODEL_TYPE:
-        raise ValueError(
-            f"{where}: model_type is {model_type!r}, expected {MODEL_TYPE!r}; "
-            "only Qwen2.5-VL checkpoints can be loaded"
-        )
     text_values = values.get("text_config") or values
-    vision_values = _get(values, "vision_config", where)
+    vision_values = get_key(values, "vision_config", where)
 
     def text(key):
-        return _get(text_values, key, where, "text_config." if text_values is not values else "")
+        return get_key(text_values, key, where, "text_config." if text_values is not values else "")
 
     def vision(key):
-        return _get(vision_values, key, where, "vision_config.")
+        return get_key(vision_values, key, where, "vision_config.")
 
     rope = text_values.get("rope_parameters") or text_values.get("rope_scaling")
     if not rope or "mrope_section" not in rope:
@@ -132,7 +104,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> ModelCon
     tied = values.get("tie_word_embeddings", text_values.get("tie_word_embeddings"))
     if tied is None:
         raise ValueError(f"{where}: key 'tie_word_embeddings' is missing; add it")
-    config = ModelConfig(
+    config = Config(
         vision=VisionConfig(
             num_layers=vision("depth"),
             dim=vision("hidden_size"),
@@ -160,21 +132,15 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> ModelCon
             tied=tied,
         ),
         token_ids=TokenIds(
-            image=_get(values, "image_token_id", where),
-            video=_get(values, "video_token_id", where),
-            vision_start=_get(values, "vision_start_token_id", where),
-            vision_end=_get(values, "vision_end_token_id", where),
+            image=get_key(values, "image_token_id", where),
+            video=get_key(values, "video_token_id", where),
+            vision_start=get_key(values, "vision_start_token_id", where),
+            vision_end=get_key(values, "vision_end_token_id", where),
         ),
         source=json.dumps(values),
     )
     _check(config, text_values, vision_values, where)
     return config
-
-
-def _get(values, key, where, prefix=""):
-    if key not in values:
-        raise ValueError(f"{where}: key '{prefix}{key}' is missing; a checkpoint must give it")
-    return values[key]
 
 
 def _in_channels(values, where):
@@ -187,7 +153,7 @@ def _in_channels(values, where):
 
 def _check(config, text_values, vision_values, where):
     """Refuses what the port would compute differently from the reference."""
-    text, vision = config.text, config.vision
+    text, vision, cut = config.text, config.vision, WINDOWED_14
     conditions = [
         (text.dim % text.num_heads == 0, "hidden_size must divide by num_attention_heads"),
         (text.num_heads % text.num_kv_heads == 0, "num_attention_heads must divide by kv heads"),
@@ -196,10 +162,10 @@ def _check(config, text_values, vision_values, where):
         (vision.head_dim % 4 == 0, "vision head_dim must divide by 4"),
         (vision.out_dim == text.dim, "vision out_hidden_size must equal text hidden_size"),
         (
-            # The batch layout (data/layout.py) is cut for these, and every size has them.
-            (vision.patch, vision.temporal_patch, vision.merge, vision.window, vision.in_channels)
-            == (14, 2, 2, 112, 3)
-            and vision.tokens_per_second == 2,
+            # Batches are cut for these, and every published size has them.
+            (vision.patch, vision.temporal_patch, vision.merge, vision.window)
+            == (cut.patch, cut.temporal_patch, cut.merge, cut.window * cut.unit)
+            and (vision.in_channels, vision.tokens_per_second) == (3, 2),
             "patch_size, temporal_patch_size, spatial_merge_size, window_size, in_chans and "
             "tokens_per_second must be 14, 2, 2, 112, 3 and 2",
         ),
@@ -211,14 +177,12 @@ def _check(config, text_values, vision_values, where):
         (vision_values.get("hidden_act", "silu") == "silu", "vision hidden_act must be silu"),
         (not text_values.get("use_sliding_window"), "use_sliding_window is not supported"),
     ]
-    for holds, message in conditions:
-        if not holds:
-            raise ValueError(f"{where}: {message}; fix the file or use another checkpoint")
+    check_values(conditions, where)
 
 
-# Published sizes (reference: the checkpoints' config.json); vision is the same but for two values.
+# Published sizes, from the checkpoints' config.json. The towers differ in two values only.
 # text: layers, dim, heads, kv heads, mlp, vocabulary, tied; vision mlp.
-_SIZES = {
+SIZES = {
     "3b": (36, 2048, 16, 2, 11008, 151936, True, 3420),
     "7b": (28, 3584, 28, 4, 18944, 152064, False, 3420),
     "32b": (64, 5120, 40, 8, 27648, 152064, False, 3456),
@@ -232,9 +196,9 @@ def hf_values(size: str, **overrides) -> dict[str, Any]:
     `overrides` replace keys; those prefixed with `vision_` that are not root keys go to the
     vision part: `hf_values("7b", num_hidden_layers=2, vision_depth=2)`.
     """
-    if size not in _SIZES:
-        raise ValueError(f"model size {size!r} is unknown; choose one of {sorted(_SIZES)}")
-    layers, dim, heads, kv_heads, mlp, vocab, tied, vision_mlp = _SIZES[size]
+    if size not in SIZES:
+        raise ValueError(f"model size {size!r} is unknown; choose one of {sorted(SIZES)}")
+    layers, dim, heads, kv_heads, mlp, vocab, tied, vision_mlp = SIZES[size]
     values = {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": MODEL_TYPE,
@@ -277,15 +241,21 @@ def hf_values(size: str, **overrides) -> dict[str, Any]:
         "temporal_patch_size": 2,
         "model_type": MODEL_TYPE,
     }
-    for key, value in overrides.items():
-        part = key.removeprefix("vision_")
-        if key in values:
-            values[key] = value
-        elif key.startswith("vision_") and part in vision:
-            vision[part] = value
-        else:
-            raise ValueError(f"hf_values: {key!r} is not a key of config.json; check its spelling")
+    override(values, vision, overrides)
     return values | {"vision_config": vision}
+
+
+def demo_values(**overrides) -> dict[str, Any]:
+    """`tiny_values` for other sizes: rotary sections that fill the head dim, and every layer of the
+    tower full, because the demo's frames are as small as a window."""
+    half = overrides["hidden_size"] // overrides["num_attention_heads"] // 2
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    return tiny_values(
+        **overrides,
+        rope_scaling={"type": "mrope", "mrope_section": sections},
+        vision_out_hidden_size=overrides["hidden_size"],
+        vision_fullatt_block_indexes=list(range(overrides["vision_depth"])),
+    )
 
 
 def tiny_values(**overrides) -> dict[str, Any]:

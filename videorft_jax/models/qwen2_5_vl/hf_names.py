@@ -1,18 +1,12 @@
-"""The name table between Hugging Face checkpoints and our parameters.
-
-One row per parameter path: the tensor's name on the hub and how its dims map, in the manner of
-einsum: "(N H) D -> D N H". Reading, writing, expected shapes and error messages all come from it.
-"""
+"""The name table between Hugging Face checkpoints of Qwen2.5-VL and our parameters; see `names`."""
 
 import math
-import re
-from typing import NamedTuple
 
+from videorft_jax.models.names import Leaf, make_leaves
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 
-# ours, Hugging Face (old style, as on the hub; {} is the layer), HF dims -> our dims without L.
-# Letters as in the house plan; S the three of qkv, X one patch row (C T P P), E and U the merger's
-# merge^2 * D, O its output.
+# Names are in the old style of the hub. S are the three of qkv, X is one patch (C T P P), E and U
+# are the merger's merge^2 * D, O is its output.
 NAMES = (
     ("text/embed", "model.embed_tokens.weight", "V D -> V D"),
     ("text/final_norm", "model.norm.weight", "D -> D"),
@@ -52,41 +46,6 @@ NAMES = (
 _NEW_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 
-class Leaf(NamedTuple):
-    """One row of the table with the sizes of a config. `perm` takes HF letters to ours."""
-
-    path: str
-    name: str
-    num_layers: int | None
-    hf_shape: tuple[int, ...]
-    split: tuple[int, ...]
-    perm: tuple[int, ...]
-
-    @property
-    def shape(self):
-        layers = () if self.num_layers is None else (self.num_layers,)
-        return layers + tuple(self.split[i] for i in self.perm)
-
-    def names(self):
-        """(HF name, our name) of every tensor of the leaf."""
-        if self.num_layers is None:
-            return [(self.name, self.path)]
-        return [(self.name.format(i), f"{self.path}[{i}]") for i in range(self.num_layers)]
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter, by path, layers stacked on dim 0; no head if tied."""
-    return {leaf.path: leaf.shape for leaf in leaves_of(config)}
-
-
-def old_name(name: str) -> str:
-    """The hub's name of a tensor, whichever style `name` has."""
-    for new, old in _NEW_PREFIXES:
-        if name.startswith(new):
-            return old + name.removeprefix(new)
-    return name
-
-
 def leaves_of(config: ModelConfig) -> list[Leaf]:
     """The table's rows that a config has; a tied one has no head."""
     text, vision = config.text, config.vision
@@ -113,26 +72,19 @@ def leaves_of(config: ModelConfig) -> list[Leaf]:
             "O": vision.out_dim,
         },
     }
-    leaves = []
-    for path, name, dims in NAMES:
-        if path == "text/head" and text.tied:
-            continue
-        part = path.split("/")[0]
-        theirs, ours = dims.split(" -> ")
-        letters = re.findall("[A-Z]", theirs)
-        hf_shape = []
-        for group in re.findall(r"\([^)]*\)|[A-Z]", theirs):
-            # The file keeps the four dims of the patch convolution; row-major they are one.
-            whole = math.prod(sizes[part][letter] for letter in re.findall("[A-Z]", group))
-            hf_shape += patch if group == "X" else (whole,)
-        leaves.append(
-            Leaf(
-                path=path,
-                name=name,
-                num_layers=getattr(config, part).num_layers if "{}" in name else None,
-                hf_shape=tuple(hf_shape),
-                split=tuple(sizes[part][letter] for letter in letters),
-                perm=tuple(letters.index(letter) for letter in ours.split()),
-            )
-        )
-    return leaves
+    rows = [row for row in NAMES if not (row[0] == "text/head" and text.tied)]
+    layers = {"text/layers": text.num_layers, "vision/layers": vision.num_layers}
+    return make_leaves(rows, sizes, layers, patch)
+
+
+def old_name(name: str) -> str:
+    """The hub's name of a tensor, whichever style `name` has."""
+    for new, old in _NEW_PREFIXES:
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+def new_name(name: str) -> str:
+    """The name that transformers >= 4.52 gives to a tensor of a tower."""
+    return ("model." if name.startswith("visual.") else "model.language_") + name

@@ -1,0 +1,81 @@
+"""What the parsed configs of all families have in common.
+
+Every family has a `VisionConfig` and a `TextConfig` of its own, because their values differ. The
+rest of the package reads the attributes that all of them have: `num_layers`, `dim`, `num_heads`,
+`head_dim` and `mlp_dim` of both, `merge`, `patch_dim` and `out_dim` of the tower, `num_kv_heads`,
+`vocab_size` and `tied` of the decoder.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Ids that stand for pixels in a prompt, or frame them."""
+
+    image: int
+    video: int
+    vision_start: int
+    vision_end: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A model. `source` is the checkpoint's own JSON, kept so that an export gives it back;
+    `model_type` is the family's name in it."""
+
+    model_type: ClassVar[str]
+
+    vision: Any
+    text: Any
+    token_ids: TokenIds
+    source: str = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def visual_dim(self) -> int:
+        """Values of one visual token as the tower hands it over."""
+        return self.text.dim
+
+
+def read_values(folder) -> tuple[dict[str, Any], str]:
+    """The JSON of a Hugging Face folder's `config.json`, and the file's name for messages. Raises
+    ValueError where it is missing or damaged."""
+    path = pathlib.Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a Hugging Face checkpoint folder")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
+    return values, str(path)
+
+
+def get_key(values: dict[str, Any], key: str, where: str, prefix: str = "") -> Any:
+    """The value of a key that a checkpoint must give. The class defaults of transformers are those
+    of no published checkpoint, so that a missing key is an error that names it."""
+    if key not in values:
+        raise ValueError(f"{where}: key '{prefix}{key}' is missing; a checkpoint must give it")
+    return values[key]
+
+
+def check_values(conditions: list[tuple[bool, str]], where: str) -> None:
+    """Raises ValueError for the first condition that does not hold; (holds, what must hold)."""
+    for holds, message in conditions:
+        if not holds:
+            raise ValueError(f"{where}: {message}; fix the file or use another checkpoint")
+
+
+def override(values: dict[str, Any], vision: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Replaces keys of the JSON of a published size in place. A key prefixed with `vision_` that is
+    none of `values` goes to `vision`. Raises ValueError for a key that is in neither."""
+    for key, value in overrides.items():
+        part = key.removeprefix("vision_")
+        if key in values:
+            values[key] = value
+        elif key.startswith("vision_") and part in vision:
+            vision[part] = value
+        else:
+            raise ValueError(f"hf_values: {key!r} is not a key of config.json; check its spelling")

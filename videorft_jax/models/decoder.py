@@ -1,0 +1,217 @@
+"""The text decoder that every family has, and the two-part KV cache that decoding reads.
+
+Blocks are pre-norm with grouped-query attention and a SwiGLU MLP. A family says how q, k and v are
+made (`attention`, a module class) and which axis of the M-RoPE positions each rotary frequency
+reads (`axes`). The prompt's keys and values are stored once per row and shared by its R
+completions, and each completion has a suffix of its own. Both are head-major, [.., K, S, H], so
+that a layer's part of the cache goes from memory into the matrix product without being copied.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from videorft_jax.models import layers
+from videorft_jax.models.attention import chunked
+from videorft_jax.models.attention.decode import decode_attention
+from videorft_jax.models.attention.dispatch import attention
+from videorft_jax.models.attention.masks import Mask
+from videorft_jax.models.compute_plan import ComputePlan
+from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.ops.masked import at_masked
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer; `Int8` ones have one scale per token and head."""
+
+    prefix_k: jax.Array | Int8  # [L, B, K, S, H]
+    prefix_v: jax.Array | Int8
+    prefix_valid: jax.Array  # bool [B, S]
+    suffix_k: jax.Array | Int8  # [L, B, R, K, C, H]
+    suffix_v: jax.Array | Int8
+
+
+class TextBlocks(nnx.Module):
+    """The weights of L blocks, each with a leading L; a call runs one block on one slice of them.
+
+    `attn` is a family's attention: `attn.project(x, cos, sin)` gives rotated q [..., T, N, H],
+    rotated k and plain v [..., T, K, H], and `attn.o` [N, H, D] takes the mixed values back.
+    """
+
+    def __init__(self, config, attention, rngs: nnx.Rngs):
+        self.attn_norm = layers.ones(config.num_layers, config.dim)
+        self.mlp_norm = layers.ones(config.num_layers, config.dim)
+        self.attn = attention(config, rngs)
+        self.mlp = layers.SwigluMlp(
+            config.num_layers, config.dim, config.mlp_dim, biased=False, rngs=rngs
+        )
+        self.eps = config.norm_eps
+
+    def __call__(self, x, cos, sin, attend):
+        """One block: x [..., T, D] -> [..., T, D].
+
+        `attend(q, k, v)` returns the mixed values [..., T, N, H] and whatever else the caller wants
+        out of the layer (keys for a cache, or None), which is returned beside x.
+        """
+        with jax.named_scope("attention"):
+            normed = layers.rms_norm(x, self.attn_norm[...], self.eps)
+            out, extra = attend(*self.attn.project(normed, cos, sin))
+            x = x + layers.linear(checkpoint_name(out, "attention"), self.attn.o[...], inner=2)
+        with jax.named_scope("mlp"):
+            x = x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], self.eps))
+        return layers.shard_rows(x), extra
+
+
+class Text(nnx.Module):
+    """Embedding [V, D], L blocks, final norm and head [V, D].
+
+    It has three ways to run: a call over whole rows (training and scoring), `prefill` (the same,
+    which also returns keys and values) and `decode` (one token of each completion against a cache).
+    All three give the same hidden states for the same token. `axes` int [H / 2] names the axis of
+    the positions (0 time, 1 height, 2 width) that each rotary frequency reads.
+    """
+
+    def __init__(self, config, attention, axes: np.ndarray, rngs: nnx.Rngs):
+        self.config = config
+        self.axes = tuple(int(axis) for axis in axes)
+        self.embed = layers.weight(rngs, config.vocab_size, config.dim)
+        self.layers = TextBlocks(config, attention, rngs)
+        self.final_norm = layers.ones(config.dim)
+        if not config.tied:
+            self.head = layers.weight(rngs, config.vocab_size, config.dim)
+
+    @property
+    def output_weight(self) -> jax.Array:
+        """The head [V, D], which is the embedding itself where the two are tied."""
+        return (self.embed if self.config.tied else self.head)[...]
+
+    def __call__(
+        self, x, positions, mask: Mask, *, needed=None, plan: ComputePlan, remat: str = "none"
+    ) -> jax.Array:
+        """Embeddings x [B, T, D], positions int32 [B, 3, T] -> final hidden states [B, T, D].
+
+        needed: bool [B, T], the positions whose hidden states are read; None: all. Where the plan
+        says so, the last layer leaves out the others, and their hidden states are 0.
+        """
+        cos, sin = self._rotary(positions, x.dtype)
+        # In a short row there is little to leave out.
+        partly = needed is not None and x.shape[1] > 2 * plan.head_chunk and plan.skip_last_layer
+
+        def step(block, x, _):
+            with jax.named_scope("text_block"):
+                return block(
+                    x, cos, sin, lambda q, k, v: (attention(q, k, v, mask, plan.attention), None)
+                )
+
+        count = self.config.num_layers - partly
+        x, _ = layers.scan_layers(
+            step, self.layers, layers.shard_rows(x), None, remat, unroll=plan.unroll, count=count
+        )
+        if partly:
+            x = self._last_layer(x, cos, sin, mask, needed, plan.head_chunk)
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def _last_layer(self, x, cos, sin, mask, needed, chunk):
+        """Keys and values of every position, and all else at the positions that are needed."""
+        block = layers.take_layer(self.layers, self.config.num_layers - 1)
+        normed = layers.rms_norm(x, block.attn_norm[...], block.eps)
+        _, keys, values = block.attn.project(normed, cos, sin)
+
+        def finish(x, cos, sin, places):
+            def attend(q, *_):
+                return chunked.attention(q, keys, values, mask, places), None
+
+            return block(x, cos, sin, attend)[0]
+
+        places = jnp.broadcast_to(jnp.arange(x.shape[1]), needed.shape)
+        return at_masked(finish, needed, needed.sum(1).max(), chunk, x, cos, sin, places)
+
+    def prefill(self, x, positions, mask: Mask, *, plan: ComputePlan):
+        """As a call, and keys and values of every layer, head-major [L, B, K, T, H]."""
+        cos, sin = self._rotary(positions, x.dtype)
+
+        def attend(q, k, v):
+            kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+            return attention(q, k, v, mask, plan.attention), kept
+
+        def step(block, x, _):
+            with jax.named_scope("text_block"):
+                return block(x, cos, sin, attend)
+
+        x, (keys, values) = layers.scan_layers(
+            step, self.layers, layers.shard_rows(x), None, unroll=plan.unroll
+        )
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
+
+    def decode(self, x, positions, cache: KVCache, index):
+        """One token of each completion.
+
+        x [B, R, D]; positions int32 [B, R], the same on all three axes; `index` int32, the place
+        of the token in the suffix. Returns final hidden states [B, R, D] and the cache with the
+        token's keys and values written at `index`.
+        """
+        cos, sin = self._rotary(
+            jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
+        )
+        seen = jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
+
+        def step(block, carry, slices):
+            x, suffix_k, suffix_v = carry
+            layer, prefix_k, prefix_v = slices
+
+            def attend(q, k, v):
+                written = _write(suffix_k, k, layer, index), _write(suffix_v, v, layer, index)
+                own = jax.tree.map(
+                    lambda part: jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False),
+                    written,
+                )
+                out = decode_attention(
+                    q, (prefix_k, prefix_v), cache.prefix_valid, own, seen[None, None]
+                )
+                return out, written
+
+            with jax.named_scope("text_block"):
+                x, (suffix_k, suffix_v) = block(x, cos, sin, attend)
+            return (x, suffix_k, suffix_v), None
+
+        number = jnp.arange(self.config.num_layers)
+        (x, suffix_k, suffix_v), _ = layers.scan_layers(
+            step,
+            self.layers,
+            (x, cache.suffix_k, cache.suffix_v),
+            (number, cache.prefix_k, cache.prefix_v),
+        )
+        x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        return x, cache._replace(suffix_k=suffix_k, suffix_v=suffix_v)
+
+    def _rotary(self, positions, dtype):
+        """cos, sin [B, T, H / 2]; angles in float32, then cast, as the reference does."""
+        config = self.config
+        exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+        frequency = (1.0 / config.rope_theta**exponent).astype(np.float32)
+        angles = positions[:, np.array(self.axes)].astype(jnp.float32) * frequency[:, None]
+        angles = jnp.moveaxis(angles, 1, 2)
+        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def _write(suffix, new, layer, index):
+    """The suffix [L, B, R, K, C, H] with `new` [B, R, K, H] in place of one column of a layer."""
+    if isinstance(suffix, Int8):
+        new = quantise(new, -1, keep=False)
+    start = (layer, 0, 0, 0, index, 0)
+
+    def in_order(x):
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    def put(old, column):  # a scale has no H
+        new = jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
+        # Without this XLA for TPU lays the cache out for this write and transposes it to read it.
+        # On other platforms the constraint would gather the cache from all devices.
+        return jax.lax.platform_dependent(new, tpu=in_order, default=lambda x: x)
+
+    return jax.tree.map(put, suffix, new)

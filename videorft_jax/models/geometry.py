@@ -1,0 +1,53 @@
+"""The numbers by which a family of models cuts pixels. This file imports nothing of the package, so
+that the loader can read it without the models.
+
+The unit of vision is a frame pair. A pair is cut into square patches, `merge` x `merge` patches
+become one visual token, and a batch holds patches in windows of 64 slots, which are 16 visual
+tokens. What a window is differs. With `window` = 4 it is a square of 4 x 4 tokens and a layer of
+the tower may attend within it. With `window` = 0 a pair's tokens fill its windows row after row,
+and windows mean nothing to the tower.
+"""
+
+import dataclasses
+
+WINDOW_TOKENS = 16  # visual tokens of a window
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """patch: pixels a side; merge: patches a side of a visual token; temporal_patch: frames of a
+    pair; window: visual tokens a side of a window, 0 for none; pixel_mean and pixel_std: of the
+    normalisation, per channel, in units of [0, 1]."""
+
+    patch: int
+    merge: int
+    temporal_patch: int
+    window: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+    @property
+    def unit(self) -> int:
+        """Pixels a side of a visual token; frames are resized to multiples of it."""
+        return self.patch * self.merge
+
+    @property
+    def patch_dim(self) -> int:
+        """Values of one patch: channel, frame of the pair, row and column."""
+        return 3 * self.temporal_patch * self.patch**2
+
+    @property
+    def slots(self) -> int:
+        """Patches of a window."""
+        return WINDOW_TOKENS * self.merge**2
+
+
+# Windows of 112 pixels, normalised as CLIP is: the geometry of the paper's model.
+WINDOWED_14 = Geometry(
+    patch=14,
+    merge=2,
+    temporal_patch=2,
+    window=4,
+    pixel_mean=(0.48145466, 0.4578275, 0.40821073),
+    pixel_std=(0.26862954, 0.26130258, 0.27577711),
+)

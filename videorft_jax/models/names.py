@@ -1,0 +1,89 @@
+"""From a family's name table to the tensors of a Hugging Face checkpoint.
+
+One row of a table per parameter path: the path, the tensor's name on the hub ({} is the layer), and
+how its dims map in the manner of einsum, "(N H) D -> D N H". Reading, writing, expected shapes,
+adapters and error messages all come from it. Letters are those of the house plan.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+Row = tuple[str, str, str]  # our path, the hub's name, HF dims -> our dims without L
+
+
+class Leaf(NamedTuple):
+    """One row of a table with the sizes of a config. `perm` takes HF letters to ours."""
+
+    path: str
+    name: str
+    num_layers: int | None
+    hf_shape: tuple[int, ...]
+    split: tuple[int, ...]
+    perm: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The parameter's, layers stacked on dim 0."""
+        layers = () if self.num_layers is None else (self.num_layers,)
+        return layers + tuple(self.split[i] for i in self.perm)
+
+    def names(self) -> list[tuple[str, str]]:
+        """(HF name, our name) of every tensor of the leaf."""
+        if self.num_layers is None:
+            return [(self.name, self.path)]
+        return [(self.name.format(i), f"{self.path}[{i}]") for i in range(self.num_layers)]
+
+
+def make_leaves(
+    rows: Iterable[Row],
+    sizes: dict[str, dict[str, int]],
+    num_layers: dict[str, int],
+    patch: tuple[int, ...],
+) -> list[Leaf]:
+    """The rows with sizes. `sizes` gives each letter a size for every first part of a path ("text",
+    "vision"), `num_layers` the length of the stack that a path with {} belongs to. The letter X
+    stands for one patch, whose dims `patch` the file keeps apart."""
+    leaves = []
+    for path, name, dims in rows:
+        part = path.split("/")[0]
+        theirs, ours = dims.split(" -> ")
+        letters = re.findall("[A-Z]", theirs)
+        hf_shape = []
+        for group in re.findall(r"\([^)]*\)|[A-Z]", theirs):
+            whole = math.prod(sizes[part][letter] for letter in re.findall("[A-Z]", group))
+            hf_shape += patch if group == "X" else (whole,)
+        leaves.append(
+            Leaf(
+                path=path,
+                name=name,
+                num_layers=num_layers[stack_of(path)] if "{}" in name else None,
+                hf_shape=tuple(hf_shape),
+                split=tuple(sizes[part][letter] for letter in letters),
+                perm=tuple(letters.index(letter) for letter in ours.split()),
+            )
+        )
+    return leaves
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter at `path` holds a stack of layers, with a leading L."""
+    return any(part in ("layers", "deepstack") for part in path.split("/"))
+
+
+def stack_of(path: str) -> str:
+    """The first two parts of a path, which name its stack of layers: "text/layers"."""
+    return "/".join(path.split("/")[:2])
+
+
+def linear_layers(rows: Iterable[Row], new_name) -> dict[str, tuple[str, int]]:
+    """path -> (Hugging Face module, number of input dims) of every weight that is a plain matrix
+    product; `new_name` gives the module's name in transformers >= 4.52."""
+    layers = {}
+    for path, name, dims in rows:
+        groups = re.findall(r"\([^)]*\)|[A-Z]", dims.split(" -> ")[0])
+        if len(groups) == 2 and path.split("/")[-1] not in ("embed", "head", "position"):
+            module = new_name(name).removesuffix(".weight")
+            layers[path] = (module, len(re.findall("[A-Z]", groups[1])))
+    return layers
