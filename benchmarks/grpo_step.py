@@ -79,7 +79,7 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.rewards.semantic import SemanticReward
     from videorft_jax.rollout.engine import RolloutEngine
     from videorft_jax.rollout.sampling import SamplingConfig
-    from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+    from videorft_jax.training.optimizer import OptimOptions, make_optimizer
     from videorft_jax.training.step import make_step
 
     config = load_config(folder)
@@ -97,7 +97,7 @@ def run_ours(folder, frames, pipe):
     )  # fmt: skip
     grpo = losses.GrpoConfig("grpo", BETA, "k3", 0.2, 0.2, NEW, 0.0)
     optimizer = make_optimizer(
-        OptimConfig("adamw", LR, "constant", 0, 1, 0.9, 0.999, 1e-8, 0.0, CLIP, "float32", 0.0)
+        OptimOptions("adamw", LR, "constant", 0, 0.9, 0.999, 1e-8, 0.0, CLIP, "float32", 0.0), 1
     )
 
     def loss(params, rows, totals, reference):

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from videorft_jax.models import family
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.step import init_state
 from videorft_jax.training.weights import make_weights
 
@@ -42,12 +43,12 @@ class Placed:
     """Weights, state and mesh of a recipe on the first device; the mesh is set from here on."""
 
     def __init__(self, config, values):
-        self.config, self.model = config, parse_config(values)
-        self.weights = make_weights(config, self.model)
+        self.options = options = make_train_options(config)
+        self.model = parse_config(values)
+        self.weights = make_weights(options, self.model)
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         jax.set_mesh(self.mesh)
-        optim = OptimConfig(total_steps=1000, **config.optim.to_dict())
-        self.optimizer = make_optimizer(optim)
+        self.optimizer = make_optimizer(options.optim, 1000)
         state = jax.eval_shape(self._build, jax.random.key(0))
         self.shardings = sharding.state_shardings(state, self.mesh, config.name)
         build = jax.jit(self._build, out_shardings=self.shardings)

@@ -33,7 +33,7 @@ def run_ours(folder, pipe):
     from videorft_jax.models.compute_plan import choose_plan
     from videorft_jax.models.family import load_config
     from videorft_jax.parallel import sharding
-    from videorft_jax.training.optimizer import OptimConfig, make_optimizer
+    from videorft_jax.training.optimizer import OptimOptions, make_optimizer
     from videorft_jax.training.step import make_step
 
     config = load_config(folder)
@@ -41,12 +41,11 @@ def run_ours(folder, pipe):
     length = len(samples[0].tokens)
     windows = layout.num_windows(SIDE, SIDE)
     optimizer = make_optimizer(
-        OptimConfig(
+        OptimOptions(
             name="adamw",
             lr=1e-5,
             schedule="constant",
             warmup_steps=0,
-            total_steps=1,
             b1=0.9,
             b2=0.999,
             eps=1e-8,
@@ -54,7 +53,8 @@ def run_ours(folder, pipe):
             clip=1.0,
             mu_dtype="float32",
             ema_decay=0.0,
-        )
+        ),
+        1,
     )
     mesh, params = peer.place_params(folder, config)
     state, shardings = peer.fresh_state(params, optimizer, mesh)

@@ -50,7 +50,7 @@ def main():
         placed.model, useful, remat=config.model.remat, trained=weights.is_trained,
         merged=weights.targets, rank=config.lora.rank,
     )  # fmt: skip
-    step = make_sft_step(config, weights, placed.optimizer, placed.shardings)
+    step = make_sft_step(placed.options, weights, placed.optimizer, placed.shardings)
     state, batch = placed.state, sharding.place_batch(batch, placed.mesh)
 
     def once():

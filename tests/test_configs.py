@@ -19,7 +19,9 @@ from videorft_jax.models.family import count_params, load_config
 from videorft_jax.models.qwen2_5_vl.config import hf_values
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
-from videorft_jax.training import setup as assembly
+from videorft_jax.training.run import make_mesh
+from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.state import abstract_state
 from videorft_jax.training.weights import make_weights
 
 RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"demo"})  # test_demo
@@ -49,8 +51,9 @@ def build(recipe, folders, mesh, optim=None):
     config.model.init_from = folders[SIZES[recipe]]
     config.optim.update(optim or {})
     config.lock()
-    weights = make_weights(config, load_config(config.model.init_from))
-    return config, weights, assembly.abstract_state(config, weights, mesh)
+    options = make_train_options(config)
+    weights = make_weights(options, load_config(options.model.init_from))
+    return config, weights, abstract_state(options, weights, mesh)
 
 
 def num_bytes(tree, per_device=False):
@@ -135,7 +138,7 @@ def test_state_of_other_optimizers_is_built(name, optim, folders):
 def test_full_recipes_fit_a_host_of_eight(name, tensor, folders):
     config = load_recipe(name)
     config.mesh.tensor = tensor
-    mesh = assembly.make_mesh(config)
+    mesh = make_mesh(make_train_options(config))
     assert dict(mesh.shape) == {"data": 1, "fsdp": 8 // tensor, "tensor": tensor}
 
 

@@ -25,8 +25,10 @@ from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.commands.flags import FLAGS, parse
 from videorft_jax.parallel import sharding
-from videorft_jax.training import setup as assembly
+from videorft_jax.training import run
 from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.weights import make_weights
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -133,13 +135,16 @@ def test_unknown_command(say):
         (["--rows=8"], "Unknown command line flag 'rows'"),
         (["8"], "'8' is no flag; write --name=value"),
         (["--process_id=0"], "give all of --coordinator, --num_processes and --process_id"),
-        (["--config.optim.name=sgd"], "optimizer is 'sgd'; choose one of ('adamw', 'adafactor')"),
-        (["--config.optim.schedule=step"], "schedule is 'step'; choose one of"),
+        (["--config.optim.name=sgd"], "optim.name is 'sgd'; choose one of ('adamw', 'adafactor')"),
+        (["--config.optim.schedule=step"], "optim.schedule is 'step'; choose one of"),
         (["--config.optim.mu_dtype=half"], "optim.mu_dtype is 'half'; choose one of"),
         (["--config.model.remat=all"], "model.remat is 'all'; choose one of ('none', 'full'"),
         (["--config.model.attention=fast"], "model.attention is 'fast'; choose one of ('auto'"),
         (["--config.model.dtype=float16"], "model.dtype is 'float16'; choose one of"),
-        (["--config.media.preset=test"], "media.preset is 'test'; choose train or evaluate"),
+        (
+            ["--config.media.preset=test"],
+            "media.preset is 'test'; choose one of ('train', '",
+        ),
         (["--config.train.freeze=audio"], "freeze names ['audio']; choose among"),
         (["--config.train.freeze=vision,merger,text"], "leaves nothing to train"),
         (["--config.lora.rank=4", "--config.train.freeze=text"], "leave train.freeze empty"),
@@ -253,23 +258,23 @@ def test_refuses_too_many_bad_records_until_they_are_repaired(place, say):
 
 
 def make_loader(config, workdir):
-    tokenizer = assembly.load_model_files(config)[1]
-    return assembly.make_loader(config, "sft", tokenizer, assembly.make_contract(config), workdir)
+    options = make_train_options(config)
+    tokenizer = run.load_model_files(options.model.init_from)[1]
+    return run.make_loader(options, "sft", tokenizer, str(workdir))
 
 
 @pytest.fixture(scope="module")
 def begun(place):
     """A work directory with the checkpoint of step 3."""
-    config = sft_config(place.model, place.records)
+    options = make_train_options(sft_config(place.model, place.records))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    weights = make_weights(config, assembly.load_model_files(config)[0])
-    contract = assembly.make_contract(config)
+    weights = make_weights(options, run.load_model_files(options.model.init_from)[0])
     workdir = place.folder / "begun"
-    abstract = assembly.abstract_state(config, weights, mesh)
-    optimizer = make_optimizer(assembly.make_optim_config(config, 5))
+    abstract = abstract_state(options, weights, mesh)
+    optimizer = make_optimizer(options.optim, 5)
     with Checkpointer(workdir) as checkpointer:
-        state = assembly.fresh_state(config, weights, optimizer, abstract, mesh)
-        meta = assembly.expected_meta(weights, contract) | {"data": {"plan": "another"}}
+        state = fresh_state(options, weights, optimizer, abstract, mesh)
+        meta = expected_meta(weights, options.contract) | {"data": {"plan": "another"}}
         checkpointer.save(3, state, meta)
     return workdir
 

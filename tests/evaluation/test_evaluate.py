@@ -15,7 +15,8 @@ from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.commands import flags
 from videorft_jax.evaluation.runner import evaluate_records
-from videorft_jax.training import restore, setup
+from videorft_jax.training import restore
+from videorft_jax.training.state import expected_meta
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
@@ -93,7 +94,7 @@ def trained(place):
     parts = weights.split(params, None)
     state = TrainState(jax.numpy.int32(7), *parts, (), None, jax.numpy.int32(0), jax.numpy.int32(0))
     config = place.config()
-    meta = setup.expected_meta(weights, place.contract) | {"config": json.loads(config.to_json())}
+    meta = expected_meta(weights, place.contract) | {"config": json.loads(config.to_json())}
     with Checkpointer(place.folder / "trained") as checkpointer:
         checkpointer.save(7, state, meta)
     return place.folder / "trained", params

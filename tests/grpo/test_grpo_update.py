@@ -15,6 +15,7 @@ from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.models import family
 from videorft_jax.models.lora import merge_lora
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.weights import make_weights
 
 B, R, C, TEMPERATURE = 2, 3, 5, 0.8
@@ -116,7 +117,8 @@ def test_loss_and_gradients(problem, name):
     changes = dict(VARIANTS[name])
     first = changes.pop("first", False)
     config = make_config(**changes)
-    loss, totals = updating.make_loss(config, make_weights(config, problem.twin.config))
+    weights = make_weights(make_train_options(config), problem.twin.config)
+    loss, totals = updating.make_loss(config, weights)
     rows = updating.GroupRows(
         problem.groups, problem.advantages, problem.sampler, None if first else problem.old
     )
@@ -148,11 +150,11 @@ def test_loss_and_gradients(problem, name):
 def test_adapters_learn_what_the_merged_weights_would(problem):
     """Merged where a layer is read, against merged beforehand; the reference is the base."""
     config, model, base = make_config(), problem.twin.config, problem.twin.params
-    full, totals = updating.make_loss(config, make_weights(config, model))
+    full, totals = updating.make_loss(config, make_weights(make_train_options(config), model))
     config.lora.rank, config.lora.alpha = 3, 6.0
     config.lora.targets = (r"/(q|o|qkv|proj|gate|up|down)$",)
     config.model.remat = "full"
-    weights = make_weights(config, model)
+    weights = make_weights(make_train_options(config), model)
     adapted, _ = updating.make_loss(config, weights)
     lora = weights.split(base, jax.random.key(0))[0]["lora"]
     keys = iter(jax.random.split(jax.random.key(1), 99))
@@ -177,7 +179,8 @@ def test_adapters_learn_what_the_merged_weights_would(problem):
 def test_group_without_survivors_leaves_the_denominators(problem):
     """With all completions of group 0 masked, the loss is that of group 1 alone."""
     config = make_config(variant="dapo")
-    loss, totals = updating.make_loss(config, make_weights(config, problem.twin.config))
+    weights = make_weights(make_train_options(config), problem.twin.config)
+    loss, totals = updating.make_loss(config, weights)
     run = jax.jit(
         lambda params, rows: loss(params, rows, totals(rows), problem.reference.params)[0],
     )

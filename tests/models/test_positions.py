@@ -13,6 +13,7 @@ from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.models import family
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft_step import make_sft_loss
 from videorft_jax.training.weights import make_weights
 
@@ -26,9 +27,10 @@ def loss_of(mode, attention):
     tokens = np.zeros(LENGTH, np.int32)
     sample = layout.make_sample(tokens, np.ones(LENGTH, bool), [], [], "hf5")
     batch = layout.pack([[sample]], LENGTH, 0, 0)
-    weights = make_weights(config, model)
+    options = make_train_options(config)
+    weights = make_weights(options, model)
     if mode == "sft":
-        loss, totals = make_sft_loss(config, weights)
+        loss, totals = make_sft_loss(options, weights)
         return loss, totals, batch, model
     config.grpo.beta = 0.0
     loss, totals = updating.make_loss(config, weights)

@@ -6,7 +6,8 @@ from planned import load_recipe, narrow_model
 
 from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.planning import fits as room
-from videorft_jax.training import setup as assembly
+from videorft_jax.training.run import make_mesh
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.weights import make_weights
 
 
@@ -15,7 +16,8 @@ def test_refuses_rows_that_no_device_here_can_hold(mode):
     """Whichever of the buckets it is; rows of all processes count, not those of this one."""
     config = load_recipe(mode)
     config.model.dtype = "float32"
-    mesh, weights = assembly.make_mesh(config), make_weights(config, narrow_model())
+    options = make_train_options(config)
+    mesh, weights = make_mesh(options), make_weights(options, narrow_model())
     small = Bucket(length=1024, pairs=8, windows=4, rows=1)
     room.check_memory(config, mode, weights, mesh, [small])
     wide = small._replace(length=1 << 22, pairs=1 << 16)

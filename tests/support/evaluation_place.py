@@ -9,7 +9,9 @@ from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.evaluation.runner import evaluate_records
 from videorft_jax.parallel import sharding
-from videorft_jax.training import setup
+from videorft_jax.training.run import load_model_files
+from videorft_jax.training.setup import make_contract
+from videorft_jax.training.state import read_params
 from videorft_jax.training.weights import Weights
 
 NUM, ROWS, ROLLOUTS, LENGTH = 10, 4, 2, 6
@@ -36,11 +38,11 @@ class EvaluationPlace:
         )
         self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
         config = self.config()
-        self.model_config, self.tokenizer = setup.load_model_files(config)
-        self.contract = setup.make_contract(config)
+        self.model_config, self.tokenizer = load_model_files(config.model.init_from)
+        self.contract = make_contract(config)
         self.engine = evaluate.make_engine(config, self.model_config, self.tokenizer, self.mesh)
         weights = Weights(self.model_config, (), None)
-        self.raw = setup.read_params(config, weights, self.mesh)
+        self.raw = read_params(config.model.init_from, weights, self.mesh)
         self.params = self.engine.prepare(self.raw)
 
     def config(self, **changes):

@@ -56,7 +56,7 @@ def narrow_job(place, mode, **changes):
     config.train.accumulate = 1
     config.update_from_flattened_dict(changes)
     job = plan.make_job(config, topology.find(place))
-    weights = make_weights(job.config, narrow_model())
+    weights = make_weights(job.train, narrow_model())
     tower = TowerConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2)
     siglip = job.siglip and dataclasses.replace(
         job.siglip, vision=tower, text=tower, vocab_size=1024, image_size=56

@@ -21,8 +21,8 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.parallel import sharding
-from videorft_jax.training import restore as restoring
-from videorft_jax.training import setup as assembly
+from videorft_jax.training import restore
+from videorft_jax.training.state import expected_meta
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.trees import join
 from videorft_jax.training.weights import Weights
@@ -59,7 +59,7 @@ class Place:
         average = jax.tree.map(move, trained) if ema else None
         zero = jnp.int32(0)
         state = TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
-        meta = assembly.expected_meta(weights, MediaContract.train())
+        meta = expected_meta(weights, MediaContract.train())
         meta |= {"config": json.loads(config.to_json())}
         with Checkpointer(self.folder / name) as checkpointer:
             checkpointer.save(3, state, meta)
@@ -222,9 +222,9 @@ def test_bad_input(place, tmp_path, capsys):
 
 
 def test_weights_lie_on_the_whole_mesh(place):
-    saved = restoring.find_checkpoint(str(place.folder / "lora"))
+    saved = restore.find_checkpoint(str(place.folder / "lora"))
     mesh = sharding.make_mesh()
-    params = restoring.read_params(saved, place.loaded.config, mesh, "bfloat16")
+    params = restore.read_params(saved, place.loaded.config, mesh, "bfloat16")
     expected = sharding.state_shardings(params, mesh)
     for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == wanted

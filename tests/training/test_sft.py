@@ -29,7 +29,8 @@ from tiny_run import (
 
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
-from videorft_jax.training import setup as assembly
+from videorft_jax.training import run
+from videorft_jax.training.setup import make_train_options
 
 STEPS = 10  # two epochs of the 40 records
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
@@ -181,8 +182,9 @@ def test_single_run_learns_and_reads_every_sample_once_an_epoch(place, runs):
 
 
 def make_loader(place, config, workdir):
-    tokenizer = assembly.load_model_files(config)[1]
-    return assembly.make_loader(config, "sft", tokenizer, assembly.make_contract(config), workdir)
+    options = make_train_options(config)
+    tokenizer = run.load_model_files(options.model.init_from)[1]
+    return run.make_loader(options, "sft", tokenizer, str(workdir))
 
 
 def test_killed_at_a_step_and_in_a_save(place, runs):

@@ -1,5 +1,6 @@
 """`videorft evaluate`: completions of every record of a file, and what they are worth."""
 
+import dataclasses
 import functools
 import logging
 
@@ -13,7 +14,11 @@ from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.training import restore, setup
+from videorft_jax.training import restore
+from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.run import load_model_files, make_loader, make_mesh
+from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.state import read_params
 from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -37,36 +42,35 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     Raises ValueError for a config that cannot work, before anything is allocated.
     """
     log.info("%s on %s", config.name, describe_environment())
-    mesh = setup.make_mesh(config)
-    options = make_options(config)
-    contract = setup.make_contract(config)
-    saved = evaluation.find_weights(options, contract)
-    if saved is not None and not config.model.init_from:
-        config = ConfigDict(config.to_dict())  # the caller's stays as it is
-        config.model.init_from = saved.init_from
-    model_config, tokenizer = setup.load_model_files(config)
+    run, options = make_train_options(config), make_options(config)
+    mesh = make_mesh(run)
+    saved = evaluation.find_weights(options, run.contract)
+    if saved is not None and not run.model.init_from:
+        run = dataclasses.replace(
+            run, model=dataclasses.replace(run.model, init_from=saved.init_from)
+        )
+    model_config, tokenizer = load_model_files(run.model.init_from)
     engine = make_engine(config, model_config, tokenizer, mesh)
-    source = RecordSource(config.data.records, config.data.root or None)
+    source = RecordSource(run.data.records, run.data.root or None)
     if options.limit:
         source = FirstRecords(source, options.limit)
-    template = config.data.template_file
+    template = run.data.template_file
     settings = evaluation.describe(
         options,
-        contract,
+        run.contract,
         load_template(template) if template else DEFAULT_TEMPLATE,
-        config.data.records,
+        run.data.records,
         len(source),
-        describe_weights(config, saved),
+        describe_weights(config, run.model.init_from, saved),
     )
-    loader = functools.partial(setup.make_loader, config, "evaluate", tokenizer, contract)
     return evaluation.evaluate(
         options,
         workdir,
         settings,
         engine=engine,
         tokenizer=tokenizer,
-        make_loader=functools.partial(loader, workdir, source),
-        read_params=functools.partial(read_weights, config, saved, model_config, mesh),
+        make_loader=functools.partial(make_loader, run, "evaluate", tokenizer, workdir, source),
+        read_params=functools.partial(read_weights, run, options, saved, model_config, mesh),
     )
 
 
@@ -96,10 +100,10 @@ def make_engine(config: ConfigDict, model_config, tokenizer, mesh) -> RolloutEng
     )
 
 
-def describe_weights(config: ConfigDict, saved: restore.Saved | None) -> dict:
+def describe_weights(config: ConfigDict, init_from: str, saved: restore.Saved | None) -> dict:
     """Which weights are evaluated and in what precision, for the settings of the results."""
     return {
-        "init_from": config.model.init_from,
+        "init_from": init_from,
         "checkpoint": saved and saved.name,
         "dtype": config.model.dtype,
         "int8_weights": config.rollout.int8_weights,
@@ -107,9 +111,10 @@ def describe_weights(config: ConfigDict, saved: restore.Saved | None) -> dict:
     }
 
 
-def read_weights(config: ConfigDict, saved: restore.Saved | None, model_config, mesh):
+def read_weights(
+    run: TrainOptions, options: EvaluateOptions, saved: restore.Saved | None, model_config, mesh
+):
     """The parameters of the checkpoint, or of `model.init_from`, in their shards."""
     if saved is not None:
-        dtype, ema = config.model.dtype, config.evaluate.ema
-        return restore.read_params(saved, model_config, mesh, dtype, ema=ema)
-    return setup.read_params(config, Weights(model_config, (), None), mesh)
+        return restore.read_params(saved, model_config, mesh, run.model.dtype, ema=options.ema)
+    return read_params(run.model.init_from, Weights(model_config, (), None), mesh)

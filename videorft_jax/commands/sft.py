@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
 from videorft_jax.planning.fits import check_memory
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft import train
 
 EXAMPLES = """videorft sft --config=configs/sft_7b.py --workdir=runs/sft_7b \\
@@ -23,4 +24,5 @@ def sft(config: ConfigDict, workdir: str) -> int:
 
     Raises ValueError, one line, for a config that cannot work, before anything is allocated.
     """
-    return train(config, workdir, functools.partial(check_memory, config, "sft"))
+    options = make_train_options(config)
+    return train(options, workdir, functools.partial(check_memory, config, "sft"))

@@ -18,7 +18,7 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import Rollout, RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.training import setup as assembly
+from videorft_jax.training.run import Run
 from videorft_jax.training.weights import Weights
 
 _SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames
@@ -66,12 +66,12 @@ def make_encode(config, model: ModelConfig, mesh):
 class Drawer:
     """The engine, the judge and the advantages of one run."""
 
-    def __init__(self, config, run: assembly.Run):
+    def __init__(self, config, run: Run):
         self.config, self.run, weights = config, run, run.weights
         make = functools.partial(make_engine, config, weights.model, run.mesh, run.tokenizer)
         self.engine, self.shuffled_engine = make(), None
         self.rows = config.data.rows // jax.process_count()
-        self.judge = judging.Judge(config, run.mesh, run.tokenizer, run.contract, self.rows)
+        self.judge = judging.Judge(config, run.mesh, run.tokenizer, run.options.contract, self.rows)
         if self.judge.wants_order:
             self.shuffled_engine = make(num_rollouts=config.rollout.num_rollouts // 2)
         self.shares_visual = shares_visual(config, weights)

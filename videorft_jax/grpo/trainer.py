@@ -8,9 +8,7 @@ all that is random, so a run that was killed goes on as if nothing had happened.
 """
 
 import contextlib
-import functools
 import logging
-import operator
 from typing import Any
 
 import jax
@@ -23,11 +21,13 @@ from videorft_jax.grpo.experience import Drawer, Drawn, describe
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.update import GroupRows, make_grpo_config
 from videorft_jax.metrics import flops
-from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
-from videorft_jax.training import setup as assembly
-from videorft_jax.training.preemption import PreemptionGuard, stopped
+from videorft_jax.training.counts import over_processes, train_settings
+from videorft_jax.training.loop import Taken, run_steps
+from videorft_jax.training.run import Run, open_run
+from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.state import read_params
 from videorft_jax.training.trees import cast
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _LANE = 128  # completion lengths are multiples of it where it divides the longe
 class Trainer:
     """The compiled programs of one run and what flows between them."""
 
-    def __init__(self, config, run: assembly.Run):
+    def __init__(self, config, run: Run):
         self.config, self.run, weights = config, run, run.weights
         self.drawer = Drawer(config, run)
         self.programs = updating.GrpoPrograms(config, weights, run.optimizer, run.shardings)
@@ -48,7 +48,7 @@ class Trainer:
 
     def _read_reference(self):
         """The weights that train as they are in `model.init_from`, in the dtype of the model."""
-        params = assembly.read_params(self.config, self.run.weights, self.run.mesh)
+        params = read_params(self.config.model.init_from, self.run.weights, self.run.mesh)
 
         def build(params):
             trained, _ = self.run.weights.split(params, jax.random.key(0))
@@ -136,7 +136,7 @@ def train(config, workdir: str, check_memory) -> int:
     """
     updates = config.grpo.num_updates
     check(config)
-    with assembly.open_run(config, workdir, "grpo", check_memory, updates) as run:
+    with open_run(make_train_options(config), workdir, "grpo", check_memory, updates) as run:
         start = int(run.state.step) // updates
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)
@@ -149,56 +149,34 @@ def train(config, workdir: str, check_memory) -> int:
 
 
 def _loop(config, run, trainer, start):
-    state, total = run.state, run.total
-    log.info("steps %d to %d; the first of each shape is compiled", start + 1, total)
     with (
         contextlib.closing(judging.CompletionLog(run.folder, start + 1)) as completions,
-        PreemptionGuard() as guard,
-        Tracker(
-            run.folder,
-            total,
-            start_step=start + 1,
-            show=("loss", "rewards/total/mean", "rewards/accuracy/mean"),
-            interval=config.log.interval_s,
-            wandb=config.log.wandb or None,
-            config=run.meta["config"],
-        ) as tracker,
         run.loader.steps(run.next_batch) as items,
     ):
-        for number in range(start + 1, total + 1):
+
+        def take_step(number, state, tracker):
             parts = trainer.drawer.draw(trainer.policy(state), items, tracker)
             if not parts:
-                log.info("the data ended after step %d of %d", number - 1, total)
-                run.save(number - 1, state, len(run.loader))
-                break
+                return None
             with tracker.phase("update"):
                 rows = trainer.make_rows(parts)
                 state, metrics = trainer.update(state, rows)
             for part in parts:  # while the update runs
                 completions.write(number, part.item, part.rollout, part.verdict, part.advantages)
             logged = describe(parts) | {"perf/programs": trainer.num_programs}
-            counts = _counts(config, run.weights, parts, rows)
+            counts = _counts(config, run, parts, rows)
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
-            tracker.log(number, metrics | logged, **counts)
             records = [row for part in parts for row in part.item.records]
-            assembly.check_skipped(config, number, metrics, records)
-            stop = guard.should_stop(number)
-            if stop or number == total or number % config.checkpoint.every == 0:
-                run.save(number, state, parts[-1].item.index + 1)
-            if stop:
-                log.info("stopped after step %d; the same command goes on from there", number)
-                raise stopped()
+            return Taken(state, metrics | logged, counts, records, parts[-1].item.index + 1)
+
+        shown = ("loss", "rewards/total/mean", "rewards/accuracy/mean")
+        run_steps(run, start, take_step, show=shown)
 
 
-def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:
+def _counts(config, run: Run, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:
     """Tokens and operations of a step over all processes, each holding as many rows."""
-    settings = {
-        "remat": config.model.remat,
-        "trained": weights.is_trained,
-        "merged": weights.targets,
-        "rank": config.lora.rank,
-    }
+    weights, settings = run.weights, train_settings(run.options, run.weights)
     size, costs = rows.groups.completions.shape[-1], []
     for useful in (True, False):
         cost = flops.Cost()
@@ -213,9 +191,7 @@ def _counts(config, weights, parts: list[Drawn], rows: GroupRows) -> dict[str, A
             cost += flops.train_cost(weights.model, learnt, **settings)
         if config.grpo.beta:
             cost += flops.forward_cost(weights.model, learnt)
-        costs.append(functools.reduce(operator.add, [cost] * jax.process_count()))
+        costs.append(over_processes(cost))
     tokens = sum(int(part.rollout.lengths.sum()) for part in parts)
     tokens += sum(int((part.batch.segment_ids > 0).sum()) for part in parts)
-    return {
-        "tokens": tokens * jax.process_count(), "useful": costs[0], "executed": costs[1],
-    }  # fmt: skip
+    return {"tokens": over_processes(tokens), "useful": costs[0], "executed": costs[1]}

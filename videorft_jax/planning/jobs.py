@@ -27,9 +27,11 @@ from videorft_jax.planning.machines import Topology
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
-from videorft_jax.training import setup as assembly
 from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft_step import make_sft_step
+from videorft_jax.training.state import abstract_state
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
@@ -52,6 +54,11 @@ class Job:
     num_shapes: int
     tokenizer: Any
 
+    @functools.cached_property
+    def train(self) -> TrainOptions:
+        """What SFT and GRPO have in common, of the config."""
+        return make_train_options(self.config)
+
     @property
     def parts(self) -> int:
         """Parts of the mesh that hold different rows."""
@@ -59,7 +66,7 @@ class Job:
 
     @functools.cached_property
     def state(self) -> TrainState:
-        return assembly.abstract_state(self.config, self.weights, self.mesh, jnp.bfloat16)
+        return abstract_state(self.train, self.weights, self.mesh, jnp.bfloat16)
 
     @functools.cached_property
     def reference(self):
@@ -145,8 +152,8 @@ def find_programs(job: Job) -> list[Program]:
 
 
 def _sft_step(job):
-    optimizer = make_optimizer(assembly.make_optim_config(job.config, 1000))
-    step = make_sft_step(job.config, job.weights, optimizer, _shardings(job.state))
+    optimizer = make_optimizer(job.train.optim, 1000)
+    step = make_sft_step(job.train, job.weights, optimizer, _shardings(job.state))
     batch = batch_shapes(job.shape, sharding.batch_sharding(job.mesh))
     lower = functools.partial(_lower, job, step, job.state, batch)
     return Program("update", lower, 0, shapes=job.num_shapes)
@@ -165,7 +172,7 @@ class _GrpoPlan:
     def __init__(self, job: Job):
         self.job, self.config, model = job, job.config, job.weights.model
         self.rows = sharding.batch_sharding(job.mesh)
-        optimizer = make_optimizer(assembly.make_optim_config(job.config, 1000))
+        optimizer = make_optimizer(job.train.optim, 1000)
         made = (job.config, job.weights, optimizer, _shardings(job.state))
         self.own = updating.GrpoPrograms(*made)
         engine = drawing.make_engine(job.config, model, job.mesh, job.tokenizer)

@@ -18,8 +18,9 @@ from videorft_jax.planning.compile import Store
 from videorft_jax.planning.jobs import Job, wants_siglip
 from videorft_jax.planning.report import advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
-from videorft_jax.training import setup as assembly
-from videorft_jax.training.weights import make_weights
+from videorft_jax.training.run import check_cpus, load_model_files, make_loader, make_mesh
+from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.weights import Weights
 
 
 def make_jobs(
@@ -35,10 +36,10 @@ def make_jobs(
             f"{config.name}: data.records are counted in tokens of the model; set model.init_from "
             "to its folder and leave out --model, or leave out data.records"
         )
-    assembly.make_mesh(config, machine.devices)
-    mode, (_, tokenizer) = _mode(config, mode), assembly.load_model_files(config)
-    contract = assembly.make_contract(config)
-    loader = assembly.make_loader(config, mode, tokenizer, contract, workdir)
+    options = make_train_options(config)
+    make_mesh(options, machine.devices)
+    mode, (_, tokenizer) = _mode(config, mode), load_model_files(options.model.init_from)
+    loader = make_loader(options, mode, tokenizer, workdir)
     found = []
     for bucket in sorted(loader.buckets, key=lambda bucket: -bucket.cost):
         job = make_job(config, machine, mode=mode, bucket=bucket)
@@ -54,14 +55,15 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket
         config.model.attention = machine.attention
     folder = config.model.init_from
     if os.path.isdir(folder) and not size:
-        model, tokenizer = assembly.load_model_files(config)
+        model, tokenizer = load_model_files(folder)
     else:
         model = published_config(size or _size_in(config.name))
         tokenizer = shapes.PublishedTokenizer()
-    weights = make_weights(config, model)
-    mesh = assembly.make_mesh(config, machine.devices)
+    options = make_train_options(config)
+    weights = Weights(model, options.freeze, options.lora)
+    mesh = make_mesh(options, machine.devices)
     if machine.kind == "cpu":
-        assembly.check_cpus(config, machine.num_devices)
+        check_cpus(options, machine.num_devices)
     siglip = None
     if mode == "grpo":
         updating.make_grpo_config(config)
@@ -69,7 +71,7 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket
             siglip = shapes.siglip_config(config.reward.siglip)
     packed = mode == "sft"
     if bucket is None:
-        shape = shapes.expected_shape(config, assembly.make_contract(config), packed)
+        shape = shapes.expected_shape(config, options.contract, packed)
     else:
         shape = shapes.measured_shape(bucket, packed)
     count = config.data.max_buckets

@@ -14,7 +14,8 @@ from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.jobs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
-from videorft_jax.training import setup as assembly
+from videorft_jax.training.run import make_mesh
+from videorft_jax.training.setup import make_train_options
 
 _MARGIN = 1.35  # by how much an estimate may be too high; a guess, not measured
 _TRIES = 6  # candidates that are compiled
@@ -81,7 +82,7 @@ def changed(job: Job, changes: dict[str, Any]) -> Job | None:
             config[section][option] = value
         config.mesh.fsdp = -1
     try:
-        mesh = assembly.make_mesh(config, job.topology.devices)
+        mesh = make_mesh(make_train_options(config), job.topology.devices)
         other = dataclasses.replace(job, config=config, mesh=mesh)
         assert other.state is not None
     except ValueError:

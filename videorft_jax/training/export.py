@@ -6,8 +6,8 @@ from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
-from videorft_jax.training import restore as restoring
-from videorft_jax.training import setup as assembly
+from videorft_jax.training import restore
+from videorft_jax.training.state import checkpoint_dtype
 
 
 def export(
@@ -20,10 +20,10 @@ def export(
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise ValueError(f"{out}: is there already and not empty; choose another or delete it")
-    saved = restoring.find_checkpoint(checkpoint)
+    saved = restore.find_checkpoint(checkpoint)
     source = model or saved.init_from
     config = load_config(source)
-    target = dtype or assembly.checkpoint_dtype(source).name
-    params = restoring.read_params(saved, config, sharding.make_mesh(), ema=ema)
+    target = dtype or checkpoint_dtype(source).name
+    params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
     write_checkpoint(out, params, config, dtype=target, source_folder=source)
     print(f"{saved.name} written to {out} in {target}")

@@ -13,15 +13,16 @@ OPTIMIZERS = ("adamw", "adafactor")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """lr is the peak rate; warmup and the total are optimizer steps; clip the global norm, 0: not;
-    mu_dtype that of AdamW's first moment; ema_decay 0 keeps no average."""
+class OptimOptions:
+    """name: "adamw" or "adafactor". lr: the peak rate. schedule: how it falls after `warmup_steps`
+    optimizer steps. b1, b2, eps: of AdamW. clip: the global norm of the gradient, 0 for none.
+    mu_dtype: of AdamW's first moment. ema_decay: of the moving average of the weights, 0 for none.
+    """
 
     name: str
     lr: float
     schedule: str
     warmup_steps: int
-    total_steps: int
     b1: float
     b2: float
     eps: float
@@ -31,45 +32,47 @@ class OptimConfig:
     ema_decay: float
 
 
-def make_schedule(config: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `lr`, then linear or cosine decay to 0, or constant."""
-    left = max(config.total_steps - config.warmup_steps, 1)
-    match config.schedule:
+def make_schedule(options: OptimOptions, total_steps: int) -> optax.Schedule:
+    """Linear warm-up to `lr`, then linear or cosine decay to 0 at `total_steps`, or a constant.
+    Raises ValueError for another schedule."""
+    left = max(total_steps - options.warmup_steps, 1)
+    match options.schedule:
         case "linear":
-            after = optax.linear_schedule(config.lr, 0.0, left)
+            after = optax.linear_schedule(options.lr, 0.0, left)
         case "cosine":
-            after = optax.cosine_decay_schedule(config.lr, left)
+            after = optax.cosine_decay_schedule(options.lr, left)
         case "constant":
-            after = optax.constant_schedule(config.lr)
+            after = optax.constant_schedule(options.lr)
         case _:
-            raise ValueError(f"schedule is {config.schedule!r}; choose one of {SCHEDULES}")
-    if not config.warmup_steps:
+            raise ValueError(f"schedule is {options.schedule!r}; choose one of {SCHEDULES}")
+    if not options.warmup_steps:
         return after
-    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, options.lr, options.warmup_steps)
+    return optax.join_schedules([warmup, after], [options.warmup_steps])
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or Adafactor. Norms and biases are not decayed."""
-    rate = make_schedule(config)
-    match config.name:
+def make_optimizer(options: OptimOptions, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW or Adafactor; norms and biases are not decayed. The rate
+    falls over `total_steps`. Raises ValueError for another optimizer or schedule."""
+    rate = make_schedule(options, total_steps)
+    match options.name:
         case "adamw":
             update = optax.adamw(
                 rate,
-                b1=config.b1,
-                b2=config.b2,
-                eps=config.eps,
-                weight_decay=config.weight_decay,
+                b1=options.b1,
+                b2=options.b2,
+                eps=options.eps,
+                weight_decay=options.weight_decay,
                 mask=_decayed,
-                mu_dtype=config.mu_dtype,
+                mu_dtype=options.mu_dtype,
             )
         case "adafactor":
             update = optax.adafactor(
-                rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decayed
+                rate, weight_decay_rate=options.weight_decay or None, weight_decay_mask=_decayed
             )
         case _:
-            raise ValueError(f"optimizer is {config.name!r}; choose one of {OPTIMIZERS}")
-    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+            raise ValueError(f"optimizer is {options.name!r}; choose one of {OPTIMIZERS}")
+    return optax.chain(optax.clip_by_global_norm(options.clip), update) if options.clip else update
 
 
 def _decayed(params):

@@ -14,7 +14,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.hf_folder import nest
 from videorft_jax.models.lora import LoraConfig, merge_lora
 from videorft_jax.parallel import sharding
-from videorft_jax.training import setup as assembly
+from videorft_jax.training.state import expected_meta
 from videorft_jax.training.trees import join
 from videorft_jax.training.weights import Weights
 
@@ -87,7 +87,7 @@ def read_params(
     lora = saved.meta["lora"]
     lora = lora and LoraConfig(**lora | {"targets": tuple(lora["targets"])})
     weights = Weights(model, (), lora)
-    expected = assembly.expected_meta(weights, saved.contract)
+    expected = expected_meta(weights, saved.contract)
     with Checkpointer(saved.workdir) as checkpointer:
         found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)
 

@@ -1,6 +1,8 @@
-"""Which weights of the model train, and how the model's are made of them.
+"""Splits a model's parameters into trained and frozen weights, and rejoins them.
 
-Apart from assembly.py, so that the update and its benchmarks need no loader.
+Either all weights train, or some towers are frozen (`train.freeze`), or LoRA adapters train beside
+a frozen model. `Weights.split` runs when a state is built; `Weights.merged` runs inside every
+compiled step.
 """
 
 import dataclasses
@@ -11,26 +13,29 @@ import jax
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.lora import LoraConfig, adapt, find_targets, init_lora
+from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.trees import path_of, split_trained
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Which weights train, and how the model's are made of them."""
+    """model: the configuration of the model. freeze: names of towers that do not train. lora: the
+    adapters that train beside a frozen model, None where there are none."""
 
     model: ModelConfig
     freeze: tuple[str, ...]
     lora: LoraConfig | None
 
     def split(self, params, key):
-        """(trained, frozen): adapters beside a frozen model, or the parts that are not frozen."""
+        """(trained, frozen), two nested dicts. With `lora`, new adapters drawn with `key` train and
+        all of `params` is frozen. Raises ValueError when nothing is left to train."""
         if self.lora is None:
             return split_trained(params, self.freeze)
         return {"lora": init_lora(params, self.lora, key)}, params
 
     def merged(self, joined):
-        """The model's parameters, of what a step is given; adapters are merged where a layer is
-        read."""
+        """The model's parameters, made of trained and frozen weights joined in one nested dict.
+        An adapter stays beside its weight, and the two are merged where a layer reads them."""
         if self.lora is None:
             return joined
         params = {name: part for name, part in joined.items() if name != "lora"}
@@ -44,12 +49,12 @@ class Weights:
         return any(self.is_trained(path) for path in paths if path.startswith("vision/"))
 
     def is_trained(self, path: str) -> bool:
-        """Whether the gradient of the model's weight at `path` is computed; for counting."""
+        """Whether a step computes the gradient of the weight at `path`."""
         return path in self.targets if self.lora else path not in self._frozen_paths
 
     @functools.cached_property
     def targets(self) -> frozenset[str]:
-        """Paths under an adapter."""
+        """Paths of the weights that have an adapter; empty without `lora`."""
         if self.lora is None:
             return frozenset()
         return frozenset(find_targets(family.abstract_params(self.model), self.lora))
@@ -61,12 +66,6 @@ class Weights:
         return {path_of(keys) for keys, _ in leaves}
 
 
-def make_weights(config, model_config: ModelConfig) -> Weights:
-    """A command line gives `train.freeze` as one string, `vision,merger`."""
-    lora = None
-    freeze = tuple(name for part in config.train.freeze for name in part.split(","))
-    if config.lora.rank:
-        if freeze:
-            raise ValueError(f"{config.name}: lora freezes every weight; leave train.freeze empty")
-        lora = LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets))
-    return Weights(model_config, freeze, lora)
+def make_weights(options: TrainOptions, model: ModelConfig) -> Weights:
+    """The split of a run's model into trained and frozen weights."""
+    return Weights(model, options.freeze, options.lora)

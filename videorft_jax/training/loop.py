@@ -1,0 +1,87 @@
+"""The loop of SFT and GRPO around their steps: log, look for trouble, save, stop when asked."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from videorft_jax.metrics.tracker import Tracker
+from videorft_jax.training.preemption import PreemptionGuard, stopped
+from videorft_jax.training.run import Run
+from videorft_jax.training.step import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Taken(NamedTuple):
+    """One step that was taken.
+
+    metrics: name -> float. counts: keyword arguments of `Tracker.log`, see `training.counts`.
+    records: those of each row. next_batch: the loader's batch that follows.
+    """
+
+    state: TrainState
+    metrics: dict[str, float]
+    counts: dict[str, Any]
+    records: Sequence[Sequence[Any]]
+    next_batch: int
+
+
+def run_steps(
+    run: Run,
+    start: int,
+    take_step: Callable[[int, TrainState, Tracker], Taken | None],
+    *,
+    show: Sequence[str] = ("loss",),
+) -> None:
+    """Takes the steps after `start` up to `run.total`, or until the data ends.
+
+    take_step: (number, state, tracker) -> the step, or None where the data has ended. show: metrics
+    that the console shows.
+
+    Raises RuntimeError when too many steps in a row were not finite, and SystemExit once a
+    checkpoint is written after SIGTERM.
+    """
+    options, state = run.options, run.state
+    log.info("steps %d to %d; the first of each shape is compiled", start + 1, run.total)
+    with (
+        PreemptionGuard() as guard,
+        Tracker(
+            run.folder,
+            run.total,
+            start_step=start + 1,
+            show=tuple(show),
+            interval=options.log.interval_s,
+            wandb=options.log.wandb or None,
+            config=options.recorded,
+        ) as tracker,
+    ):
+        for number in range(start + 1, run.total + 1):
+            taken = take_step(number, state, tracker)
+            if taken is None:
+                log.info("the data ended after step %d of %d", number - 1, run.total)
+                run.save(number - 1, state, len(run.loader))
+                break
+            state = taken.state
+            tracker.log(number, taken.metrics, **taken.counts)
+            check_skipped(run, number, taken)
+            stop = guard.should_stop(number)
+            if stop or number == run.total or number % options.checkpoint.every == 0:
+                run.save(number, state, taken.next_batch)
+            if stop:
+                log.info("stopped after step %d; the same command goes on from there", number)
+                raise stopped()
+
+
+def check_skipped(run: Run, number: int, taken: Taken) -> None:
+    """Warns of a step that was not finite, with its samples; raises RuntimeError when it was one
+    too many in a row."""
+    in_row = taken.metrics["skipped_in_row"]
+    if not in_row:
+        return
+    ids = [record.problem_id for row in taken.records for record in row]
+    log.warning("step %d was not finite and is skipped; samples %s", number, ids)
+    if in_row >= run.options.max_skipped_in_row:
+        raise RuntimeError(
+            f"{run.options.name}: {int(in_row)} steps in a row were not finite, the last one step "
+            f"{number} with samples {ids}; lower optim.lr or look at those samples"
+        )

@@ -1,0 +1,106 @@
+"""The options of a training run as frozen dataclasses, one for each section of a config.
+
+`training.setup` builds them from a ConfigDict and checks every value; everything else in this room
+takes them as they are. Their defaults stand in `configs/common.py` and nowhere here.
+"""
+
+import dataclasses
+from typing import Any
+
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.models.lora import LoraConfig
+from videorft_jax.training.optimizer import OptimOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """init_from: Hugging Face folder with weights, tokenizer and configuration. dtype: of the
+    computation. attention, remat: how attention is computed, and what the backward pass keeps."""
+
+    init_from: str
+    dtype: str
+    attention: str
+    remat: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which records are read, and how a loader batches them.
+
+    root: folder of the media, empty for that of the records. template_file, cache: empty for our
+    template and for no frame cache. threads: -1 means one per core, at most 16. The others are
+    explained at `LoaderOptions`.
+    """
+
+    records: str
+    root: str
+    template_file: str
+    cache: str
+    rows: int
+    row_tokens: int
+    max_buckets: int
+    multiple: int
+    epochs: int
+    max_bad_fraction: float
+    threads: int
+    workers: int
+    timeout_s: float
+    isolate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+    """Devices along each axis of the mesh, at most one of them -1 for those that are left; `slices`
+    is the number of TPU slices, over which `data` is split first."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    slices: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """A checkpoint is written every `every` steps; the newest `keep_last` stay, and those whose
+    step `keep_every` divides (0: none)."""
+
+    every: int
+    keep_last: int
+    keep_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """interval_s: seconds between two lines on the console. wandb: project, empty for none."""
+
+    interval_s: float
+    wandb: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Everything that SFT and GRPO have in common.
+
+    name: what errors and logs call the run. contract: of the media. lora: None where the weights
+    themselves train. freeze: towers that do not train. accumulate: slices that a batch is taken in.
+    max_steps: 0 for all of the data. max_skipped_in_row: steps that were not finite, in a row,
+    after which a run stops. legacy_labels: the loss of the original code, on every token.
+    recorded: the whole config as JSON values, which checkpoints keep.
+    """
+
+    name: str
+    seed: int
+    model: ModelOptions
+    lora: LoraConfig | None
+    data: DataOptions
+    contract: MediaContract
+    optim: OptimOptions
+    mesh: MeshOptions
+    freeze: tuple[str, ...]
+    accumulate: int
+    max_steps: int
+    max_skipped_in_row: int
+    legacy_labels: bool
+    checkpoint: CheckpointOptions
+    log: LogOptions
+    recorded: dict[str, Any] = dataclasses.field(compare=False, repr=False)

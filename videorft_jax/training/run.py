@@ -1,0 +1,220 @@
+"""Opening a run: everything that SFT and GRPO put together before their first step.
+
+What can be refused is refused here, before a weight is read or a program is compiled.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+from transformers import PreTrainedTokenizerFast
+
+from videorft_jax.checkpoints.bucket import Mirror, resolve
+from videorft_jax.checkpoints.checkpointer import Checkpointer
+from videorft_jax.data.loader.cache import FrameCache
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records.quarantine import TooManyBad
+from videorft_jax.data.records.source import RecordSource
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import load_config
+from videorft_jax.models.hf_folder import check_vocabulary
+from videorft_jax.parallel import sharding
+from videorft_jax.parallel.processes import describe_environment
+from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
+from videorft_jax.training.step import TrainState
+from videorft_jax.training.weights import Weights
+
+log = logging.getLogger(__name__)
+
+
+def make_mesh(options: TrainOptions, devices=None) -> jax.sharding.Mesh:
+    """The mesh of `devices`, by default all there are.
+
+    Raises ValueError when the axes do not multiply to the devices, or the rows of a batch do not
+    divide by them and by `accumulate`.
+    """
+    mesh = sharding.make_mesh(**dataclasses.asdict(options.mesh), devices=devices)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, slices = options.data.rows, options.accumulate
+    if rows % (parts * slices):
+        raise ValueError(
+            f"{options.name}: data.rows is {rows}; with data * fsdp = {parts} and train.accumulate "
+            f"= {slices} it must be a multiple of {parts * slices}"
+        )
+    if parts % jax.process_count():
+        raise ValueError(
+            f"{options.name}: data * fsdp = {parts} does not divide by {jax.process_count()} "
+            f"processes; lower tensor = {mesh.shape['tensor']} so that each process has its rows"
+        )
+    return mesh
+
+
+def check_cpus(options: TrainOptions, count: int) -> None:
+    """Raises ValueError for an update in bfloat16 on several CPU devices: XLA's compiler for CPUs
+    ends the process there ("Invalid binary instruction opcode copy", jax 0.10)."""
+    if count > 1 and options.model.dtype == "bfloat16":
+        raise ValueError(
+            f"{options.name}: model.dtype is bfloat16, whose sums over {count} CPU devices XLA "
+            "cannot compile; set model.dtype=float32, or use one device"
+        )
+
+
+def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
+    """The configuration and the tokenizer of a Hugging Face folder; no weight is read.
+
+    Raises ValueError when the folder lacks one of them or their vocabularies differ.
+    """
+    if not folder:
+        raise ValueError("model.init_from is empty; give a Hugging Face folder")
+    model_config = load_config(folder)
+    check_vocabulary(model_config, folder)
+    if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        raise ValueError(f"{folder}: no tokenizer.json; save the tokenizer as a fast one there")
+    # AutoTokenizer would load torch where it is installed: two seconds and 300 MB.
+    return model_config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def make_loader(
+    options: TrainOptions, mode: str, tokenizer: Any, workdir: str, source=None
+) -> Loader:
+    """The loader of this process's rows of `source`, the default being `data.records`; it measures
+    the records on its first run. `mode` is one of the loader's.
+
+    Raises ValueError, also when too many records are bad for a run to start.
+    """
+    data, contract = options.data, options.contract
+    source = source or RecordSource(data.records, data.root or None)
+    template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
+    settings = LoaderOptions(
+        mode=mode,
+        rows=data.rows,
+        row_tokens=data.row_tokens,
+        max_buckets=data.max_buckets,
+        multiple=data.multiple,
+        epochs=data.epochs,
+        seed=options.seed,
+        max_bad_fraction=data.max_bad_fraction,
+        threads=None if data.threads < 0 else data.threads,
+        workers=data.workers,
+        timeout_s=data.timeout_s,
+        isolate=data.isolate,
+    )
+    try:
+        return Loader(
+            source,
+            tokenizer,
+            contract,
+            settings,
+            template=template,
+            sizes_dir=os.path.join(workdir, "sizes"),
+            quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
+            cache=FrameCache(data.cache, contract) if data.cache else None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    except TooManyBad as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclasses.dataclass
+class Run:
+    """What a training loop starts from: step 0, or the newest checkpoint of the work directory.
+
+    next_batch: the loader's batch that follows those of the checkpoint. total: steps of the whole
+    run. meta: what every checkpoint of the run says about it.
+    """
+
+    options: TrainOptions
+    mesh: jax.sharding.Mesh
+    weights: Weights
+    tokenizer: Any
+    checkpointer: Checkpointer
+    loader: Loader
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    state: TrainState
+    next_batch: int
+    total: int
+    meta: dict[str, Any]
+    mirror: Mirror
+
+    @property
+    def folder(self) -> str:
+        """The local folder, where files grow; of a work directory in a bucket it is a copy."""
+        return str(self.mirror.folder)
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of every array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def save(self, number: int, state: TrainState, next_batch: int) -> None:
+        """Starts to write the checkpoint of step `number`; the run goes on with `next_batch`."""
+        self.mirror.push()
+        data = self.meta["data"] | {"next_batch": next_batch}
+        self.checkpointer.save(number, state, self.meta | {"data": data})
+
+
+@contextlib.contextmanager
+def open_run(
+    options: TrainOptions,
+    workdir: str,
+    mode: str,
+    check_memory: Callable[[Weights, jax.sharding.Mesh, list], None],
+    updates: int = 1,
+) -> Iterator[Run]:
+    """Restores or makes the state and measures the data; the mesh is set inside.
+
+    mode: one of the loader's. check_memory: raises ValueError when a batch of one of the loader's
+    buckets has no room on the devices; `planning.fits` has one. updates: optimizer steps a batch.
+
+    Raises ValueError for options that cannot work.
+    """
+    log.info("%s on %s", options.name, describe_environment())
+    mesh = make_mesh(options)
+    if mesh.devices.flat[0].platform == "cpu":
+        check_cpus(options, mesh.size)
+    model_config, tokenizer = load_model_files(options.model.init_from)
+    weights = Weights(model_config, options.freeze, options.lora)
+    abstract = abstract_state(options, weights, mesh)
+    agreed = expected_meta(weights, options.contract)
+    kept = {"keep_last": options.checkpoint.keep_last, "keep_every": options.checkpoint.keep_every}
+    mirror = Mirror(workdir)
+    mirror.pull()
+    with (
+        contextlib.ExitStack() as last,
+        jax.set_mesh(mesh),
+        Checkpointer(resolve(workdir), **kept) as checkpointer,
+    ):
+        last.callback(mirror.push)
+        checkpointer.check_disk(abstract)
+        state, next_batch = None, 0
+        if checkpointer.latest_step() is not None:
+            state, saved = checkpointer.restore(None, abstract, agreed)
+        loader = make_loader(options, mode, tokenizer, str(mirror.folder))
+        check_memory(weights, mesh, loader.buckets)
+        total = min(len(loader), options.max_steps or len(loader))
+        optimizer = make_optimizer(options.optim, total * updates)
+        if state is None:
+            state = fresh_state(options, weights, optimizer, abstract, mesh)
+        else:
+            loader.check_digest(saved["data"]["plan"])
+            next_batch = saved["data"]["next_batch"]
+        meta = agreed | {
+            "data": {"plan": loader.digest},
+            "seed": options.seed,
+            "config": options.recorded,
+        }
+        yield Run(
+            options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
+            next_batch, total, meta, mirror,
+        )  # fmt: skip
