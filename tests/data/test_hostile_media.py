@@ -234,7 +234,7 @@ def test_limits(limits, reason, root):
 def test_damage_is_counted(root):
     detail = load_media("corrupt.mp4", root, TRAIN).detail
     assert "of 50 packets refused" in detail
-    assert load_media("half.mp4", root, TRAIN).detail.endswith("of 50 frames")
+    assert load_media("half.mp4", root, TRAIN).detail.endswith("of 50 video frames")
 
 
 def test_hour_long_file_is_sampled(tmp_path):

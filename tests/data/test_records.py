@@ -9,6 +9,8 @@ from collections import Counter
 import grain
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from videorft_jax.data.records.records import (
     RecordError,
@@ -143,6 +145,40 @@ def test_labels():
     assert label_options(["A. red", "(B) blue"]) == [("A", "red"), ("B", "blue")]
     assert label_options(["J. Doe", "A. Smith"]) == [("A", "J. Doe"), ("B", "A. Smith")]
     assert label_options(["red", "blue"]) == [("A", "red"), ("B", "blue")]
+    shuffled = [("C", "green"), ("A", "red"), ("B", "blue")]
+    assert label_options(["C. green", "A. red", "b) blue"]) == shuffled
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [
+        (["C. green", "A. red", "B. blue"], "A", "red"),
+        (["B: x", "A: y"], "B", "x"),
+        (["J. Doe", "K. Lee"], "A", "J. Doe"),
+        (["J. Doe", "A. Smith"], "B", "A. Smith"),
+        (["J. Doe", "A. Smith"], "A", None),  # which of the two is A?
+        (["B. x", "C. y", "D. z"], "B", None),
+        (["A. red", "A. blue"], "A", None),
+        (["B. red", "blue"], "B", None),
+        (["A. red", "blue"], "A", "A. red"),
+        (["red", "A. A. Milne"], "B", "A. A. Milne"),
+    ],
+)
+def test_a_letter_means_one_option_or_the_row_is_refused(options, answer, right):
+    row = ROW | {"options": options, "solution": answer, "problem_type": "multiple choice"}
+    if right is not None:
+        assert dict(label_options(parse_row(row).options))[answer] == right
+        return
+    with pytest.raises(RecordError, match="label all options, A to") as caught:
+        parse_row(row)
+    assert caught.value.field == "options"
+
+
+@given(st.permutations("ABCDEF"), st.integers(1, 6), st.sampled_from([".", ")", ":"]))
+def test_labels_hold_whatever_their_order(order, num, mark):
+    letters = [letter for letter in order if letter < "ABCDEFG"[num]]
+    labelled = label_options(f"{letter}{mark} text {letter}" for letter in letters)
+    assert labelled == [(letter, f"text {letter}") for letter in letters]
 
 
 def many_rows(num):

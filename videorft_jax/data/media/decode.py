@@ -19,9 +19,16 @@ from io import BytesIO
 
 import av
 import numpy as np
-from av.stream import Disposition
 
 from videorft_jax.data.media.contract import Limits, MediaError
+from videorft_jax.data.media.streams import (
+    MATROSKA,
+    MOV,
+    Seen,
+    choose_stream,
+    continue_clock,
+    find_lack,
+)
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
 # Audio decoders are left out on purpose: probing then decodes no sound. Neither are the still
@@ -30,7 +37,7 @@ CODECS = (
     "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,mpeg2video,mpeg1video,msmpeg4,msmpeg4v1,msmpeg4v2,h263,"
     "h263i,flv,wmv1,wmv2,wmv3,vc1,theora,mjpeg,prores,dnxhd,ffv1,gif,vp6,vp6f,svq3,cinepak,rawvideo"
 )
-SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # the others are read from the start
+SEEKABLE = (MOV, MATROSKA)  # the others are read from the start
 Convert = Callable[[av.VideoFrame], np.ndarray]
 Choose = Callable[[np.ndarray, float], np.ndarray]
 
@@ -122,13 +129,7 @@ class VideoFile:
         return MediaError("not_media", "no allowed video container recognised")
 
     def _pick_stream(self, pixels: dict[str, str]) -> None:
-        videos = self.container.streams.video
-        if not videos:
-            raise MediaError("no_video", f"{len(self.container.streams)} streams, none is video")
-        shown = [s for s in videos if not s.disposition & Disposition.attached_pic]
-        if not shown:
-            raise MediaError("cover_art", "the video stream is an attached picture")
-        stream = shown[0]
+        stream = choose_stream(self.container)
         context = stream.codec_context
         if context is None:
             raise MediaError("unsupported", "no decoder for the video stream")
@@ -156,48 +157,37 @@ class VideoFile:
     def scan(self) -> Scan:
         """Looks at all packets of all streams: the longest one tells whether the file is whole.
         Raises MediaError too_long, truncated, too_few_frames, timeout."""
-        stream, limits = self.stream, self.limits
-        own, pts, keys = stream.index, [], []
-        total, end, cut, odd = 0, 0.0, False, False
+        own, pts, keys = self.stream.index, [], []
+        seen, odd = Seen(), False
         try:
-            for packet in self.container.demux():
+            for packet in continue_clock(self.container, self.container.demux()):
                 self._check_time()
                 if packet.dts is None and not packet.size:
                     continue  # the end of a stream
-                stamp = packet.dts if packet.pts is None else packet.pts
-                if stamp is not None and packet.time_base:
-                    end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-                cut = packet.is_corrupt  # of the last packet: it was shorter than announced
+                seen.add(packet)
                 if packet.stream_index != own:
                     continue
-                odd |= packet.pts is None or not packet.size or not (total or packet.is_keyframe)
-                total += 1
-                if total > limits.max_packets:
-                    raise MediaError("too_long", f"more than {limits.max_packets} video packets")
+                odd |= packet.pts is None or not packet.size
+                odd |= seen.counts[own] == 1 and not packet.is_keyframe
+                if seen.counts[own] > self.limits.max_packets:
+                    raise MediaError(
+                        "too_long", f"more than {self.limits.max_packets} video packets"
+                    )
                 if packet.is_keyframe:
                     keys.append(packet.pts)
                 if not packet.is_discard:  # edit lists decode some frames and do not show them
                     pts.append(packet.pts)
         except av.FFmpegError as error:
-            raise self._translate(error, "truncated", total) from None
-        name = self.container.format.name
-        if name in SEEKABLE:
-            announced = (self.container.duration or 0) / av.time_base
-            gap = announced - end - 2 * announced / max(total, 1)
-            if gap > 0.5 + 0.02 * announced or (name == SEEKABLE[0] and stream.frames > total):
-                said = f"{stream.frames} frames" if stream.frames else f"{announced:.2f} s"
-                raise MediaError("truncated", f"{total} frames, {end:.2f} s present of {said}")
-        if cut:
-            raise MediaError("truncated", f"the last packet is cut, {total} frames present")
+            raise self._translate(error, "truncated", seen.counts[own]) from None
+        lack = find_lack(self.container, self.source, seen)
+        if lack:
+            raise MediaError("truncated", lack)
         if not pts:
             raise MediaError("too_few_frames", "no video packets")
         if odd or None in pts:
             return Scan(np.zeros(len(pts), np.int64), np.zeros(0, np.int64), False)
         order, keys = np.sort(np.array(pts, np.int64)), np.sort(np.array(keys, np.int64))
-        seconds = float((order[-1] - order[0]) * stream.time_base)
-        if seconds > limits.max_seconds:
-            raise MediaError("too_long", f"{seconds:.0f} s > {limits.max_seconds:.0f} s")
-        exact = name in SEEKABLE and len(np.unique(order)) == len(order)
+        exact = self.container.format.name in SEEKABLE and len(np.unique(order)) == len(order)
         return Scan(order, keys, bool(exact and keys[0] <= order[0]))
 
     def read(self, choose: Choose, convert: Convert) -> Decoded:
@@ -221,7 +211,7 @@ class VideoFile:
             images, pts = self._from_start(set(guess.tolist()), convert)
             seconds, rate = self._clock(pts)
             indices = choose(seconds, rate)
-            if images.keys() >= set(indices.tolist()):
+            if images.keys() == set(indices.tolist()):
                 images = [images[i] for i in indices]
                 return Decoded(images, indices, seconds[indices], len(seconds), rate)
         raise MediaError("corrupt", "two readings gave different frames")
@@ -293,7 +283,7 @@ class VideoFile:
         self._open()
         images, pts, refused, damaged, packets = {}, [], 0, 0, 0
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in continue_clock(self.container, self.container.demux(self.stream)):
                 self._check_time()
                 packets += bool(packet.size)
                 try:

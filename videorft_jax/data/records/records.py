@@ -125,14 +125,30 @@ def unwrap(text: str, tag: str) -> str:
 
 
 def label_options(options: Iterable[str]) -> list[tuple[str, str]]:
-    """(letter, text) of each option. The options' own labels are used when all of them carry one
-    in the order A, B, C; otherwise ("J. Doe", "4. of May") the label belongs to the text."""
+    """(letter, text) of each option.
+
+    The options' own labels are used when all of them carry one and the labels are the first letters
+    of the alphabet, in any order: "C. green", "A. red", "B. blue" stay C, A and B. Otherwise ("J.
+    Doe", "4. of May") what looks like a label belongs to the text, and the letters are given in
+    order.
+    """
     options = [option.strip() for option in options]
     matches = [LABEL.fullmatch(option) for option in options]
     letters = [chr(ord("A") + i) for i in range(len(options))]
-    if all(matches) and [match[1].upper() for match in matches] == letters:
+    if all(matches) and sorted(match[1].upper() for match in matches) == letters:
         return [(match[1].upper(), match[2].strip()) for match in matches]
     return list(zip(letters, options, strict=True))
+
+
+def has_unclear_labels(options: Iterable[str], answer: str) -> bool:
+    """Whether the letter `answer` names one option by its place and another by its own label, as A
+    does among "B. red", "A. blue", "green": nobody can know which is meant."""
+    options = [option.strip() for option in options]
+    labelled = label_options(options)
+    if answer not in dict(labelled) or [text for _, text in labelled] != options:
+        return False
+    matches = [(letter, LABEL.fullmatch(option)) for letter, option in labelled]
+    return any(match and match[1].upper() == answer != letter for letter, match in matches)
 
 
 def parse_row(row: Any, where: str = "record") -> Record:
@@ -199,8 +215,11 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
             elif field == "solution" and present and not values[field]:
                 fail(field, "value", row[field])
     if values.get("problem_type") == "multiple choice" and options and values.get("solution"):
-        letters = [letter for letter, _ in label_options(options)]
-        if values["solution"].upper() not in letters:
+        letters = sorted(letter for letter, _ in label_options(options))
+        if has_unclear_labels(options, values["solution"].upper()):
+            remedy = f"label all options, {letters[0]} to {letters[-1]}, each letter once"
+            fail("options", "value", options, remedy)
+        elif values["solution"].upper() not in letters:
             remedy = f"write one letter of {letters[0]} to {letters[-1]} alone"
             fail("solution", "value", values["solution"], remedy)
     if values.get("problem_type") in ("numerical", "regression"):
