@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "a checkpoint as a Hugging Face folder",
     "demo": "the whole method on synthetic clips in minutes",
     "plan": "what a config needs of a machine that is not here",
+    "report": "a page with the curves of a run and everything that the model said",
     "ask": "one question about one clip",
     "validate": "check records and media before training on them",
     "cache": "decode and resize every clip once",

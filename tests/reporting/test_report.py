@@ -1,0 +1,177 @@
+"""What a report reads, counts and refuses, without a browser."""
+
+import json
+
+import pytest
+from written_runs import grpo_row, write_grpo
+
+from videorft_jax import cli
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.reporting.chunks import match
+from videorft_jax.reporting.curves import make_panels
+from videorft_jax.reporting.groups import Completion, Group, summarise
+from videorft_jax.reporting.runs import read_run
+
+
+def group(*completions, step=1, problem_id="7"):
+    return Group(step, problem_id, "numerical", "how many?", "3", "", completions)
+
+
+def completion(total, accuracy, semantic, form=1.0, flags=()):
+    rewards = {"accuracy": accuracy, "semantic": semantic, "format": form}
+    return Completion("text", 3, rewards, total, 0.5, frozenset(flags))
+
+
+def test_a_group_is_summed_up_by_hand():
+    found = summarise(
+        group(
+            completion(3.0, 1.0, 0.5, flags=("truncated",)),
+            completion(1.0, 0.0, 1.5, form=0.0, flags=("truncated", "gated")),
+            completion(None, None, None),
+        )
+    )
+    assert (found["mean"], found["spread"]) == (2.0, 1.0)
+    assert found["disagreement"] == (0.5 + 1.0) / 2  # a semantic reward of 1.5 counts as 1
+    assert found["format_failures"] == 1
+    assert (found["truncated"], found["gated"], found["untrained"]) == (2, 1, 0)
+    assert summarise(group())["mean"] is None
+
+
+def test_flags_of_a_run(tmp_path):
+    rows = [
+        grpo_row(1, 0, 0),
+        grpo_row(1, 0, 1),  # wrong: its semantic reward of 0.25 does not count
+        grpo_row(1, 0, 2, stopped=False, completion="<think>and so on"),
+        grpo_row(1, 0, 3, rewards={"accuracy": None, "format": 1.0, "semantic": 0.5}, total=None),
+        grpo_row(1, 0, 4, advantage=0.0),
+    ]
+    (found,) = read_run(write_grpo(tmp_path / "run", rows)).groups
+    assert [set(each.flags) for each in found.completions] == [
+        set(), {"gated"}, {"truncated", "unparseable"}, {"untrained"}, {"untrained"},
+    ]  # fmt: skip
+
+
+def test_completions_that_are_masked_are_not_trained_on(tmp_path):
+    rows = [grpo_row(1, 0, 0, stopped=False)]
+    folder = write_grpo(tmp_path / "run", rows, grpo={"mask_truncated": True})
+    (found,) = read_run(folder).groups
+    assert "untrained" in found.completions[0].flags
+
+
+def test_groups_of_several_processes_and_steps_stay_apart(tmp_path):
+    folder = write_grpo(tmp_path / "run", [grpo_row(s, 0, r) for s in (1, 2) for r in range(2)])
+    other = [grpo_row(1, 1, r) for r in range(2)]
+    lines = "".join(json.dumps(row) + "\n" for row in other)
+    (folder / "completions-1.jsonl").write_text(lines)
+    groups = read_run(folder).groups
+    assert sorted(each.key for each in groups) == ["1/0", "1/1", "2/0"]
+    assert all(len(each.completions) == 2 for each in groups)
+
+
+def test_a_run_that_is_still_going_says_so(tmp_path):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)], train={"max_steps": 9})
+    with (folder / "completions.jsonl").open("a") as file:
+        file.write('{"step": 2, "problem')
+    run = read_run(folder)
+    assert run.notes == [
+        "1 lines of completions.jsonl are torn and left out.",
+        "The run is at step 1 of at most 9.",
+    ]
+    assert len(run.groups) == 1
+
+
+def test_an_evaluation_has_results_and_records_without_completions(tmp_path):
+    row = {
+        "index": 0, "rollout": 0, "problem_id": 5, "problem_type": "OCR", "problem": "read it",
+        "path": "a.mp4", "solution": "AB", "completion": "AB", "answer": "AB", "score": 1.0,
+        "outcome": "unparseable", "reason": "", "completion_tokens": 2, "stopped": True,
+    }  # fmt: skip
+    blank = dict.fromkeys(row) | {"index": 1, "path": "b.mp4", "outcome": "quarantined"}
+    lines = [row, row | {"rollout": 1}, blank | {"reason": "cannot be decoded"}]
+    (tmp_path / "completions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    settings = {"media": MediaContract.train().to_dict() | {"digest": "0"}}
+    results = {"accuracy": 1.0, "by_type": {"OCR": {"accuracy": 1.0}}}
+    body = {"settings": settings, "results": results}
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    run = read_run(tmp_path)
+    assert run.kind == "evaluation"
+    assert run.contract == MediaContract.train()
+    first, second = run.groups
+    assert (first.key, len(first.completions), first.path) == ("5", 2, "a.mp4")
+    assert first.completions[0].flags == {"unparseable"}
+    assert (second.key, second.completions, second.reason) == ("1", (), "cannot be decoded")
+
+
+def test_groups_are_matched_by_question_and_nearest_step():
+    first = [group(step=5), group(step=9), group(problem_id="8")]
+    second = [group(step=1), group(step=6), group(step=30)]
+    assert match(first, second) == [1, 1, -1]
+
+
+def test_curves_are_thinned_to_means_and_keep_their_ends():
+    rows = [{"step": step, "loss": float(step)} for step in range(1, 1001)]
+    (panel,) = make_panels([rows])
+    (line,) = panel.lines
+    assert len(line["points"]) == 250
+    assert line["points"][0] == (4, 2.5)
+    assert line["points"][-1] == (1000, 998.5)
+    assert (panel.first_step, panel.last_step) == (4, 1000)
+    ys = [float(pair.split(",")[1]) for pair in line["path"].split()]
+    assert ys == sorted(ys, reverse=True)  # up is smaller in SVG
+
+
+def test_curves_leave_out_values_that_are_missing():
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 4.0}]
+    (panel,) = make_panels([rows])
+    assert panel.lines[0]["points"] == [(1, 2.0), (3, 4.0)]
+    assert make_panels([[]]) == []
+
+
+def report(capsys, *arguments):
+    code = cli.main(["report", *map(str, arguments)])
+    return code, capsys.readouterr()
+
+
+def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    code, said = report(capsys, folder)
+    assert code == 0
+    assert said.out.splitlines()[-1] == str(folder / "report.html")
+    text = (folder / "report.html").read_text()
+    for remote in ("http://", "https://", "src=", "@import"):
+        assert remote not in text.replace("image.src =", "")
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: None, "no such folder; give the work directory of a run"),
+        (lambda folder: folder.mkdir(), "no metrics.jsonl and no completions; a run writes"),
+        (
+            lambda folder: write_grpo(folder / "grpo", [grpo_row(1, 0, 0)]),
+            "it holds the runs grpo, give one of them",
+        ),
+        (
+            lambda folder: write_grpo(folder, [{"step": 1, "problem_id": 3, "text": "old"}]),
+            "completions of another version (KeyError: 'stopped')",
+        ),
+    ],
+)
+def test_folders_that_hold_no_run_are_refused(tmp_path, capsys, make, expected):
+    make(tmp_path / "run")
+    code, said = report(capsys, tmp_path / "run")
+    assert code == 2
+    assert expected in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_wrong_usage_is_refused(tmp_path, capsys):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    for arguments, expected in (
+        ([folder] * 3, "3 runs are given; give one, or two to compare them"),
+        ([folder, "--films_mib=-1"], "--films_mib=-1; give at least 0"),
+        ([folder, "--data=missing.jsonl"], "missing.jsonl: No such file or directory"),
+    ):
+        code, said = report(capsys, *arguments)
+        assert code == 2
+        assert expected in said.err

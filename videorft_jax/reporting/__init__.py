@@ -1,0 +1,1 @@
+"""Pages that show a run: its curves, and what the model saw, said and was rewarded for."""

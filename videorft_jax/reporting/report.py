@@ -1,0 +1,107 @@
+"""From work directories to a page: reads runs, finds their clips and writes the file."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+from videorft_jax.data.records.records import Record, RecordError
+from videorft_jax.data.records.source import RecordSource, Source
+from videorft_jax.reporting.films import Film, make_films
+from videorft_jax.reporting.page import write_page
+from videorft_jax.reporting.runs import Run, read_run
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """records, data_root: record file and folder of the clips, where those of the run are not to be
+    used; "" otherwise. films_mib: most memory that film strips take of the page; 0 shows none.
+    refresh_s: seconds after which a browser loads the page again, 0 for never."""
+
+    records: str = ""
+    data_root: str = ""
+    films_mib: int = 32
+    refresh_s: int = 0
+
+
+def write_report(
+    folders: Sequence[str | os.PathLike],
+    path: str | os.PathLike,
+    options: ReportOptions,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Run]:
+    """Writes the page of one run, or of two side by side, and returns what was read.
+
+    say: is told how far the reading of clips is.
+
+    Raises ValueError for folders that no run wrote to and for record files that cannot be read.
+    """
+    runs = [read_run(folder) for folder in folders]
+    films, reasons = find_films(runs[0], options, say) if options.films_mib else ({}, {})
+    write_page(path, runs, films, reasons, options.refresh_s)
+    return runs
+
+
+def find_films(
+    run: Run, options: ReportOptions, say: Callable[[str], None]
+) -> tuple[dict[str, Film], dict[str, str]]:
+    """Film strips of the clips that the groups of a run are about, and why others are missing.
+
+    The groups of the run learn the paths of their clips from the records.
+    """
+    data = run.config.get("data", {})
+    file = options.records or data.get("records", "")
+    root = options.data_root or (not options.records and data.get("root")) or None
+    if not run.groups or run.contract is None:
+        return {}, {}
+    if not file:
+        run.notes.append("No frames: give the record file with --data to see the clips.")
+        return {}, {}
+    try:
+        source = RecordSource(file, root)
+    except ValueError as error:
+        if options.records:
+            raise
+        run.notes.append(f"No frames: {error}")
+        return {}, {}
+    wanted = {(group.problem_id, group.problem) for group in run.groups}
+    found = _find_records(source, wanted)
+    run.groups[:] = [
+        dataclasses.replace(group, path=found[key].path)
+        if (key := (group.problem_id, group.problem)) in found
+        else group
+        for group in run.groups
+    ]
+    clips = {record.path: record for record in found.values()}
+    limit = options.films_mib * MIB
+    films, reasons = make_films(clips, source.data_root, run.contract, limit, say)
+    if reasons:
+        run.notes.append(f"{len(reasons)} of {len(clips)} clips are shown without frames.")
+    return films, reasons
+
+
+def _find_records(source, wanted):
+    """{(problem id as text, problem): the first such record} of the wanted pairs."""
+    found: dict[tuple[str, str], Record] = {}
+    for record in _good_records(source):
+        key = (str(record.problem_id), record.problem)
+        if key in wanted:
+            found.setdefault(key, record)
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _good_records(source: Source) -> Iterator[Record]:
+    for index in range(len(source)):
+        try:
+            yield source[index]
+        except RecordError:
+            continue
+
+
+def default_path(folder: str | os.PathLike) -> pathlib.Path:
+    """Where the page of a run is written unless another place is named."""
+    return pathlib.Path(folder) / "report.html"

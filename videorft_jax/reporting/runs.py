@@ -1,0 +1,196 @@
+"""Reads what a run wrote, for a page: of SFT, of GRPO, or of an evaluation.
+
+A run that is still going, was killed or is half written is read as far as it goes. What is missing
+is said in the notes of the page.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from videorft_jax.checkpoints import manifest
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.reporting.groups import Completion, Group
+from videorft_jax.rewards.answers import extract_answer, first_block
+
+METRICS, COMPLETIONS, RESULTS = "metrics.jsonl", "completions*.jsonl", "results.json"
+_TOLERANCE = 1e-5  # between a total and the sum of its rewards; totals are kept in float32
+
+
+@dataclasses.dataclass
+class Run:
+    """One work directory.
+
+    kind: sft, grpo or evaluation. config: the options that a checkpoint keeps, {} where there is
+    none. contract: the media contract, None where it is not known. results: of an evaluation.
+    notes: what a reader of the page should know about missing parts.
+    """
+
+    folder: pathlib.Path
+    kind: str
+    metrics: list[dict[str, Any]]
+    groups: list[Group]
+    config: dict[str, Any]
+    contract: MediaContract | None
+    results: dict[str, Any]
+    notes: list[str]
+
+
+def read_run(folder: str | pathlib.Path) -> Run:
+    """The run in a work directory.
+
+    Raises ValueError for a folder that is not there, that no run wrote to, or that another version
+    wrote in a form that cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; give the work directory of a run")
+    notes: list[str] = []
+    metrics = _read_lines(folder / METRICS, notes)
+    rows = [line for path in sorted(folder.glob(COMPLETIONS)) for line in _read_lines(path, notes)]
+    body = _read_json(folder / RESULTS)
+    if "settings" in body:
+        contract = _make_contract(body["settings"].get("media"), notes)
+        groups = _group(rows, _read_evaluated, body["settings"], folder)
+        results = body.get("results") or {}
+        if not results:
+            notes.append("The evaluation has not ended; its results are still missing.")
+        return Run(folder, "evaluation", [], groups, body["settings"], contract, results, notes)
+    if not metrics and not rows:
+        inside = [path.parent.name for path in sorted(folder.glob(f"*/{METRICS}"))]
+        hint = f"; it holds the runs {', '.join(inside)}, give one of them" if inside else ""
+        hint = hint or f"; a run writes {METRICS} there with its first step"
+        raise ValueError(f"{folder}: no {METRICS} and no completions{hint}")
+    meta = _read_meta(folder, notes)
+    config = meta.get("config", {})
+    groups = _group(rows, _read_sampled, config, folder)
+    if rows and metrics and metrics[-1]["step"] > rows[-1].get("step", 0):
+        notes.append(f"Completions end with step {rows[-1].get('step')}.")
+    total = config.get("train", {}).get("max_steps")
+    if metrics and total and metrics[-1]["step"] < total:
+        notes.append(f"The run is at step {metrics[-1]['step']} of at most {total}.")
+    contract = _make_contract(meta.get("media"), notes)
+    return Run(folder, "grpo" if rows else "sft", metrics, groups, config, contract, {}, notes)
+
+
+def _read_lines(path, notes):
+    """Rows of a JSONL file; lines that do not parse are counted in a note."""
+    if not path.is_file():
+        return []
+    rows, torn = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            torn += 1
+    if torn:
+        notes.append(f"{torn} lines of {path.name} are torn and left out.")
+    return rows
+
+
+def _read_json(path):
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _read_meta(folder, notes):
+    """What the newest readable checkpoint says about its run."""
+    for path in sorted((folder / "checkpoints").glob("[0-9]*"), reverse=True):
+        try:
+            return manifest.read(epath.Path(path))["meta"]
+        except (ValueError, KeyError):
+            continue
+    notes.append("No checkpoint yet: the options of the run, and so its clips, are not known.")
+    return {}
+
+
+def _make_contract(fields, notes):
+    if not fields:
+        return None
+    try:
+        return MediaContract.from_dict({k: v for k, v in fields.items() if k != "digest"})
+    except ValueError as error:
+        notes.append(f"The media contract is of another version ({error}); no frames are shown.")
+        return None
+
+
+def _group(rows, read, settings, folder):
+    """Groups in the order of their first lines; `read(row, settings)` gives one completion."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        try:
+            key = (row.get("step"), row.get("index", row["problem_id"]))
+            completion = read(row, settings)
+            group = found.setdefault(key, {"row": row, "completions": []})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder}: completions of another version ({type(error).__name__}: {error}); "
+                "report them with the version that wrote them"
+            ) from None
+        if completion is not None:
+            group["completions"].append(completion)
+    return [
+        Group(
+            step=row.get("step"),
+            problem_id=str(row["problem_id"] if row["problem_id"] is not None else row["index"]),
+            problem_type=row["problem_type"] or "",
+            problem=row["problem"] or "",
+            solution=str(row["solution"] or ""),
+            path=row.get("path") or "",
+            completions=tuple(group["completions"]),
+            reason=row.get("reason", ""),
+        )
+        for group in found.values()
+        for row in [group["row"]]
+    ]
+
+
+def _read_sampled(row, config):
+    """A completion of GRPO."""
+    flags, options = set(), config.get("reward", {})
+    if not row["stopped"]:
+        flags.add("truncated")
+    mode = options.get("mode", "strict")
+    text = row["completion"]
+    if (extract_answer(text) if mode == "strict" else first_block(text, "answer")) is None:
+        flags.add("unparseable")
+    if _is_gated(row, config):
+        flags.add("gated")
+    left_out = config.get("grpo", {}).get("mask_truncated") and not row["stopped"]
+    if row["total"] is None or row["advantage"] == 0 or left_out:
+        flags.add("untrained")
+    return Completion(
+        text, row["length"], row["rewards"], row["total"], row["advantage"], frozenset(flags)
+    )
+
+
+def _is_gated(row, config):
+    """Whether the total lacks a reward that the completion has."""
+    weights = dict(config.get("rewards", ()))
+    values = row["rewards"]
+    if row["total"] is None or not weights or any(values.get(name) is None for name in weights):
+        return False
+    return sum(weights[name] * values[name] for name in weights) - row["total"] > _TOLERANCE
+
+
+def _read_evaluated(row, _):
+    """A completion of an evaluation; None for a record that was never shown to the model."""
+    if row["completion"] is None:
+        return None
+    flags = {flag for flag, on in (("truncated", not row["stopped"]),) if on}
+    if row["outcome"] == "unparseable":
+        flags.add("unparseable")
+    rewards = {"accuracy": row["score"]}
+    return Completion(
+        row["completion"], row["completion_tokens"], rewards, row["score"], None, frozenset(flags)
+    )
