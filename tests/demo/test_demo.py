@@ -109,6 +109,9 @@ def test_every_stage_runs_and_reports(smoke):
     blank = json.loads((smoke.workdir / "evaluations/blank/results.json").read_text())
     assert blank["settings"]["evaluate"]["blank"] is True
     assert str(smoke.workdir / "grpo/hf") in text
+    for page in ("report.html", "answers.html"):
+        assert str(smoke.workdir / page) in text
+        assert "groups-0-0" in (smoke.workdir / page).read_text()
     assert (smoke.workdir / "report.md").read_text() in text
 
 

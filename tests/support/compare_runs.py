@@ -11,8 +11,8 @@ ABOUT_MACHINE = ("perf/", "time/", "memory/")  # names of metrics
 TIMES = ("seconds", "performance")  # keys of results.json
 MODIFIED_NS = re.compile(r"\b1\d{18}\b")  # when a clip was written, in the indices of the loader
 IGNORED_FOLDERS = {"compiled", "done", "tensorboard"}
-IGNORED_SUFFIXES = {".log", ".lock"}
-IGNORED_FILES = {"report.md", "report.html", "demo.out"}  # tell how many seconds each stage took
+IGNORED_SUFFIXES = {".html", ".lock", ".log"}
+IGNORED_FILES = {"report.md", "demo.out"}  # tell how many seconds each stage took
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ import numpy as np
 
 from videorft_jax.evaluation.summary import paired_difference, summarise
 
+REPORT, ANSWERS = "report.html", "answers.html"  # pages in the work directory
 STAGES = {
     "before": "before SFT",
     "after_sft": "after SFT",
@@ -92,6 +93,8 @@ def format_report(results: dict[str, Any], folder: pathlib.Path) -> str:
         f" draws at temperature 1, first and last tenth of its steps: {first:.3f}, {last:.3f}.",
         f"Seconds: {spent}, all stages {sum(seconds.values()):.0f}.",
         "",
+        f"gallery of GRPO      {folder}/{REPORT}",
+        f"held-out answers     {folder}/{ANSWERS}, after SFT and after GRPO",
         f"clips and records    {folder}/clips",
         f"SigLIP               {folder}/siglip",
         f"model after GRPO     {folder}/grpo/hf",

@@ -7,6 +7,7 @@ Every stage calls another command as a user would. A stage that is done is skipp
 stopped goes on, so the same command finishes the demo.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -18,10 +19,13 @@ import time
 from videorft_jax.data.records.prompts import load_template
 from videorft_jax.demo.dataset import SPLITS, write_dataset
 from videorft_jax.demo.options import Commands, DemoOptions, Stage
-from videorft_jax.demo.report import collect, format_report
+from videorft_jax.demo.report import ANSWERS, REPORT, collect, format_report
 from videorft_jax.demo.tiny_models import write_model, write_siglip
+from videorft_jax.reporting.report import ReportOptions, write_report
 
 log = logging.getLogger(__name__)
+
+_FILMS_MIB = 8  # of each page, about a thousand clips
 
 
 class Demo:
@@ -52,6 +56,7 @@ class Demo:
         for number, (name, stage) in enumerate(stages, 1):
             self.once(name, stage, f"[{number}/{len(stages)}]")
         print(self.report())
+        self.write_pages()
         return 0
 
     def once(self, name: str, stage, place: str) -> None:
@@ -117,6 +122,14 @@ class Demo:
         text = format_report(results, self.folder)
         _write(self.folder / "report.md", text)
         return text
+
+    def write_pages(self) -> None:
+        """Writes the gallery of GRPO, and that of the held-out answers before and after it."""
+        options = ReportOptions(films_mib=_FILMS_MIB)
+        write_report([self.folder / "grpo"], self.folder / REPORT, options)
+        answers = [self.folder / "evaluations" / name for name in ("after_sft", "after_grpo")]
+        options = dataclasses.replace(options, records=self.clips["eval"])
+        write_report(answers, self.folder / ANSWERS, options)
 
     def _stage(self, name, init_from, split):
         return Stage(
