@@ -21,7 +21,7 @@ import numpy as np
 import peer
 import published
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 
 FRAMES, TEXT, RECIPE = 16, 128, "grpo_7b_lora"
 SMOKE_TOKENS = 8
@@ -55,7 +55,7 @@ def run_ours(options, results):
     config, values, _, samples = load(options)
     placed = published.Placed(config, values)
     programs = updating.GrpoPrograms(config, placed.weights, placed.optimizer, placed.shardings)
-    windows = layout.num_windows(published.SIDE, published.WIDE)
+    windows = patches.num_windows(published.SIDE, published.WIDE)
     rows = [[sample] for sample in samples]
     batch = layout.pack(rows, len(samples[0].tokens), FRAMES // 2, windows)
     sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")

@@ -70,7 +70,7 @@ def run_ours(folder, frames, pipe):
     import jax.numpy as jnp
 
     from videorft_jax import losses
-    from videorft_jax.data.batch import layout
+    from videorft_jax.data.batch import layout, patches
     from videorft_jax.grpo.logprobs import Groups, score_completions
     from videorft_jax.models import family
     from videorft_jax.models.family import load_config
@@ -84,7 +84,7 @@ def run_ours(folder, frames, pipe):
 
     config = load_config(folder)
     clips, samples = make_prompts(frames)
-    windows = layout.num_windows(SIDE, SIDE)
+    windows = patches.num_windows(SIDE, SIDE)
     batch = layout.pack([[s] for s in samples], len(samples[0].tokens), frames // 2, windows)
     sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW, forbidden_ids=CONTROL)
     mesh, reference = peer.place_params(folder, config)

@@ -12,7 +12,7 @@ import platform
 
 import numpy as np
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.qwen2_5_vl.config import hf_values
 
@@ -77,7 +77,7 @@ def make_samples(clips, text: int, answer: int, seed: int = 0, values=VALUES):
     rng = np.random.default_rng(seed)
     samples = []
     for frames in clips:
-        item = layout.make_media(frames, fps=2.0)
+        item = patches.make_media(frames, fps=2.0)
         tokens = rng.integers(0, TEXT_IDS, text + answer + item.num_tokens)
         tokens[8] = values["vision_start_token_id"]
         tokens[9 + item.num_tokens] = values["vision_end_token_id"]

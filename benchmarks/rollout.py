@@ -32,7 +32,7 @@ def prompts():
 
 
 def run_ours(folder, pipe):
-    from videorft_jax.data.batch import layout
+    from videorft_jax.data.batch import layout, patches
     from videorft_jax.models.family import load_config
     from videorft_jax.models.hf_folder import read_checkpoint
     from videorft_jax.rollout.engine import RolloutEngine
@@ -40,7 +40,7 @@ def run_ours(folder, pipe):
 
     config = load_config(folder)
     samples = prompts()[1]
-    windows = layout.num_windows(SIDE, SIDE)
+    windows = patches.num_windows(SIDE, SIDE)
     batch = layout.pack([[s] for s in samples], len(samples[0].tokens), FRAMES // 2, windows)
     sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW)
     engine = RolloutEngine(config, sampling, dtype="float32", num_buckets=8)

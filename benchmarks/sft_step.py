@@ -28,7 +28,7 @@ def run_ours(folder, pipe):
     import jax.numpy as jnp
 
     from videorft_jax import losses
-    from videorft_jax.data.batch import layout
+    from videorft_jax.data.batch import layout, patches
     from videorft_jax.models import family
     from videorft_jax.models.compute_plan import choose_plan
     from videorft_jax.models.family import load_config
@@ -39,7 +39,7 @@ def run_ours(folder, pipe):
     config = load_config(folder)
     samples = peer.make_samples(peer.make_clips(ROWS, FRAMES, SIDE), TEXT, ANSWER)
     length = len(samples[0].tokens)
-    windows = layout.num_windows(SIDE, SIDE)
+    windows = patches.num_windows(SIDE, SIDE)
     optimizer = make_optimizer(
         OptimOptions(
             name="adamw",

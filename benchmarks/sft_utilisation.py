@@ -14,7 +14,7 @@ import jax
 import peer
 import published
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.training.sft_step import make_sft_step
@@ -42,7 +42,7 @@ def main():
     samples = peer.make_samples(clips, TEXT, ANSWER, values=values)
     rows = [samples[i :: options.rows] for i in range(options.rows)]
     length = SAMPLES * len(samples[0].tokens)
-    windows = layout.num_windows(published.SIDE, published.WIDE)
+    windows = patches.num_windows(published.SIDE, published.WIDE)
     batch = layout.pack(rows, length, SAMPLES * FRAMES // 2, windows)
     useful, _ = flops.packed_work(batch)
     weights = placed.weights

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
@@ -58,8 +58,9 @@ class Model:
         A part is {"type": "video", "video": path, "start": s, "end": s}, {"type": "image",
         "image": path} or {"type": "text", "text": ...}. In place of a path, pixels already decoded:
         uint8 [n, h, w, 3] with "fps" (an image: [h, w, 3]); they are resized only when their sides
-        are no multiples of 28 or lie outside the budget. A chat that ends in an assistant's turn is
-        laid out with that turn as the target. Raises ValueError, MediaError among them.
+        are no multiples of a visual token's or lie outside the budget. A chat that ends in an
+        assistant's turn is laid out with that turn as the target. Raises ValueError, MediaError
+        among them.
         """
         samples = [self._sample(chat) for chat in messages]
         if not samples:
@@ -70,6 +71,7 @@ class Model:
             -(-longest // _MULTIPLE) * _MULTIPLE,
             max(sample.num_pairs for sample in samples),
             max(sample.num_windows for sample in samples),
+            geometry=self.contract.geometry,
         )
 
     def _sample(self, chat):
@@ -87,18 +89,18 @@ class Model:
         return layout.make_sample(rendered.tokens, rendered.loss_mask, starts, media, rule)
 
     def _media(self, part):
-        kind, source = part["type"], part[part["type"]]
+        kind, source, cut = part["type"], part[part["type"]], self.contract.geometry
         still = kind == "image"
         if not isinstance(source, np.ndarray):
             if still:
-                return layout.make_media(read_image(source, self.contract).frames)
+                return patches.make_media(read_image(source, self.contract).frames, None, cut)
             clip = read_video(source, self.contract, part.get("start"), part.get("end"))
-            return layout.make_media(clip.frames, clip.fps)
+            return patches.make_media(clip.frames, clip.fps, cut)
         if not still and "fps" not in part:
             raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
         frames = source[None] if still and source.ndim == 3 else source
         frames = resize_frames(frames, self.contract, image=still)
-        return layout.make_media(frames, None if still else part["fps"])
+        return patches.make_media(frames, None if still else part["fps"], cut)
 
     def forward(self, batch: Batch) -> jax.Array:
         """float32 logits [B, T, V] of every position; for inspection and tests only."""
@@ -186,7 +188,9 @@ def load(
         config=config,
         params=params,
         tokenizer=transformers.AutoTokenizer.from_pretrained(source, local_files_only=True),
-        contract=dataclasses.replace(MediaContract.evaluate(), mrope_rule=mrope_rule),
+        contract=dataclasses.replace(
+            MediaContract.evaluate(family.family_of(config).geometry), mrope_rule=mrope_rule
+        ),
         mesh=mesh,
         folder=str(source),
     )

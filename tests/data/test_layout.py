@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.pixels import normalise
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
@@ -33,7 +33,7 @@ def test_pixels_equal_the_processor(name):
     """From resized frames on, to the last bit: five frames (the last repeated), and an image."""
     golden = np.load(DATA / f"{name}.npz")
     frames = golden["frames"] if "frames" in golden else golden["image"][None]
-    media = layout.make_media(frames, fps=2.0 if "frames" in golden else None)
+    media = patches.make_media(frames, fps=2.0 if "frames" in golden else None)
     pairs, height, width = golden["grid_thw"][0]
     assert media.grid == (pairs, height // 2, width // 2)
     ours = np.asarray(normalise(in_reference_order(media), WINDOWED_14))
@@ -44,8 +44,8 @@ def test_pixels_equal_the_processor(name):
 def test_every_patch_has_one_slot(height, width):
     rng = np.random.default_rng(height * 10 + width)
     clip = hf.random_clip(rng, 3, height, width, 2.0)
-    media = layout.make_media(clip.frames, clip.fps)
-    assert media.patches.shape[1] == layout.num_windows(28 * height, 28 * width)
+    media = patches.make_media(clip.frames, clip.fps)
+    assert media.patches.shape[1] == patches.num_windows(28 * height, 28 * width)
     assert media.valid.sum() == 4 * height * width
     expected, _ = hf.hf_patches(clip)
     np.testing.assert_array_equal(
@@ -62,14 +62,14 @@ def test_cutting_fills_any_memory_whatever_the_order_of_the_frames(height, width
     """Oracle: the patches of plain frames, which equal the processor's above."""
     rng = np.random.default_rng(height * 10 + width)
     clip = hf.random_clip(rng, 6, height, width, 2.0)
-    plain = layout.make_media(clip.frames, clip.fps)
+    plain = patches.make_media(clip.frames, clip.fps)
     apart = np.ascontiguousarray(np.moveaxis(clip.frames, -1, 1)).transpose(0, 2, 3, 1)
     expected = np.zeros((3, plain.num_windows + 2, 64, 1176), np.uint8)
     for window, slot in np.argwhere(plain.valid):
         expected[:, window, slot] = plain.patches[:, window, slot]
     for frames in (clip.frames, apart, clip.frames[::-1][::-1]):
         out = np.full_like(expected, 7)
-        layout.make_media(frames, clip.fps).cut(out)
+        patches.make_media(frames, clip.fps).cut(out)
         np.testing.assert_array_equal(out, expected)
 
 
@@ -143,7 +143,7 @@ def test_positions_equal_get_rope_index_on_random_grids():
 )
 def test_first_text_position_after_a_video(frames, grid, fps, qwen, hf5):
     """Worked examples of the two rules after 15 text tokens: where 4.49 and 5.23 disagree."""
-    item = layout.Media(None, (frames // 2, *grid), 2 / fps)
+    item = patches.Media(None, (frames // 2, *grid), 2 / fps, WINDOWED_14)
     for rule, first in (("qwen", qwen), ("hf5", hf5)):
         positions = layout.mrope_positions(15 + item.num_tokens + 2, [15], [item], rule)
         assert positions[:, -2].tolist() == [first] * 3
@@ -169,12 +169,12 @@ def test_visual_index_finds_the_token_of_each_slot():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="sides must be multiples of 28"):
-        layout.make_media(np.zeros((2, 30, 56, 3), np.uint8), 2.0)
+        patches.make_media(np.zeros((2, 30, 56, 3), np.uint8), 2.0)
     with pytest.raises(ValueError, match=r"expected uint8 \[n, h, w, 3\]"):
-        layout.make_media(np.zeros((2, 28, 28, 3), np.float32), 2.0)
+        patches.make_media(np.zeros((2, 28, 28, 3), np.float32), 2.0)
     with pytest.raises(ValueError, match="sampled fps is 0"):
-        layout.make_media(np.zeros((2, 28, 28, 3), np.uint8), 0.0)
-    item = layout.make_media(np.zeros((2, 56, 56, 3), np.uint8), 2.0)
+        patches.make_media(np.zeros((2, 28, 28, 3), np.uint8), 0.0)
+    item = patches.make_media(np.zeros((2, 56, 56, 3), np.uint8), 2.0)
     with pytest.raises(ValueError, match="do not fit a prompt of 5"):
         layout.mrope_positions(5, [2], [item])
     with pytest.raises(ValueError, match="mrope_rule is 'old'"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.data.batch.layout import WINDOW_TOKENS, make_media, make_sample
+from videorft_jax.data.batch.layout import make_sample
+from videorft_jax.data.batch.patches import make_media
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
@@ -20,6 +21,7 @@ from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.scenes import WorldConfig
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.models.geometry import WINDOW_TOKENS
 
 CONTRACT = MediaContract(max_frames=6, min_pixels=4 * 28 * 28, max_pixels=24 * 28 * 28)
 CONFIG = {

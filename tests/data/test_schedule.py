@@ -7,7 +7,7 @@ recounted from the plan itself.
 import numpy as np
 import pytest
 
-from videorft_jax.data.batch.layout import num_windows, token_grid
+from videorft_jax.data.batch.patches import num_windows, token_grid
 from videorft_jax.data.loader.buckets import Bucket, Sizes, choose_buckets, mix, pack_rows, shuffled
 from videorft_jax.data.loader.schedule import make_schedule
 from videorft_jax.data.media.contract import MediaContract

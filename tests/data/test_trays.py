@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from videorft_jax.data.batch.layout import Media, make_sample, pack
+from videorft_jax.data.batch.layout import make_sample, pack
+from videorft_jax.data.batch.patches import Media
 from videorft_jax.data.loader.buckets import Bucket, Sizes
 from videorft_jax.data.loader.buffers import KEPT, Pool, Trays, patches_shape
 from videorft_jax.data.loader.schedule import make_schedule
+from videorft_jax.models.geometry import WINDOWED_14
 
 
 def address(array):
@@ -74,7 +76,7 @@ def test_arrays_on_a_device_keep_the_memory_that_they_look_at():
 
 def random_sample(rng, pairs, grid):
     frames = rng.integers(0, 256, (2 * pairs, 28 * grid[0], 28 * grid[1], 3), np.uint8)
-    media = Media(frames.transpose(0, 3, 1, 2), (pairs, *grid), 1.0)
+    media = Media(frames.transpose(0, 3, 1, 2), (pairs, *grid), 1.0, WINDOWED_14)
     length = media.num_tokens + 4
     return make_sample(np.arange(length), np.zeros(length), [2], [media])
 
@@ -92,8 +94,8 @@ def test_threads_fill_the_places_of_the_plan():
     )
     buckets = (Bucket(160, 6, 2, 2), Bucket(256, 7, 4, 4))
     plan = make_schedule(np.arange(40), sizes, buckets, packed=True, seed=0, epochs=2).share(1, 2)
-    pool = Pool(max(np.prod(patches_shape(bucket)) for bucket in plan.buckets))
-    trays = Trays(plan, sizes.pairs[plan.record], pool)
+    pool = Pool(max(np.prod(patches_shape(bucket, WINDOWED_14)) for bucket in plan.buckets))
+    trays = Trays(plan, sizes.pairs[plan.record], pool, WINDOWED_14)
     placed = {}
 
     def work(slots):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.metrics import chips, flops
 from videorft_jax.models import family, lora
 from videorft_jax.models.attention.masks import Causal, SharedPrefix
@@ -46,7 +46,7 @@ def small_config(layers=1, full=(), tied=False):
 @functools.cache
 def make_batch():
     """Two rows of 104 tokens with a clip of 112 x 224 pixels, two windows, two frame pairs."""
-    media = layout.make_media(np.zeros((4, 112, 224, 3), np.uint8), 2.0)
+    media = patches.make_media(np.zeros((4, 112, 224, 3), np.uint8), 2.0)
     length = media.num_tokens + 40
     targets = np.arange(length) >= length - 20
     sample = layout.make_sample(np.zeros(length, np.int32), targets, [8], [media])

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.hf_folder import read_checkpoint
@@ -76,7 +76,7 @@ def make_sample(rng, config, parts, rule="hf5") -> layout.Sample:
     ids, tokens, starts, media = config.token_ids, [], [], []
     for part in parts:
         if isinstance(part, Clip):
-            item = layout.make_media(part.frames, part.fps)
+            item = patches.make_media(part.frames, part.fps)
             pad = ids.image if part.fps is None else ids.video
             tokens.append(ids.vision_start)
             starts.append(len(tokens))

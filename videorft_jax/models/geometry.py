@@ -16,13 +16,15 @@ WINDOW_TOKENS = 16  # visual tokens of a window
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """patch: pixels a side; merge: patches a side of a visual token; temporal_patch: frames of a
-    pair; window: visual tokens a side of a window, 0 for none; pixel_mean and pixel_std: of the
-    normalisation, per channel, in units of [0, 1]."""
+    pair; window: visual tokens a side of a square window, 0 for none; timestamps: whether each
+    frame pair of a clip stands by itself in the prompt, behind its time; pixel_mean and pixel_std:
+    of the normalisation, per channel, in units of [0, 1]."""
 
     patch: int
     merge: int
     temporal_patch: int
     window: int
+    timestamps: bool
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
 
@@ -48,6 +50,31 @@ WINDOWED_14 = Geometry(
     merge=2,
     temporal_patch=2,
     window=4,
+    timestamps=False,
     pixel_mean=(0.48145466, 0.4578275, 0.40821073),
     pixel_std=(0.26862954, 0.26130258, 0.27577711),
 )
+
+# Larger patches, no windows, and time written into the prompt.
+PLAIN_16 = Geometry(
+    patch=16,
+    merge=2,
+    temporal_patch=2,
+    window=0,
+    timestamps=True,
+    pixel_mean=(0.5, 0.5, 0.5),
+    pixel_std=(0.5, 0.5, 0.5),
+)
+_GEOMETRIES = (WINDOWED_14, PLAIN_16)
+
+
+def find_geometry(patch: int, merge: int, temporal_patch: int) -> Geometry:
+    """The geometry of these sizes. Raises ValueError when no family has them."""
+    for known in _GEOMETRIES:
+        if (known.patch, known.merge, known.temporal_patch) == (patch, merge, temporal_patch):
+            return known
+    raise ValueError(
+        f"no family has patches of {patch} pixels, {merge} a side of a visual token and "
+        f"{temporal_patch} frames of a pair; choose patches of "
+        f"{' or '.join(str(known.patch) for known in _GEOMETRIES)} pixels"
+    )

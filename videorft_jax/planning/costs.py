@@ -85,7 +85,7 @@ def _clips(job):
     shape = job.shape
     patches = shape.frame * 4
     frames = shape.rows * shape.pairs
-    slots = min(patches, 64)
+    slots = min(patches, job.geometry.slots)
     return Work(
         patches=frames * patches,
         window_pairs=frames * patches * slots,

@@ -43,13 +43,15 @@ def _gathered(job, size=_NARROW):
 def _vision(job, rows):
     """The working set of one layer of the tower."""
     vision, shape = job.weights.model.vision, job.shape
-    patches = rows * shape.pairs * shape.windows * 64
-    return _NARROW * patches * (8 * vision.dim + 3 * vision.mlp_dim) + patches * 1176 * _WIDE
+    patches = rows * shape.pairs * shape.windows * job.geometry.slots
+    pixels = patches * job.geometry.patch_dim * _WIDE
+    return _NARROW * patches * (8 * vision.dim + 3 * vision.mlp_dim) + pixels
 
 
 def _batch(job):
     shape = job.shape
-    return _rows(job) * (shape.pairs * shape.windows * 64 * (1176 + 9) + shape.length * 25)
+    slots = shape.pairs * shape.windows * job.geometry.slots
+    return _rows(job) * (slots * (job.geometry.patch_dim + 9) + shape.length * 25)
 
 
 def _cache(job):
@@ -130,7 +132,7 @@ def _kept_inputs(job):
     (rows, tokens), text, vision = _slice(job), job.weights.model.text, job.weights.model.vision
     kept = text.num_layers * tokens * text.dim * _NARROW
     if job.weights.trains_vision:
-        patches = rows * job.shape.pairs * job.shape.windows * 64
+        patches = rows * job.shape.pairs * job.shape.windows * job.geometry.slots
         kept += vision.num_layers * patches * vision.dim * _NARROW
     return kept
 

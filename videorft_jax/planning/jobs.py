@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax.data.batch.layout import WINDOW_TOKENS
 from videorft_jax.grpo import experience as drawing
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.models import family
+from videorft_jax.models.geometry import WINDOW_TOKENS, Geometry
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.models.siglip.hf_folder import SiglipConfig
 from videorft_jax.parallel import sharding
@@ -58,6 +58,11 @@ class Job:
     def train(self) -> TrainOptions:
         """What SFT and GRPO have in common, of the config."""
         return make_train_options(self.config)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the model's pixels are cut."""
+        return family.family_of(self.weights.model).geometry
 
     @property
     def parts(self) -> int:
@@ -154,7 +159,7 @@ def find_programs(job: Job) -> list[Program]:
 def _sft_step(job):
     optimizer = make_optimizer(job.train.optim, 1000)
     step = make_sft_step(job.train, job.weights, optimizer, _shardings(job.state))
-    batch = batch_shapes(job.shape, sharding.batch_sharding(job.mesh))
+    batch = batch_shapes(job.shape, job.geometry, sharding.batch_sharding(job.mesh))
     lower = functools.partial(_lower, job, step, job.state, batch)
     return Program("update", lower, 0, shapes=job.num_shapes)
 
@@ -180,7 +185,7 @@ class _GrpoPlan:
         self.bucket = Bucket(job.shape.rows // job.parts, job.config.rollout.num_rollouts)
         self.buckets = engine.batch_buckets(job.shape.length, self.bucket)
         self.draws = job.config.grpo.max_draws
-        self.batch = batch_shapes(job.shape, self.rows)
+        self.batch = batch_shapes(job.shape, job.geometry, self.rows)
         self.visual = None
         self.shares = drawing.shares_visual(job.config, job.weights)
         if self.shares:

@@ -135,8 +135,8 @@ def host_gib(job: Job) -> float:
     held = total_bytes(job.state)
     if job.reference is not None and job.config.grpo.reference_on_host:
         held += total_bytes(job.reference)
-    shape = job.shape
-    pixels = shape.rows * shape.pairs * shape.windows * 64 * 1176
+    shape, cut = job.shape, job.geometry
+    pixels = shape.rows * shape.pairs * shape.windows * cut.slots * cut.patch_dim
     return (held + _BATCHES * pixels) / hosts / GIB + _PROCESS_GIB
 
 

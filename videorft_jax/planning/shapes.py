@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.data.batch.layout import WINDOW_TOKENS
+from videorft_jax.data.batch.patches import num_windows
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.models.geometry import WINDOW_TOKENS, Geometry
 from videorft_jax.models.siglip.hf_folder import SiglipConfig, TowerConfig, parse_config
 
 TEXT_TOKENS = 256  # of a question with its template, where no data say otherwise
 ANSWER_TOKENS = 384  # of a chain of thought
 _WIDE = 16 / 9
-_SIDE = 4  # visual tokens on a side of a window
 
 # google/siglip-so400m-patch14-384, the judge of the paper.
 _TOWER = TowerConfig(hidden_size=1152, intermediate_size=4304, num_layers=27, num_heads=16)
@@ -63,7 +63,8 @@ def expected_shape(config, contract: MediaContract, packed: bool) -> Shape:
     """The largest shape of clips that use up the contract: of prompts, or of packed samples."""
     data = config.data
     down, across = _grid(contract)
-    frame, windows = down * across, -(-down // _SIDE) * -(-across // _SIDE)
+    frame = down * across
+    windows = num_windows(down * contract.factor, across * contract.factor, contract.geometry)
     pairs = contract.max_frames // contract.temporal_patch_size
     visual = pairs * frame
     if not packed:
@@ -106,10 +107,10 @@ def _grid(contract):
     )
 
 
-def batch_shapes(shape: Shape, sharding=None) -> Batch:
+def batch_shapes(shape: Shape, geometry: Geometry, sharding=None) -> Batch:
     """Abstract arrays of a batch."""
     rows, length = shape.rows, shape.length
-    slots = (rows, shape.pairs, shape.windows, 64)
+    slots = (rows, shape.pairs, shape.windows, geometry.slots)
 
     def array(dtype, *sizes):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
@@ -120,7 +121,7 @@ def batch_shapes(shape: Shape, sharding=None) -> Batch:
         positions=array(jnp.int32, rows, 3, length),
         loss_mask=array(jnp.bool_, rows, length),
         visual_index=array(jnp.int32, rows, length),
-        patches=array(jnp.uint8, *slots, 1176),
+        patches=array(jnp.uint8, *slots, geometry.patch_dim),
         patch_valid=array(jnp.bool_, *slots),
         patch_hw=array(jnp.int32, *slots, 2),
     )

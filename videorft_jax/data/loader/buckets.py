@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videorft_jax.data.batch.layout import WINDOW_TOKENS
+from videorft_jax.models.geometry import WINDOW_TOKENS
 
 # A visual token costs four patches of the 0.63 B tower beside one token of a 3 B to 7 B decoder.
 VISION_COST = 0.5

@@ -13,16 +13,17 @@ import threading
 
 import numpy as np
 
-from videorft_jax.data.batch.layout import PATCH_DIM, SLOTS, Sample
+from videorft_jax.data.batch.layout import Sample
 from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.data.loader.schedule import Schedule
+from videorft_jax.models.geometry import Geometry
 
 KEPT = 3  # blocks that wait unused; about as many are filled or read at a time
 
 
-def patches_shape(bucket: Bucket) -> tuple[int, ...]:
-    """[B, F, W, 64, 1176] of a bucket's batches."""
-    return bucket.rows, bucket.pairs, bucket.windows, SLOTS, PATCH_DIM
+def patches_shape(bucket: Bucket, geometry: Geometry) -> tuple[int, ...]:
+    """[B, F, W, 64, X] of a bucket's batches."""
+    return bucket.rows, bucket.pairs, bucket.windows, geometry.slots, geometry.patch_dim
 
 
 class _Lease:
@@ -60,8 +61,8 @@ class Trays:
     schedule: of this process. pairs int64 [S]: frame pairs of each slot's sample.
     """
 
-    def __init__(self, schedule: Schedule, pairs: np.ndarray, pool: Pool):
-        self._schedule, self._pool = schedule, pool
+    def __init__(self, schedule: Schedule, pairs: np.ndarray, pool: Pool, geometry: Geometry):
+        self._schedule, self._pool, self._geometry = schedule, pool, geometry
         self._batch = np.repeat(np.arange(len(schedule)), np.diff(schedule.starts))
         end = np.cumsum(pairs)
         new = np.flatnonzero(np.diff(self._batch, prepend=-1) | np.diff(schedule.row, prepend=-1))
@@ -82,7 +83,7 @@ class Trays:
         return sample._replace(media=tuple(media))
 
     def take(self, batch: int) -> np.ndarray:
-        """uint8 [B, F, W, 64, 1176] of batch number `batch`, to be put in no more."""
+        """uint8 [B, F, W, 64, X] of batch number `batch`, to be put in no more."""
         self._get(batch)
         with self._lock:
             return self._open.pop(batch)
@@ -91,5 +92,5 @@ class Trays:
         with self._lock:
             if batch not in self._open:
                 bucket = self._schedule.buckets[self._schedule.bucket[batch]]
-                self._open[batch] = self._pool.take(patches_shape(bucket))
+                self._open[batch] = self._pool.take(patches_shape(bucket, self._geometry))
             return self._open[batch]

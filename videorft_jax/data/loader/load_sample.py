@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from videorft_jax.data.batch.layout import Sample, make_sample, pair_planes
+from videorft_jax.data.batch.layout import Sample, make_sample
+from videorft_jax.data.batch.patches import pair_planes
 from videorft_jax.data.loader.measure import Measurer
 from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.clip import Clip
@@ -82,7 +83,9 @@ class Load:
     def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:
         m = self.measurer
         media = [
-            pair_planes(clip.planes, None if item.kind == "image" else clip.fps)
+            pair_planes(
+                clip.planes, None if item.kind == "image" else clip.fps, m.contract.geometry
+            )
             for item, clip in zip(record.media, clips, strict=True)
         ]
         messages = build_messages(record, m.template)

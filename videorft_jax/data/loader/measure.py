@@ -155,7 +155,7 @@ def measure(
     progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """Measures every record of `measurer.source`, `threads` at a time."""
-    total = len(measurer.source)
+    total, cut = len(measurer.source), measurer.contract.geometry
     progress = progress or Progress("measuring records", total)
     tokens, pairs, windows, visual = np.zeros((4, total), np.int64)
     probes, failures = [()] * total, []
@@ -169,9 +169,9 @@ def measure(
                     failures.append(found)
                 else:
                     probes[index] = found.probes
-                    visual[index] = sum(probe.num_tokens for probe in found.probes)
+                    visual[index] = sum(probe.num_tokens(cut) for probe in found.probes)
                     tokens[index] = found.text_tokens + visual[index]
-                    pairs[index] = sum(probe.num_pairs for probe in found.probes)
-                    windows[index] = max((probe.num_windows for probe in found.probes), default=0)
+                    pairs[index] = sum(probe.num_pairs(cut) for probe in found.probes)
+                    windows[index] = max((p.num_windows(cut) for p in found.probes), default=0)
                 progress(index + 1)
     return Measured(Sizes(tokens, pairs, windows), visual, probes, failures)

@@ -74,7 +74,8 @@ class Loader:
         self.schedule: Schedule = schedule.share(process_index, process_count)
         self.buckets: tuple[Bucket, ...] = self.schedule.buckets
         self._load = Load(measurer, np.stack(measured.sizes, axis=1), known, cache)
-        self._pool = Pool(max(math.prod(patches_shape(bucket)) for bucket in self.buckets))
+        shapes = [patches_shape(bucket, contract.geometry) for bucket in self.buckets]
+        self._pool = Pool(max(map(math.prod, shapes)))
         self._report(schedule, len(source), len(known))
 
     def _measure(self, measurer: Measurer, sizes_dir, process_index: int) -> Measured:

@@ -68,7 +68,9 @@ class Steps:
     ):
         self._schedule, self._load, self._quarantine = schedule, load, quarantine
         self._options, self._start = options, start
-        self._trays = Trays(schedule, load.needs[schedule.record, 1], pool)
+        self._trays = Trays(
+            schedule, load.needs[schedule.record, 1], pool, load.measurer.contract.geometry
+        )
         self._folder = tempfile.mkdtemp(prefix="videorft-loader-")
         self._stop, self._ended = threading.Event(), None
         self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=1)

@@ -4,6 +4,10 @@ import dataclasses
 import hashlib
 import json
 
+from videorft_jax.models.geometry import WINDOWED_14, Geometry, find_geometry
+
+_UNIT = WINDOWED_14.unit**2  # pixels of a visual token, where a contract names no other geometry
+
 REASONS = {
     "missing": "check the path and the data root",
     "not_regular": "replace the directory, pipe, socket or device by a plain file",
@@ -76,14 +80,14 @@ class MediaContract:
     num_frames: int | None = None
     min_frames: int = 4
     max_frames: int = 768
-    min_pixels: int = 128 * 28 * 28
-    max_pixels: int = 768 * 28 * 28
-    total_pixels: int = 90_316_800  # 0.9 * 128000 tokens of 28 * 28 pixels
-    image_min_pixels: int = 4 * 28 * 28
-    image_max_pixels: int = 256 * 28 * 28
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
+    min_pixels: int = 128 * _UNIT
+    max_pixels: int = 768 * _UNIT
+    total_pixels: int = 115_200 * _UNIT  # nine tenths of 128,000 visual tokens
+    image_min_pixels: int = 4 * _UNIT
+    image_max_pixels: int = 256 * _UNIT
+    patch_size: int = WINDOWED_14.patch
+    merge_size: int = WINDOWED_14.merge
+    temporal_patch_size: int = WINDOWED_14.temporal_patch
     resize: str = "bicubic_antialias"
     mrope_rule: str = "qwen"
 
@@ -102,12 +106,18 @@ class MediaContract:
         require(self.num_frames is None or self.num_frames >= 2, "num_frames must be None or >= 2")
         require(2 <= self.min_frames <= self.max_frames, "need 2 <= min_frames <= max_frames")
         require(0 < self.min_pixels <= self.max_pixels, "need 0 < min_pixels <= max_pixels")
+        find_geometry(self.patch_size, self.merge_size, self.temporal_patch_size)
         require(0 < self.image_min_pixels <= self.image_max_pixels, "image pixels: need min <= max")
 
     @property
+    def geometry(self) -> Geometry:
+        """How the frames are cut into patches."""
+        return find_geometry(self.patch_size, self.merge_size, self.temporal_patch_size)
+
+    @property
     def factor(self) -> int:
-        """Pixels on a side of one visual token: patch_size * merge_size."""
-        return self.patch_size * self.merge_size
+        """Pixels on a side of one visual token."""
+        return self.geometry.unit
 
     @property
     def digest(self) -> str:
@@ -116,19 +126,19 @@ class MediaContract:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
-    def train(cls) -> "MediaContract":
-        """At most 16 frames of about 128 * 28 * 28 pixels. The original sets both its least and
-        its greatest frame count to 16 and both pixel bounds to 128 * 28 * 28 (so that 1.05 times
-        that is the true maximum): 16 frames for any clip that has them, fewer for shorter ones.
-        Before 2025-08-31 its least count was 4. Unlike the original we return the true fps."""
-        return cls(min_frames=16, max_frames=16, max_pixels=128 * 28 * 28)
+    def train(cls, geometry: Geometry = WINDOWED_14) -> "MediaContract":
+        """At most 16 frames of about 128 visual tokens each. The original sets both its least and
+        its greatest frame count to 16 and both pixel bounds to 128 tokens (so that 1.05 times that
+        is the true maximum): 16 frames for any clip that has them, fewer for shorter ones. Before
+        2025-08-31 its least count was 4. Unlike the original we return the true fps."""
+        return cls(min_frames=16, max_frames=16, **_scaled(geometry, max_pixels=128))
 
     @classmethod
-    def evaluate(cls) -> "MediaContract":
-        """At most 32 frames of about 256 * 28 * 28 pixels, as the original's evaluation does by
+    def evaluate(cls, geometry: Geometry = WINDOWED_14) -> "MediaContract":
+        """At most 32 frames of about 256 visual tokens each, as the original's evaluation does by
         editing the constants of its vendored qwen-vl-utils; images as in training."""
-        pixels = 256 * 28 * 28
-        return cls(min_frames=32, max_frames=32, min_pixels=pixels, max_pixels=pixels)
+        pixels = _scaled(geometry, min_pixels=256, max_pixels=256)
+        return cls(min_frames=32, max_frames=32, **pixels)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -145,3 +155,19 @@ class MediaContract:
         """The fields that differ, as "name: ours != theirs, ..."; empty when equal."""
         ours, theirs = self.to_dict(), other.to_dict()
         return ", ".join(f"{k}: {v} != {theirs[k]}" for k, v in ours.items() if v != theirs[k])
+
+
+def _scaled(geometry: Geometry, **tokens: int) -> dict[str, int]:
+    """The fields of a contract that depend on the geometry. Its pixel bounds are the defaults in
+    visual tokens, but for those that `tokens` gives."""
+    bounds = {
+        field.name: field.default // _UNIT
+        for field in dataclasses.fields(MediaContract)
+        if field.name.endswith("_pixels")
+    }
+    sizes = {
+        "patch_size": geometry.patch,
+        "merge_size": geometry.merge,
+        "temporal_patch_size": geometry.temporal_patch,
+    }
+    return sizes | {name: count * geometry.unit**2 for name, count in (bounds | tokens).items()}

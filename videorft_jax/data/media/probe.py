@@ -3,13 +3,14 @@
 import os
 from typing import NamedTuple
 
-from videorft_jax.data.batch.layout import num_windows, token_grid
+from videorft_jax.data.batch.patches import num_windows, token_grid
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.decode import VideoFile
 from videorft_jax.data.media.files import read_guarded
 from videorft_jax.data.media.image import IMAGE_FPS, open_image, shown_size
 from videorft_jax.data.media.sampling import target_size
 from videorft_jax.data.media.video import look_at_video
+from videorft_jax.models.geometry import Geometry
 
 
 class Probe(NamedTuple):
@@ -25,18 +26,18 @@ class Probe(NamedTuple):
     reason: str = ""
     detail: str = ""
 
-    @property
-    def num_pairs(self) -> int:
-        return -(-self.frames // 2)
+    def num_pairs(self, geometry: Geometry) -> int:
+        """Frame pairs; a single frame and an odd last one are shown twice."""
+        return -(-self.frames // geometry.temporal_patch)
 
-    @property
-    def num_windows(self) -> int:
-        return num_windows(self.height, self.width)
+    def num_windows(self, geometry: Geometry) -> int:
+        """Windows of 16 visual tokens that hold a frame pair."""
+        return num_windows(self.height, self.width, geometry)
 
-    @property
-    def num_tokens(self) -> int:
-        down, across = token_grid(self.height, self.width)
-        return self.num_pairs * down * across
+    def num_tokens(self, geometry: Geometry) -> int:
+        """Visual tokens."""
+        down, across = token_grid(self.height, self.width, geometry)
+        return self.num_pairs(geometry) * down * across
 
 
 def probe_media(
