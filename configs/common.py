@@ -1,4 +1,8 @@
-"""Every option and its default; a recipe overrides what it needs. Code holds no defaults."""
+"""Every option with its default and its meaning; a recipe overrides what it needs.
+
+The code holds no defaults. `videorft sft --help=options` prints the comments of this file: the one
+behind an option, or those above it, and for a section those above its first line.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,133 +10,149 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # what errors and logs call the recipe
-    config.seed = 0
+    config.seed = 0  # of weights that are drawn, order of the data and sampled completions
     config.compile_cache = ""  # folder of compiled programs, also gs://; empty: in the workdir
 
+    # The model that training starts from, and how it is computed.
     config.model = ConfigDict()
-    config.model.init_from = ""  # Hugging Face folder to start from
-    config.model.dtype = "bfloat16"  # of the computation; trained weights are kept in float32
-    config.model.attention = "auto"  # auto, reference, chunked, splash, flash
-    config.model.remat = "full"  # none, full, save_attention, save_dots
+    config.model.init_from = ""  # Hugging Face folder with weights, tokenizer and configuration
+    config.model.dtype = "bfloat16"  # bfloat16 or float32, of the computation; weights stay float32
+    config.model.attention = "auto"  # auto, reference, chunked (CPU), splash (TPU), flash (GPU)
+    config.model.remat = "full"  # what backward recomputes: none, full, save_attention, save_dots
 
+    # LoRA adapters beside a frozen model, instead of training the weights themselves.
     config.lora = ConfigDict()
-    config.lora.rank = 0  # 0: train the weights themselves
-    config.lora.alpha = 64.0
+    config.lora.rank = 0  # of the adapters; 0: train the weights themselves
+    config.lora.alpha = 64.0  # an adapter counts alpha / rank times
+    # regular expressions of the parameter paths that get an adapter
     config.lora.targets = (r"text/layers/attn/(q|k|v|o)$", r"text/layers/mlp/(gate|up|down)$")
 
+    # The records that are read, and how they become batches.
     config.data = ConfigDict()
-    config.data.records = ""  # JSON or JSONL file
-    config.data.root = ""  # folder of the media; empty: that of the records
-    config.data.template_file = ""  # prompt template; empty: ours
-    config.data.cache = ""  # folder of a frame cache written by `videorft cache`
-    config.data.rows = 16  # rows of a batch, all processes together
-    config.data.row_tokens = 4096  # tokens of a packed row, and the most of one sample
-    config.data.max_buckets = 4  # compiled shapes
-    config.data.multiple = 128
-    config.data.epochs = 1
-    config.data.max_bad_fraction = 0.05
+    config.data.records = ""  # JSON or JSONL file of records
+    config.data.root = ""  # folder that the paths of media start from; empty: that of the records
+    config.data.template_file = ""  # prompt template, .json or .toml; empty: the paper's
+    config.data.cache = ""  # folder of decoded frames written by `videorft cache`; empty: none
+    config.data.rows = 16  # rows of a batch, of all processes together; prompts of a step in GRPO
+    config.data.row_tokens = 4096  # tokens of a row, and the most that one sample may have
+    config.data.max_buckets = 4  # shapes of batches, each of which is compiled
+    config.data.multiple = 128  # lengths of rows are multiples of it
+    config.data.epochs = 1  # times that every record is read
+    config.data.max_bad_fraction = 0.05  # share of records that cannot be read before a run stops
     config.data.threads = -1  # decoding threads of a process; -1: one per core, at most 16
-    config.data.workers = 0  # decoding processes
-    config.data.timeout_s = 600.0
-    config.data.isolate = False  # decode in killable processes, for untrusted media
+    config.data.workers = 0  # decoding processes; 0: threads alone
+    config.data.timeout_s = 600.0  # seconds without a batch before a run fails
+    config.data.isolate = False  # decode in processes that can be killed, for untrusted media
 
+    # How clips become frames; a field that is not 0 replaces that of the preset.
     config.media = ConfigDict()
-    config.media.preset = "train"  # train or evaluate; the fields below override it, 0: do not
-    config.media.fps = 0.0
-    config.media.min_frames = 0
-    config.media.max_frames = 0
-    config.media.min_pixels = 0
-    config.media.max_pixels = 0
-    config.media.mrope_rule = "qwen"
+    config.media.preset = "train"  # train or evaluate
+    config.media.fps = 0.0  # frames sampled of a second
+    config.media.min_frames = 0  # fewest frames of a clip
+    config.media.max_frames = 0  # most frames of a clip
+    config.media.min_pixels = 0  # fewest pixels of a frame after resizing
+    config.media.max_pixels = 0  # most pixels of a frame after resizing
+    config.media.mrope_rule = "qwen"  # how time becomes positions: qwen, or hf5 as transformers 5
 
+    # The optimizer and its learning rate.
     config.optim = ConfigDict()
-    config.optim.name = "adamw"
-    config.optim.lr = 1e-6
-    config.optim.schedule = "linear"
-    config.optim.warmup_steps = 0
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.0
-    config.optim.clip = 5.0  # global norm; 0: no clipping
-    config.optim.mu_dtype = "float32"  # bfloat16 saves 2 bytes per weight
-    config.optim.ema_decay = 0.0  # 0: no average is kept
+    config.optim.name = "adamw"  # adamw or adafactor
+    config.optim.lr = 1e-6  # the highest learning rate
+    config.optim.schedule = "linear"  # how the rate falls: linear or cosine to 0, constant
+    config.optim.warmup_steps = 0  # steps in which the rate rises to lr
+    config.optim.b1 = 0.9  # decay of AdamW's first moment
+    config.optim.b2 = 0.999  # decay of AdamW's second moment
+    config.optim.eps = 1e-8  # added to AdamW's denominator
+    config.optim.weight_decay = 0.0  # of matrices; norms and biases never decay
+    config.optim.clip = 5.0  # largest global norm of the gradient; 0: no clipping
+    config.optim.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 saves 2 bytes a weight
+    config.optim.ema_decay = 0.0  # of a moving average of the weights; 0: no average is kept
 
-    config.mesh = ConfigDict()  # devices along each axis; at most one is -1: what is left
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.mesh.tensor = 1
+    # Devices along each axis of the mesh; at most one is -1, which takes those that are left.
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # rows are split over it, weights are whole in each part
+    config.mesh.fsdp = -1  # rows and weights are split over it
+    config.mesh.tensor = 1  # heads and wide matrices are split over it
     config.mesh.slices = 1  # TPU slices; data is split over them first
 
+    # What SFT and GRPO have in common.
     config.train = ConfigDict()
-    config.train.accumulate = 1  # slices that a batch is taken in
-    config.train.freeze = ()  # among vision, merger, text
-    config.train.max_steps = 0  # 0: to the end of the data
-    config.train.max_skipped_in_row = 5  # non-finite steps in a row after which a run stops
-    config.train.legacy_labels = False  # the original's loss on everything, for comparison
+    config.train.accumulate = 1  # slices that a batch is taken in, to save memory
+    config.train.freeze = ()  # towers that do not train, among vision, merger, text
+    config.train.max_steps = 0  # last step; 0: to the end of the data
+    config.train.max_skipped_in_row = 5  # steps in a row that may teach nothing before a run stops
+    config.train.legacy_labels = False  # the original's loss on every token, for comparison
 
+    # How GRPO draws completions.
     config.rollout = ConfigDict()
     config.rollout.num_rollouts = 8  # R, completions of a prompt
-    config.rollout.max_new_tokens = 768
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0  # 1: off
-    config.rollout.top_k = 0  # 0: off
-    config.rollout.min_p = 0.0  # 0: off
+    config.rollout.max_new_tokens = 768  # longest completion
+    config.rollout.temperature = 1.0  # the logits are divided by it
+    config.rollout.top_p = 1.0  # smallest set of tokens with this probability; 1: off
+    config.rollout.top_k = 0  # this many likeliest tokens; 0: off
+    config.rollout.min_p = 0.0  # tokens with this share of the likeliest's probability; 0: off
     config.rollout.chunk = 64  # most tokens between two looks of the host
     config.rollout.num_buckets = 6  # batch sizes that finished completions are compacted to
-    config.rollout.int8_weights = False
-    config.rollout.int8_cache = False
+    config.rollout.int8_weights = False  # decode with weights of 8 bits
+    config.rollout.int8_cache = False  # decode with keys and values of 8 bits
 
+    # The loss of GRPO and what surrounds it.
     config.grpo = ConfigDict()
     config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo
     config.grpo.beta = 0.04  # weight of the divergence from the reference policy; 0: no reference
-    config.grpo.kl = "k3"  # k1, k2, k3
-    config.grpo.clip_low = 0.2
-    config.grpo.clip_high = 0.2
-    config.grpo.divide_by_std = True
-    config.grpo.num_updates = 1  # optimizer steps per rollout
+    config.grpo.kl = "k3"  # estimator of the divergence: k1, k2, k3
+    config.grpo.clip_low = 0.2  # how far below 1 the ratio of policies may go
+    config.grpo.clip_high = 0.2  # how far above 1 the ratio of policies may go
+    config.grpo.divide_by_std = True  # divide advantages by the spread of their group
+    config.grpo.num_updates = 1  # optimizer steps on the completions of one rollout
     config.grpo.mask_truncated = False  # leave completions without an end out of the loss
     config.grpo.sampler_cap = 0.0  # of importance weights between sampler and trainer; 0: none
     config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
 
-    config.rewards = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))  # name, weight
+    # (name, weight) pairs: accuracy, format, semantic, length, order, or package.module:function
+    config.rewards = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))
+    # How rewards are computed.
     config.reward = ConfigDict()
-    config.reward.mode = "strict"  # repo, paper, strict
-    config.reward.gated = ("semantic",)  # count only where the answer is right
+    config.reward.mode = "strict"  # rules of the string rewards: repo, paper, strict
+    config.reward.gated = ("semantic",)  # rewards that count only where the answer is right
     config.reward.gates = ()  # (problem type, least accuracy) pairs; empty: those of the mode
-    config.reward.timeout_s = 30.0  # for the user rewards of a batch
-    config.reward.siglip = ""  # Hugging Face folder of a SigLIP
-    config.reward.frames = 16  # of a clip that SigLIP sees
+    config.reward.timeout_s = 30.0  # seconds for the user rewards of a batch
+    config.reward.siglip = ""  # Hugging Face folder of a SigLIP, for the semantic reward
+    config.reward.frames = 16  # frames of a clip that SigLIP sees
     config.reward.order = "paper"  # paper: mean embedding, then scaled; repo: the other way round
-    config.reward.text_rule = "paper"  # which sentences are held against the frames
-    config.reward.scale = 2.0
+    config.reward.text_rule = "paper"  # which sentences of a completion SigLIP reads
+    config.reward.scale = 2.0  # the cosine of the semantic reward is multiplied by it
     config.reward.cache = ""  # folder of frame embeddings; empty: in memory
 
+    # What `videorft evaluate` does.
     config.evaluate = ConfigDict()
     config.evaluate.checkpoint = ""  # work directory of a run, or a step in it; empty: init_from
-    config.evaluate.ema = False  # the average of its weights
+    config.evaluate.ema = False  # the moving average of the checkpoint's weights
     config.evaluate.other_media = False  # allow another media contract than the checkpoint's
-    config.evaluate.blank = False  # clips without content, what the text alone gives away
+    config.evaluate.blank = False  # clips without content: what the text alone gives away
     config.evaluate.limit = 0  # first records of the file; 0: all
-    config.evaluate.num_rollouts = 1
-    config.evaluate.max_new_tokens = 1024
-    config.evaluate.temperature = 0.0  # 0: greedy
-    config.evaluate.top_p = 1.0
+    config.evaluate.num_rollouts = 1  # completions of a record
+    config.evaluate.max_new_tokens = 1024  # longest completion
+    config.evaluate.temperature = 0.0  # 0: the likeliest token each time
+    config.evaluate.top_p = 1.0  # smallest set of tokens with this probability; 1: off
 
+    # The grid of `videorft ablate`.
     config.ablate = ConfigDict()
     config.ablate.variants = ()  # (name, ((option, value), ...)) pairs; the first is the baseline
-    config.ablate.seeds = (0,)
-    config.ablate.records = ""  # held out, with the options of `evaluate`
-    config.ablate.root = ""
+    config.ablate.seeds = (0,)  # each variant is trained once with each
+    config.ablate.records = ""  # held-out records, evaluated with the options of `evaluate`
+    config.ablate.root = ""  # folder of their media; empty: that of the records
 
+    # Checkpoints; one is also written at the end, on SIGTERM and on Ctrl-C.
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500  # steps; one is also written at the end and on SIGTERM
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_every = 0
+    config.checkpoint.every = 500  # steps between two checkpoints
+    config.checkpoint.keep_last = 2  # newest checkpoints that stay
+    config.checkpoint.keep_every = 0  # those whose step it divides stay too; 0: none
 
+    # What a run says while it goes.
     config.log = ConfigDict()
-    config.log.interval_s = 30.0  # between lines when not on a terminal
-    config.log.wandb = ""  # project; empty: not used
+    config.log.interval_s = 30.0  # seconds between two lines, where the console is no terminal
+    config.log.wandb = ""  # project of Weights & Biases; empty: not used
     return config

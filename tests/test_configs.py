@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 from option_names import OPTIONS
 from tiny_run import ROOT, load_recipe
 
-from videorft_jax.commands import flags
+from videorft_jax.commands import flags, options_help
 from videorft_jax.models.family import count_params, load_config
 from videorft_jax.models.qwen2_5_vl.config import hf_values
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
@@ -65,7 +65,9 @@ def num_bytes(tree, per_device=False):
 
 
 def test_option_names_are_frozen():
-    names = [name.removeprefix("c.") for name, _ in flags.flatten(load_recipe("common"), "c")]
+    names = [
+        name.removeprefix("c.") for name, _ in options_help.flatten(load_recipe("common"), "c")
+    ]
     assert tuple(names) == OPTIONS
 
 
@@ -90,7 +92,7 @@ def test_recipe_loads_locked_and_names_its_command(name, keep_logging):
         config.optim.learning_rate = 1.0
     with pytest.raises(TypeError):
         config.data.rows = "8"
-    assert {option for option, _ in flags.flatten(config, "")} == {f".{n}" for n in OPTIONS}
+    assert {option for option, _ in options_help.flatten(config, "")} == {f".{n}" for n in OPTIONS}
     if name == "common":
         return
     assert config.name == name

@@ -1,11 +1,16 @@
 """`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
 
+import ast
+import difflib
 import importlib
 import os
 import pathlib
 import sys
 
+import videorft_jax
+
 COMMANDS = {
+    "init": "a folder with recipes to edit",
     "sft": "supervised fine-tuning on chains of thought",
     "grpo": "reinforced fine-tuning on questions with checkable answers",
     "ablate": "a grid of GRPO runs, compared on held-out records",
@@ -18,44 +23,95 @@ COMMANDS = {
     "validate": "check records and media before training on them",
     "cache": "decode and resize every clip once",
 }
+WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate")  # their --help lists configs/common.py
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done or stopped by SIGTERM with a checkpoint written, 1 failed, 2 wrong usage or
-    input, 130 interrupted; under a supervisor 75 instead of 0 where it was stopped."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Exit code: 0 done or stopped with a checkpoint written, 1 failed, 2 wrong usage or input, 130
+    interrupted, 141 when nobody reads the output; under a supervisor 75 instead of 0 where it was
+    stopped. `--debug` anywhere shows the trace of an error instead of its line."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    is_debugging = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    if argv[:1] in (["--version"], ["version"]):
+        print(f"videorft {videorft_jax.__version__}")
+        return 0
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("videorft COMMAND --help for the flags and examples of a command\n")
-        for name, text in COMMANDS.items():
-            print(f"  {name:<{width}}  {text}")
+        print(_list_commands())
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"videorft: no command {name!r}; choose one of {known}", file=sys.stderr)
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        known = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        print(f"videorft: no command {name!r}; {known}", file=sys.stderr)
         return 2
-    return run(
-        importlib.import_module(f"videorft_jax.commands.{name}").main, rest, f"videorft {name}"
+    if name in WITH_OPTIONS:
+        from videorft_jax.commands import flags
+
+        if flags.wants_help(rest):
+            return run(_print_help(name), rest, f"videorft {name}", is_debugging)
+    command = importlib.import_module(f"videorft_jax.commands.{name}").main
+    return run(command, rest, f"videorft {name}", is_debugging)
+
+
+def _list_commands():
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["videorft COMMAND --help for the flags and examples of a command", "", *lines]
     )
 
 
-def run(main, argv: list[str], name: str) -> int:
+def _print_help(name):
+    """Prints the help of a command without importing it, which would load JAX."""
+
+    def main(argv):
+        from videorft_jax.commands import flags
+
+        source = pathlib.Path(flags.__file__).with_name(f"{name}.py").read_text()
+        examples = next(
+            ast.literal_eval(node.value)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "EXAMPLES"
+        )
+        print(flags.format_help(argv, examples))
+
+    return main
+
+
+def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:
     """Calls `main(argv)`; errors meant for the user become one line."""
     if mark := os.environ.get("VIDEORFT_UP"):  # a launcher waits for it, see launch/supervise.sh
         pathlib.Path(mark).touch()
     try:
-        return main(argv) or 0
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if type(error).__module__.startswith(("jax", "jaxlib")):
-            raise  # a fault of ours or of the platform: its trace is wanted
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        code = main(argv) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `videorft ... | head`; nobody would read more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
+        if is_debugging:
+            raise
+        print(f"{name}: interrupted; the same command goes on from what is kept", file=sys.stderr)
         return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if is_debugging or not (text := _explain(error)):
+            raise  # a fault of ours or of the platform: its trace is wanted
+        print(f"{name}: {text}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _explain(error):
+    """The line for an error that the user can do something about; "" for other errors."""
+    if type(error).__module__.startswith(("jax", "jaxlib")):
+        return ""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; see that it can be read and written and has room"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import pytest
+from option_names import OPTIONS
 from tiny_run import (
     ROOT,
     make_data,
@@ -23,10 +24,12 @@ from tiny_run import (
 
 from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
+from videorft_jax.commands import options_help, recipes
 from videorft_jax.commands.flags import FLAGS, parse
 from videorft_jax.parallel import sharding
 from videorft_jax.training import run
 from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.training.ranges import RANGES
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.weights import make_weights
@@ -110,25 +113,47 @@ def test_help(say):
     assert "--config.mesh.tensor=1" in out
 
 
-def test_help_loads_no_library():
-    code = "import sys; from videorft_jax import cli; cli.main(['-h']); print('jax' in sys.modules)"
+@pytest.mark.parametrize("arguments", [["-h"], ["sft", "--help"], ["grpo", "--help=options"]])
+def test_help_loads_no_library(arguments):
+    code = f"import sys; from videorft_jax import cli; cli.main({arguments}); "
+    code += "print('jax' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert said.stdout.splitlines()[-1] == "False", said
+
+
+def test_help_explains_every_option(say):
+    """Each has a meaning; each number of `common.py` has a range, which holds its default."""
+    code, out, _ = say("grpo", "--help=options")
+    assert code == 0
+    assert not options_help.read_comments().meanings.keys() ^ set(OPTIONS)
+    for name, meaning in options_help.read_comments().meanings.items():
+        assert meaning, name
+        assert f"  --config.{name}=" in out
+    for name, value in options_help.flatten(recipes.read("common"), ""):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert RANGES[name[1:]].holds(value), name
+    assert "the highest learning rate [at least 0]" in out
+    assert all(len(line) <= 100 for line in out.splitlines())
 
 
 def test_unknown_command(say):
     assert say("sfft") == (
         2,
         "",
-        f"videorft: no command 'sfft'; choose one of {', '.join(cli.COMMANDS)}\n",
+        "videorft: no command 'sfft'; did you mean sft?\n",
     )
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.optim.lrr=1"], """no such option: 'lrr' Did you mean "lr" instead of "lrr"?"""),
-        (["--config.optimm.lr=1"], "no such option: 'optimm' Did you mean \"optim\""),
+        (["--config.optim.lrr=1"], "no such option: optim.lrr; did you mean optim.lr?"),
+        (["--config.optimm.lr=1"], "no such option: optimm.lr; did you mean optim.lr?"),
+        (["--config.optim.learning_rate=1"], "did you mean optim.lr?"),
+        (["--config.optim.lr=-1"], "optim.lr is -1.0; give at least 0"),
+        (["--config.optim.lr=nan"], "optim.lr is nan; give at least 0"),
+        (["--config.optim.b1=1"], "optim.b1 is 1.0; give from 0 to below 1"),
+        (["--config.rollout.top_p=0"], "rollout.top_p is 0.0; give above 0 to 1"),
         (["--config.optim.lr=fast"], "--config.optim.lr=fast: could not convert string to float"),
         (["--config.data.rows=7.5"], "--config.data.rows=7.5: invalid literal for int()"),
         (["--config.data.isolate=2"], "--config.data.isolate=2: "),
@@ -197,7 +222,11 @@ def test_refuses_a_batch_that_cannot_fit(place, say):
         ([], "--config and --workdir missing; write videorft sft --config="),
         (["--workdir=runs/a"], "--config missing"),
         (["--config=none.py", "--workdir=runs/a"], "--config=none.py: no such file"),
-        (["--config", "none.py"], "write --config=FILE"),
+        (["--config", "none.py"], "--config=none.py: no such file, and no recipe of that name"),
+        (
+            ["--config.optim.lr=1"],
+            "--config.optim.lr=1 without a recipe; write videorft sft ",
+        ),
     ],
 )
 def test_refuses_without_config_or_workdir(say, flags, message):

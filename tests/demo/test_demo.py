@@ -10,7 +10,7 @@ from option_names import OPTIONS
 from tiny_run import ROOT, finish, load_recipe, start, wait_for
 
 from videorft_jax import api
-from videorft_jax.commands import flags
+from videorft_jax.commands import options_help
 from videorft_jax.demo import report as demo_report
 from videorft_jax.demo.scenes import WorldConfig
 
@@ -28,7 +28,7 @@ def test_recipe_holds_whole_stages_and_a_world(size):
     config = load_demo(size)
     WorldConfig(**config.world.to_dict())
     for stage in (config.sft, config.grpo):
-        assert {name for name, _ in flags.flatten(stage, "")} == {f".{n}" for n in OPTIONS}
+        assert {name for name, _ in options_help.flatten(stage, "")} == {f".{n}" for n in OPTIONS}
     assert config.clips.sft < config.clips.rl or size == "smoke"
     planned = config.grpo.data.rows * config.grpo.train.max_steps
     assert planned <= config.clips.rl or size == "smoke"  # every clip of GRPO is fresh

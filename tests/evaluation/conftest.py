@@ -4,7 +4,6 @@ import pytest
 from evaluation_place import EvaluationPlace
 
 from videorft_jax.commands import evaluate
-from videorft_jax.training import setup
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +21,7 @@ def rows(place):
 def whole(place, tmp_path_factory):
     """The folder of an evaluation that was not interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda _: place.mesh)
+        patch.setattr(evaluate, "make_mesh", lambda _: place.mesh)
         patch.setattr(evaluate, "make_engine", lambda *_: place.engine)
         folder = tmp_path_factory.mktemp("whole") / "run"
         evaluate.evaluate(place.config(), str(folder))
@@ -32,7 +31,7 @@ def whole(place, tmp_path_factory):
 @pytest.fixture
 def call(place, monkeypatch):
     """`videorft evaluate` on one device with the engine that is compiled already."""
-    monkeypatch.setattr(setup, "make_mesh", lambda _: place.mesh)
+    monkeypatch.setattr(evaluate, "make_mesh", lambda _: place.mesh)
     monkeypatch.setattr(evaluate, "make_engine", lambda *_: place.engine)
 
     def call(workdir, **changes):

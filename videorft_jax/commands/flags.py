@@ -1,28 +1,28 @@
-"""The command line that the mains share: a config file, overrides, a work directory.
+"""The command line of the commands that take a recipe: its file, overrides, a work directory.
 
-Flags live in their own `FlagValues`, so that mains can be called from programs and tests.
+Flags live in their own `FlagValues`, so that mains can be called from programs and tests. Nothing
+here loads JAX before the command line has been read, so that `--help` answers at once.
 """
 
 import ast
 import contextlib
 import logging
 import os
-import pathlib
-import sys
+import re
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from videorft_jax.training import compile_cache
+from videorft_jax.commands import options_help, recipes
 
 FLAGS = (
-    ("config", "STRING", "recipe, a Python file such as those in configs/"),
+    ("config", "STRING", "recipe: the name of one that ships, such as sft_7b, or a Python file"),
     ("workdir", "STRING", "folder where everything is written; of sft and grpo also gs://..."),
     ("distributed", "BOOL", "one of several processes, found as the platform says (TPU, SLURM)"),
     ("coordinator", "STRING", "host:port of process 0, where the platform does not say"),
     ("num_processes", "INTEGER", "how many there are"),
     ("process_id", "INTEGER", "which this one is, from 0"),
-    ("help", "BOOL", "show this text; with --config its options too"),
+    ("help", "BOOL", "show this text and every option; --help=options shows the options alone"),
 )
 
 
@@ -35,19 +35,24 @@ def parse(
     anything else touches a device; `--distributed` does it from what the platform says of itself
     (Cloud TPU, SLURM). `remote` allows a work directory in a bucket such as gs://bucket/run; a
     command that `writes` nothing needs none and keeps no compiled programs.
-    Raises ValueError, one line, for anything it cannot use.
+
+    Raises ValueError, one line, for anything it cannot use, and SystemExit after printing help.
     """
-    values = _read(["--help" if argument == "-h" else argument for argument in argv], command)
-    if values.help:
-        print(_help(values, examples))
+    if wants_help(argv):
+        print(format_help(argv, examples))
         raise SystemExit(0)
+    argv = _join_values(argv)
+    _check_config(argv, examples, command)
+    values = _read(argv, command)
     wanted = ("config", "workdir") if writes else ("config",)
     missing = [name for name in wanted if values[name].value is None]
     if missing:
         flag = " and ".join(f"--{name}" for name in missing)
-        raise ValueError(f"{flag} missing; write {examples.splitlines()[0].rstrip(' ' + chr(92))}")
+        raise ValueError(f"{flag} missing; write {_first(examples)}")
     if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
+    from videorft_jax.training import compile_cache  # loads JAX
+
     # Another library may have configured the root already. Orbax reports every file, and the
     # traces of its threads, to absl; what concerns the user comes as an exception too.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -61,55 +66,98 @@ def parse(
     return values.config, workdir
 
 
+def wants_help(argv: list[str]) -> bool:
+    """Whether the command line asks for help instead of a run."""
+    return any(argument in ("-h", "--help", "--help=options") for argument in argv)
+
+
+def format_help(argv: list[str], examples: str) -> str:
+    """The examples, the flags and every option; with `--help=options` the options alone. Values are
+    those of the recipe, or the defaults where none is named."""
+    argv = _join_values(argv)
+    value = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "common")
+    config = recipes.read(value)
+    options = options_help.format_options(config)
+    if "--help=options" in argv:
+        return options
+    given = "of this recipe" if value != "common" else "by default"
+    lines = [examples, "", *(f"  --{name:<15}{text}" for name, _, text in FLAGS)]
+    return "\n".join([*lines, "", f"options and their values {given}:", options])
+
+
+def _join_values(argv):
+    """`--config FILE` as `--config=FILE`, and so for each flag that takes a value."""
+    joined, taking = [], False
+    names = {f"--{name}" for name, kind, _ in FLAGS if kind != "BOOL"}
+    for argument in argv:
+        if taking:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+        taking = not taking and (argument in names or _is_bare_option(argument))
+    return joined
+
+
+def _is_bare_option(argument):
+    return argument.startswith("--config.") and "=" not in argument
+
+
+def _first(examples):
+    """The first example, whose lines end in backslashes, as one line."""
+    lines = []
+    for line in examples.splitlines():
+        lines.append(line.strip().rstrip("\\").strip())
+        if not line.endswith("\\"):
+            break
+    return " ".join(lines)
+
+
+def _check_config(argv, examples, command):
+    """Raises ValueError for options without a recipe and for names that the recipe does not have,
+    in better words than the libraries have."""
+    options = [argument for argument in argv if argument.startswith("--config.")]
+    value = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if value is None:
+        if options:
+            raise ValueError(f"{options[0]} without a recipe; write {_first(examples)}")
+        return
+    config = recipes.read(value)
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={value}: get_config() returns no ConfigDict; see configs/")
+    known = [name.removeprefix("config.") for name, _ in options_help.flatten(config, "config")]
+    for option in options:
+        name = re.sub(r"\[\d+\]", "", option.split("=", 1)[0].removeprefix("--config."))
+        if name not in known:
+            raise ValueError(options_help.suggest(name, known))
+
+
 def _read(argv, command):
     """The flags of `argv`, the config locked."""
     values = flags.FlagValues()
     for name, kind, text in FLAGS[1:]:
         default = False if kind == "BOOL" else None
         getattr(flags, f"DEFINE_{kind.lower()}")(name, default, text, flag_values=values)
-    whole = [command, *argv]
+    found = [_found(argument) for argument in argv]
+    whole = [command, *found]
     config_flags.DEFINE_config_file("config", None, FLAGS[0][2], values, sys_argv=whole)
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    if "--config" in argv:
-        raise ValueError("--config is followed by a space; write --config=FILE")
-    file = path and path.split(":")[0]  # what follows a colon is the recipe's argument
-    if path is not None and not os.path.isfile(file):
-        raise ValueError(f"--config={path}: no such file; give a recipe, see configs/")
-    if path is not None:  # recipes import each other by name
-        sys.path.insert(0, str(pathlib.Path(file).resolve().parent))
-    try:
-        rest = values(whole)[1:]
-        if rest:
-            raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
-        if values.config is not None:
-            values.config.lock()
-    except (flags.Error, AttributeError, TypeError, KeyError, OSError) as error:
-        text = str(error)
-        with contextlib.suppress(ValueError, SyntaxError):  # str() of a KeyError is quoted
-            text = str(ast.literal_eval(text))
-        what = "no such option: " if isinstance(error, KeyError | AttributeError) else ""
-        raise ValueError(what + " ".join(text.split())) from None
-    finally:
-        if path is not None:
-            sys.path.pop(0)
+    path = next((a.split("=", 1)[1] for a in found if a.startswith("--config=")), "")
+    with recipes.importable(path.partition(":")[0]):
+        try:
+            rest = values(whole)[1:]
+            if rest:
+                raise ValueError(f"{rest[0]!r} is no flag; write --name=value")
+            if values.config is not None:
+                values.config.lock()
+        except (flags.Error, AttributeError, TypeError, KeyError, OSError) as error:
+            text = str(error)
+            with contextlib.suppress(ValueError, SyntaxError):  # str() of a KeyError is quoted
+                text = str(ast.literal_eval(text))
+            raise ValueError(" ".join(text.split())) from None
     return values
 
 
-def _help(values, examples):
-    lines = [examples, "", *(f"  --{name:<15}{text}" for name, _, text in FLAGS)]
-    if values.config is not None:
-        lines += ["", "options and their values in this config; configs/common.py explains them:"]
-        lines += [f"  --{name}={value}" for name, value in flatten(values.config, "config")]
-    return "\n".join(lines)
-
-
-def flatten(config: ConfigDict, prefix: str) -> list[tuple[str, object]]:
-    """(dotted name, value) of every option, sections in alphabetical order."""
-    found = []
-    for name in sorted(config):
-        value, path = config[name], f"{prefix}.{name}"
-        found += flatten(value, path) if isinstance(value, ConfigDict) else [(path, value)]
-    return found
+def _found(argument):
+    return f"--config={recipes.find(argument[9:])}" if argument[:9] == "--config=" else argument
 
 
 def _start_processes(values):

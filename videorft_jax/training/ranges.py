@@ -25,17 +25,14 @@ class Range(NamedTuple):
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        """The range as the end of a sentence such as "give ...": "at least 1", "0 to 1"."""
+        """The range as the end of a sentence such as "give ...": "at least 1", "from 0 to
+        below 1"."""
         if self.high == math.inf:
-            text = f"more than {self.low:g}" if self.open_low else f"at least {self.low:g}"
+            text = f"more than {self.low}" if self.open_low else f"at least {self.low}"
         else:
-            text = f"{self.low:g} to {self.high:g}"
-            ends = [f"{end:g}" for end, is_open in self._ends() if is_open]
-            text += f" without {' and '.join(ends)}" if ends else ""
-        return text if self.also is None else f"{text}, or {self.also:g}"
-
-    def _ends(self):
-        return (self.low, self.open_low), (self.high, self.open_high)
+            text = "above" if self.open_low else "from"
+            text += f" {self.low} to " + ("below " if self.open_high else "") + f"{self.high}"
+        return text if self.also is None else f"{text}, or {self.also}"
 
 
 _COUNT, _NUMBER, _POSITIVE = Range(1), Range(0), Range(0, open_low=True)

@@ -1,0 +1,29 @@
+"""`videorft init`: copies the recipes into a folder of your own, to edit."""
+
+import argparse
+import pathlib
+import shutil
+
+from videorft_jax.commands import recipes
+
+
+def main(argv: list[str]) -> int:
+    """videorft init DIR [RECIPE ...]: copies recipes there, by default all of them. They import
+    each other by name and find those that you did not copy."""
+    parser = argparse.ArgumentParser(prog="videorft init", description=main.__doc__)
+    parser.add_argument("folder", help="folder to write, made if it is not there")
+    parser.add_argument("recipes", nargs="*", help=f"among {', '.join(recipes.names())}")
+    own = parser.parse_args(argv)
+    unknown = sorted(set(own.recipes) - set(recipes.names()))
+    if unknown:
+        raise ValueError(f"no recipe {unknown[0]!r}; choose among {', '.join(recipes.names())}")
+    folder, wanted = pathlib.Path(own.folder), own.recipes or recipes.names()
+    there = [name for name in wanted if (folder / f"{name}.py").exists()]
+    if there:
+        raise ValueError(f"{folder / there[0]}.py: is there already; delete it or name others")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in wanted:
+        shutil.copyfile(recipes.shipped() / f"{name}.py", folder / f"{name}.py")
+    print(f"{len(wanted)} recipes in {folder}; start one by")
+    print(f"  videorft sft --config={folder / 'sft_7b.py'} --workdir=runs/sft_7b ...")
+    return 0
