@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["videorft_jax", "videorft_jax.*"]),
-    package_data={"videorft_jax.reporting": ["assets/*"]},
+    package_data={"videorft_jax": ["py.typed"], "videorft_jax.reporting": ["assets/*"]},
     install_requires=[
         "absl-py",
         "array_record>=0.8",
@@ -39,6 +39,9 @@ setup(
             "decord==0.6.0",
             "hypothesis",
             "libtpu",
+            "mkdocs-material",  # the documentation's pages
+            "mkdocstrings[python]",
+            "mypy",
             "peft",
             "psutil",
             "pytest",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes a virtual environment, installs the tested versions and runs the whole test suite.
+# Makes a virtual environment, installs the tested versions and runs the whole test suite, or with
+# --fast what needs no compilation: lint, types, documentation and the quick tests.
 # PYTHON names the interpreter (3.11 or 3.12), VENV the folder; arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +17,17 @@ pip install --quiet --no-deps --require-hashes -r requirements.lock
 pip install --quiet -e '.[test]' # adds the pinned torch, the oracle of the tests, and this package
 pip check
 
+pages=$(mktemp -d)
+trap 'rm -rf "$pages"' EXIT
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+NO_MKDOCS_2_WARNING=1 "$VENV/bin/mkdocs" build --quiet --strict --site-dir "$pages"
+"$VENV/bin/mypy"
+
+tests=()
+if [ "${1-}" = --fast ]; then
+  shift
+  mapfile -t tests < <(grep -v '^#' tests/fast.txt)
+fi
 # In the order of their names: by number of tests, the few long ones would all come last.
-exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+"$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${tests[@]}" "$@"
