@@ -31,6 +31,7 @@ FLOORS = (
     "curation",
     "reporting",
     "demo",
+    "doctor",
     "commands",
     "cli",
     "__init__",

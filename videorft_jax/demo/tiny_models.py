@@ -4,6 +4,8 @@ import functools
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from videorft_jax.demo.dataset import make_sample
 from videorft_jax.demo.options import DemoOptions
 from videorft_jax.demo.scenes import draw_frames
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
-from videorft_jax.models.family import find_family, init_params
+from videorft_jax.models.family import find_family, init_params, parse_config
 from videorft_jax.models.hf_folder import write_checkpoint
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
@@ -67,16 +69,34 @@ def write_model(
     for record in (source[i] for i in range(len(source))):
         texts += [render_text(build_messages(record, template)), build_target(record)]
     values = dict(options.model)
-    tokenizer = train_tiny_tokenizer(texts, values["vocab_size"])
     family = find_family(values.pop("model_type"))
-    values = family.demo_values(**values, **find_control_ids(tokenizer))
-    config = family.parse_config(values, "the demo's model")
+    make_values = functools.partial(family.demo_values, **values)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_random_model(
+        folder, texts, values["vocab_size"], make_values, gain=options.init_gain, seed=options.seed
+    )
+
+
+def write_random_model(
+    folder: pathlib.Path,
+    texts: Sequence[str],
+    vocab_size: int,
+    make_values: Callable[..., dict[str, Any]],
+    *,
+    gain: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Writes a Hugging Face folder with random weights and a tokenizer trained on `texts`.
+
+    make_values: the ids of control tokens, by keyword -> the JSON of the model's config. gain:
+    factor on all matrices, which are drawn from N(0, 0.02^2), the scale of models a hundred times
+    as wide.
+    """
+    tokenizer = train_tiny_tokenizer(texts, vocab_size)
+    config = parse_config(make_values(**find_control_ids(tokenizer)), "the tiny model")
     quick = {"xla_backend_optimization_level": 0}  # it runs once
     init = jax.jit(functools.partial(init_params, config), compiler_options=quick)
-    params = init(jax.random.key(options.seed))
-    # 0.02 is the scale of models a hundred times as wide.
-    gain = options.init_gain
+    params = init(jax.random.key(seed))
     params = jax.tree.map(lambda leaf: leaf * gain if leaf.ndim > 1 else leaf, params)
-    shutil.rmtree(folder, ignore_errors=True)
     write_checkpoint(folder, params, config)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Finds out what is wrong with an installation, a machine or the inputs of a run."""

@@ -1,0 +1,137 @@
+"""Checks of what is installed: Python, the versions of packages, decoders, and JAX's devices."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
+
+LOCK = pathlib.Path(__file__).parents[2] / "requirements.lock"
+PYTHONS = ((3, 11), (3, 12))
+CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+_DEVICES_S = 120.0  # a device that is held by another process may never answer
+_ASK = (
+    "import jax, json; print(json.dumps([[d.platform, d.device_kind, "
+    "(d.memory_stats() or {}).get('bytes_limit', 0)] for d in jax.local_devices()]))"
+)
+
+
+def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
+    """Whether this Python is one that the project is tested with."""
+    text = f"Python {version[0]}.{version[1]}"
+    if version in PYTHONS:
+        return ok(text)
+    remedy = "make an environment with Python 3.11 or 3.12: python3.12 -m venv .venv"
+    return Finding(FAILURE, f"{text}: the project runs on 3.11 and 3.12", remedy)
+
+
+def check_versions(
+    lock: pathlib.Path = LOCK, installed: Mapping[str, str] | None = None
+) -> Finding:
+    """Installed packages against the versions that were tested together.
+
+    installed: name -> version, by default those of this environment. A package of the lock that is
+    not installed counts only where it is no extra, which the lock does not tell; so it is left out.
+    """
+    if not lock.is_file():
+        return ok("versions: no requirements.lock beside this installation, so none are compared")
+    installed = installed if installed is not None else _installed()
+    tested = dict(re.findall(r"^([\w.\-]+)==([\w.]+)", lock.read_text(), re.MULTILINE))
+    tested = {_normalise(name): version for name, version in tested.items()}
+    other = [
+        f"{name} {installed[name]} (tested {version})"
+        for name, version in sorted(tested.items())
+        if name in installed and installed[name].split("+")[0] != version
+    ]
+    if not other:
+        return ok(f"versions: {len(tested.keys() & installed.keys())} packages as in the lock")
+    remedy = f"pip install --no-deps --require-hashes -r {lock}"
+    more = f" and {len(other) - 4} more" if len(other) > 4 else ""
+    return Finding(WARNING, f"versions differ from the lock: {', '.join(other[:4])}{more}", remedy)
+
+
+def _normalise(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _installed():
+    found = importlib.metadata.distributions()
+    return {_normalise(each.metadata["Name"]): each.version for each in found}
+
+
+def check_decoders() -> Finding:
+    """Whether the video library can be loaded and knows the codecs that data sets come in."""
+    try:
+        import av
+    except ImportError as error:
+        return Finding(FAILURE, f"decoder: PyAV cannot be loaded ({error})", "pip install 'av<19'")
+    missing = [name for name in CODECS if name not in av.codec.codecs_available]
+    if missing:
+        text = f"decoder: PyAV {av.__version__} lacks {', '.join(missing)}"
+        return Finding(WARNING, text, "pip install --force-reinstall --only-binary=av 'av<19'")
+    return ok(f"decoder: PyAV {av.__version__} with {', '.join(CODECS)}")
+
+
+def ask_devices(seconds: float = _DEVICES_S) -> list[list] | str:
+    """[platform, kind, bytes of memory] of every device, or why JAX cannot say.
+
+    Another process asks, since a broken driver may hang or end the process that touches it.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {seconds:.0f} s; another process may hold the devices"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return lines[-1] if lines else f"exit code {done.returncode}"
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def find_hardware() -> str:
+    """The accelerator that the operating system shows: gpu, tpu, or cpu where there is none."""
+    if pathlib.Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
+        return "gpu"
+    if list(pathlib.Path("/dev").glob("accel*")) or pathlib.Path("/dev/vfio/0").exists():
+        return "tpu"
+    return "cpu"
+
+
+def check_devices(
+    devices: list[list] | str,
+    hardware: str,
+    environment: Mapping[str, str] = os.environ,
+    has_libtpu: bool | None = None,
+) -> list[Finding]:
+    """Whether JAX uses the accelerator of the machine; see `ask_devices` and `find_hardware`."""
+    if has_libtpu is None:
+        has_libtpu = importlib.util.find_spec("libtpu") is not None
+    wanted = environment.get("JAX_PLATFORMS", "")
+    extra = {"gpu": "gpu", "tpu": "tpu"}.get(hardware, "")
+    found = []
+    if hardware == "gpu" and has_libtpu:
+        text = "libtpu is installed beside a GPU; JAX looks for a TPU first and may wait for one"
+        found.append(Finding(WARNING, text, "export JAX_PLATFORMS=cuda, or pip uninstall libtpu"))
+    if isinstance(devices, str):
+        install = f"pip install 'videorft_jax[{extra}]'" if extra else "pip install --upgrade jax"
+        remedy = f"unset JAX_PLATFORMS (it is {wanted!r})" if wanted else install
+        return [*found, Finding(FAILURE, f"devices: JAX fails: {devices}", remedy)]
+    platform, kind, memory = devices[0]
+    size = f", {memory / 2**30:.0f} GiB each" if memory else ""
+    text = f"devices: {len(devices)} x {kind} ({platform}){size}"
+    if platform == "cpu" and hardware != "cpu":
+        if "cpu" in wanted.split(","):
+            remedy = "unset JAX_PLATFORMS"
+        else:
+            remedy = f"pip install 'videorft_jax[{extra}]'"
+        text = f"{text}, although the machine has a {hardware.upper()}"
+        return [*found, Finding(FAILURE, text, remedy)]
+    return [*found, ok(text)]
