@@ -1,29 +1,19 @@
-"""Checkpoints: bit for bit on other meshes and process counts, and after every kind of accident.
+"""Checkpoints: bit for bit on other meshes, and what accidents leave of them."""
 
-Run as a program this file is the victim: a loop that saves every step until it is killed.
-"""
-
-import os
 import pathlib
-import random
 import resource
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_victim import assert_equal, make_mesh
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.checkpoints.manifest import MANIFEST
-from videorft_jax.training.preemption import PreemptionGuard
 
 META = {
     "data": {"batch": 7, "epoch": 1},
@@ -38,11 +28,6 @@ class State(NamedTuple):
     params: dict
     opt_state: tuple
     ema: dict | None
-
-
-def make_mesh(*shape):
-    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
-    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
 
 
 def shardings(mesh):
@@ -68,13 +53,6 @@ def target(mesh, state=None):
         state or values(),
         shardings(mesh),
     )
-
-
-def assert_equal(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 @pytest.fixture
@@ -217,7 +195,7 @@ def test_refuses_what_cannot_be_kept(tmp_path):
             checkpointer.save(1, state._replace(opt_state=3), META)
 
 
-def test_full_disk_and_unwritable_folder_are_found_at_start(victims, tmp_path):
+def test_full_disk_and_unwritable_folder_are_found_at_start(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.check_disk(values())
         assert list(checkpointer.folder.iterdir()) == []
@@ -255,170 +233,3 @@ def test_failed_save_is_reported_and_the_last_good_step_stays(saved):
     saved.save(3, put(values(), make_mesh(1, 8, 1)), META)
     saved.wait()
     assert saved.latest_step() == 3
-
-
-# The victim: a run whose state after k steps is known, `advance` applied k times.
-SIDE = 512
-
-
-@jax.jit
-def advance(state):
-    step = state["step"] + 1
-    bits = jax.random.bits(jax.random.fold_in(jax.random.key(0), step), (SIDE, SIDE), jnp.uint32)
-    return {"step": step, "w": state["w"] * 3 + bits}
-
-
-def after(steps):
-    state = {"step": jnp.int32(0), "w": jnp.zeros((SIDE, SIDE), jnp.uint32)}
-    for _ in range(steps):
-        state = advance(state)
-    return state
-
-
-def run_victim(workdir, num_steps, port=None, process=None):
-    if port:
-        jax.distributed.initialize(
-            f"127.0.0.1:{port}", 2, int(process), cluster_detection_method="deactivate"
-        )
-        mesh = make_mesh(2, 4, 1)
-    else:
-        mesh = make_mesh(1, 1, 1)
-    place = {
-        "step": NamedSharding(mesh, PartitionSpec()),
-        "w": NamedSharding(mesh, PartitionSpec("fsdp")),
-    }
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(lambda: after(0)),
-        place,
-    )
-    step_function = jax.jit(advance, donate_argnums=0, out_shardings=place)
-    with Checkpointer(workdir, keep_last=2) as checkpointer, PreemptionGuard() as guard:
-        checkpointer.check_disk(abstract)
-        if checkpointer.latest_step() is None:
-            state, done = jax.jit(lambda: after(0), out_shardings=place)(), 0
-        else:
-            state, meta = checkpointer.restore(None, abstract, {})
-            done = meta["data"]
-            assert int(state["step"]) == done
-        for step in range(done + 1, int(num_steps) + 1):
-            state = step_function(state)
-            checkpointer.save(step, state, {"data": step})
-            print("saved", step, flush=True)
-            if guard.should_stop(step):
-                break
-        print("end", step, flush=True)
-    if port:
-        jax.distributed.shutdown()
-
-
-def start(victims, *arguments, devices=1):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, __file__, *map(str, arguments)]
-    victim = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    victims.append(victim)
-    return victim
-
-
-@pytest.fixture
-def victims():
-    """Processes that a test started; none outlives it."""
-    started = []
-    yield started
-    for victim in started:
-        victim.kill()
-        victim.wait()
-        victim.stdout.close()
-
-
-def check_newest(workdir):
-    """The newest checkpoint is what its step should hold; returns that step."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with Checkpointer(workdir) as checkpointer:
-        step = checkpointer.latest_step()
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), after(0)
-        )
-        state, meta = checkpointer.restore(None, abstract, {})
-    assert meta == {"data": step}
-    assert_equal(state, after(step))
-    return step
-
-
-def half_saved(folder):
-    """A save under way: Orbax's temporary folder, or a step that has no manifest yet."""
-    names = os.listdir(folder) if folder.exists() else []
-    return any("tmp" in name or not (folder / name / MANIFEST).exists() for name in names)
-
-
-def test_killed_at_any_moment_and_resumed(tmp_path, victims):
-    """SIGKILL in the middle of a save and at random moments; each restart goes on from there."""
-    pause = random.Random(0)
-    reached = 0
-    for moment in ("saving", "random", "saving"):
-        victim = start(victims, tmp_path, 10**6)
-        for line in victim.stdout:  # three steps further at least
-            if line.startswith("saved") and int(line.split()[1]) >= reached + 3:
-                break
-        if moment == "saving":
-            while not half_saved(tmp_path / "checkpoints"):
-                pass
-        else:
-            time.sleep(pause.uniform(0, 0.3))
-        victim.kill()
-        victim.communicate()
-        step = check_newest(tmp_path)
-        assert step >= reached + 2
-        reached = step
-    victim = start(victims, tmp_path, reached + 2)
-    output, _ = victim.communicate(timeout=120)
-    assert victim.returncode == 0
-    assert output.split("\n")[0] == f"saved {reached + 1}"  # nothing done twice, nothing skipped
-    assert check_newest(tmp_path) == reached + 2
-
-
-def test_sigterm_saves_and_exits_cleanly(tmp_path, victims):
-    victim = start(victims, tmp_path, 10**6)
-    victim.stdout.readline()
-    victim.send_signal(signal.SIGTERM)
-    output, _ = victim.communicate(timeout=120)
-    assert victim.returncode == 0
-    assert check_newest(tmp_path) == int(output.split()[-1])
-
-
-def test_second_sigterm_ends_at_once():
-    handler = signal.getsignal(signal.SIGTERM)
-    with PreemptionGuard() as guard:
-        assert not guard.should_stop(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert guard.should_stop(2)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) == handler
-
-
-def test_two_processes(tmp_path, victims):
-    """One process saves, two of four devices go on; SIGTERM to one stops both on one step."""
-    with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(3, after(3), {"data": 3})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for process in range(2):
-        start(victims, tmp_path, 10**6, port, process, devices=4)
-    for line in victims[0].stdout:
-        if line == "saved 4\n":
-            break
-    victims[1].send_signal(signal.SIGTERM)
-    outputs = [victim.communicate(timeout=120)[0] for victim in victims]
-    assert [victim.returncode for victim in victims] == [0, 0]
-    ends = [int(output.split()[-1]) for output in outputs]
-    assert ends[0] == ends[1] == check_newest(tmp_path)
-
-
-if __name__ == "__main__":
-    run_victim(*sys.argv[1:])
