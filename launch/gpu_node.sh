@@ -5,7 +5,8 @@
 #   gpu_node.sh run [--hosts=node1,node2] -- sft --config=configs/sft_7b.py --workdir=/shared/sft_7b ...
 #   gpu_node.sh status | logs | stop [--hosts=node1,node2]
 #
-# Without --hosts it is this machine. Inside a SLURM allocation `run` starts one process on each node
+# Without --hosts it is this machine, and paths are those of the folder you stand in; with --hosts give
+# absolute ones that all see, or recipes by name. Inside a SLURM allocation `run` starts one process on each node
 # with srun and stays in the foreground, as a batch script wants it; the home folder is shared then.
 #
 #   --hosts=A,B,...      reached by ssh without a password; A is process 0
@@ -66,6 +67,7 @@ case $run in *[!A-Za-z0-9_.-]* | "") fail 2 "--run=$run: letters, digits, _ . an
 IFS=, read -r -a hosts <<<"$host_list"
 num=${#hosts[@]}
 [ "$num" != 0 ] || num=1
+if [ -z "$host_list" ]; then is_local=1; else check_paths; fi
 
 name_of() { if [ -n "$host_list" ]; then echo "worker $1 (${hosts[$1]})"; else echo "this machine"; fi; }
 
@@ -100,13 +102,12 @@ run_slurm() { # one process a node; JAX by itself would expect one a GPU
   local nodes=${SLURM_JOB_NUM_NODES:-1} first words
   first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-$(hostname)}")
   first=${first%%$'\n'*} # head would end the pipe before scontrol has written all names
-  words=$(quote env ${environment[@]+"${environment[@]}"} "$(python_of)" -m videorft_jax.cli \
+  words=$(quote env ${environment[@]+"${environment[@]}"} "$(python_of)" -P -m videorft_jax.cli \
     "${command[@]}")
   [ "$nodes" = 1 ] || words="$words --coordinator=$first:$((61440 + SLURM_JOB_ID % 4096)) \
 --num_processes=$nodes --process_id=\$SLURM_PROCID"
-  cd "$HOME/.videorft/tree"
   # When one ends the others have a minute: then all that was wrong is said, and none stays behind.
-  call launch/supervise.sh run "../runs/slurm-$SLURM_JOB_ID" "--restarts=$restarts" -- \
+  call "$HOME/.videorft/tree/launch/supervise.sh" run "$HOME/.videorft/runs/slurm-$SLURM_JOB_ID" "--restarts=$restarts" -- \
     srun "--nodes=$nodes" "--ntasks=$nodes" --ntasks-per-node=1 --wait=60 --kill-on-bad-exit=0 \
     --label ${srun_flags[@]+"${srun_flags[@]}"} bash -c "exec $words"
 }

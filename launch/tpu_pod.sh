@@ -66,6 +66,7 @@ done
 [ -n "$zone" ] || fail 2 "--zone missing; give the zone of $name, or set TPU_ZONE"
 check_numbers "$slices" "$restarts" "$up_s" "$lost_s" "$queue_s"
 check_command "$verb"
+check_paths
 
 where=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")
@@ -112,6 +113,14 @@ is_gone() {
   esac
 }
 
+hosts_of_type() { # of one slice, for a dry run; without --type two stand for all
+  case $type in
+    "") echo 2 ;;
+    v5litepod-* | v6e-*) echo $(((${type##*-} + 3) / 4)) ;; # 4 chips a host
+    *) echo $(((${type##*-} + 7) / 8)) ;; # 4 chips of 2 cores a host
+  esac
+}
+
 find_workers() { # sets num
   local count state
   state=$(state_of "$(node_of 0)" 2>"$scratch/describe") ||
@@ -120,7 +129,8 @@ find_workers() { # sets num
     fail 1 "$(node_of 0) in $zone is ${state:-not there}; setup --type=... makes it anew"
   count=$(call "${tpu[@]}" tpu-vm describe "$(node_of 0)" "${where[@]}" \
     "--format=value(networkEndpoints.len())")
-  per_slice=${count:-1} # in a dry run one stands for all
+  per_slice=${count:-1}
+  [ -z "$dry_run" ] || per_slice=$(hosts_of_type)
   num=$((per_slice * slices))
 }
 

@@ -5,13 +5,13 @@
 #   copy_of I FILE         sets `remote`, the words that copy FILE to its home, as videorft-tree.tgz
 #   processes_of I         sets `process`, the flags that make the command process I of all
 #   is_gone I              whether worker I is known to be lost for good
-# and set `run` (its name), `num` (of workers) and `command` (what follows --). Also runs with the bash 3.2 of a Mac.
+# and set `run` (its name), `num` (of workers), `is_local` (1 where the worker is this machine) and `command` (what follows --). Also runs with the bash 3.2 of a Mac.
 
 set -m # every background job is a group, so that it can be ended as a whole
 scratch=$(mktemp -d)
 dry_run="" restarts=10 up_s=300 lost_s=300
 environment=() command=() process=()
-run="" num=1
+run="" num=1 is_local=""
 
 fail() {
   echo "$(basename "$0"): $2" >&2
@@ -135,8 +135,8 @@ install_one() { # I
   # A tree is not changed under a run.
   on_worker "$1" "for lock in .videorft/runs/*/lock; do [ ! -e \$lock ] || flock -n \$lock true || \
 { echo \$lock is held, stop that run first; exit 1; }; done; \
-mkdir -p .videorft && cd .videorft && rm -rf new && mkdir new && \
-tar -xzf ../videorft-tree.tgz -C new && rm -rf tree && mv new tree && tree/launch/install.sh $kind"
+mkdir -p .videorft && cd .videorft && new=\$(mktemp -d new.XXXXXX) && \
+tar -xzf ../videorft-tree.tgz -C \$new && \$new/launch/replace_tree.sh && tree/launch/install.sh $kind"
 }
 
 install_all() { # KIND RELEASE
@@ -152,15 +152,39 @@ install_all() { # KIND RELEASE
 start_one() { # I
   local words=(env)
   [ ${#environment[@]} = 0 ] || words+=("${environment[@]}")
-  words+=("$(python_of)" -m videorft_jax.cli "${command[@]}")
+  words+=("$(python_of)" -P -m videorft_jax.cli "${command[@]}")
   processes_of "$1"
   [ ${#process[@]} = 0 ] || words+=("${process[@]}")
-  # Paths in the command are those of the tree: configs/sft_7b.py.
-  on_worker "$1" "cd .videorft/tree && launch/supervise.sh start ../runs/$run-$1 \
---restarts=$restarts -- $(quote "${words[@]}")"
+  # On this machine paths are those of the caller; elsewhere they are absolute, see check_paths.
+  local from=.videorft/tree home=../..
+  [ -z "$is_local" ] || { from=$(quote "$PWD") home=$(quote "$HOME"); }
+  on_worker "$1" "cd $from && $home/.videorft/tree/launch/supervise.sh start \
+$home/.videorft/runs/$run-$1 --restarts=$restarts -- $(quote "${words[@]}")"
 }
 
-python_of() { echo "${VIDEORFT_PYTHON:-../venv/bin/python}"; }
+# The interpreter; it does not import a checkout that the caller happens to stand in.
+python_of() {
+  local home=../..
+  [ -z "$is_local" ] || home=$HOME
+  echo "${VIDEORFT_PYTHON:-$home/.videorft/venv/bin/python}"
+}
+
+# Paths that only the caller's folder explains are refused where the workers are other machines.
+check_paths() {
+  local word
+  for word in ${command[@]+"${command[@]}"}; do
+    case $word in
+      *=/* | *=*://* | *= | --config=configs/*) continue ;;
+      --config=*/* | --config=*.py) ;;
+      --workdir=* | --checkpoint=* | --out=* | --config.compile_cache=*) ;;
+      --config.model.init_from=* | --config.data.records=* | --config.data.root=*) ;;
+      --config.data.cache=* | --config.data.template_file=* | --config.reward.siglip=*) ;;
+      --config.reward.cache=* | --config.evaluate.checkpoint=* | --config.ablate.r*=*) ;;
+      *) continue ;;
+    esac
+    fail 2 "$word: workers do not start in this folder; give an absolute path that all of them see"
+  done
+}
 
 up_one() { on_worker "$1" "$(supervise "$1" up)"; }
 stop_one() { on_worker "$1" "$(supervise "$1" stop)"; }

@@ -39,8 +39,12 @@ def test_dry_run_prints_every_command_and_runs_none(stage):
     make = ["--type=v5litepod-16", "--spot", "--project=p", "--dry_run"]
     assert CREATE in stage.tpu("setup", *make).splitlines()
     text = stage.tpu("run", "--dry_run", "--env=A=b c", *COMMAND)
-    line = text.splitlines()[-1]
-    assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=z --worker=0 --quiet ")
+    lines = text.splitlines()[-2:]  # how many workers there are is not known; two stand for all
+    for worker, line in enumerate(lines):
+        assert line.startswith(f"gcloud compute tpus tpu-vm ssh pod --zone=z --worker={worker} --q")
+        assert line.endswith(" --distributed'")
+    text = stage.tpu("run", "--dry_run", "--type=v5p-64", "--slices=2", *COMMAND)
+    assert text.count("--distributed'") == 16
     stage.run("gpu_node.sh", "setup", "--hosts=a,b", "--dry_run")
     for verb in ("run", "status", "logs", "stop"):
         rest = COMMAND if verb == "run" else ()
@@ -102,7 +106,7 @@ def test_run_starts_the_same_command_everywhere_and_streams_worker_0(stage):
     assert "secret is a b" in text
     assert "worker 0, attempt 1" in text
     assert "worker 1, attempt 1" not in text
-    wanted = "-m videorft_jax.cli sft --config=configs/sft_7b.py --workdir=gs://b/it's a run"
+    wanted = "-P -m videorft_jax.cli sft --config=configs/sft_7b.py --workdir=gs://b/it's a run"
     for i in range(4):
         assert stage.read(f"pod-{i}/arguments") == f"{wanted} --distributed\n"
     text = stage.tpu("status")
@@ -230,7 +234,7 @@ def test_slurm_runs_a_process_on_each_node_and_starts_all_again(stage):
     assert "--gpus-per-node=8 bash -c" in calls[0]
     for i in range(2):
         assert stage.read(f"task-{i}-1").strip() == (
-            "-m videorft_jax.cli sft --config=configs/sft_7b.py "
+            "-P -m videorft_jax.cli sft --config=configs/sft_7b.py "
             f"--coordinator=node0:61444 --num_processes=2 --process_id={i}"
         )
 

@@ -1,0 +1,74 @@
+"""A new user's folder: own clips, a tiny checkpoint, a recipe, and the real command."""
+
+import pathlib
+import subprocess
+import sys
+
+from tiny_run import environment, make_data, make_model, sft_options, write_config
+
+STEPS = 4
+
+
+class FirstHour:
+    """Commands run in fresh folders beside `model`, `data/*.jsonl` and `tiny.py`, an SFT recipe of
+    four steps; compiled programs are shared."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.records = make_data(folder / "data")
+        make_model(folder / "model", self.records["sft"])
+        self.recipe("tiny", {})
+        self._running, self._sft = [], None
+
+    def recipe(self, name, changes):
+        """Writes NAME.py, the tiny recipe with more changes; returns its path."""
+        options = sft_options(
+            self.folder / "model",
+            self.records["sft"],
+            data__rows=4,
+            train__max_steps=STEPS,
+            train__freeze=("vision", "merger"),  # half of the compile time
+            model__remat="none",
+            checkpoint__every=2,
+            checkpoint__keep_last=5,
+            optim__schedule="constant",
+        )
+        path = self.folder / f"{name}.py"
+        write_config(path, "sft_7b", options | changes)
+        return path
+
+    def start(self, *arguments, cwd, **more):
+        """Starts `videorft ARGUMENTS` in the folder `cwd`; `more` is added to its environment."""
+        values = environment(self.folder / "compiled") | {"HOME": str(self.folder)} | more
+        process = subprocess.Popen(
+            [sys.executable, "-m", "videorft_jax.cli", *map(str, arguments)],
+            cwd=cwd,
+            env=values,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._running.append(process)
+        return process
+
+    def run(self, *arguments, cwd, code=0, **more):
+        """What the command says; it must end with `code`."""
+        process = self.start(*arguments, cwd=cwd, **more)
+        text = process.communicate(timeout=300)[0]
+        assert process.returncode == code, text
+        return text
+
+    def sft(self):
+        """The work directory of a finished run of the tiny recipe, started with relative paths."""
+        if self._sft is None:
+            self._sft = self.folder / "runs" / "sft"
+            flags = ("--config.model.init_from=model", "--config.data.records=data/sft.jsonl")
+            self.run("sft", "--config=tiny.py", "--workdir=runs/sft", *flags, cwd=self.folder)
+        return self._sft
+
+    def end_all(self):
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            process.stdout.close()
