@@ -15,8 +15,8 @@ from array_record.python import array_record_data_source
 
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
-from videorft_jax.data.media.files import open_media
-from videorft_jax.data.records.records import MediaItem
+from videorft_jax.data.media.files import describe_file, list_files, open_media
+from videorft_jax.data.records.chats import MediaItem
 
 FORMAT = 1
 BLOCK = 1 << 20
@@ -75,12 +75,10 @@ class FrameCache:
     def _find_digest(self, media: str | bytes, root: str) -> str | None:
         if isinstance(media, bytes):
             return hashlib.sha256(media).hexdigest()
-        try:
-            status = os.stat(os.path.join(root, media))
-        except (OSError, ValueError):
+        name = describe_file(media, root)
+        if name is None:
             return None
-        name = (media, status.st_size, status.st_mtime_ns)
-        if name not in self.digests and status.st_size in self._sizes:
+        if name not in self.digests and name[1] in self._sizes:
             try:
                 self.digests[name] = hash_media(media, root, Limits())
             except MediaError:
@@ -120,16 +118,18 @@ def unpack_clip(payload: bytes) -> Clip:
 
 
 def cache_key(digest: str, item: MediaItem) -> str:
-    return f"{digest}|{item.kind}|{item.start}|{item.end}"
+    rate = "" if item.fps is None else f"|{item.fps}"
+    return f"{digest}|{item.kind}|{item.start}|{item.end}{rate}"
 
 
 def hash_media(media: str | bytes, root: str, limits: Limits) -> str:
     if isinstance(media, bytes):
         return hashlib.sha256(media).hexdigest()
     digest = hashlib.sha256()
-    with open_media(media, root, limits) as descriptor:
-        while block := os.read(descriptor, BLOCK):
-            digest.update(block)
+    for name in list_files(media, root, limits):
+        with open_media(name, root, limits) as descriptor:
+            while block := os.read(descriptor, BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -20,9 +20,11 @@ from videorft_jax.data.loader.cache import (
 )
 from videorft_jax.data.loader.watchdog import Progress, call_within
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.files import describe_file
 from videorft_jax.data.media.load import load_media, patience
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.quarantine import Failure
-from videorft_jax.data.records.records import MediaItem, RecordError
+from videorft_jax.data.records.records import RecordError
 from videorft_jax.data.records.source import Source, media_of
 
 OPTIONS = "group_size:1,zstd:1"  # one clip a chunk; zstd 1 is 10 times as fast as the default
@@ -101,9 +103,9 @@ class _Writer:
                 wait = patience(self._limits, self._isolate)
                 frames = call_within(wait, self._read_item, index, item)
             except TimeoutError as error:
-                return Failure(index, item.path, "timeout", str(error))
+                return Failure(index, item.name, "timeout", str(error))
             except MediaError as error:
-                return Failure(index, item.path, error.reason, error.detail)
+                return Failure(index, item.name, error.reason, error.detail)
             if frames is not None:
                 found.append(frames)
         return found
@@ -118,20 +120,16 @@ class _Writer:
 
     def _read_item(self, index: int, item: MediaItem) -> _Frames | None:
         media, root = media_of(self._source, index, item), self._source.data_root
-        name = (item.path, -1, -1)
+        name = (item.name, -1, -1)  # of bytes, or of a file that is not there
         if not isinstance(media, bytes):
-            try:
-                status = os.stat(os.path.join(root, media))
-                name = (media, status.st_size, status.st_mtime_ns)
-            except (OSError, ValueError):
-                pass  # open_media says it better
+            name = describe_file(media, root) or name
         if name in self._names and cache_key(self._names[name], item) in self._keys:
             return None
         digest = hash_media(media, root, self._limits)
         key, entry = cache_key(digest, item), [*name, digest]
         if key in self._keys:
             return _Frames(key, entry, None)
-        span = {"kind": item.kind, "start": item.start, "end": item.end}
+        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
         how = {"limits": self._limits, "isolate": self._isolate}
         clip = load_media(media, root, self._contract, **span, **how)
         if isinstance(clip, MediaError):

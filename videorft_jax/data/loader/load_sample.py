@@ -13,9 +13,10 @@ from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import MediaError
 from videorft_jax.data.media.load import load_media, patience
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.prompts import build_messages, build_target
 from videorft_jax.data.records.quarantine import Failure
-from videorft_jax.data.records.records import MediaItem, Record, RecordError
+from videorft_jax.data.records.records import Record, RecordError
 from videorft_jax.data.records.render import render
 from videorft_jax.data.records.source import media_of
 
@@ -66,7 +67,7 @@ class Load:
         for item in record.media:
             clip = self._read_clip(index, item)
             if isinstance(clip, MediaError):
-                return Failure(index, item.path, clip.reason, clip.detail)
+                return Failure(index, item.name, clip.reason, clip.detail)
             clips.append(clip)
         return record, clips
 
@@ -77,7 +78,7 @@ class Load:
         clip = None if self.cache is None else self.cache.get(media, item, root)
         if clip is not None:
             return clip
-        span = {"kind": item.kind, "start": item.start, "end": item.end}
+        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
         return load_media(media, root, m.contract, **span, limits=m.limits, isolate=m.isolate)
 
     def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:
@@ -90,7 +91,8 @@ class Load:
         ]
         messages = build_messages(record, m.template)
         target = build_target(record) if m.target else None
-        text = render(m.tokenizer, messages, [item.num_tokens for item in media], target)
+        counts = [item.num_tokens for item in media]
+        text = render(m.tokenizer, messages, counts, target, every_turn=m.target)
         starts = [start for start, _ in text.visual_spans]
         rule = m.contract.mrope_rule
         sample = make_sample(text.tokens, text.loss_mask, starts, media, rule)

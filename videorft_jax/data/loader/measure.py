@@ -9,7 +9,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,11 +18,13 @@ from videorft_jax.data.loader.buckets import Sizes
 from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.loader.watchdog import Progress, call_within
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.files import describe_file
 from videorft_jax.data.media.load import load_media, patience
 from videorft_jax.data.media.probe import Probe, probe_media
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.prompts import PromptTemplate, build_messages, build_target
 from videorft_jax.data.records.quarantine import Failure
-from videorft_jax.data.records.records import MediaItem, Record, RecordError
+from videorft_jax.data.records.records import Record, RecordError
 from videorft_jax.data.records.render import render
 from videorft_jax.data.records.source import Source, media_of
 
@@ -66,7 +67,7 @@ class Measurer:
         for item in record.media:
             probe = self.media(index, item, sizes)
             if probe.reason:
-                return Failure(index, item.path, probe.reason, probe.detail)
+                return Failure(index, item.name, probe.reason, probe.detail)
             probes.append(probe)
         return Need(tuple(probes), text)
 
@@ -102,7 +103,8 @@ class Measurer:
 
     def _look(self, index: int, item: MediaItem) -> Probe:
         media, root = media_of(self.source, index, item), self.source.data_root
-        span = {"kind": item.kind, "start": item.start, "end": item.end, "limits": self.limits}
+        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
+        span |= {"limits": self.limits}
         if not (self.full or self.isolate):
             return probe_media(media, root, self.contract, **span)
         clip = load_media(media, root, self.contract, **span, isolate=self.isolate)
@@ -112,14 +114,13 @@ class Measurer:
 
     def _media_key(self, index: int, item: MediaItem) -> str | None:
         span = f"{item.kind}|{item.start}|{item.end}|{self.contract.digest[:16]}"
+        if item.fps is not None:
+            span = f"{item.fps}|{span}"
         fingerprint = getattr(self.source, "fingerprint", None)
         if fingerprint is not None:
             return f"row|{fingerprint}|{index}|{span}"
-        try:
-            status = os.stat(os.path.join(self.source.data_root, item.path))
-        except (OSError, ValueError):
-            return None
-        return f"file|{item.path}|{status.st_size}|{status.st_mtime_ns}|{span}"
+        facts = describe_file(item.path, self.source.data_root)
+        return None if facts is None else f"file|{'|'.join(map(str, facts))}|{span}"
 
 
 def _digest(text: str) -> str:

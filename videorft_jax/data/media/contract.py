@@ -10,7 +10,7 @@ _UNIT = WINDOWED_14.unit**2  # pixels of a visual token, where a contract names 
 
 REASONS = {
     "missing": "check the path and the data root",
-    "not_regular": "replace the directory, pipe, socket or device by a plain file",
+    "not_regular": "replace the pipe or device by a plain file; a folder of frames needs fps",
     "unreadable": "give this user read permission on the file and its directories",
     "outside_root": "keep media below the data root and write paths relative to it",
     "protocol": "download the media first; records hold plain relative paths only",
@@ -53,8 +53,9 @@ class Limits:
     """Bounds on one clip. They protect the run and never change a pixel, so that they are no part
     of the contract. An hour-long file passes; what is above four hours does not.
 
-    timeout_s is wall time for one clip, checked at every packet. memory_bytes is address space for
-    decoding, on top of the libraries, and holds only with `isolate=True`.
+    roots are folders besides the data root into which paths and links of records may lead, such as
+    the cache of a hub. timeout_s is wall time for one clip, checked at every packet. memory_bytes
+    is address space for decoding, on top of the libraries, and holds only with `isolate=True`.
     """
 
     max_bytes: int = 16 << 30
@@ -63,6 +64,7 @@ class Limits:
     max_packets: int = 2_000_000
     timeout_s: float = 120.0
     memory_bytes: int = 2 << 30
+    roots: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -306,3 +306,23 @@ class VideoFile:
             )
             raise MediaError("corrupt", found)
         return images, np.array(pts, object if None in pts else np.int64)
+
+
+def read_single_frame(source: str | bytes, limits: Limits) -> np.ndarray:
+    """The picture, uint8 [h, w, 3], of a video that has only one, as some cameras write stills.
+
+    Raises MediaError as `VideoFile`, and not_media for a video of more frames.
+    """
+
+    def choose(seconds: np.ndarray, rate: float) -> np.ndarray:
+        if len(seconds) > 1:
+            raise MediaError("not_media", f"a video of {len(seconds)} frames is no still image")
+        return np.zeros(1, np.int64)
+
+    def convert(frame: av.VideoFrame) -> np.ndarray:
+        if frame.width * frame.height > limits.max_source_pixels:
+            raise MediaError("too_many_pixels", f"a frame of {frame.width}x{frame.height}")
+        return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+
+    with VideoFile(source, limits) as file:
+        return np.ascontiguousarray(file.read(choose, convert).images[0])

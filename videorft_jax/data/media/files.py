@@ -8,9 +8,11 @@ data root, whatever FFmpeg was built with.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -19,33 +21,65 @@ from PIL import Image, UnidentifiedImageError
 from videorft_jax.data.media.contract import Limits, MediaError
 
 T = TypeVar("T")
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]")
 URL_LIKE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:|subfile,|async:|cache:")
+
+
+def resolve(path: str | os.PathLike, root: str | os.PathLike | None, limits: Limits) -> str:
+    """The real place of a file or folder that a record names.
+
+    With `root`, `path` must be relative to it, and what it resolves to must lie below it or below
+    one of `limits.roots`, where also absolute paths may lead. Without, any place will do: the
+    caller names it, no record. A name that is not there as it is written is looked for with other
+    Unicode composition (macOS decomposes names) and with / for \\.
+
+    Raises MediaError missing, outside_root, protocol.
+    """
+    name = os.fspath(path)
+    if isinstance(name, bytes) or "\0" in name or not name:
+        raise MediaError("missing", "the path is empty or holds a zero byte", repr(name))
+    roots = [os.path.realpath(place) for place in limits.roots]
+    if root is not None:
+        real_root = os.path.realpath(root)
+        if ".." in name.replace("\\", "/").split("/"):
+            raise MediaError("outside_root", "climbs with '..'", name)
+        if os.path.isabs(name) and not roots:
+            raise MediaError("outside_root", "an absolute path", name)
+        roots.append(real_root)
+    for written in _spellings(name):
+        real = os.path.realpath(written if root is None else os.path.join(real_root, written))
+        if root is not None and not any(os.path.commonpath([r, real]) == r for r in roots):
+            raise MediaError("outside_root", "a path or link leads out of the data root", name)
+        try:
+            if os.path.lexists(real):
+                return real
+        except (ValueError, UnicodeEncodeError):
+            raise MediaError("missing", "the path is no valid file name", repr(name)) from None
+    if WINDOWS.match(name):
+        raise MediaError("missing", "a Windows path; this machine has no drive letters", name)
+    if URL_LIKE.match(name):
+        raise MediaError("protocol", "looks like a URL or an FFmpeg protocol", name)
+    return os.path.realpath(name if root is None else os.path.join(real_root, name))
+
+
+def _spellings(name: str) -> list[str]:
+    """The name as it is written, and what it may be called on another system."""
+    found = [name]
+    for written in (name, name.replace("\\", "/")):
+        found += [written, unicodedata.normalize("NFC", written)]
+        found += [unicodedata.normalize("NFD", written)]
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
 def open_media(
     path: str | os.PathLike, root: str | os.PathLike | None, limits: Limits
 ) -> Iterator[int]:
-    """Opens one regular file for reading and yields its descriptor.
+    """Opens one regular file that `resolve` finds for reading and yields its descriptor.
 
-    With `root`, `path` must be relative to it, and what it resolves to must lie below it; links
-    inside the root are fine. Without, any regular file will do: the caller names it, no record.
-    Raises MediaError missing, not_regular, unreadable, outside_root, protocol, empty, too_large.
+    Raises MediaError as `resolve`, and not_regular, unreadable, empty, too_large.
     """
-    name = os.fspath(path)
-    if isinstance(name, bytes) or "\0" in name or not name:
-        raise MediaError("missing", "the path is empty or holds a zero byte", repr(name))
-    if URL_LIKE.match(name):
-        raise MediaError("protocol", "looks like a URL or an FFmpeg protocol", name)
-    if root is not None:
-        if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
-            raise MediaError("outside_root", "absolute, or climbs with '..'", name)
-        real_root = os.path.realpath(root)
-        real = os.path.realpath(os.path.join(real_root, name))
-        if os.path.commonpath([real_root, real]) != real_root:
-            raise MediaError("outside_root", "a link leads out of the data root", name)
-    else:
-        real = os.path.realpath(name)
+    name, real = os.fspath(path), resolve(path, root, limits)
     with contextlib.ExitStack() as stack:
         try:
             if not stat.S_ISREG(os.lstat(real).st_mode):  # before open: opening a device can act
@@ -80,14 +114,10 @@ def read_guarded(
     root: str | os.PathLike | None,
     limits: Limits,
 ) -> T:
-    """Calls read("/dev/fd/N") on a path that was opened safely, or read(bytes) on a file's bytes.
+    """Calls read("/dev/fd/N") on a path that was opened safely, or read(bytes) on a file's bytes,
+    and turns every exception into a MediaError as `guarded` does."""
 
-    Decoders are other people's programs and raise anything at all on bad input: struct.error,
-    TypeError, OverflowError. Every exception becomes a MediaError that names the clip, so that one
-    file never ends a run; only KeyboardInterrupt and the like pass.
-    """
-    path = "<bytes>" if isinstance(source, bytes) else str(source)
-    try:
+    def open_and_read() -> T:
         if isinstance(source, bytes):
             if not source:
                 raise MediaError("empty", "zero bytes")
@@ -98,10 +128,64 @@ def read_guarded(
             raise MediaError("missing", f"a path is needed, got {type(source).__name__}")
         with open_media(source, root, limits) as descriptor:
             return read(f"/dev/fd/{descriptor}")
+
+    return guarded(open_and_read, source)
+
+
+def guarded(read: Callable[[], T], source) -> T:
+    """What `read` returns. Decoders are other people's programs and raise anything at all on bad
+    input: struct.error, TypeError, OverflowError. Every exception becomes a MediaError that names
+    the clip, so that one file never ends a run; only KeyboardInterrupt and the like pass."""
+    try:
+        return read()
     except MediaError as error:
-        raise MediaError(error.reason, error.detail, path) from None
+        raise MediaError(error.reason, error.detail, name_of(source)) from None
     except Exception as error:
-        raise MediaError(*explain(error), path) from None
+        raise MediaError(*explain(error), name_of(source)) from None
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".heif")
+
+
+def list_files(path, root: str | os.PathLike | None, limits: Limits) -> list[str]:
+    """The files of a clip: the one it is, those of a list, or the pictures of a folder in the order
+    of the numbers in their names, frame_2 before frame_10."""
+    if isinstance(path, list | tuple):
+        return list(path)
+    place = resolve(path, root, limits)
+    if not os.path.isdir(place):
+        return [path]
+    found = [name for name in os.listdir(place) if name.lower().endswith(PICTURES)]
+    return [os.path.join(path, name) for name in sorted(found, key=_natural)]
+
+
+def _natural(name: str) -> list:
+    parts = re.split(r"(\d+)", name)  # every second one is a number
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]
+
+
+def describe_file(path, root: str) -> tuple[str, int, int] | None:
+    """(path, bytes, time of the last change in ns) of a file, by which it is known again; of a list
+    or folder of frames the sum and the latest. None where something is missing."""
+    try:
+        places = [os.path.join(root, part) for part in ([path] if isinstance(path, str) else path)]
+        if len(places) == 1 and os.path.isdir(places[0]):
+            places = [entry.path for entry in os.scandir(places[0])]
+        found = [os.stat(place) for place in places]
+    except (OSError, ValueError, TypeError):
+        return None
+    name = path if isinstance(path, str) else json.dumps(path)
+    size, changed = sum(f.st_size for f in found), max((f.st_mtime_ns for f in found), default=0)
+    return name, size, changed
+
+
+def name_of(source) -> str:
+    """How messages name a clip."""
+    if isinstance(source, bytes):
+        return "<bytes>"
+    if isinstance(source, list | tuple):
+        return f"{source[0] if source else 'no frames'} and {max(len(source) - 1, 0)} more"
+    return str(source)
 
 
 def explain(error: Exception) -> tuple[str, str]:

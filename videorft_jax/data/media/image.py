@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from videorft_jax.data.media.clip import Clip, resize_planes
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.decode import read_single_frame
 from videorft_jax.data.media.files import read_guarded
 from videorft_jax.data.media.sampling import target_size
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # JPEG includes the MPO of phones
+BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF")  # of the box that opens the file
+BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"), "HEIF")
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,22 +42,43 @@ def read_image(
 
     The camera's orientation is applied and transparency is laid on white (as qwen-vl-utils does).
     16-bit grey is scaled to 8 bits. CMYK goes through Pillow's own formula, without its colour
-    profile, as in qwen-vl-utils. An animation is refused. Raises MediaError as `read_video`.
+    profile, as in qwen-vl-utils. A video of one frame is a picture too, an animation is none.
+    Raises MediaError as `read_video`.
     """
 
     def decode(name: str | bytes) -> Clip:
-        with open_image(name, limits) as image:
-            frame = to_rgb(image)
+        frame = _read_still(name, limits)
         size = target_size(*frame.shape[:2], 1, contract, image=True)
-        return Clip(
-            [resize_planes(frame, *size)],
-            np.zeros(1),
-            IMAGE_FPS,
-            np.zeros(1, np.int64),
-            frame.shape[:2],
-        )
+        planes, zero = [resize_planes(frame, *size)], np.zeros(1)
+        return Clip(planes, zero, IMAGE_FPS, zero.astype(np.int64), frame.shape[:2])
 
     return read_guarded(decode, source, root, limits)
+
+
+def look_at_image(
+    source: str | os.PathLike | bytes,
+    *,
+    root: str | os.PathLike | None = None,
+    limits: Limits = Limits(),  # noqa: B008, frozen
+) -> tuple[int, int]:
+    """(height, width) of a still image as it is shown, by its header alone."""
+
+    def look(name: str | bytes) -> tuple[int, int]:
+        try:
+            with open_image(name, limits) as image:
+                return shown_size(image)
+        except UnidentifiedImageError:
+            return read_single_frame(name, limits).shape[:2]
+
+    return read_guarded(look, source, root, limits)
+
+
+def _read_still(name: str | bytes, limits: Limits) -> np.ndarray:
+    try:
+        with open_image(name, limits) as image:
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        return read_single_frame(name, limits)
 
 
 @contextlib.contextmanager
@@ -62,15 +86,42 @@ def open_image(name: str | bytes, limits: Limits) -> Iterator[Image.Image]:
     """A still image whose header was read and whose pixels were not. Raises MediaError
     too_many_pixels and unsupported, and what Pillow raises."""
     file = BytesIO(name) if isinstance(name, bytes) else name
-    with Image.open(file, "r", IMAGE_FORMATS) as image:
-        if image.width * image.height > limits.max_source_pixels:
-            size = f"{image.width}x{image.height}"
-            raise MediaError("too_many_pixels", f"{size} > {limits.max_source_pixels} pixels")
+    with Image.open(file, "r", _formats(name)) as image:
+        check_pixels(image, limits)
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise MediaError(
                 "unsupported", f"an animation of {image.n_frames} frames is no still image"
             )
         yield image
+
+
+def check_pixels(image: Image.Image, limits: Limits) -> None:
+    """Raises MediaError too_many_pixels, known from the header, before anything is decoded."""
+    if image.width * image.height > limits.max_source_pixels:
+        size = f"{image.width}x{image.height}"
+        raise MediaError("too_many_pixels", f"{size} > {limits.max_source_pixels} pixels")
+
+
+def _formats(name: str | bytes) -> tuple[str, ...]:
+    """The formats that are tried: AVIF where Pillow was built with it, HEIC where the plug-in
+    pillow-heif is installed. Raises MediaError unsupported where the file needs what is missing."""
+    if isinstance(name, bytes):
+        head = name[4:12]
+    else:
+        with open(name, "rb") as file:
+            head = file.read(12)[4:]
+    if head[:4] != b"ftyp" or head[4:] not in BRANDS:
+        return IMAGE_FORMATS
+    if BRANDS[head[4:]] == "AVIF":
+        if not features.check("avif"):
+            raise MediaError("unsupported", "an AVIF picture; install pillow 11.3 or newer")
+        return ("AVIF",)
+    try:
+        import pillow_heif
+    except ImportError:
+        raise MediaError("unsupported", "a HEIC picture; pip install pillow-heif") from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:

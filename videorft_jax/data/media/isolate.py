@@ -13,10 +13,12 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.files import name_of
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.video import read_video
 
@@ -24,25 +26,27 @@ GRACE_S = 10.0  # the child's start, and its own deadline coming first
 
 
 def read_isolated(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | Sequence[str],
     root: str | os.PathLike | None,
     contract: MediaContract,
     kind: str,
-    start: float | None,
-    end: float | None,
+    times: tuple[float | None, float | None, float | None],
     limits: Limits,
 ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, tuple[int, int]]:
-    """The fields of a Clip, read by a child process. Raises MediaError as `read_video`, with
-    timeout and memory also where only the operating system could stop it, and crashed."""
+    """The fields of a Clip, read by a child process; times are start, end and fps.
+
+    Raises MediaError as `read_video`, with timeout and memory also where only the operating system
+    could stop it, and crashed.
+    """
     raw = source if isinstance(source, bytes) else b""
-    path = "<bytes>" if raw else str(source)
+    path = name_of(source)
+    frames = list(source) if isinstance(source, list | tuple) else None
     request = {
-        "path": None if raw else path,
+        "path": None if raw else frames or str(source),
         "root": None if root is None else os.fspath(root),
         "contract": contract.to_dict(),
         "kind": kind,
-        "start": start,
-        "end": end,
+        "times": times,
         "limits": dataclasses.asdict(limits),
     }
     child = subprocess.Popen(
@@ -87,7 +91,7 @@ def main() -> None:
     """The child: one request on standard input, one answer on standard output."""
     header, _, raw = sys.stdin.buffer.read().partition(b"\n")
     request = json.loads(header)
-    limits = Limits(**request["limits"])
+    limits = Limits(**request["limits"] | {"roots": tuple(request["limits"]["roots"])})
     space = _mapped_bytes() + limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     seconds = int(limits.timeout_s) + 1
@@ -100,7 +104,8 @@ def main() -> None:
         if request["kind"] == "image":
             clip = read_image(source, contract, **where)
         else:
-            clip = read_video(source, contract, request["start"], request["end"], **where)
+            start, end, fps = request["times"]
+            clip = read_video(source, contract, start, end, fps=fps, **where)
     except MediaError as error:
         answer, pixels = {"reason": error.reason, "detail": error.detail}, b""
     else:

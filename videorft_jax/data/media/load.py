@@ -1,6 +1,7 @@
 """The frames of one record's media, or the reason why there are none."""
 
 import os
+from collections.abc import Sequence
 
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
@@ -12,19 +13,21 @@ KINDS = ("video", "image")
 
 
 def load_media(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | Sequence[str],
     root: str | os.PathLike,
     contract: MediaContract,
     *,
     kind: str = "video",
     start: float | None = None,
     end: float | None = None,
+    fps: float | None = None,
     limits: Limits = Limits(),  # noqa: B008, frozen
     isolate: bool = False,
 ) -> Clip | MediaError:
     """A Clip, or the MediaError to be quarantined; never raises for bad input.
 
-    kind is the record's data_type, "video" or "image". With isolate, decoding runs in a process of
+    kind is the record's data_type, "video" or "image"; fps the rate of frames that lie in a folder
+    or list of pictures. With isolate, decoding runs in a process of
     its own that is killed past its limits of time and memory (about 0.3 s per clip; for media of
     unknown origin). Raises ValueError for another kind.
     """
@@ -32,11 +35,11 @@ def load_media(
         raise ValueError(f"load_media: kind is 'video' or 'image', got {kind!r}")
     try:
         if isolate:
-            frames, *rest = read_isolated(source, root, contract, kind, start, end, limits)
+            frames, *rest = read_isolated(source, root, contract, kind, (start, end, fps), limits)
             return Clip(frames.transpose(0, 3, 1, 2), *rest)
         if kind == "image":
             return read_image(source, contract, root=root, limits=limits)
-        return read_video(source, contract, start, end, root=root, limits=limits)
+        return read_video(source, contract, start, end, fps=fps, root=root, limits=limits)
     except MediaError as error:
         return error
 

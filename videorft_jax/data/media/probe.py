@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from videorft_jax.data.batch.patches import num_windows, token_grid
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
-from videorft_jax.data.media.decode import VideoFile
-from videorft_jax.data.media.files import read_guarded
-from videorft_jax.data.media.image import IMAGE_FPS, open_image, shown_size
+from videorft_jax.data.media.image import IMAGE_FPS, look_at_image
 from videorft_jax.data.media.sampling import target_size
 from videorft_jax.data.media.video import look_at_video
 from videorft_jax.models.geometry import Geometry
@@ -48,23 +46,21 @@ def probe_media(
     kind: str = "video",
     start: float | None = None,
     end: float | None = None,
+    fps: float | None = None,
     limits: Limits = Limits(),  # noqa: B008, frozen
 ) -> Probe:
     """Looks at the packets and the first sampled frame of a video, or the header of an image, with
     the arguments of `load_media` and the shape that it will give. Never raises for bad input;
     damage further inside the file is found only by decoding."""
 
-    def look(name: str | bytes) -> Probe:
-        if kind == "image":
-            with open_image(name, limits) as image:
-                sides = shown_size(image)
-            return Probe(1, *target_size(*sides, 1, contract, image=True), IMAGE_FPS, *sides)
-        with VideoFile(name, limits) as file:
-            sampling, sides = look_at_video(file, contract, start, end)
-        num = len(sampling.indices)
-        return Probe(num, *target_size(*sides, num, contract), sampling.fps, *sides)
-
+    where = {"root": root, "limits": limits}
     try:
-        return read_guarded(look, source, root, limits)
+        if kind == "image":
+            sides = look_at_image(source, **where)
+            return Probe(1, *target_size(*sides, 1, contract, image=True), IMAGE_FPS, *sides)
+        look = look_at_video(source, contract, start, end, fps=fps, **where)
+        num = len(look.sampling.indices)
+        size = target_size(*look.source_size, num, contract)
+        return Probe(num, *size, look.sampling.fps, *look.source_size)
     except MediaError as error:
         return Probe(reason=error.reason, detail=error.detail)

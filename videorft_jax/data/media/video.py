@@ -5,8 +5,8 @@ them. Both choose frames by one `_Sampler`, so that a clip is loaded in the shap
 """
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -15,35 +15,49 @@ from av.video.reformatter import VideoReformatter
 from videorft_jax.data.media.clip import Clip, resize_planes
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.decode import VideoFile
-from videorft_jax.data.media.files import read_guarded
+from videorft_jax.data.media.files import guarded, read_guarded
+from videorft_jax.data.media.pictures import (
+    Pictures,
+    is_animation,
+    is_frames,
+    open_animation,
+    open_frames,
+    read_pictures,
+    sample_pictures,
+)
 from videorft_jax.data.media.sampling import Sampling, sample_frames, target_size
 
+T = TypeVar("T")
 ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
 
 def read_video(
-    source: str | os.PathLike | bytes,
+    source: str | os.PathLike | bytes | Sequence[str],
     contract: MediaContract,
     start: float | None = None,
     end: float | None = None,
     *,
+    fps: float | None = None,
     root: str | os.PathLike | None = None,
     limits: Limits = Limits(),  # noqa: B008, frozen
 ) -> Clip:
     """Reads the frames that the contract asks for, bit-identical to decoding the whole file.
 
-    source: a path (below `root` if one is given, see `open_media`) or the bytes of a file. start
-    and end are seconds. Rotation is applied, pixel aspect is not (as in decord). Pictures of more
-    than 8 bits are rounded to 8 by swscale; HDR (PQ, HLG) is not tone-mapped, as in decord and
-    qwen-vl-utils. Only local plain files are read. Raises MediaError, whose `reason` is a key of
-    REASONS, and nothing else for bad input.
+    source: a path (below `root` if one is given, see `open_media`), the bytes of a file, or the
+    frames themselves as a folder or list of pictures, shown at `fps` frames a second. Animated GIF,
+    WebP and PNG are clips too. start and end are seconds. Rotation is applied, pixel aspect is not
+    (as in decord). Pictures of more than 8 bits are rounded to 8 by swscale; HDR (PQ, HLG) is not
+    tone-mapped, as in decord and qwen-vl-utils. Only local plain files are read. Raises MediaError,
+    whose `reason` is a key of REASONS, and nothing else for bad input.
     """
 
-    def decode(name: str | bytes) -> Clip:
-        with VideoFile(name, limits) as file:
-            return decode_clip(file, contract, start, end)
+    def of_file(file: VideoFile) -> Clip:
+        return decode_clip(file, contract, start, end)
 
-    return read_guarded(decode, source, root, limits)
+    def of_pictures(pictures: Pictures) -> Clip:
+        return read_pictures(pictures, contract, start, end)
+
+    return _open(of_file, of_pictures, source, root, fps, limits)
 
 
 class Look(NamedTuple):
@@ -55,16 +69,49 @@ class Look(NamedTuple):
 
 
 def look_at_video(
-    file: VideoFile, contract: MediaContract, start: float | None, end: float | None
+    source: str | os.PathLike | bytes | Sequence[str],
+    contract: MediaContract,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    fps: float | None = None,
+    root: str | os.PathLike | None = None,
+    limits: Limits = Limits(),  # noqa: B008, frozen
 ) -> Look:
-    """Chooses frames as `decode_clip` does, and decodes only the first of them."""
-    sampler = _Sampler(file.limits, contract, start, end)
+    """Chooses frames as `read_video` does, and decodes only the first of them."""
 
-    def choose(seconds: np.ndarray, rate: float) -> np.ndarray:
-        return sampler.choose(seconds, rate)[:1]
+    def of_file(file: VideoFile) -> Look:
+        sampler = _Sampler(limits, contract, start, end)
+        choose = lambda seconds, rate: sampler.choose(seconds, rate)[:1]  # noqa: E731
+        found = file.read(choose, sampler.measure)
+        return Look(sampler.sampling, found.images[0])
 
-    found = file.read(choose, lambda frame: sampler.measure(frame))
-    return Look(sampler.sampling, found.images[0])
+    def of_pictures(pictures: Pictures) -> Look:
+        return Look(*sample_pictures(pictures, contract, start, end))
+
+    return _open(of_file, of_pictures, source, root, fps, limits)
+
+
+def _open(
+    of_file: Callable[[VideoFile], T],
+    of_pictures: Callable[[Pictures], T],
+    source: str | os.PathLike | bytes | Sequence[str],
+    root: str | os.PathLike | None,
+    fps: float | None,
+    limits: Limits,
+) -> T:
+    """The answer of one of two functions, by what the source is."""
+    if is_frames(source, root):
+        return guarded(lambda: of_pictures(open_frames(source, root, fps, limits)), source)
+
+    def read(name: str | bytes) -> T:
+        if is_animation(name):
+            with open_animation(name, limits) as pictures:
+                return of_pictures(pictures)
+        with VideoFile(name, limits) as file:
+            return of_file(file)
+
+    return read_guarded(read, source, root, limits)
 
 
 def decode_clip(

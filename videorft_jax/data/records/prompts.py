@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from videorft_jax.data.records.chats import PLACEHOLDER, MediaItem, split_text
 from videorft_jax.data.records.records import PROBLEM_TYPES, Record, label_options
 
 MAX_TEMPLATE_BYTES = 1 << 16
@@ -113,29 +114,51 @@ def append_options(problem: str, options: Iterable[str]) -> str:
 def build_messages(
     record: Record, template: PromptTemplate = DEFAULT_TEMPLATE
 ) -> list[dict[str, Any]]:
-    """The chat of one record in Hugging Face's format: system turn (unless the template has none),
-    then the media item, always before the question. The path is the record's own, relative to the
-    data root; `start` and `end` (seconds) are there when the record has them."""
-    media = {"type": record.data_type, record.data_type: record.path}
-    for field in ("start", "end"):
-        if getattr(record, field) is not None:
-            media[field] = getattr(record, field)
-    problem = append_options(record.problem, record.options)
-    question = {"type": "text", "text": template.fill(problem, record.problem_type)}
-    messages = [{"role": "user", "content": [media, question]}]
-    if template.system:
-        system = {"role": "system", "content": [{"type": "text", "text": template.system}]}
-        messages.insert(0, system)
+    """The chat of one record in Hugging Face's format, up to the answer that is asked for.
+
+    The media stand where the question has placeholders such as <video>, or else before it. The path
+    is the record's own, relative to the data root; `start` and `end` (seconds) are there when the
+    record has them. A record that is a chat keeps its own wording; others get the template's system
+    turn (unless it has none) and question.
+    """
+    media = [_show(item) for item in record.media]
+    if record.turns:
+        turns = list(record.turns[:-1])
+    else:
+        problem = append_options(record.problem, record.options)
+        turns = [("user", template.fill(problem, record.problem_type))]
+        if template.system:
+            turns.insert(0, ("system", template.system))
+    named = any(PLACEHOLDER.search(text) for role, text in turns if role == "user")
+    messages = []
+    for role, text in turns:
+        content = split_text(text, media) if named and role == "user" else _plain(text)
+        if role == "user" and not named:
+            content, media = [*media, *content], []
+        messages.append({"role": role, "content": content})
     return messages
+
+
+def _plain(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text}]
+
+
+def _show(item: MediaItem) -> dict[str, Any]:
+    times = {name: getattr(item, name) for name in ("start", "end", "fps")}
+    times = {name: value for name, value in times.items() if value is not None}
+    path = list(item.path) if isinstance(item.path, tuple) else item.path
+    return {"type": item.kind, item.kind: path} | times
 
 
 def build_target(record: Record) -> str:
     """What SFT teaches the assistant to say: the reasoning and the answer in their tags, on two
-    lines, as the VideoRFT chain-of-thought file stores them.
+    lines, as the VideoRFT chain-of-thought file stores them; of a chat, its last turn as it is.
 
     Raises:
       ValueError: the record has no reasoning (`process`).
     """
+    if record.turns:
+        return record.turns[-1][1]
     if not record.process:
         raise ValueError(
             f"record {record.problem_id}: process: empty; SFT needs the reasoning, give a file of"

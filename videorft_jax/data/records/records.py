@@ -11,6 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from videorft_jax.data.records.chats import (
+    MediaItem,
+    check_placeholders,
+    check_times,
+    expand_chat,
+    expand_media,
+)
+
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 DATA_TYPES = ("image", "video")
 
@@ -27,7 +35,13 @@ SCHEMA: dict[str, tuple[tuple[type, ...], bool, str]] = {
     "data_source": ((str, type(None)), False, "write the source's name as a string, or leave it"),
     "start": ((int, float, type(None)), False, "write seconds from the start of the clip"),
     "end": ((int, float, type(None)), False, "write seconds, larger than start"),
+    "media": ((list, type(None)), False, 'write [{"type": "video", "path": "a.mp4"}, ...]'),
+    "messages": ((list, type(None)), False, 'write [{"role": "user", "content": "..."}, ...]'),
 }
+CHAT_FIELDS = ("media", "messages")
+MEDIA_FIELDS = ("data_type", "path", "start", "end")  # of one item; `media` stands in for them
+CHAT_GIVES = ("problem", "problem_type", "options", "process", "solution")
+SYNONYMS = {"video_start": "start", "video_end": "end"}  # of qwen-vl-utils
 LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):：、]\s*(.*)", re.DOTALL)
 DUPLICATE_KEY = "\0duplicate"
 
@@ -48,20 +62,15 @@ class RecordError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MediaItem:
-    """One video or image of a record: its kind, its path relative to the data root and, of a video,
-    the seconds within the clip that are meant."""
-
-    kind: str  # video or image
-    path: str
-    start: float | None = None
-    end: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One question about one video or image. `start` and `end` are seconds within the clip;
-    `extra` holds the row's other fields unchanged, for user rewards and benchmark breakdowns."""
+    """One question about videos and images, or one chat about them.
+
+    Most records show one item: `data_type`, `path`, `start` and `end` (seconds within the clip).
+    `items` holds all of them where there are several, or where one is a list of frames; the fields
+    are then those of the first. `turns` are the (role, text) pairs of a chat, whose wording is kept
+    as it is; `problem` and `solution` are then its last question and answer. `extra` holds the
+    row's other fields unchanged, for user rewards and benchmark breakdowns.
+    """
 
     problem_id: int | str
     problem: str
@@ -75,21 +84,29 @@ class Record:
     start: float | None = None
     end: float | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    items: tuple[MediaItem, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def media(self) -> tuple[MediaItem, ...]:
         """What is shown, in the order in which the prompt shows it."""
-        return (MediaItem(self.data_type, self.path, self.start, self.end),)
+        return self.items or (MediaItem(self.data_type, self.path, self.start, self.end),)
 
     def to_row(self) -> dict[str, Any]:
         """The row of a VideoRFT file: tags put back, absent times left out."""
-        row = {field: getattr(self, field) for field in SCHEMA}
+        row = {field: getattr(self, field) for field in SCHEMA if field not in CHAT_FIELDS}
         row["options"] = list(self.options)
         row["process"] = f"<think>{self.process}</think>" if self.process else ""
         row["solution"] = f"<answer>{self.solution}</answer>"
         for field in ("start", "end"):
             if row[field] is None:
                 del row[field]
+        if self.items:
+            row["media"] = [item.to_row() for item in self.items]
+            row = {field: value for field, value in row.items() if field not in MEDIA_FIELDS}
+        if self.turns:
+            row["messages"] = [{"role": role, "content": text} for role, text in self.turns]
+            row = {field: value for field, value in row.items() if field not in CHAT_GIVES}
         return row | dict(self.extra)
 
 
@@ -169,11 +186,14 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
         remedy = "write one JSON object per row"
         return [RecordError(where, "row", "type", row, remedy)], {}
     errors: list[RecordError] = []
+    row = {SYNONYMS.get(key, key) if SYNONYMS.get(key) not in row else key: row[key] for key in row}
 
     def fail(field: str, reason: str, value: Any, remedy: str = "") -> None:
         errors.append(RecordError(where, field, reason, value, remedy or SCHEMA[field][2]))
 
     values: dict[str, Any] = {}
+    row, items = expand_media(row, fail)
+    row, turns = expand_chat(row, fail)
     for field, (types, required, _) in SCHEMA.items():
         value = row.get(field)
         if field not in row:
@@ -226,24 +246,15 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
         answer = values.get("solution", "").strip("+-").casefold()
         if answer in ("nan", "inf", "infinity"):
             fail("solution", "value", values["solution"], "write a finite number")
-    _check_times(values, fail)
+    check_times(values.get("data_type"), values.get("start"), values.get("end"), fail)
+    texts = [text for role, text in turns] or [values.get("problem", "")]
+    check_placeholders(texts, [item.kind for item in items] or [values.get("data_type")], fail)
 
+    for field in CHAT_FIELDS:
+        values.pop(field, None)
     values |= {"options": tuple(options), "data_source": values.get("data_source") or ""}
+    values |= {"items": items, "turns": turns}
     return errors, values | {"extra": extra}
-
-
-def _check_times(values: dict[str, Any], fail: Any) -> None:
-    for field in ("start", "end"):
-        time = values.get(field)
-        if time is None:
-            continue
-        if values.get("data_type") == "image":
-            fail(field, "value", time, "remove it: an image has no time")
-        elif not math.isfinite(time) or time < 0:
-            fail(field, "value", time)
-    start, end = values.get("start") or 0.0, values.get("end")
-    if end is not None and math.isfinite(start) and math.isfinite(end) and end <= start:
-        fail("end", "value", end)
 
 
 def _is_text(value: str) -> bool:

@@ -37,8 +37,9 @@ ROLES = ("system", "user", "assistant")
 class RenderedPrompt:
     """Token ids of one chat.
 
-    tokens: int32 [T]; loss_mask: bool [T], True where the token is a target of the last assistant
-    turn, its `<|im_end|>` included; visual_spans: (start, stop) of each media item's pad tokens.
+    tokens: int32 [T]; loss_mask: bool [T], True where the token is to be learnt: the last
+    assistant turn (or each one), its `<|im_end|>` included; visual_spans: (start, stop) of each
+    media item's pad tokens.
     """
 
     tokens: np.ndarray
@@ -51,6 +52,7 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     num_visual_tokens: Sequence[int],
     target: str | None = None,
+    every_turn: bool = False,
 ) -> RenderedPrompt:
     """Chat messages to token ids in the Qwen2.5-VL chat format.
 
@@ -60,6 +62,7 @@ def render(
         text, image, video).
       num_visual_tokens: how many visual tokens each media item becomes, in order of appearance.
       target: the assistant's answer to learn; None ends the prompt where generation starts.
+      every_turn: what the assistant says in `messages` is to be learnt too, not the target alone.
 
     Raises:
       ValueError: unknown role or part, counts that do not match the media, or a tokenizer without
@@ -68,12 +71,16 @@ def render(
     encoder = _encoder(tokenizer)
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
+    learnt: list[slice] = []
     counts = list(num_visual_tokens)
     for role, content in _turns(messages):
         # Plain text is encoded from one control token to the next in one go, as the tokenizer
         # itself would, because BPE may merge across the seam of two parts.
         ids.append(encoder.ids["<|im_start|>"])
         text = f"{role}\n"
+        if role == "assistant" and every_turn:  # so that the targets begin at a token's edge
+            ids += encoder.encode(text)
+            said, text = len(ids), ""
         for part in content:
             if part["type"] == "text":
                 text += part["text"]
@@ -94,6 +101,8 @@ def render(
             text = ""
         ids += encoder.encode(text)
         ids.append(encoder.ids["<|im_end|>"])
+        if role == "assistant" and every_turn:
+            learnt.append(slice(said, len(ids)))
         ids += encoder.encode("\n")
     if len(spans) != len(counts):
         raise ValueError(
@@ -106,9 +115,12 @@ def render(
     if target is not None:
         ids += encoder.encode(target)
         ids.append(encoder.ids["<|im_end|>"])
+    loss_mask = np.arange(len(ids)) >= num_prompt
+    for span in learnt:
+        loss_mask[span] = True
     return RenderedPrompt(
         tokens=np.array(ids, np.int32),
-        loss_mask=np.arange(len(ids)) >= num_prompt,
+        loss_mask=loss_mask,
         visual_spans=tuple(spans),
     )
 

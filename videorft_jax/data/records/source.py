@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.records import (
     DUPLICATE_KEY,
-    MediaItem,
     Record,
     RecordError,
     check_row,
@@ -39,7 +39,7 @@ class Source(Protocol):
     def where(self, index: int) -> str: ...
 
 
-def media_of(source: Source, index: int, item: MediaItem) -> str | bytes:
+def media_of(source: Source, index: int, item: MediaItem) -> str | bytes | tuple[str, ...]:
     """An item's path, or the bytes of its file where the source holds them."""
     read = getattr(source, "media", None)
     return item.path if read is None else read(index) or item.path
