@@ -39,6 +39,7 @@ def write(folder) -> int:
     import ml_dtypes
 
     from videorft_jax.models import hf_folder as convert
+    from videorft_jax.models import hf_writer
     from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
     from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
 
@@ -50,7 +51,7 @@ def write(folder) -> int:
         return np.broadcast_to(values.astype(ml_dtypes.bfloat16), shape)
 
     params = {found.path: leaf(found.shape) for found in leaves_of(config)}
-    convert.write_checkpoint(folder, convert.nest(params), config)
+    hf_writer.write_checkpoint(folder, convert.nest(params), config)
     return sum(path.stat().st_size for path in pathlib.Path(folder).glob("*.safetensors"))
 
 

@@ -23,7 +23,8 @@ from videorft_jax.data.records.render import render
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint, write_checkpoint
+from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
+from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling

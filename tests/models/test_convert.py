@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from videorft_jax.models import hf_folder as convert
-from videorft_jax.models import tensor_files
+from videorft_jax.models import hf_writer, tensor_files
 from videorft_jax.models.family import load_config
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
@@ -93,7 +93,7 @@ def test_round_trip_is_bit_identical(hub, tmp_path, dtype, rename):
     assert {path: leaf.shape for path, leaf in flat(params).items()} == {
         leaf.path: leaf.shape for leaf in leaves_of(config)
     }
-    convert.write_checkpoint(tmp_path / "out", params, config)
+    hf_writer.write_checkpoint(tmp_path / "out", params, config)
     assert_same_bits(as_bits(load_file(tmp_path / "out/model.safetensors")), as_bits(tensors))
     # And the other way: ours -> Hugging Face -> ours.
     again = convert.read_checkpoint(tmp_path / "out", config)
@@ -129,7 +129,7 @@ def test_written_folder_gives_the_same_logits_in_transformers(hub, tmp_path):
     exported = dataclasses.replace(config, source=json.dumps(values))
     params = convert.read_checkpoint(folder, config)
     out = tmp_path / "out"
-    convert.write_checkpoint(out, params, exported, source_folder=source, max_shard_bytes=200_000)
+    hf_writer.write_checkpoint(out, params, exported, source_folder=source, max_shard_bytes=200_000)
     shards = sorted(path.name for path in out.glob("*.safetensors"))
     assert len(shards) > 2
     others = {path.name for path in out.iterdir()} - set(shards)
@@ -170,7 +170,7 @@ def test_sharded_read_and_write_equal_unsharded(hub, tmp_path, axes):
     for path, leaf in flat(params).items():
         assert leaf.sharding == flat(shardings)[path]
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(whole[path]), err_msg=path)
-    convert.write_checkpoint(tmp_path / "out", params, config)
+    hf_writer.write_checkpoint(tmp_path / "out", params, config)
     expected = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     assert_same_bits(as_bits(load_file(tmp_path / "out/model.safetensors")), as_bits(expected))
 
@@ -219,10 +219,10 @@ def test_kept_and_cast_dtypes(hub, tmp_path):
     np.testing.assert_array_equal(params["text"]["final_norm"].astype(np.float32), expected)
     params["text"]["final_norm"] = params["text"]["final_norm"].astype(np.float32)
     with pytest.raises(ValueError, match="are mixed; give one dtype"):
-        convert.write_checkpoint(tmp_path / "out", params, config)
+        hf_writer.write_checkpoint(tmp_path / "out", params, config)
     with pytest.raises(ValueError, match="int8 cannot be held"):
         convert.read_checkpoint(folder, config, "int8")
-    convert.write_checkpoint(tmp_path / "out", params, config, "float16")
+    hf_writer.write_checkpoint(tmp_path / "out", params, config, "float16")
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
 
 
@@ -251,15 +251,15 @@ def test_a_failed_or_killed_export_leaves_nothing(hub, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "_write_side_files", full)
+        patch.setattr(hf_writer, "_write_side_files", full)
         with pytest.raises(OSError, match="disk full"):
-            convert.write_checkpoint(out, params, config)
+            hf_writer.write_checkpoint(out, params, config)
     assert list(tmp_path.iterdir()) == []
-    convert.write_checkpoint(out, params, config)
+    hf_writer.write_checkpoint(out, params, config)
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
     assert list(tmp_path.iterdir()) == [out]
     with pytest.raises(ValueError, match="is there already and not empty"):
-        convert.write_checkpoint(out, params, config)
+        hf_writer.write_checkpoint(out, params, config)
 
 
 def refused(folder, config, match):
@@ -296,7 +296,7 @@ def test_params_that_do_not_fit_are_not_written(hub, tmp_path):
     params["text"]["final_norm"] = params["text"]["final_norm"][:5]
     params["extra"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="params: 3 tensors") as error:
-        convert.write_checkpoint(tmp_path / "out", params, config)
+        hf_writer.write_checkpoint(tmp_path / "out", params, config)
     for part in (
         "missing vision/embed (visual.patch_embed.proj.weight)",
         "unknown extra (no tensor on the hub)",

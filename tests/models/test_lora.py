@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_folder import read_checkpoint, write_checkpoint
+from videorft_jax.models.hf_folder import read_checkpoint
+from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.lora import (
     LoraConfig,
     find_targets,

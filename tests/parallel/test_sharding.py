@@ -14,12 +14,10 @@ from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.models import family, lora
-from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
-from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
 from videorft_jax.models.siglip import towers as siglip_towers
 from videorft_jax.parallel import sharding
 
-SIZES = ("3b", "7b", "32b", "72b")
+SIZES = family.published_sizes()
 
 
 def abstract_mesh(data=1, fsdp=1, tensor=1):
@@ -28,7 +26,8 @@ def abstract_mesh(data=1, fsdp=1, tensor=1):
 
 
 def qwen(size, **overrides):
-    return family.abstract_params(parse_config(hf_values(size, **overrides)))
+    made = family.find_size(size)
+    return family.abstract_params(made.parse_config(made.hf_values(size, **overrides), size))
 
 
 def siglip(num_heads=16, width=1152, mlp=4304):
@@ -40,7 +39,10 @@ def siglip(num_heads=16, width=1152, mlp=4304):
 
 def adapters(params):
     """Of everything that can have one."""
-    targets = (r"layers/(attn|mlp)/(q|k|v|o|qkv|proj|gate|up|down)$", r"merger/(up|down)$")
+    targets = (
+        r"layers/(attn|mlp)/(q|k|v|o|qkv|proj|gate|up|down)$",
+        r"(merger|deepstack)/(up|down)$",
+    )
     config = lora.LoraConfig(8, 16, targets)
     return jax.eval_shape(lambda key: lora.init_lora(params, config, key), jax.random.key(0))
 
@@ -76,7 +78,8 @@ def test_parameter_counts_are_the_published_ones(size, count):
 @pytest.mark.parametrize("size", SIZES)
 def test_name_table_has_the_shapes_of_the_model(size):
     shapes = {path: leaf.shape for path, leaf in flat(qwen(size)).items()}
-    assert {leaf.path: leaf.shape for leaf in leaves_of(parse_config(hf_values(size)))} == shapes
+    leaves = family.find_size(size).leaves_of(family.published_config(size))
+    assert {leaf.path: leaf.shape for leaf in leaves} == shapes
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,7 +88,8 @@ def test_every_path_matches_and_only_whole_trees_use_every_rule(size):
     mesh = abstract_mesh(2, 16, 2)
     specs = sharding.state_shardings(params, mesh, size)
     assert jax.tree.structure(specs) == jax.tree.structure(params)
-    trees = [params, siglip(), adapters(params)]
+    other = qwen("qwen3vl-8b" if "qwen3" not in size else "7b")
+    trees = [params, other, siglip(), adapters(params), adapters(other)]
     assert sharding.unused_rules(trees) == []
     assert sharding.unused_rules(trees[:1])  # the check can fail
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.geometry import WINDOWED_14
+from videorft_jax.models.family import family_of, find_family, parse_config
+from videorft_jax.models.geometry import WINDOWED_14, Geometry
 from videorft_jax.models.hf_folder import read_checkpoint
-from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 torch.set_num_threads(2)
 
@@ -25,15 +25,15 @@ class Twin:
     params: dict
 
 
-def make_twin(folder, seed: int = 0, **overrides) -> Twin:
+def make_twin(folder, seed: int = 0, model_type: str = "qwen2_5_vl", **overrides) -> Twin:
     """Every weight random, biases and norms too, large enough that nothing hides."""
-    values = tiny_values(**overrides)
+    values = find_family(model_type).tiny_values(**overrides)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values))
     hf_config = transformers.AutoConfig.from_pretrained(folder)
     hf_config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    model = transformers.Qwen2_5_VLForConditionalGeneration(hf_config).float().eval()
+    model = transformers.AutoModelForImageTextToText.from_config(hf_config).float().eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn_like(value)
@@ -66,21 +66,25 @@ class Clip:
     fps: float | None  # None: an image
 
 
-def random_clip(rng, frames, height, width, fps) -> Clip:
-    pixels = rng.integers(0, 256, (frames, 28 * height, 28 * width, 3), dtype=np.uint8)
+def random_clip(rng, frames, height, width, fps, unit: int = 28) -> Clip:
+    pixels = rng.integers(0, 256, (frames, unit * height, unit * width, 3), dtype=np.uint8)
     return Clip(pixels, fps)
 
 
 def make_sample(rng, config, parts, rule="hf5") -> layout.Sample:
     """`parts` mixes Clips with counts of random text tokens; the last count is the answer."""
     ids, tokens, starts, media = config.token_ids, [], [], []
+    geometry = family_of(config).geometry
     for part in parts:
         if isinstance(part, Clip):
-            item = patches.make_media(part.frames, part.fps)
+            item = patches.make_media(part.frames, part.fps, geometry)
             pad = ids.image if part.fps is None else ids.video
-            tokens.append(ids.vision_start)
-            starts.append(len(tokens))
-            tokens += [pad] * item.num_tokens + [ids.vision_end]
+            for run in item.runs:
+                if len(item.runs) > 1:  # a timestamp
+                    tokens += list(rng.integers(0, 300, 3))
+                tokens.append(ids.vision_start)
+                starts.append(len(tokens))
+                tokens += [pad] * int(np.prod(run)) + [ids.vision_end]
             media.append(item)
         else:
             tokens += list(rng.integers(0, 300, part))
@@ -88,20 +92,18 @@ def make_sample(rng, config, parts, rule="hf5") -> layout.Sample:
     return layout.make_sample(tokens, loss_mask, starts, media, rule)
 
 
-def hf_patches(clip: Clip):
+def hf_patches(clip: Clip, cut: Geometry = WINDOWED_14):
     """Rows of Hugging Face's processors by their published formula; grid in patches."""
     frames = clip.frames.transpose(0, 3, 1, 2)
     if len(frames) % 2:
         frames = np.concatenate([frames, frames[-1:]])
     count, _, height, width = frames.shape
-    t, h, w = count // 2, height // 14, width // 14
-    mean, std = (
-        np.float32(255) * np.array(x, np.float32)
-        for x in (WINDOWED_14.pixel_mean, WINDOWED_14.pixel_std)
-    )
+    side = cut.patch
+    t, h, w = count // 2, height // side, width // side
+    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (cut.pixel_mean, cut.pixel_std))
     wide = (frames.astype(np.float32) - mean[:, None, None]) / std[:, None, None]
-    rows = wide.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14)
-    rows = rows.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 1176)
+    rows = wide.reshape(t, 2, 3, h // 2, 2, side, w // 2, 2, side)
+    rows = rows.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, cut.patch_dim)
     return rows, (t, h, w)
 
 
@@ -122,7 +124,7 @@ def hf_inputs(config, samples, clips, *, length, left=False):
         labels[b, span] = np.where(sample.loss_mask, sample.tokens, -100)
         for clip in row_clips:
             kind = "image" if clip.fps is None else "video"
-            rows, grid = hf_patches(clip)
+            rows, grid = hf_patches(clip, family_of(config).geometry)
             pixels[kind].append(rows)
             grids[kind].append(grid)
             if clip.fps is not None:
@@ -138,6 +140,6 @@ def hf_inputs(config, samples, clips, *, length, left=False):
         if pixels[kind]:
             inputs[key] = torch.tensor(np.concatenate(pixels[kind]))
             inputs[f"{kind}_grid_thw"] = torch.tensor(grids[kind])
-    if seconds:
+    if seconds and config.model_type == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
     return inputs, torch.tensor(labels)

@@ -21,7 +21,7 @@ from videorft_jax.demo import siglip as siglip_training
 from videorft_jax.demo.dataset import WorldConfig, write_dataset
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
 from videorft_jax.models import family
-from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 

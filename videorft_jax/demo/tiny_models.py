@@ -19,7 +19,7 @@ from videorft_jax.demo.options import DemoOptions
 from videorft_jax.demo.scenes import draw_frames
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
 from videorft_jax.models.family import find_family, init_params, parse_config
-from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
 

@@ -65,6 +65,7 @@ def score_completions(
         SharedPrefix(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
+        injection=model.injection(visual, batch.visual_index),
         needed=jnp.concatenate([ends, flat], axis=1),
         plan=plan,
         remat=remat,

@@ -36,6 +36,26 @@ class KVCache(NamedTuple):
     suffix_v: jax.Array | Int8
 
 
+class Injection(NamedTuple):
+    """What is added to hidden states after the first J layers (DeepStack)."""
+
+    visual: jax.Array  # [B, Z, (1 + J) D], visual tokens with the features of each layer behind
+    index: jax.Array  # int32 [B, P], which visual token stands at each of the first P positions
+
+    def add(self, x, layer):
+        """x [B, T, D] after `layer`, int32, with what that layer is given, if any."""
+        dim, length = x.shape[-1], x.shape[1]
+        count = self.visual.shape[-1] // dim - 1
+
+        def added(x):
+            rows = jax.lax.dynamic_slice_in_dim(self.visual, (layer + 1) * dim, dim, axis=2)
+            rows = jnp.take_along_axis(rows, jnp.maximum(self.index, 0)[..., None], axis=1)
+            rows = jnp.where(self.index[..., None] >= 0, rows, 0).astype(x.dtype)
+            return x + jnp.pad(rows, ((0, 0), (0, length - rows.shape[1]), (0, 0)))
+
+        return jax.lax.cond(layer < count, added, lambda x: x, x)
+
+
 class TextBlocks(nnx.Module):
     """The weights of L blocks, each with a leading L; a call runs one block on one slice of them.
 
@@ -91,10 +111,19 @@ class Text(nnx.Module):
         return (self.embed if self.config.tied else self.head)[...]
 
     def __call__(
-        self, x, positions, mask: Mask, *, needed=None, plan: ComputePlan, remat: str = "none"
+        self,
+        x,
+        positions,
+        mask: Mask,
+        *,
+        injection: Injection | None = None,
+        needed=None,
+        plan: ComputePlan,
+        remat: str = "none",
     ) -> jax.Array:
         """Embeddings x [B, T, D], positions int32 [B, 3, T] -> final hidden states [B, T, D].
 
+        injection: what is added after the first layers, in a family that does so.
         needed: bool [B, T], the positions whose hidden states are read; None: all. Where the plan
         says so, the last layer leaves out the others, and their hidden states are 0.
         """
@@ -102,19 +131,29 @@ class Text(nnx.Module):
         # In a short row there is little to leave out.
         partly = needed is not None and x.shape[1] > 2 * plan.head_chunk and plan.skip_last_layer
 
-        def step(block, x, _):
-            with jax.named_scope("text_block"):
-                return block(
-                    x, cos, sin, lambda q, k, v: (attention(q, k, v, mask, plan.attention), None)
-                )
+        def attend(q, k, v):
+            return attention(q, k, v, mask, plan.attention), None
 
-        count = self.config.num_layers - partly
-        x, _ = layers.scan_layers(
-            step, self.layers, layers.shard_rows(x), None, remat, unroll=plan.unroll, count=count
-        )
+        stop = self.config.num_layers - 1 if partly else None
+        x, _ = self._scan(x, cos, sin, attend, injection, plan, remat, stop)
         if partly:
             x = self._last_layer(x, cos, sin, mask, needed, plan.head_chunk)
+            if injection is not None:
+                x = injection.add(x, self.config.num_layers - 1)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def _scan(self, x, cos, sin, attend, injection, plan, remat="none", stop=None):
+        """The layers up to `stop`: hidden states, and what `attend` returned with a leading L."""
+
+        def step(block, x, layer):
+            with jax.named_scope("text_block"):
+                x, extra = block(x, cos, sin, attend)
+            return (x if injection is None else injection.add(x, layer)), extra
+
+        number = None if injection is None else jnp.arange(self.config.num_layers)
+        return layers.scan_layers(
+            step, self.layers, layers.shard_rows(x), number, remat, unroll=plan.unroll, stop=stop
+        )
 
     def _last_layer(self, x, cos, sin, mask, needed, chunk):
         """Keys and values of every position, and all else at the positions that are needed."""
@@ -131,7 +170,15 @@ class Text(nnx.Module):
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), needed.shape)
         return at_masked(finish, needed, needed.sum(1).max(), chunk, x, cos, sin, places)
 
-    def prefill(self, x, positions, mask: Mask, *, plan: ComputePlan):
+    def prefill(
+        self,
+        x,
+        positions,
+        mask: Mask,
+        *,
+        injection: Injection | None = None,
+        plan: ComputePlan,
+    ):
         """As a call, and keys and values of every layer, head-major [L, B, K, T, H]."""
         cos, sin = self._rotary(positions, x.dtype)
 
@@ -139,13 +186,7 @@ class Text(nnx.Module):
             kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
             return attention(q, k, v, mask, plan.attention), kept
 
-        def step(block, x, _):
-            with jax.named_scope("text_block"):
-                return block(x, cos, sin, attend)
-
-        x, (keys, values) = layers.scan_layers(
-            step, self.layers, layers.shard_rows(x), None, unroll=plan.unroll
-        )
+        x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
     def decode(self, x, positions, cache: KVCache, index):

@@ -21,7 +21,16 @@ from videorft_jax.models.names import Leaf, Row
 from videorft_jax.models.vision_language import VLM
 
 # Hugging Face's `model_type` -> the folder that holds `family.FAMILY`.
-_FOLDERS = {"qwen2_5_vl": "videorft_jax.models.qwen2_5_vl"}
+_FOLDERS = {
+    "qwen2_5_vl": "videorft_jax.models.qwen2_5_vl",
+    "qwen3_vl": "videorft_jax.models.qwen3_vl",
+}
+# Models that stand close to a family and are none of it, by `model_type`.
+_REFUSED = {
+    "qwen3_vl_moe": "Qwen3-VL with experts (30B-A3B, 235B-A22B)",
+    "qwen3_5": "Qwen3.5, whose decoder has linear attention",
+    "qwen3_5_moe": "Qwen3.5 with experts",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +65,10 @@ class Family:
 def find_family(model_type: str, where: str = "config.json") -> Family:
     """The family of a Hugging Face `model_type`. Raises ValueError, naming those there are."""
     if model_type not in _FOLDERS:
+        what = f", {_REFUSED[model_type]}" if model_type in _REFUSED else ""
         titles = ", ".join(family.title for family in all_families())
         raise ValueError(
-            f"{where}: model_type is {model_type!r}; give a checkpoint of {titles} "
+            f"{where}: model_type is {model_type!r}{what}; give a checkpoint of {titles} "
             f"({', '.join(map(repr, _FOLDERS))})"
         )
     return importlib.import_module(f"{_FOLDERS[model_type]}.family").FAMILY

@@ -1,8 +1,8 @@
-"""Hugging Face folder -> params -> Hugging Face folder, through the name table in `names`.
+"""A Hugging Face folder to parameters, through the name table of its family.
 
-Reading goes file -> small block -> the buffers of this process's shards, which jax adopts without a
-copy on CPU, so host memory stays at the size of the parameters. Writing fetches one tensor at a
-time. Everything about names, shapes and dtypes is checked from the headers before that.
+Reading goes from the file by small blocks into the buffers of this process's shards, which jax
+adopts without a copy on CPU, so that host memory stays at the size of the parameters. Everything
+about names, shapes and dtypes is checked from the headers before that. `hf_writer` writes folders.
 """
 
 import json
@@ -10,34 +10,17 @@ import logging
 import math
 import os
 import pathlib
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from videorft_jax.models import tensor_files
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import family_of
 
-# What an export copies beside the weights. Never code, never pickles.
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
 _BLOCK = 2 * 2**20  # bytes read at once: about the rows for which a transposed copy is fastest
 _MOST_LISTED = 24  # problems spelled out in one error
 
@@ -55,10 +38,10 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     """
     leaves = family_of(config).leaves_of(config)
     entries = _match(pathlib.Path(folder), config, leaves)
-    target = None if dtype is None else _known_dtype(dtype)
+    target = None if dtype is None else known_dtype(dtype)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = dict.fromkeys(entries, device) if shardings is None else flatten(shardings)
-    _compare_paths(places, leaves, "shardings")
+    compare_paths(places, leaves, "shardings")
     flat = {}
     with ExitStack() as stack:
         paths = {entry.path for group in entries.values() for entry in group}
@@ -74,83 +57,6 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     count = sum(len(group) for group in entries.values())
     logging.info("read %d tensors, %.2f GB, from %s", count, size / 1e9, folder)
     return nest(flat)
-
-
-def write_checkpoint(
-    folder,
-    params: dict[str, Any],
-    config: ModelConfig,
-    dtype=None,
-    source_folder=None,
-    max_shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Writes a Hugging Face folder with the names of the hub, one tensor in memory at a time.
-
-    `params` leaves are numpy or jax arrays, sharded or not; `dtype` None keeps theirs, which must
-    then agree. Tokenizer, processor and generation files are copied from `source_folder`. The
-    folder appears whole: it is written beside as `<folder>.partial` and renamed. Every process of a
-    multi-process run calls this; the first one writes.
-
-    Raises ValueError when `folder` is there and not empty, when params do not fit the config (all
-    listed at once), and for leaves of several dtypes without `dtype`.
-    """
-    folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
-    leaves, flat = family_of(config).leaves_of(config), flatten(params)
-    _compare_paths(flat, leaves, "params", shapes=True)
-    dtypes = {np.dtype(array.dtype) for array in flat.values()}
-    if dtype is None and len(dtypes) > 1:
-        raise ValueError(f"params: dtypes {sorted(map(str, dtypes))} are mixed; give one dtype")
-    target = _known_dtype(dtype or dtypes.pop())
-
-    # Layer by layer, as the hub orders them.
-    tensors = [(i, leaf, name) for leaf in leaves for i, (name, _) in enumerate(leaf.names())]
-    tensors.sort(key=lambda item: (item[1].path.split("/")[0], item[1].num_layers or 0, item[0]))
-    shards, room = [[]], max_shard_bytes
-    for item in tensors:
-        nbytes = math.prod(item[1].hf_shape) * target.itemsize
-        if shards[-1] and nbytes > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(item)
-        room -= nbytes
-
-    partial = folder.with_name(folder.name + ".partial")
-    writes = jax.process_index() == 0
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
-        partial.mkdir(parents=True)
-    try:
-        weight_map = {}
-        for number, shard in enumerate(shards, 1):
-            file_name = tensor_files.SINGLE_NAME
-            if len(shards) > 1:
-                file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            specs = [(name, target, leaf.hf_shape) for _, leaf, name in shard]
-            weight_map |= {name: file_name for name, _, _ in specs}
-            arrays = (_to_hf(leaf, _fetch(flat, leaf, i), target) for i, leaf, _ in shard)
-            if writes:
-                tensor_files.write_file(partial / file_name, specs, arrays)
-            else:
-                for _ in arrays:  # the fetches are collective
-                    pass
-        if writes:
-            _write_side_files(partial, config, target, source_folder)
-            if len(shards) > 1:
-                total = sum(math.prod(leaf.hf_shape) for _, leaf, _ in tensors) * target.itemsize
-                index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-                _write_json(partial / tensor_files.INDEX_NAME, index)
-            if folder.exists():
-                folder.rmdir()
-            os.replace(partial, folder)
-    except BaseException:
-        if writes:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"wrote {folder.name}")
-    logging.info("wrote %d tensors in %d files to %s", len(tensors), len(shards), folder)
 
 
 def check_vocabulary(config: ModelConfig, tokenizer_folder) -> None:
@@ -191,7 +97,8 @@ def _match(folder, config, leaves):
             problems.append(f"{old} is there under its old and its new name")
         found[old] = entry
     if config.text.tied and "lm_head.weight" in found:
-        _check_tied(folder, found.pop("lm_head.weight"), found.get("model.embed_tokens.weight"))
+        embed = next(leaf.name for leaf in leaves if leaf.path == "text/embed")
+        _check_tied(folder, found.pop("lm_head.weight"), found.get(embed))
     groups = {}
     for leaf in leaves:
         group = []
@@ -292,63 +199,8 @@ def _aligned(shape, dtype):
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-@jax.jit
-def _take_layer(array, layer):
-    return jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)
-
-
-@jax.jit
-def _same(array):
-    return array
-
-
-def _fetch(flat, leaf, layer):
-    """One tensor of a leaf on the host, without the copy that `np.asarray` would leave on it."""
-    array = flat[leaf.path]
-    if isinstance(array, np.ndarray):
-        return array if leaf.num_layers is None else array[layer]
-    block = _same(array) if leaf.num_layers is None else _take_layer(array, layer)
-    if block.is_fully_addressable:
-        return np.asarray(block)
-    return multihost_utils.process_allgather(block, tiled=True)
-
-
-def _to_hf(leaf, block, dtype):
-    source = block.transpose(np.argsort(leaf.perm))
-    out = np.empty(source.shape, dtype)
-    rows = max(1, _BLOCK * len(out) // out.nbytes)
-    for start in range(0, len(out), rows):  # a transposed copy is 3x faster in blocks
-        out[start : start + rows] = source[start : start + rows]
-    return out.reshape(leaf.hf_shape)
-
-
-def _write_side_files(folder, config, dtype, source_folder):
-    values = json.loads(config.source)
-    values.pop("auto_map", None)  # an export never asks for remote code
-    for part in (values, values.get("text_config"), values.get("vision_config")):
-        for key in ("dtype", "torch_dtype"):
-            if part and key in part:
-                part[key] = dtype.name
-    if "dtype" not in values:
-        values["torch_dtype"] = dtype.name
-    _write_json(folder / "config.json", values)
-    if source_folder is None:
-        return
-    source = pathlib.Path(source_folder)
-    copied = [name for name in _COPIED if (source / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source / name, folder / name)
-    logging.info("copied %d of %d side files from %s", len(copied), len(_COPIED), source)
-
-
-def _write_json(path, values):
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _known_dtype(dtype):
+def known_dtype(dtype) -> np.dtype:
+    """A dtype that safetensors can hold. Raises ValueError for any other."""
     dtype = jax.numpy.dtype(dtype)
     known = tensor_files.DTYPES.values()
     if dtype not in known:
@@ -357,7 +209,9 @@ def _known_dtype(dtype):
     return dtype
 
 
-def _compare_paths(flat, leaves, what, shapes=False):
+def compare_paths(flat, leaves, what: str, shapes: bool = False) -> None:
+    """Raises ValueError, listing all at once, unless the paths of `flat` are those of `leaves`, and
+    their shapes where `shapes` says so."""
     names = {leaf.path: leaf.name.format("*") for leaf in leaves}
     problems = [f"missing {path} ({name})" for path, name in names.items() if path not in flat]
     problems += [f"unknown {path} (no tensor on the hub)" for path in flat if path not in names]
@@ -379,7 +233,8 @@ def _raise_listed(message, problems, remedy):
         raise ValueError(f"{message.format(count)}: {'; '.join(listed)}; {remedy}")
 
 
-def flatten(tree, prefix=""):
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {"text/layers/attn/q": leaf}."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -389,7 +244,8 @@ def flatten(tree, prefix=""):
     return flat
 
 
-def nest(flat):
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
     tree = {}
     for path, value in flat.items():
         *parents, last = path.split("/")

@@ -72,6 +72,15 @@ def _rms_norm_backward(_, saved, cotangent):
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last dim, x [..., D], scale and bias [D]; computed in float32 and cast
+    back at the end."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+    return (normed * scale + bias).astype(x.dtype)
+
+
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotary embedding, halves convention: x [..., N, H], cos and sin [..., H / 2]."""
     first, second = jnp.split(x, 2, axis=-1)
@@ -151,6 +160,22 @@ def _swiglu_backward(saved, cotangent):
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 
 
+class GeluMlp(nnx.Module):
+    """down(gelu(up x)) of L layers with biases: up [L, D, M], down [L, M, D]. The GELU is the tanh
+    approximation."""
+
+    def __init__(self, layers: int, dim: int, mlp_dim: int, *, rngs: nnx.Rngs):
+        self.up = weight(rngs, layers, dim, mlp_dim)
+        self.up_bias = zeros(layers, mlp_dim)
+        self.down = weight(rngs, layers, mlp_dim, dim)
+        self.down_bias = zeros(layers, dim)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """One layer: x [..., D] -> [..., D], the weights already sliced."""
+        x = jax.nn.gelu(linear(x, self.up[...], self.up_bias[...]), approximate=True)
+        return linear(x, self.down[...], self.down_bias[...])
+
+
 class SwigluMlp(nnx.Module):
     """down(silu(gate x) * up x) of L layers: gate and up [L, D, M], down [L, M, D]; `biased` gives
     all three a bias."""
@@ -183,10 +208,11 @@ def scan_layers(
     remat: str = "none",
     *,
     unroll: int = 0,
-    count: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ):
-    """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`, or the first
-    `count` of them; returns the last carry and the outs with a leading L.
+    """Runs `step(block, carry, extra) -> (carry, out)` over the L layers of `stack`, or those from
+    `start` to `stop`; returns the last carry and the outs with a leading L.
 
     `extras` is a tree of arrays with a leading L, of which each step is given its own slice.
     `remat` is one of REMAT_POLICIES and says what is kept for the backward pass: "none" keeps all,
@@ -195,8 +221,8 @@ def scan_layers(
     in a loop (`ComputePlan.unroll`).
     """
     graphdef, weights = nnx.split(stack)
-    if count is not None:
-        weights = jax.tree.map(lambda x: x[:count], weights)
+    if start or stop is not None:
+        weights, extras = jax.tree.map(lambda x: x[start:stop], (weights, extras))
     count = jax.tree.leaves(weights)[0].shape[0]
     laid_out = count <= unroll
 

@@ -13,7 +13,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.models.attention.masks import Causal
 from videorft_jax.models.compute_plan import ComputePlan, choose_plan
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.decoder import Text
+from videorft_jax.models.decoder import Injection, Text
 
 
 class VLM(nnx.Module):
@@ -41,20 +41,30 @@ class VLM(nnx.Module):
             )
 
     def embed(self, tokens, visual, visual_index) -> jax.Array:
-        """Token embeddings [B, T, D], with a row of the visual tokens [B, Z, E] wherever
+        """Token embeddings [B, T, D], with the first D values of a visual token [B, Z, E] wherever
         visual_index [B, T] is not -1. `visual` None is text alone."""
         x = self.text.embed[...][tokens]
         if visual is None:
             return x
+        if visual.shape[-1] != x.shape[-1]:
+            visual = visual[..., : x.shape[-1]]
         rows = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
         return jnp.where(visual_index[..., None] >= 0, rows.astype(x.dtype), x)
 
+    def injection(self, visual, visual_index) -> Injection | None:
+        """What the decoder's first layers are given of the visual tokens [B, Z, E] beside their
+        embeddings; None without clips, and in a family without DeepStack (E = D)."""
+        if visual is None or self.config.visual_dim == self.config.text.dim:
+            return None
+        return Injection(visual, visual_index)
+
     def _embed_batch(self, batch, plan, remat):
-        """Embeddings [B, T, D] of a batch, its clips encoded and in place."""
+        """Embeddings [B, T, D] of a batch, its clips encoded and in place, and the injection."""
         visual = None
         if batch.patches.size:
             visual = self.encode_vision(batch, plan=plan, remat=remat)
-        return self.embed(batch.tokens, visual, batch.visual_index)
+        x = self.embed(batch.tokens, visual, batch.visual_index)
+        return x, self.injection(visual, batch.visual_index)
 
     def hidden_states(
         self, batch: Batch, *, needed=None, plan: ComputePlan | None = None, remat: str = "none"
@@ -62,15 +72,17 @@ class VLM(nnx.Module):
         """Final hidden states [B, T, D] of packed or padded rows. `needed` bool [B, T] names the
         positions that are read, see `Text`; None: all."""
         plan = plan or choose_plan()
-        x = self._embed_batch(batch, plan, remat)
+        x, injection = self._embed_batch(batch, plan, remat)
         mask = Causal(batch.segment_ids)
-        return self.text(x, batch.positions, mask, needed=needed, plan=plan, remat=remat)
+        settings = {"injection": injection, "needed": needed, "plan": plan, "remat": remat}
+        return self.text(x, batch.positions, mask, **settings)
 
     def prefill(self, batch: Batch, *, plan: ComputePlan | None = None):
         """Final hidden states [B, T, D], and keys and values [L, B, K, T, H] of every layer."""
         plan = plan or choose_plan()
-        x = self._embed_batch(batch, plan, "none")
-        return self.text.prefill(x, batch.positions, Causal(batch.segment_ids), plan=plan)
+        x, injection = self._embed_batch(batch, plan, "none")
+        mask = Causal(batch.segment_ids)
+        return self.text.prefill(x, batch.positions, mask, injection=injection, plan=plan)
 
     def logits(self, hidden) -> jax.Array:
         """float32 logits [..., V] of hidden states [..., D], accumulated in float32 and not rounded

@@ -189,7 +189,13 @@ class Programs:
             visual = model.encode_vision(batch, plan=self.plan)
         x = model.embed(batch.tokens, visual, batch.visual_index)
         mask = Causal(batch.segment_ids)
-        hidden, *prefix = model.text.prefill(x, batch.positions, mask, plan=self.plan)
+        hidden, *prefix = model.text.prefill(
+            x,
+            batch.positions,
+            mask,
+            injection=model.injection(visual, batch.visual_index),
+            plan=self.plan,
+        )
         valid = batch.segment_ids > 0
         last = valid.sum(1) - 1
         logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))

@@ -3,7 +3,7 @@
 import os
 
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_folder import write_checkpoint
+from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 PARTS = {
-    "vision": r"^vision/(?!merger/)",
-    "merger": r"^vision/merger/",
+    "vision": r"^vision/(?!merger/|deepstack/)",
+    "merger": r"^vision/(merger|deepstack)/",
     "text": r"^text/",
 }
 

@@ -184,6 +184,13 @@ def save_siglip(
 
     specs = [(name, flat[row[0]].dtype, row[2]) for name, row in expected.items()]
     tensor_files.write_file(folder / tensor_files.SINGLE_NAME, specs, tensors())
+    for name, values in _side_files(config, str(flat["text/head"].dtype)).items():
+        (folder / name).write_text(json.dumps(values, indent=2))
+    tokenizer.save_pretrained(folder)
+
+
+def _side_files(config: SiglipConfig, dtype: str) -> dict[str, dict]:
+    """config.json and preprocessor_config.json."""
     constants = {key: CONSTANTS[key] for key in ("layer_norm_eps", "hidden_act")}
     sections = {
         name: dict(zip(BASE_TOWER, dataclasses.astuple(tower), strict=True)) | constants
@@ -219,12 +226,10 @@ def save_siglip(
     raw = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
-        "dtype": str(flat["text/head"].dtype),
+        "dtype": dtype,
         **sections,
     }
-    (folder / "config.json").write_text(json.dumps(raw, indent=2))
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    tokenizer.save_pretrained(folder)
+    return {"config.json": raw, "preprocessor_config.json": processor}
 
 
 _EOS = 1  # both vocabularies

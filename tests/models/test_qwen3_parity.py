@@ -1,0 +1,211 @@
+"""Qwen3-VL against Hugging Face's own model: logits, gradients, greedy tokens and positions."""
+
+import functools
+
+import hf_twin as hf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from videorft_jax.data.batch import layout
+from videorft_jax.models import family
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.geometry import PLAIN_16
+
+# A row mixes counts of text tokens with clips (frames, tokens down, tokens across, fps); fps None
+# is an image. Grids of 2 and of 96 patches a side read the table of 8 x 8 positions at its corners
+# alone, and more finely than it is.
+CASES = {
+    "two_clips_and_an_image": (
+        {},
+        [
+            [3, (4, 3, 5, 2.0), 4, (3, 2, 2, 1.0), 5, (1, 4, 3, None), 6],
+            [2, (5, 1, 4, 2.0), 3, 4],
+        ],
+    ),
+    "tied_fine_grid": (
+        {"tie_word_embeddings": True, "vision_num_heads": 1, "num_key_value_heads": 4},
+        [[2, (2, 1, 48, 1.0), 3], [7, 2]],
+    ),
+    "deepstack_everywhere": (
+        {"vision_deepstack_visual_indexes": [1, 2, 3], "num_key_value_heads": 1},
+        [[1, (2, 2, 3, 4.0), 2, 3], [(1, 1, 1, None), 8, 2]],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """One model, its inputs and one compiled step, shared by the tests of a case."""
+    overrides, rows = CASES[request.param]
+    seed = list(CASES).index(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    twin = hf.make_twin(folder, seed=seed, model_type="qwen3_vl", **overrides)
+    samples, clips = make_rows(twin.config, rows, seed)
+    step = jax.jit(jax.value_and_grad(functools.partial(our_loss, twin.config), has_aux=True))
+    return twin, samples, clips, step, folder
+
+
+def make_rows(config, rows, seed):
+    rng = np.random.default_rng(seed)
+    samples, clips = [], []
+    for parts in rows:
+        made = [hf.random_clip(rng, *p, unit=32) if isinstance(p, tuple) else p for p in parts]
+        samples.append(hf.make_sample(rng, config, made))
+        clips.append([part for part in made if isinstance(part, hf.Clip)])
+    return samples, clips
+
+
+def place(samples, extra=0):
+    length = max(len(sample.tokens) for sample in samples) + extra
+    pairs = max(sample.num_pairs for sample in samples)
+    windows = max(sample.num_windows for sample in samples)
+    rows = [[sample] for sample in samples]
+    return layout.pack(rows, length, pairs + 1, windows + 1, geometry=PLAIN_16)
+
+
+def our_loss(config, params, batch):
+    model = family.bind(config, params)
+    logits = model.logits(model.hidden_states(batch))
+    logprobs = jax.nn.log_softmax(logits[:, :-1])
+    picked = jnp.take_along_axis(logprobs, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    mask = batch.loss_mask[:, 1:]
+    return -(picked * mask).sum() / mask.sum(), logits
+
+
+def test_logits_loss_and_gradients(case):
+    twin, samples, clips, step, folder = case
+    batch = place(samples, extra=3)
+    length = batch.tokens.shape[1]
+    inputs, labels = hf.hf_inputs(twin.config, samples, clips, length=length)
+    expected = twin.hf(**inputs, labels=labels)
+
+    (loss, logits), grads = step(twin.params, batch)
+    real = batch.segment_ids > 0
+    theirs = expected.logits.detach().numpy()[real]
+    np.testing.assert_allclose(np.asarray(logits)[real], theirs, atol=1e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(loss, expected.loss.item(), rtol=1e-5)
+
+    twin.hf.zero_grad()
+    expected.loss.backward()
+    their_grads = hf.gradients(folder / "gradients", twin)
+    paths = jax.tree_util.tree_leaves_with_path(grads)
+    assert len(paths) == len(jax.tree.leaves(their_grads))
+    for (path, ours), wanted in zip(paths, jax.tree.leaves(their_grads), strict=True):
+        wanted = np.asarray(wanted)
+        error = np.abs(np.asarray(ours) - wanted).max()
+        assert error <= 1e-4 * np.abs(wanted).max() + 1e-8, jax.tree_util.keystr(path)
+
+
+def test_greedy_decoding_is_token_identical(tmp_path):
+    """48 tokens from a video prompt and, in the same batch, a longer one with an image."""
+    twin = hf.make_twin(tmp_path, seed=11, model_type="qwen3_vl", num_hidden_layers=4)
+    rows = [[4, (4, 3, 5, 1.3), 6], [3, (3, 2, 2, 2.0), 4, (1, 4, 4, None), 11]]
+    samples, clips = make_rows(twin.config, rows, 11)
+    batch = place(samples)
+    length = batch.tokens.shape[1]
+    inputs, _ = hf.hf_inputs(twin.config, samples, clips, length=length, left=True)
+    wanted = twin.hf.generate(
+        **inputs, max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[:, length:].numpy()
+    text = twin.config.text
+
+    @jax.jit
+    def prefill(params, batch):
+        model = family.bind(twin.config, params)
+        hidden, keys, values = model.prefill(batch)
+        last = (batch.segment_ids > 0).sum(1) - 1
+        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
+        suffix = (text.num_layers, len(rows), 1, text.num_kv_heads, 48, text.head_dim)
+        cache = KVCache(keys, values, batch.segment_ids > 0, jnp.zeros(suffix), jnp.zeros(suffix))
+        return logits.argmax(-1), cache
+
+    @jax.jit
+    def step(params, tokens, positions, cache, index):
+        model = family.bind(twin.config, params)
+        x = model.embed(tokens, None, None)
+        hidden, cache = model.text.decode(x, positions, cache, index)
+        return model.logits(hidden).argmax(-1), cache
+
+    tokens, cache = prefill(twin.params, batch)
+    following = batch.positions.max((1, 2))[:, None] + 1
+    got = [tokens]
+    for index in range(47):
+        tokens, cache = step(twin.params, tokens, following + index, cache, index)
+        got.append(tokens)
+    np.testing.assert_array_equal(np.concatenate(got, axis=1), wanted)
+
+
+def test_positions_equal_rope_index_on_random_rows(tmp_path):
+    twin = hf.make_twin(tmp_path, model_type="qwen3_vl")
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        parts = []
+        for _ in range(rng.integers(1, 4)):
+            frames, fps = (1, None) if rng.random() < 0.3 else (int(rng.integers(1, 8)), 2.0)
+            size = rng.integers(1, 6, 2)
+            parts += [
+                int(rng.integers(1, 9)),
+                hf.Clip(np.zeros((frames, *(32 * size), 3), np.uint8), fps),
+            ]
+        sample = hf.make_sample(rng, twin.config, [*parts, 3])
+        length = len(sample.tokens)
+        clips = [[part for part in parts if isinstance(part, hf.Clip)]]
+        inputs, _ = hf.hf_inputs(twin.config, [sample], clips, length=length)
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+        wanted, delta = twin.hf.model.get_rope_index(**{n: inputs.get(n) for n in names})
+        np.testing.assert_array_equal(sample.positions, wanted[:, 0].numpy())
+        assert sample.positions.max() + 1 - length == delta.item()  # where decoding goes on
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Logits of the first case with the model's own weights, and a way to get those of others."""
+    twin = hf.make_twin(tmp_path_factory.mktemp("plain"), model_type="qwen3_vl")
+    samples, _ = make_rows(twin.config, CASES["two_clips_and_an_image"][1], 0)
+    batch = place(samples)
+    run = jax.jit(lambda params: our_loss(twin.config, params, batch)[1])
+    return twin.params, run, np.asarray(run(twin.params))
+
+
+@pytest.mark.parametrize("change", ["first", "second", "swapped"])
+def test_every_deepstack_merger_matters(plain, change):
+    params, run, logits = plain
+
+    def changed(leaf):
+        match change:
+            case "first":
+                return leaf.at[0].set(0)
+            case "second":
+                return leaf.at[1].set(0)
+        return leaf[::-1]
+
+    deep = jax.tree.map(changed, params["vision"]["deepstack"])
+    other = run(params | {"vision": params["vision"] | {"deepstack": deep}})
+    assert np.abs(other - logits).max() > 0.1 * np.abs(logits).max()
+
+
+def test_visual_tokens_of_a_head_dim_of_72(tmp_path):
+    """The head dim of 8B, through the tower and the paths that hold any head dim."""
+    sizes = {"vision_hidden_size": 144, "vision_num_heads": 2, "vision_depth": 2}
+    twin = hf.make_twin(
+        tmp_path, model_type="qwen3_vl", vision_deepstack_visual_indexes=[0], **sizes
+    )
+    samples, ((clip,),) = make_rows(twin.config, [[2, (4, 3, 6, 1.0), 2]], 3)
+    batch = place(samples)
+    index = batch.visual_index[0]
+    rows, grid = hf.hf_patches(clip, PLAIN_16)
+    out = twin.hf.model.visual(torch.tensor(rows), grid_thw=torch.tensor([grid]))
+    wanted = [out.pooler_output, *out.deepstack_features]
+    wanted = np.concatenate([part.detach().numpy() for part in wanted], axis=-1)
+    for path in ("reference", "chunked"):
+        encode = jax.jit(
+            lambda p, b, path=path: family.bind(twin.config, p).encode_vision(
+                b, plan=choose_plan(path)
+            )
+        )
+        got = np.asarray(encode(twin.params, batch))[0, index[index >= 0]]
+        np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())

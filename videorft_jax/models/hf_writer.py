@@ -1,0 +1,178 @@
+"""Parameters to a Hugging Face folder, through the name table of their family."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from videorft_jax.models import tensor_files
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import family_of
+from videorft_jax.models.hf_folder import compare_paths, flatten, known_dtype
+
+# What an export copies beside the weights. Never code, never pickles.
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+_BLOCK = 2 * 2**20  # bytes copied at once
+
+
+def write_checkpoint(
+    folder,
+    params: dict[str, Any],
+    config: ModelConfig,
+    dtype=None,
+    source_folder=None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a Hugging Face folder with the names of the hub, one tensor in memory at a time.
+
+    `params` leaves are numpy or jax arrays, sharded or not; `dtype` None keeps theirs, which must
+    then agree. Tokenizer, processor and generation files are copied from `source_folder`. The
+    folder appears whole: it is written beside as `<folder>.partial` and renamed. Every process of a
+    multi-process run calls this; the first one writes.
+
+    Raises ValueError when `folder` is there and not empty, when params do not fit the config (all
+    listed at once), and for leaves of several dtypes without `dtype`.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
+    leaves, flat = family_of(config).leaves_of(config), flatten(params)
+    compare_paths(flat, leaves, "params", shapes=True)
+    dtypes = {np.dtype(array.dtype) for array in flat.values()}
+    if dtype is None and len(dtypes) > 1:
+        raise ValueError(f"params: dtypes {sorted(map(str, dtypes))} are mixed; give one dtype")
+    target = known_dtype(dtype or dtypes.pop())
+    shards = _cut_into_files(leaves, target, max_shard_bytes)
+    partial = folder.with_name(folder.name + ".partial")
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+        partial.mkdir(parents=True)
+    try:
+        _write_tensors(partial, shards, flat, target, writes)
+        if writes:
+            _write_side_files(partial, config, target, source_folder)
+            if folder.exists():
+                folder.rmdir()
+            os.replace(partial, folder)
+    except BaseException:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"wrote {folder.name}")
+    count = sum(map(len, shards))
+    logging.info("wrote %d tensors in %d files to %s", count, len(shards), folder)
+
+
+def _cut_into_files(leaves, dtype, max_shard_bytes):
+    """[[(layer, leaf, name)]] of every file, layer by layer as the hub orders tensors."""
+    tensors = [(i, leaf, name) for leaf in leaves for i, (name, _) in enumerate(leaf.names())]
+    tensors.sort(key=lambda item: (item[1].path.split("/")[0], item[1].num_layers or 0, item[0]))
+    shards, left = [[]], max_shard_bytes
+    for item in tensors:
+        nbytes = math.prod(item[1].hf_shape) * dtype.itemsize
+        if shards[-1] and nbytes > left:
+            shards.append([])
+            left = max_shard_bytes
+        shards[-1].append(item)
+        left -= nbytes
+    return shards
+
+
+def _write_tensors(folder, shards, flat, dtype, writes):
+    """The safetensors files and their index; a process that does not write fetches all the same,
+    because fetching is collective."""
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file_name = tensor_files.SINGLE_NAME
+        if len(shards) > 1:
+            file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        specs = [(name, dtype, leaf.hf_shape) for _, leaf, name in shard]
+        weight_map |= {name: file_name for name, _, _ in specs}
+        arrays = (_to_hf(leaf, _fetch(flat, leaf, i), dtype) for i, leaf, _ in shard)
+        if writes:
+            tensor_files.write_file(folder / file_name, specs, arrays)
+        else:
+            for _ in arrays:
+                pass
+    if writes and len(shards) > 1:
+        sizes = (math.prod(leaf.hf_shape) for shard in shards for _, leaf, _ in shard)
+        index = {"metadata": {"total_size": sum(sizes) * dtype.itemsize}, "weight_map": weight_map}
+        _write_json(folder / tensor_files.INDEX_NAME, index)
+
+
+@jax.jit
+def _take_layer(array, layer):
+    return jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)
+
+
+@jax.jit
+def _same(array):
+    return array
+
+
+def _fetch(flat, leaf, layer):
+    """One tensor of a leaf on the host, without the copy that `np.asarray` would leave on it."""
+    array = flat[leaf.path]
+    if isinstance(array, np.ndarray):
+        return array if leaf.num_layers is None else array[layer]
+    block = _same(array) if leaf.num_layers is None else _take_layer(array, layer)
+    if block.is_fully_addressable:
+        return np.asarray(block)
+    return multihost_utils.process_allgather(block, tiled=True)
+
+
+def _to_hf(leaf, block, dtype):
+    source = block.transpose(np.argsort(leaf.perm))
+    out = np.empty(source.shape, dtype)
+    rows = max(1, _BLOCK * len(out) // out.nbytes)
+    for start in range(0, len(out), rows):  # a transposed copy is 3x faster in blocks
+        out[start : start + rows] = source[start : start + rows]
+    return out.reshape(leaf.hf_shape)
+
+
+def _write_side_files(folder, config, dtype, source_folder):
+    values = json.loads(config.source)
+    values.pop("auto_map", None)  # an export never asks for remote code
+    for part in (values, values.get("text_config"), values.get("vision_config")):
+        for key in ("dtype", "torch_dtype"):
+            if part and key in part:
+                part[key] = dtype.name
+    if "dtype" not in values:
+        values["torch_dtype"] = dtype.name
+    _write_json(folder / "config.json", values)
+    if source_folder is None:
+        return
+    source = pathlib.Path(source_folder)
+    copied = [name for name in _COPIED if (source / name).is_file()]
+    for name in copied:
+        shutil.copyfile(source / name, folder / name)
+    logging.info("copied %d of %d side files from %s", len(copied), len(_COPIED), source)
+
+
+def _write_json(path, values):
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
