@@ -1,20 +1,23 @@
 """The attention kernel of this accelerator beside dense attention: error and time.
 
-python benchmarks/attention.py [--path flash] [--rounds 10]
+python benchmarks/attention.py [--path flash] [--rounds 10] [--json]
 
 At the head sizes of 7B: packed rows, a group's row and the vision tower's full layers, bfloat16,
 forward and backward. Errors are of the norm, |x - exact| / |exact| with `exact` dense in float32;
 beside them those of dense attention in bfloat16, which no kernel has to beat. Ends with code 1 when
-an error is more than twice that. XLA fuses no dense scores, so times are not a contest.
+an error is more than 2.5 times that: a kernel rounds probabilities and their gradients once more.
+XLA fuses no dense scores, so times are not a contest.
 """
 
 import argparse
 import functools
+import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from peer import machine
 from published import median_seconds
 
 from videorft_jax.models.attention import dispatch
@@ -54,10 +57,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", default="auto")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     path = dispatch.resolve(options.path)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, path {path}")
-    right = True
+    right, times = True, {"ours": {}, "peer": {}}
     for name, (mask, real, (heads, kv_heads, dim)) in cases().items():
         keys, shape = jax.random.split(jax.random.key(0), 4), real.shape
         inputs = [
@@ -77,13 +81,18 @@ def main() -> int:
             ("out", "dq", "dk", "dv"), fast(*rounded), dense(*rounded), exact, strict=True
         ):
             errors = error(ours, true, real), error(theirs, true, real)
-            right &= errors[0] < 2 * errors[1]  # and never nan
+            right &= errors[0] < 2.5 * errors[1]  # and never nan
             print(f"{name:7} {part:3} error {errors[0]:.2e}, dense bfloat16 {errors[1]:.2e}")
         seconds = [
             median_seconds(functools.partial(f, *rounded), options.rounds) for f in (fast, dense)
         ]
+        times["ours"][f"{name}_s"], times["peer"][f"{name}_s"] = seconds
         print(f"{name:7} {path} {seconds[0] * 1e3:.2f} ms, dense {seconds[1] * 1e3:.2f} ms")
     print("right" if right else "WRONG")
+    if options.json:
+        ratio = {name: times["peer"][f"{name}_s"] / times["ours"][f"{name}_s"] for name in cases()}
+        shape = {"prompt": PROMPT, "rollouts": ROLLOUTS, "completion": LENGTH, "path": path}
+        print(json.dumps({"machine": machine(), "shape": shape, **times, "ratio": ratio}))
     return 0 if right else 1
 
 

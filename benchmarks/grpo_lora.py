@@ -213,12 +213,15 @@ def main():
         )  # fmt: skip
     if len(report) == 2:
         report["ratio"] = {
-            part: report["peer"][part] / report["ours"][part]
-            for part in ("rollout_s", "update_s", "chip_s_per_rollout")
-        }
+            name: report["peer"][part] / report["ours"][part]
+            for name, part in (
+                ("rollout", "rollout_s"), ("update", "update_s"), ("step", "chip_s_per_rollout")
+            )
+        }  # fmt: skip
         print({name: round(value, 2) for name, value in report["ratio"].items()})
     if options.json:
-        print(json.dumps({"completions": completions, **report}))
+        shape = {"recipe": RECIPE, "prompts": options.prompts, "completions": completions}
+        print(json.dumps({"machine": peer.machine(), "shape": shape, **report}))
 
 
 if __name__ == "__main__":

@@ -69,9 +69,10 @@ def main():
         f"{cost.hardware_flops / seconds / peak:.1%}), peak {memory:.1f} GiB"
     )
     if options.json:
-        found = {"recipe": options.recipe, "rows": options.rows, "tokens_per_row": length}
-        found |= {"step_s": seconds, "peak_flops": peak, "utilisation": share}
-        print(json.dumps({"machine": peer.machine(), **found, "peak_gib": memory}))
+        shape = {"recipe": options.recipe, "rows": options.rows, "tokens_per_row": length}
+        ours = {"step_s": seconds, "flops_per_s": cost.model_flops / seconds, "peak_gib": memory}
+        body = {"machine": peer.machine(), "shape": shape, "ours": ours}
+        print(json.dumps(body | {"peer": {"flops_per_s": peak}, "ratio": {"utilisation": share}}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 
 ABOUT_MACHINE = ("perf/", "time/", "memory/")  # names of metrics
 TIMES = ("seconds", "performance")  # keys of results.json
+NUMBERED = re.compile(r"\d{6}\.(?=mp4$|png$)")
 MODIFIED_NS = re.compile(r"\b1\d{18}\b")  # when a clip was written, in the indices of the loader
 IGNORED_FOLDERS = {"compiled", "done", "tensorboard"}
 IGNORED_SUFFIXES = {".html", ".lock", ".log"}
@@ -26,9 +27,9 @@ class Compared:
 
 
 def compare_folders(first: pathlib.Path, second: pathlib.Path) -> list[Compared]:
-    """A row for each output of either folder, in the order of their names."""
+    """A row for each output of either folder, in the order of their names; clips count as one."""
     sides = [_read_folder(folder) for folder in (first, second)]
-    rows = []
+    rows: list[Compared] = []
     for name in sorted(sides[0].keys() | sides[1].keys()):
         there, here = (side.get(name) for side in sides)
         if there is None or here is None:
@@ -40,7 +41,19 @@ def compare_folders(first: pathlib.Path, second: pathlib.Path) -> list[Compared]
         wrong = [path for path in paths if not _equal(there.get(path), here.get(path))]
         text = f"{wrong[0]}: {_show(there, here, wrong[0])}" if wrong else ""
         rows.append(Compared(name, len(paths), len(wrong), text))
-    return rows
+    return _merge_clips(rows)
+
+
+def _merge_clips(rows):
+    """One row for all clips of a folder, which are numbered."""
+    merged: dict[str, Compared] = {}
+    for row in rows:
+        name = NUMBERED.sub("*.", row.name)
+        known = merged.setdefault(name, Compared(name, 0, 0))
+        known.compared += row.compared
+        known.differing += row.differing
+        known.first = known.first or row.first
+    return list(merged.values())
 
 
 def _read_folder(folder):
