@@ -18,8 +18,9 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.image import read_image
+from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
-from videorft_jax.data.records.render import render
+from videorft_jax.data.records.render import render, write_media
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
@@ -83,25 +84,32 @@ class Model:
                 target = "".join(part["text"] for part in target)
         contents = [m["content"] for m in chat if not isinstance(m["content"], str)]
         parts = [part for content in contents for part in content if part["type"] != "text"]
-        media = [self._media(part) for part in parts]
-        rendered = render(self.tokenizer, chat, [item.num_tokens for item in media], target)
+        found = [self._media(part) for part in parts]
+        media = [item for item, _ in found]
+        written = [write_media(item.grid, stamps, self.contract) for item, stamps in found]
+        geometry = self.contract.geometry
+        rendered = render(self.tokenizer, chat, written, target, geometry=geometry)
         starts = [start for start, _ in rendered.visual_spans]
         rule = self.contract.mrope_rule
         return layout.make_sample(rendered.tokens, rendered.loss_mask, starts, media, rule)
 
     def _media(self, part):
+        """The part's pixels as pairs, and the times of its frame pairs."""
         kind, source, cut = part["type"], part[part["type"]], self.contract.geometry
         still = kind == "image"
         if not isinstance(source, np.ndarray):
             if still:
-                return patches.make_media(read_image(source, self.contract).frames, None, cut)
+                return patches.make_media(read_image(source, self.contract).frames, None, cut), ()
             clip = read_video(source, self.contract, part.get("start"), part.get("end"))
-            return patches.make_media(clip.frames, clip.fps, cut)
+            return patches.make_media(clip.frames, clip.fps, cut), clip.stamps
         if not still and "fps" not in part:
             raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
         frames = source[None] if still and source.ndim == 3 else source
         frames = resize_frames(frames, self.contract, image=still)
-        return patches.make_media(frames, None if still else part["fps"], cut)
+        if still:
+            return patches.make_media(frames, None, cut), ()
+        stamps = pair_times(np.arange(len(frames)) / part["fps"], cut.temporal_patch)
+        return patches.make_media(frames, part["fps"], cut), stamps
 
     def forward(self, batch: Batch) -> jax.Array:
         """float32 logits [B, T, V] of every position; for inspection and tests only."""

@@ -20,8 +20,9 @@ from videorft_jax.data.records.prompts import (
     load_template,
 )
 from videorft_jax.data.records.records import PROBLEM_TYPES, parse_row
-from videorft_jax.data.records.render import DEFAULT_SYSTEM, render, render_text
+from videorft_jax.data.records.render import render, render_text
 from videorft_jax.demo.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
+from videorft_jax.models.geometry import WINDOWED_14
 
 CORPUS = [
     "system\nYou are a helpful assistant.",
@@ -184,7 +185,7 @@ def test_other_tokenizers(tiny, caplog):
     other.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with caplog.at_level(logging.WARNING):
         render(other, [{"role": "user", "content": "x"}], [])
-    assert "chat template is not Qwen2.5-VL's" in caplog.text
+    assert "chat template is not the model's" in caplog.text
     vocabulary = {token: i for i, token in enumerate(["a", "b"])}
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [])))
     with pytest.raises(ValueError, match="has no <|im_start|>"):
@@ -262,7 +263,7 @@ def test_template_files(tmp_path, tiny):
     assert text == "Q: Which way does the red square move? {keep} [as multiple choice]"
     rendered = tiny.decode(render(tiny, messages, [1]).tokens)
     assert rendered.startswith(
-        f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+        f"<|im_start|>system\n{WINDOWED_14.default_system}<|im_end|>\n<|im_start|>user\n"
     )
 
 

@@ -96,6 +96,7 @@ def pack_clip(clip: Clip) -> bytes:
         "fps": float(clip.fps),
         "indices": clip.indices.tolist(),
         "source_size": [int(side) for side in clip.source_size],
+        "stamps": list(clip.stamps),
     }
     return json.dumps(header).encode() + b"\n" + frames.tobytes()
 
@@ -109,7 +110,8 @@ def unpack_clip(payload: bytes) -> Clip:
         times = np.array(fields["timestamps"], np.float64)
         indices = np.array(fields["indices"], np.int64)
         planes = frames.transpose(0, 3, 1, 2)
-        clip = Clip(planes, times, fields["fps"], indices, tuple(fields["source_size"]))
+        sides, stamps = tuple(fields["source_size"]), tuple(fields.get("stamps", ()))
+        clip = Clip(planes, times, fields["fps"], indices, sides, stamps)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no cached clip: {error}") from None
     if fields["format"] != FORMAT:

@@ -17,7 +17,7 @@ from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.prompts import build_messages, build_target
 from videorft_jax.data.records.quarantine import Failure
 from videorft_jax.data.records.records import Record, RecordError
-from videorft_jax.data.records.render import render
+from videorft_jax.data.records.render import render, write_media
 from videorft_jax.data.records.source import media_of
 
 
@@ -91,8 +91,13 @@ class Load:
         ]
         messages = build_messages(record, m.template)
         target = build_target(record) if m.target else None
-        counts = [item.num_tokens for item in media]
-        text = render(m.tokenizer, messages, counts, target, every_turn=m.target)
+        written = [
+            write_media(item.grid, clip.stamps, m.contract)
+            for item, clip in zip(media, clips, strict=True)
+        ]
+        text = render(
+            m.tokenizer, messages, written, target, m.target, geometry=m.contract.geometry
+        )
         starts = [start for start, _ in text.visual_spans]
         rule = m.contract.mrope_rule
         sample = make_sample(text.tokens, text.loss_mask, starts, media, rule)

@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.prompts import PromptTemplate, build_messages, build_target
 from videorft_jax.data.records.quarantine import Failure
 from videorft_jax.data.records.records import Record, RecordError
-from videorft_jax.data.records.render import render
+from videorft_jax.data.records.render import render, write_media
 from videorft_jax.data.records.source import Source, media_of
 
 CHUNK = 4096  # records submitted to the threads at a time
@@ -59,17 +59,16 @@ class Measurer:
             record = self.source[index]
         except RecordError as error:
             return Failure(index, self.source.where(index), "schema", str(error))
-        try:
-            text = self.text(record, sizes)
-        except ValueError as error:
-            return Failure(index, record.path, "prompt", str(error))
         probes = []
         for item in record.media:
             probe = self.media(index, item, sizes)
             if probe.reason:
                 return Failure(index, item.name, probe.reason, probe.detail)
             probes.append(probe)
-        return Need(tuple(probes), text)
+        try:
+            return Need(tuple(probes), self.text(record, sizes, probes))
+        except ValueError as error:
+            return Failure(index, record.path, "prompt", str(error))
 
     def media(self, index: int, item: MediaItem, sizes: SizeCache) -> Probe:
         """What one item of a record becomes, from `sizes` where it is known."""
@@ -85,19 +84,24 @@ class Measurer:
             sizes.put(key, [bool(self.full or self.isolate), *probe])
         return probe
 
-    def text(self, record: Record, sizes: SizeCache) -> int:
-        """Tokens besides the visual ones. Raises ValueError when it cannot be rendered."""
+    def text(self, record: Record, sizes: SizeCache, probes: Sequence[Probe]) -> int:
+        """Tokens besides the visual ones, the times of frame pairs among them where the model reads
+        times. Raises ValueError when it cannot be rendered."""
         messages = build_messages(record, self.template)
         target = build_target(record) if self.target else None
         content = json.dumps([messages, target], ensure_ascii=False)
         if self.tokenizer is None:
             return -(-len(content.encode()) // 4)
+        geometry = self.contract.geometry
+        # One token for each run of visual tokens, of which only the number matters here.
+        written = [write_media((1, 1, 1), probe.stamps, self.contract) for probe in probes]
+        if geometry.timestamps:
+            content += json.dumps(written)
         key = f"text|{_digest(content + tokenizer_digest(self.tokenizer))}"
         known = sizes.get(key)
         if known is None:
-            counts = [1] * len(record.media)
-            rendered = render(self.tokenizer, messages, counts, target)
-            known = [len(rendered.tokens) - len(counts)]
+            rendered = render(self.tokenizer, messages, written, target, geometry=geometry)
+            known = [len(rendered.tokens) - len(rendered.visual_spans)]
             sizes.put(key, known)
         return known[0]
 
@@ -110,7 +114,9 @@ class Measurer:
         clip = load_media(media, root, self.contract, **span, isolate=self.isolate)
         if isinstance(clip, MediaError):
             return Probe(reason=clip.reason, detail=clip.detail)
-        return Probe(len(clip.frames), *clip.frames.shape[1:3], float(clip.fps), *clip.source_size)
+        stamps = clip.stamps if self.contract.geometry.timestamps else ()
+        size = clip.frames.shape[1:3]
+        return Probe(len(clip.frames), *size, float(clip.fps), *clip.source_size, stamps=stamps)
 
     def _media_key(self, index: int, item: MediaItem) -> str | None:
         span = f"{item.kind}|{item.start}|{item.end}|{self.contract.digest[:16]}"

@@ -22,8 +22,9 @@ class Clip(NamedTuple):
     `frames` makes one array of them, uint8 [n, h, w, 3]. timestamps float64 [n] seconds after the
     file's first frame; fps the true rate of the sample, n / number of frames in the range * native
     rate (that of the range where the rate varies); indices int64 [n] into the file's frames in
-    order of presentation; source_size (height, width) before the resize and after rotation. An
-    image has one frame at 0 s and fps 2, so that a grid step lasts 1 s.
+    order of presentation; source_size (height, width) before the resize and after rotation; stamps
+    the seconds of each frame pair as a prompt writes them. An image has one frame at 0 s and fps 2,
+    so that a grid step lasts 1 s, and no stamps.
     """
 
     planes: Sequence[Sequence[np.ndarray]]
@@ -31,6 +32,7 @@ class Clip(NamedTuple):
     fps: float
     indices: np.ndarray
     source_size: tuple[int, int]
+    stamps: tuple[float, ...] = ()
 
     @property
     def frames(self) -> np.ndarray:

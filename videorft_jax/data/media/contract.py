@@ -8,6 +8,14 @@ from videorft_jax.models.geometry import WINDOWED_14, Geometry, find_geometry
 
 _UNIT = WINDOWED_14.unit**2  # pixels of a visual token, where a contract names no other geometry
 
+# What the fields of a contract may say.
+CHOICES = {
+    "sampling": ("qwen", "hf"),
+    "budget": ("frame", "clip"),
+    "mrope_rule": ("qwen", "hf5"),
+    "stamps": ("index", "time"),
+    "video_wrapper": ("qwen", "hf5"),
+}
 REASONS = {
     "missing": "check the path and the data root",
     "not_regular": "replace the pipe or device by a plain file; a folder of frames needs fps",
@@ -71,10 +79,20 @@ class Limits:
 class MediaContract:
     """How a file becomes frames. Two runs with equal `digest` give the model equal pixels.
 
-    sampling "qwen": n = total / native_fps * fps, clamped to [min_frames, max_frames] and to the
-    clip, floored to even; `num_frames` fixes n instead; indices round(linspace(first, last, n)).
-    min_pixels, max_pixels, total_pixels bound one frame and the whole clip as qwen-vl-utils does;
-    image_* bound still images. mrope_rule names the position rule, see `data.layout`.
+    sampling: how many frames n are taken of a range; their indices are round(linspace(first, last,
+      n)). "qwen" (qwen-vl-utils): n = total / native_fps * fps, clamped to [min_frames, max_frames]
+      and to the clip, floored to even. "hf" (transformers' processor of models that read
+      timestamps): the same truncated to a whole number, which may be odd. `num_frames` fixes n.
+    budget: what the pixel bounds hold for. "frame" (qwen-vl-utils): min_pixels and max_pixels for
+      one frame, which shrinks further where a clip would exceed total_pixels. "clip" (the
+      processor): min_pixels and total_pixels for all frames together, and max_pixels times n.
+    image_min_pixels, image_max_pixels: bounds of a still image.
+    mrope_rule: the position rule, see `data.batch.layout`.
+    stamps: the time that is written before each frame pair, where the model reads it. "index" is a
+      frame's number over the container's average rate, as in the processor; "time" the moment at
+      which the frame is shown, which differs where the rate varies.
+    video_wrapper: "qwen" (transformers < 5.10, how the weights were released) writes each frame
+      pair behind its time; "hf5" (later ones) puts a pair of vision markers around the whole clip.
     """
 
     sampling: str = "qwen"
@@ -92,8 +110,14 @@ class MediaContract:
     temporal_patch_size: int = WINDOWED_14.temporal_patch
     resize: str = "bicubic_antialias"
     mrope_rule: str = "qwen"
+    budget: str = "frame"
+    stamps: str = "index"
+    video_wrapper: str = "qwen"
 
     FORMAT = 1  # raise when the meaning of a field changes
+    # Fields that came later. They are left out of the dict and the digest while they say what was
+    # so before them, so that contracts of before keep both.
+    LATER = ("budget", "stamps", "video_wrapper")
 
     def __post_init__(self):
         def require(ok: bool, what: str) -> None:
@@ -101,9 +125,10 @@ class MediaContract:
                 raise ValueError(f"MediaContract: {what}")
 
         object.__setattr__(self, "fps", float(self.fps))  # 2 and 2.0 are one contract
-        require(self.sampling == "qwen", f"sampling must be 'qwen', got {self.sampling!r}")
+        for name, known in CHOICES.items():
+            found = getattr(self, name)
+            require(found in known, f"{name} is {found!r}; choose one of {known}")
         require(self.resize == "bicubic_antialias", f"unknown resize {self.resize!r}")
-        require(self.mrope_rule in ("qwen", "hf5"), f"mrope_rule qwen or hf5: {self.mrope_rule!r}")
         require(0 < self.fps < 1000, f"fps must be in (0, 1000), got {self.fps}")
         require(self.num_frames is None or self.num_frames >= 2, "num_frames must be None or >= 2")
         require(2 <= self.min_frames <= self.max_frames, "need 2 <= min_frames <= max_frames")
@@ -143,19 +168,26 @@ class MediaContract:
         return cls(min_frames=32, max_frames=32, **pixels)
 
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """The fields; those of LATER only where they differ from the default."""
+        fields = dataclasses.asdict(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in self.LATER or value != getattr(MediaContract, name)
+        }
 
     @classmethod
     def from_dict(cls, fields: dict) -> "MediaContract":
         """Inverse of `to_dict`; ValueError names fields that are unknown or absent."""
         wrong = set(fields) ^ {field.name for field in dataclasses.fields(cls)}
+        wrong -= set(cls.LATER) - set(fields)
         if wrong:
             raise ValueError(f"MediaContract: unknown or absent fields {sorted(wrong)}")
         return cls(**fields)
 
     def diff(self, other: "MediaContract") -> str:
         """The fields that differ, as "name: ours != theirs, ..."; empty when equal."""
-        ours, theirs = self.to_dict(), other.to_dict()
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return ", ".join(f"{k}: {v} != {theirs[k]}" for k, v in ours.items() if v != theirs[k])
 
 

@@ -32,7 +32,7 @@ def read_isolated(
     kind: str,
     times: tuple[float | None, float | None, float | None],
     limits: Limits,
-) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, tuple[int, int]]:
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray, tuple[int, int], tuple[float, ...]]:
     """The fields of a Clip, read by a child process; times are start, end and fps.
 
     Raises MediaError as `read_video`, with timeout and memory also where only the operating system
@@ -75,7 +75,8 @@ def read_isolated(
     frames = np.frombuffer(pixels, np.uint8).reshape(fields["shape"]).copy()
     times = np.array(fields["timestamps"], np.float64)
     indices = np.array(fields["indices"], np.int64)
-    return frames, times, fields["fps"], indices, tuple(fields["source_size"])
+    sides, stamps = tuple(fields["source_size"]), tuple(fields["stamps"])
+    return frames, times, fields["fps"], indices, sides, stamps
 
 
 def _mapped_bytes() -> int:
@@ -116,6 +117,7 @@ def main() -> None:
             "fps": clip.fps,
             "indices": clip.indices.tolist(),
             "source_size": clip.source_size,
+            "stamps": clip.stamps,
         }
         pixels = frames.tobytes()
     sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + pixels)

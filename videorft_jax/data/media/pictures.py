@@ -138,4 +138,4 @@ def read_pictures(
     size = target_size(*sides, len(sampling.indices), contract)
     planes = [resize_planes(pictures.show(int(i)), *size) for i in sampling.indices]
     seconds = pictures.seconds[sampling.indices]
-    return Clip(planes, seconds, sampling.fps, sampling.indices, sides)
+    return Clip(planes, seconds, sampling.fps, sampling.indices, sides, sampling.stamps)

@@ -23,6 +23,7 @@ class Probe(NamedTuple):
     source_width: int = 0
     reason: str = ""
     detail: str = ""
+    stamps: tuple[float, ...] = ()  # of each frame pair, where the model reads times
 
     def num_pairs(self, geometry: Geometry) -> int:
         """Frame pairs; a single frame and an odd last one are shown twice."""
@@ -61,6 +62,7 @@ def probe_media(
         look = look_at_video(source, contract, start, end, fps=fps, **where)
         num = len(look.sampling.indices)
         size = target_size(*look.source_size, num, contract)
-        return Probe(num, *size, look.sampling.fps, *look.source_size)
+        stamps = look.sampling.stamps if contract.geometry.timestamps else ()
+        return Probe(num, *size, look.sampling.fps, *look.source_size, stamps=stamps)
     except MediaError as error:
         return Probe(reason=error.reason, detail=error.detail)

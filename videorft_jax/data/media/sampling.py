@@ -21,8 +21,11 @@ def target_size(
     The arithmetic is that of qwen-vl-utils (fetch_video, fetch_image, smart_resize): Python's
     round half to even, then floor when too large and ceil when too small, so that the result can
     lie a little outside the bounds. A frame's upper bound also shrinks with total_pixels / n * 2
-    but never below 1.05 * min_pixels. Raises MediaError aspect_ratio above 200.
+    but never below 1.05 * min_pixels. A contract with a budget for the whole clip has the
+    arithmetic of transformers' processor. Raises MediaError aspect_ratio above 200.
     """
+    if contract.budget == "clip" and not image:
+        return _size_in_clip(height, width, num_frames, contract)
     factor = contract.factor
     if image:
         least, most = contract.image_min_pixels, contract.image_max_pixels
@@ -40,6 +43,30 @@ def target_size(
         columns = max(factor, math.floor(width / shrink / factor) * factor)
     elif rows * columns < least:
         grow = math.sqrt(least / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def _size_in_clip(height, width, num_frames, contract):
+    """(height, width) such that all frames together keep to the budget: `smart_resize` of
+    transformers' processor, which counts the frames rounded to whole pairs in the comparison and as
+    they are in the scale."""
+    factor, step = contract.factor, contract.temporal_patch_size
+    if min(height, width) < factor:  # first scaled up to the unit
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise MediaError("aspect_ratio", f"{width}x{height} is beyond {MAX_ASPECT}:1")
+    rows, columns = (round(side / factor) * factor for side in (height, width))
+    frames = round(num_frames / step) * step
+    most = min(contract.total_pixels, num_frames * contract.max_pixels)
+    if frames * rows * columns > most:
+        shrink = math.sqrt(num_frames * height * width / most)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif frames * rows * columns < contract.min_pixels:
+        grow = math.sqrt(contract.min_pixels / (num_frames * height * width))
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
     return rows, columns
@@ -79,10 +106,15 @@ def frame_range(
 
 
 def num_sampled(total: int, rate: float, contract: MediaContract) -> int:
-    """How many of `total` frames are taken: qwen-vl-utils smart_nframes, always even.
-    Raises MediaError too_few_frames when the clip cannot give them."""
+    """How many of `total` frames are taken: always even under the rule of qwen-vl-utils
+    (smart_nframes), any number from two under that of transformers' processor. Raises MediaError
+    too_few_frames when the clip cannot give them."""
     step = contract.temporal_patch_size
-    if contract.num_frames is not None:
+    if contract.sampling == "hf":
+        num = contract.num_frames or int(total / rate * contract.fps)
+        if contract.num_frames is None:
+            num = min(max(num, contract.min_frames), contract.max_frames, total)
+    elif contract.num_frames is not None:
         num = round(contract.num_frames / step) * step
     else:
         least = math.ceil(contract.min_frames / step) * step
@@ -95,20 +127,25 @@ def num_sampled(total: int, rate: float, contract: MediaContract) -> int:
 
 
 def sample_indices(first: int, last: int, num: int) -> np.ndarray:
-    """int64 [num]: round(linspace(first, last, num)), both ends included, in exact integers.
+    """int64 [num]: round(linspace(first, last, num)), both ends included.
 
-    `num` is even, hence num - 1 odd and a half never occurs: no rounding rule is involved.
+    With an even `num` no half ever occurs, so that exact integers need no rounding rule. With an
+    odd one NumPy's rule decides, halves to even, as in transformers' processor.
     """
+    if num % 2:
+        return np.linspace(first, last, num).round().astype(np.int64)
     steps = np.arange(num, dtype=np.int64) * (last - first)
     return first + (2 * steps + num - 1) // (2 * (num - 1))
 
 
 class Sampling(NamedTuple):
     """The frames that a contract takes of a clip: indices int64 [n] into the frames of the file, in
-    order of presentation, and fps, the true rate of the sample."""
+    order of presentation; fps, the true rate of the sample; stamps, the seconds of each frame pair
+    as the prompt writes them."""
 
     indices: np.ndarray
     fps: float
+    stamps: tuple[float, ...]
 
 
 def sample_frames(
@@ -124,9 +161,20 @@ def sample_frames(
     its own, by which the number of frames and their fps are counted. Raises MediaError empty_range
     and too_few_frames.
     """
+    native = rate
     first, last = frame_range(seconds, rate, start, end)
     total = last - first + 1
     if total > 1 and not has_constant_rate(seconds, rate):
         rate = (total - 1) / (seconds[last] - seconds[first])
     num = num_sampled(total, rate, contract)
-    return Sampling(sample_indices(first, last, num), float(num / total * rate))
+    indices = sample_indices(first, last, num)
+    times = indices / native if contract.stamps == "index" else seconds[indices]
+    stamps = pair_times(times, contract.temporal_patch_size)
+    return Sampling(indices, float(num / total * rate), stamps)
+
+
+def pair_times(times: np.ndarray, size: int) -> tuple[float, ...]:
+    """The middle between the first and the last frame of every `size` frames, in seconds; an
+    incomplete last group repeats its last frame."""
+    times = [*times, *[times[-1]] * (-len(times) % size)]
+    return tuple(float((times[i] + times[i + size - 1]) / 2) for i in range(0, len(times), size))

@@ -128,8 +128,8 @@ def decode_clip(
         return resize_planes(np.ascontiguousarray(image), *sampler.target_size)
 
     found = file.read(sampler.choose, convert)
-    fps = sampler.sampling.fps
-    return Clip(found.images, found.seconds, fps, found.indices, sampler.source_size)
+    fps, stamps = sampler.sampling.fps, sampler.sampling.stamps
+    return Clip(found.images, found.seconds, fps, found.indices, sampler.source_size, stamps)
 
 
 class _Sampler:

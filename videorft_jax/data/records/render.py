@@ -1,4 +1,4 @@
-"""From chat messages to token ids in the Qwen2.5-VL chat format.
+"""From chat messages to token ids in the chat format of the Qwen VL models.
 
 Ids are composed piece by piece. Control tokens (`<|im_start|>`, `<|video_pad|>` ...) are inserted
 by id, and everything that comes from a record or a user is encoded by a copy of the tokenizer in
@@ -12,15 +12,16 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.models.geometry import WINDOWED_14, Geometry
+
 logger = logging.getLogger(__name__)
 
-# What Qwen's own chat template says when a chat opens without a system turn.
-DEFAULT_SYSTEM = "You are a helpful assistant."
 CONTROL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -47,33 +48,62 @@ class RenderedPrompt:
     visual_spans: tuple[tuple[int, int], ...]
 
 
+Run = tuple[str, int]  # text before the markers, and how many visual tokens stand between them
+
+
+class MediaText(NamedTuple):
+    """How one media item is written: its runs of visual tokens, each between vision markers and
+    behind a text of its own, and whether another pair of markers stands around all of them."""
+
+    runs: tuple[Run, ...]
+    is_wrapped: bool = False
+
+
+def write_media(
+    grid: tuple[int, int, int], stamps: Sequence[float], contract: MediaContract
+) -> MediaText:
+    """The text of a clip of `grid` frame pairs x visual tokens down x across.
+
+    Where the model reads times, every frame pair stands by itself behind its time, as in
+    `<3.2 seconds>`. `stamps` has none for an image, which is written in one piece.
+    """
+    pairs, frame = grid[0], grid[1] * grid[2]
+    if not (contract.geometry.timestamps and stamps):
+        return MediaText((("", pairs * frame),))
+    runs = tuple((f"<{seconds:.1f} seconds>", frame) for seconds in stamps)
+    return MediaText(runs, contract.video_wrapper == "hf5")
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
-    num_visual_tokens: Sequence[int],
+    media: Sequence[int | MediaText],
     target: str | None = None,
     every_turn: bool = False,
+    geometry: Geometry = WINDOWED_14,
 ) -> RenderedPrompt:
-    """Chat messages to token ids in the Qwen2.5-VL chat format.
+    """Chat messages to token ids in the model's chat format.
 
     Args:
       tokenizer: one that has the Qwen control tokens; ids are read from it.
       messages: dicts of role (system, user, assistant) and content (a string, or parts of type
         text, image, video).
-      num_visual_tokens: how many visual tokens each media item becomes, in order of appearance.
+      media: how each media item is written, in order of appearance; a number is one run of so many
+        visual tokens.
       target: the assistant's answer to learn; None ends the prompt where generation starts.
+      geometry: tells what a chat without a system turn opens with.
       every_turn: what the assistant says in `messages` is to be learnt too, not the target alone.
 
     Raises:
       ValueError: unknown role or part, counts that do not match the media, or a tokenizer without
         a control token.
     """
-    encoder = _encoder(tokenizer)
+    encoder = _encoder(tokenizer, geometry)
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
     learnt: list[slice] = []
-    counts = list(num_visual_tokens)
-    for role, content in _turns(messages):
+    num_items, items = 0, [MediaText((("", x),)) if isinstance(x, int) else x for x in media]
+    for role, content in _turns(messages, geometry):
         # Plain text is encoded from one control token to the next in one go, as the tokenizer
         # itself would, because BPE may merge across the seam of two parts.
         ids.append(encoder.ids["<|im_start|>"])
@@ -85,28 +115,21 @@ def render(
             if part["type"] == "text":
                 text += part["text"]
                 continue
-            if len(spans) == len(counts):
+            if num_items == len(items):
                 raise ValueError(
-                    f"prompt: more media items than the {len(counts)} visual token counts; give"
+                    f"prompt: more media items than the {len(items)} visual token counts; give"
                     " one count per item"
                 )
-            count = int(counts[len(spans)])
-            if count < 1:
-                raise ValueError(f"prompt: media item {len(spans)}: {count} visual tokens; give 1+")
-            ids += encoder.encode(text)
-            ids.append(encoder.ids["<|vision_start|>"])
-            spans.append((len(ids), len(ids) + count))
-            ids += [encoder.ids[PADS[part["type"]]]] * count
-            ids.append(encoder.ids["<|vision_end|>"])
-            text = ""
+            _place(encoder, ids, spans, text, part["type"], items[num_items], num_items)
+            num_items, text = num_items + 1, ""
         ids += encoder.encode(text)
         ids.append(encoder.ids["<|im_end|>"])
         if role == "assistant" and every_turn:
             learnt.append(slice(said, len(ids)))
         ids += encoder.encode("\n")
-    if len(spans) != len(counts):
+    if num_items != len(items):
         raise ValueError(
-            f"prompt: {len(spans)} media items but {len(counts)} visual token counts; give one"
+            f"prompt: {num_items} media items but {len(items)} visual token counts; give one"
             " count per item"
         )
     ids.append(encoder.ids["<|im_start|>"])
@@ -125,7 +148,26 @@ def render(
     )
 
 
-def render_text(messages: Sequence[Mapping[str, Any]]) -> str:
+def _place(encoder, ids, spans, text, kind, item: MediaText, number: int) -> None:
+    """Appends the text that stands before a media item, and the item."""
+    if item.is_wrapped:
+        ids += encoder.encode(text)
+        ids.append(encoder.ids["<|vision_start|>"])
+        text = ""
+    for before, count in item.runs:
+        if count < 1:
+            raise ValueError(f"prompt: media item {number}: {count} visual tokens; give 1+")
+        ids += encoder.encode(text + before)
+        ids.append(encoder.ids["<|vision_start|>"])
+        spans.append((len(ids), len(ids) + count))
+        ids += [encoder.ids[PADS[kind]]] * count
+        ids.append(encoder.ids["<|vision_end|>"])
+        text = ""
+    if item.is_wrapped:
+        ids.append(encoder.ids["<|vision_end|>"])
+
+
+def render_text(messages: Sequence[Mapping[str, Any]], geometry: Geometry = WINDOWED_14) -> str:
     """The chat as one string with one pad token per media item, generation prompt included: for
     people, logs and comparison with a tokenizer's own template. Never encode it."""
     media = {kind: f"<|vision_start|>{pad}<|vision_end|>" for kind, pad in PADS.items()}
@@ -133,18 +175,20 @@ def render_text(messages: Sequence[Mapping[str, Any]]) -> str:
         f"<|im_start|>{role}\n"
         + "".join(media.get(part["type"]) or part["text"] for part in content)
         + "<|im_end|>\n"
-        for role, content in _turns(messages)
+        for role, content in _turns(messages, geometry)
     ]
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
+def _turns(
+    messages: Sequence[Mapping[str, Any]], geometry: Geometry
+) -> Iterable[tuple[str, list[Mapping[str, Any]]]]:
     """(role, parts) of each turn, checked, the default system turn included."""
     if not messages:
         raise ValueError("prompt: no messages; give at least a user turn")
     turns = []
-    if messages[0].get("role") != "system":
-        turns.append(("system", [{"type": "text", "text": DEFAULT_SYSTEM}]))
+    if messages[0].get("role") != "system" and geometry.default_system:
+        turns.append(("system", [{"type": "text", "text": geometry.default_system}]))
     for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -166,12 +210,12 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, list[Ma
 class _Encoder:
     """Plain-text encoder and control-token ids of one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, geometry: Geometry):
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in CONTROL_TOKENS if token not in vocabulary]
         if missing or not tokenizer.is_fast:
             lack = f"has no {', '.join(missing)}" if missing else "is not a fast tokenizer"
-            raise ValueError(f"tokenizer {lack}; load the tokenizer of a Qwen2.5-VL checkpoint")
+            raise ValueError(f"tokenizer {lack}; load the tokenizer of the checkpoint")
         self.ids = {token: vocabulary[token] for token in CONTROL_TOKENS}
         self._control = frozenset(self.ids.values())
         # A private copy: the switch is state of the tokenizer, and flipping it on a shared one
@@ -186,15 +230,15 @@ class _Encoder:
         if not self._control.isdisjoint(self.encode(" ".join(CONTROL_TOKENS))):
             raise ValueError(
                 "tokenizer: control tokens are not marked special, so text could forge them; load"
-                " the tokenizer of a Qwen2.5-VL checkpoint"
+                " the tokenizer of the checkpoint"
             )
-        self._compare_template(tokenizer)
+        self._compare_template(tokenizer, geometry)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
 
     @staticmethod
-    def _compare_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    def _compare_template(tokenizer: PreTrainedTokenizerBase, geometry: Geometry) -> None:
         if not tokenizer.chat_template:
             return
         probe = [
@@ -207,15 +251,21 @@ class _Encoder:
             )
         except Exception as error:  # a template is a program: it may fail in any way
             theirs = f"{type(error).__name__}: {error}"
-        if theirs != render_text(probe):
+        ours = render_text(probe, geometry)
+        if theirs == f"{ours}<think>\n":
+            raise ValueError(
+                "tokenizer: its chat template opens answers with <think>, as that of a Thinking"
+                " edition does, but rewards expect the model to write it; use the Instruct edition"
+            )
+        if theirs != ours:
             logger.warning(
-                "the tokenizer's chat template is not Qwen2.5-VL's; prompts follow Qwen2.5-VL"
+                "the tokenizer's chat template is not the model's; prompts follow the model's"
                 " (ours %r, theirs %r)",
-                render_text(probe),
+                ours,
                 theirs[:200],
             )
 
 
 @functools.lru_cache(maxsize=4)
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> _Encoder:
-    return _Encoder(tokenizer)
+def _encoder(tokenizer: PreTrainedTokenizerBase, geometry: Geometry) -> _Encoder:
+    return _Encoder(tokenizer, geometry)
