@@ -14,7 +14,7 @@ from videorft_jax.reporting.runs import read_run
 
 
 def group(*completions, step=1, problem_id="7"):
-    return Group(step, problem_id, "numerical", "how many?", "3", "", completions)
+    return Group(step, problem_id, "numerical", "how many?", "3", (), completions)
 
 
 def completion(total, accuracy, semantic, form=1.0, flags=()):
@@ -97,7 +97,7 @@ def test_an_evaluation_has_results_and_records_without_completions(tmp_path):
     assert run.kind == "evaluation"
     assert run.contract == MediaContract.train()
     first, second = run.groups
-    assert (first.key, len(first.completions), first.path) == ("5", 2, "a.mp4")
+    assert (first.key, len(first.completions), first.clips) == ("5", 2, ("a.mp4",))
     assert first.completions[0].flags == {"unparseable"}
     assert (second.key, second.completions, second.reason) == ("1", (), "cannot be decoded")
 

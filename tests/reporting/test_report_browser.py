@@ -1,5 +1,8 @@
 """The page in a real browser: what it shows, filters, sorts, compares and links, and how soon."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 from browser import run_in_page, take_picture
@@ -166,31 +169,40 @@ def test_frames_are_those_of_the_clip(tmp_path):
         for r in range(2)
     ]
     (tmp_path / "clips" / source[3].path).write_bytes(b"no video")
+    lines = [json.loads(line) for line in pathlib.Path(files["rl"]).read_text().splitlines()]
+    whole = {"type": "video", "path": source[0].path}
+    lines[2]["media"] = [whole, whole | {"start": 0.5, "end": 1.0}]  # two clips, one twice
+    pathlib.Path(files["rl"]).write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = write_grpo(tmp_path / "run", rows, records=files["rl"])
     (read,) = write_report([run], tmp_path / "page.html", ReportOptions())
     assert read.notes == ["1 of 4 clips are shown without frames."]
     script = """
     const strips = all('.film img');
-    await until(() => strips.length === 3 && strips.every((each) => each.naturalWidth));
+    await until(() => strips.length === 4 && strips.every((each) => each.naturalWidth));
     return { sizes: all('.film img').map((each) => [each.naturalWidth, each.naturalHeight]),
              times: [...$('.film').querySelectorAll('span')].map((each) => each.textContent),
              missing: all('.film .note').map((each) => each.textContent) };"""
     found = run_in_page(tmp_path / "page.html", script)
     clip = read_video(str(tmp_path / "clips" / source[0].path), MediaContract.train())
+    part = read_video(str(tmp_path / "clips" / source[0].path), MediaContract.train(), 0.5, 1.0)
     count, height, width, _ = clip.frames.shape
-    assert 1 < count <= 8
-    assert found["sizes"] == [[count * round(96 * width / height), 96]] * 3
+    assert len(part.frames) < count <= 8
+    sizes = [[number * round(96 * width / height), 96] for number in (count, len(part.frames))]
+    assert found["sizes"] == [sizes[0], sizes[0], sizes[0], sizes[1]]
     assert found["times"] == [f"{second:.2f} s" for second in clip.timestamps]
     assert len(found["missing"]) == 1
     assert "000003.mp4" in found["missing"][0]
 
 
-def test_dark_and_light_differ(page, tmp_path):
-    take_picture(page, tmp_path / "light.png", size=(800, 600))
-    pixels = np.asarray(Image.open(tmp_path / "light.png").convert("L"))
-    assert pixels.mean() > 200
-    assert pixels.std() > 10  # something is drawn
-    assert "prefers-color-scheme: dark" in page.read_text()
+def test_light_and_dark(page, tmp_path):
+    means = []
+    for dark in (False, True):
+        take_picture(page, tmp_path / "picture.png", size=(800, 600), dark=dark)
+        pixels = np.asarray(Image.open(tmp_path / "picture.png").convert("L"))
+        means.append(pixels.mean())
+        assert pixels.std() > 10  # something is drawn
+    assert means[0] > 200
+    assert means[1] < 60
 
 
 def test_ten_thousand_groups_are_drawn_at_once(tmp_path):

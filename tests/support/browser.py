@@ -95,12 +95,17 @@ def run_in_page(page: pathlib.Path, script: str, hash_: str = "", seconds: float
     return answer
 
 
-def take_picture(page: pathlib.Path, picture: pathlib.Path, *, hash_="", size=(1280, 1600)):
-    """A PNG of the page as a browser shows the file."""
+def take_picture(
+    page: pathlib.Path, picture: pathlib.Path, *, hash_="", size=(1280, 1600), dark=False
+):
+    """A PNG of the page as a browser shows the file, to people who like light or dark pages."""
     width, height = size
     command = (
-        f"--window-size={width},{height}", "--virtual-time-budget=5000",
-        f"--screenshot={picture}", f"file://{page.absolute()}#{hash_}",
-    )  # fmt: skip
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        f"--window-size={width},{height}",
+        "--virtual-time-budget=5000",
+        f"--screenshot={picture}",
+        f"file://{page.absolute()}#{hash_}",
+    )
     with _browser(*command) as process:
         process.wait(timeout=60)

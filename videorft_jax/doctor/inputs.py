@@ -10,7 +10,7 @@ from videorft_jax.checkpoints import manifest
 from videorft_jax.data.media.contract import MediaContract, MediaError
 from videorft_jax.data.media.load import load_media
 from videorft_jax.data.records.records import RecordError
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.source import RecordSource, media_of
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
 from videorft_jax.planning.shapes import siglip_config
 from videorft_jax.training.run import load_model_files
@@ -73,13 +73,18 @@ def check_records(file: str, root: str, contract: MediaContract) -> list[Finding
 
 
 def _look(source, place, contract):
-    """("kind of problem", where), or None for a record whose clip can be decoded."""
+    """("kind of problem", where), or None for a record whose clips can all be decoded."""
     try:
         record = source[place]
     except RecordError as error:
         return "bad row", str(error)
-    clip = load_media(record.path, source.data_root, contract, kind=record.data_type)
-    return (clip.reason, record.path) if isinstance(clip, MediaError) else None
+    for item in record.media:
+        span = {"start": item.start, "end": item.end, "fps": item.fps}
+        media = media_of(source, place, item)
+        clip = load_media(media, source.data_root, contract, kind=item.kind, **span)
+        if isinstance(clip, MediaError):
+            return clip.reason, item.name
+    return None
 
 
 def check_checkpoints(workdir: str) -> Finding:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from videorft_jax.data.media.contract import MediaContract, MediaError
 from videorft_jax.data.media.load import load_media
-from videorft_jax.data.records.records import Record
+from videorft_jax.data.records.chats import MediaItem
 
 HEIGHT = 96  # pixels of a strip
 MOST_FRAMES = 8  # of a strip
@@ -26,16 +26,32 @@ class Film:
     times: list[float]
 
 
-def make_film(record: Record, root: str, contract: MediaContract) -> Film | str:
-    """The strip of a record's clip, or the reason why it has none."""
-    clip = load_media(
-        record.path, root, contract, kind=record.data_type, start=record.start, end=record.end
-    )
-    if isinstance(clip, MediaError):
-        return str(clip)
-    count = len(clip.planes)
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip to show: the item of a record, and what to read it from."""
+
+    item: MediaItem
+    media: str | bytes | tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What the page calls the clip; the same item has the same label."""
+        item = self.item
+        whole = item.start is None and item.end is None
+        span = "" if whole else f" from {item.start or 0:g} s to {item.end or 'the end'}"
+        return f"{item.name}{span}"
+
+
+def make_film(clip: Clip, root: str, contract: MediaContract) -> Film | str:
+    """The strip of a clip, or the reason why it has none."""
+    item = clip.item
+    span = {"start": item.start, "end": item.end, "fps": item.fps}
+    found = load_media(clip.media, root, contract, kind=item.kind, **span)
+    if isinstance(found, MediaError):
+        return str(found)
+    count = len(found.planes)
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(int))
-    frames = clip.frames[chosen]
+    frames = found.frames[chosen]
     width = max(1, round(HEIGHT * frames.shape[2] / frames.shape[1]))
     images = [Image.fromarray(frame).resize((width, HEIGHT)) for frame in frames]
     strip = Image.new("RGB", (width * len(images), HEIGHT))
@@ -43,33 +59,33 @@ def make_film(record: Record, root: str, contract: MediaContract) -> Film | str:
         strip.paste(image, (place * width, 0))
     buffer = io.BytesIO()
     strip.save(buffer, "JPEG", quality=_QUALITY)
-    times = [round(float(second), 2) for second in clip.timestamps[chosen]]
+    times = [round(float(second), 2) for second in found.timestamps[chosen]]
     return Film(base64.b64encode(buffer.getvalue()).decode(), times)
 
 
 def make_films(
-    records: Mapping[str, Record],
+    clips: Mapping[str, Clip],
     root: str | os.PathLike,
     contract: MediaContract,
     limit: int,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Film], dict[str, str]]:
-    """(films, reasons why others are missing) by path, up to `limit` bytes of images.
+    """(films, reasons why others are missing) by label, up to `limit` bytes of images.
 
-    records: path -> a record of that clip, in the order in which clips are wanted most. say: is
-    told how far this is, every hundred clips.
+    clips: by label, in the order in which they are wanted most. say: is told how far this is, every
+    hundred clips.
     """
     films, reasons, size = {}, {}, 0
-    for number, (path, record) in enumerate(records.items()):
+    for number, (label, clip) in enumerate(clips.items()):
         if number % 100 == 0:
-            say(f"frames of {number} of {len(records)} clips, {size / 2**20:.1f} MiB")
+            say(f"frames of {number} of {len(clips)} clips, {size / 2**20:.1f} MiB")
         if size >= limit:
-            reasons[path] = "left out, so that the page does not become larger"
+            reasons[label] = "left out, so that the page does not become larger"
             continue
-        film = make_film(record, str(root), contract)
+        film = make_film(clip, str(root), contract)
         if isinstance(film, str):
-            reasons[path] = film
+            reasons[label] = film
         else:
-            films[path] = film
+            films[label] = film
             size += len(film.jpeg)
     return films, reasons

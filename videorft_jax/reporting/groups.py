@@ -27,15 +27,15 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """All completions of one question. step is None in an evaluation; path is the clip's, or ""
-    where it is not known; reason says why a record has no completions."""
+    """All completions of one question. step is None in an evaluation; clips are labels of what the
+    question is about, as far as they are known; reason says why a record has no completions."""
 
     step: int | None
     problem_id: str
     problem_type: str
     problem: str
     solution: str
-    path: str
+    clips: tuple[str, ...]
     completions: tuple[Completion, ...]
     reason: str = ""
 

@@ -32,7 +32,7 @@ def write_page(
 ) -> None:
     """Writes the page of one run, or of two to be compared; it appears whole.
 
-    films, reasons: strips, and why others are missing, by the path of the clip. refresh_s: seconds
+    films, reasons: strips, and why others are missing, by the label of the clip. refresh_s: seconds
     after which a browser loads the page again; 0 means never.
     """
     path = pathlib.Path(path)

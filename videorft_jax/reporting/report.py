@@ -3,11 +3,11 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from videorft_jax.data.records.records import Record, RecordError
-from videorft_jax.data.records.source import RecordSource, Source
-from videorft_jax.reporting.films import Film, make_films
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import RecordSource, media_of
+from videorft_jax.reporting.films import Clip, Film, make_films
 from videorft_jax.reporting.page import write_page
 from videorft_jax.reporting.runs import Run, read_run
 
@@ -49,7 +49,7 @@ def find_films(
 ) -> tuple[dict[str, Film], dict[str, str]]:
     """Film strips of the clips that the groups of a run are about, and why others are missing.
 
-    The groups of the run learn the paths of their clips from the records.
+    The groups of the run learn from the records which clips they are about.
     """
     data = run.config.get("data", {})
     file = options.records or data.get("records", "")
@@ -67,14 +67,14 @@ def find_films(
         run.notes.append(f"No frames: {error}")
         return {}, {}
     wanted = {(group.problem_id, group.problem) for group in run.groups}
-    found = _find_records(source, wanted)
+    found = _find_clips(source, wanted)
     run.groups[:] = [
-        dataclasses.replace(group, path=found[key].path)
+        dataclasses.replace(group, clips=tuple(clip.label for clip in found[key]))
         if (key := (group.problem_id, group.problem)) in found
         else group
         for group in run.groups
     ]
-    clips = {record.path: record for record in found.values()}
+    clips = {clip.label: clip for own in found.values() for clip in own}
     limit = options.films_mib * MIB
     films, reasons = make_films(clips, source.data_root, run.contract, limit, say)
     if reasons:
@@ -82,24 +82,20 @@ def find_films(
     return films, reasons
 
 
-def _find_records(source, wanted):
-    """{(problem id as text, problem): the first such record} of the wanted pairs."""
-    found: dict[tuple[str, str], Record] = {}
-    for record in _good_records(source):
+def _find_clips(source, wanted):
+    """{(problem id as text, problem): clips of the first such record} of the wanted pairs."""
+    found: dict[tuple[str, str], list[Clip]] = {}
+    for index in range(len(source)):
+        try:
+            record = source[index]
+        except RecordError:
+            continue
         key = (str(record.problem_id), record.problem)
-        if key in wanted:
-            found.setdefault(key, record)
+        if key in wanted and key not in found:
+            found[key] = [Clip(item, media_of(source, index, item)) for item in record.media]
             if len(found) == len(wanted):
                 break
     return found
-
-
-def _good_records(source: Source) -> Iterator[Record]:
-    for index in range(len(source)):
-        try:
-            yield source[index]
-        except RecordError:
-            continue
 
 
 def default_path(folder: str | os.PathLike) -> pathlib.Path:

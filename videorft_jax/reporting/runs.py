@@ -146,7 +146,7 @@ def _group(rows, read, settings, folder):
             problem_type=row["problem_type"] or "",
             problem=row["problem"] or "",
             solution=str(row["solution"] or ""),
-            path=row.get("path") or "",
+            clips=tuple(filter(None, [row.get("path")])),
             completions=tuple(group["completions"]),
             reason=row.get("reason", ""),
         )

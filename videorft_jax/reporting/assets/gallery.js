@@ -117,7 +117,7 @@
     head.append(`${step}${first.problem_type}, `, link);
     node.append(head, make("p", "question", first.problem));
     if (first.solution) node.append(make("p", "solution", `Answer: ${first.solution}`));
-    node.append(await film(first.path));
+    node.append(...await Promise.all(first.clips.map(film)));
     const sides = make("div", index.pairs ? "sides two" : "sides");
     sides.append(side(first, 0));
     if (index.pairs) sides.append(second ? side(second, 1) : make("p", "note", "The other run has no such group."));
@@ -125,18 +125,17 @@
     return node;
   }
 
-  async function film(path) {
-    const node = make("div", "film"), known = index.films[path];
+  async function film(label) {
+    const node = make("div", "film"), known = index.films[label];
     if (!known) {
-      const reason = index.reasons[path] || (path ? "not read" : "");
-      if (reason) node.append(make("p", "note", `No frames of ${path}: ${reason}`));
+      node.append(make("p", "note", `No frames of ${label}: ${index.reasons[label] || "not read"}`));
       return node;
     }
     const [place, times] = known, image = make("img");
     const strips = await chunk(`films-${Math.floor(place / index.chunk)}`, (text) => text.split("\n"));
     image.src = `data:image/jpeg;base64,${strips[place % index.chunk]}`;
-    image.alt = `frames of ${path}`;
-    image.title = path;
+    image.alt = `frames of ${label}`;
+    image.title = label;
     const strip = make("div"), marks = times.map((second) => make("span", "", `${second.toFixed(2)} s`));
     image.onload = () => { strip.style.width = `${image.width}px`; };
     strip.append(...marks);
@@ -158,8 +157,9 @@
   }
 
   function answer(completion) {
-    const advantage = completion.advantage || 0;
-    const node = make("div", `answer ${advantage > 0 ? "up" : advantage < 0 ? "down" : ""}`);
+    // In training the colour tells which completions become likelier, in an evaluation which are right.
+    const worth = completion.advantage === null ? completion.total - 0.5 : completion.advantage;
+    const node = make("div", `answer ${worth > 0 ? "up" : worth < 0 ? "down" : ""}`);
     const thought = /^([\s\S]*?<think>[\s\S]*?<\/think>)([\s\S]*)$/.exec(completion.text);
     if (thought) {
       const folded = make("details");
