@@ -6,6 +6,7 @@ Training has its own mains; this is for inspection, inference and programs of ot
 import dataclasses
 import functools
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -181,7 +182,9 @@ def load(
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     saved = None
-    if os.path.isdir(os.path.join(folder, "checkpoints")) or str(folder).rstrip("/")[-8:].isdigit():
+    path = pathlib.Path(folder)
+    is_step = path.parent.name == "checkpoints" and path.name.isdigit()
+    if is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir():
         from videorft_jax.training import restore as restoring  # brings what training needs
 
         saved = restoring.find_checkpoint(os.fspath(folder))

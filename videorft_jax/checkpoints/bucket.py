@@ -18,10 +18,10 @@ _APART = ("checkpoints", "compiled")  # written there directly
 
 
 def resolve(workdir: str) -> str:
-    """The work directory as other libraries take it: absolute, `gs://...`, no `file://`."""
-    if workdir.startswith("file://"):
-        return workdir.removeprefix("file://")
-    return workdir if "://" in workdir else os.path.abspath(workdir)
+    """A path as other libraries take it: absolute, without `~` or a last slash, `gs://...` as
+    it is, no `file://`."""
+    path = workdir.removeprefix("file://")
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 class Mirror:

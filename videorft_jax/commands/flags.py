@@ -61,7 +61,9 @@ def parse(
     _start_processes(values)
     if not writes:
         return values.config, ""
-    workdir = values.workdir if "://" in values.workdir else os.path.abspath(values.workdir)
+    workdir = values.workdir
+    if "://" not in workdir:
+        workdir = os.path.abspath(os.path.expanduser(workdir))
     compile_cache.keep_compiled(values.config.compile_cache, workdir)
     return values.config, workdir
 

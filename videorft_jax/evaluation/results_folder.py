@@ -52,10 +52,11 @@ class ResultsFolder:
         path = self.folder / RESULTS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            begun = any(rows.stat().st_size for rows in self.folder.glob("completions*.jsonl"))
+            if path.exists() and begun:
                 found = json.loads(path.read_text(encoding="utf-8"))["settings"]
                 return _compare(found, self.settings, path)
-            if any(self.folder.glob("completions*.jsonl")):
+            if begun:
                 return (
                     f"{self.folder}: has completions without {RESULTS}, of another command; "
                     "choose another workdir"

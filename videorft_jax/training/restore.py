@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from videorft_jax.checkpoints import manifest
+from videorft_jax.checkpoints.bucket import resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.config import ModelConfig
@@ -44,7 +45,7 @@ class Saved(NamedTuple):
 def find_checkpoint(path: str) -> Saved:
     """The newest whole checkpoint of a work directory, or the one that a path such as
     `runs/a/checkpoints/00000120` names. Raises ValueError when there is none."""
-    folder, step = epath.Path(path), None
+    folder, step = epath.Path(resolve(path)), None
     if folder.name.isdigit() and folder.parent.name == "checkpoints":
         folder, step = folder.parent.parent, int(folder.name)
     elif folder.name == "checkpoints":

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,6 +76,12 @@ def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
     """
     if not folder:
         raise ValueError("model.init_from is empty; give a Hugging Face folder")
+    name = os.path.relpath(folder)
+    if not os.path.isdir(folder) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ValueError(
+            f"model.init_from={name}: no such folder; if that is a name on the Hugging Face hub, "
+            f"download it by: hf download {name} --local-dir {os.path.basename(name)}"
+        )
     model_config = load_config(folder)
     check_vocabulary(model_config, folder)
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from videorft_jax.checkpoints.bucket import resolve
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.layers import REMAT_POLICIES
@@ -27,6 +28,7 @@ from videorft_jax.training.ranges import RANGES
 
 DTYPES = ("float32", "bfloat16")
 PRESETS = ("train", "evaluate")
+_DATA_PATHS = ("records", "root", "template_file", "cache")
 
 
 def make_train_options(config: ConfigDict) -> TrainOptions:
@@ -42,18 +44,35 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
     return TrainOptions(
         name=config.name,
         seed=config.seed,
-        model=ModelOptions(**config.model.to_dict()),
+        model=ModelOptions(**_with_paths(config.model.to_dict(), "init_from")),
         lora=_make_lora(config, freeze),
-        data=DataOptions(**config.data.to_dict()),
+        data=DataOptions(**_with_paths(config.data.to_dict(), *_DATA_PATHS)),
         contract=make_contract(config),
         optim=OptimOptions(**config.optim.to_dict()),
         mesh=MeshOptions(**config.mesh.to_dict()),
         freeze=freeze,
         checkpoint=CheckpointOptions(**config.checkpoint.to_dict()),
         log=LogOptions(**config.log.to_dict()),
-        recorded=json.loads(config.to_json_best_effort()),
+        recorded=_record(config),
         **train,
     )
+
+
+def _with_paths(values, *names):
+    """The values with absolute paths, which mean the same in any folder and on the next day."""
+    return values | {name: _absolute(values[name]) for name in names}
+
+
+def _absolute(path):
+    return path if not path or path.startswith("tfds:") else resolve(path)
+
+
+def _record(config):
+    """The config as JSON values, from which `videorft export` finds the model again."""
+    values = json.loads(config.to_json_best_effort())
+    values["model"] = _with_paths(values["model"], "init_from")
+    values["data"] = _with_paths(values["data"], *_DATA_PATHS)
+    return values
 
 
 def check_numbers(config: ConfigDict) -> None:
