@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
     config.train.freeze = ()  # towers that do not train, among vision, merger, text
     config.train.max_steps = 0  # last step; 0: to the end of the data
     config.train.max_skipped_in_row = 5  # steps in a row that may teach nothing before a run stops
+    config.train.allow_changes = False  # go on with other options than the run was begun with
     config.train.legacy_labels = False  # the original's loss on every token, for comparison
 
     # How GRPO draws completions.

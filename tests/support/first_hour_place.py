@@ -47,6 +47,7 @@ class FirstHour:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         self._running.append(process)
         return process

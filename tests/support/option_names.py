@@ -99,6 +99,7 @@ OPTIONS = (
     "rollout.top_p",
     "seed",
     "train.accumulate",
+    "train.allow_changes",
     "train.freeze",
     "train.legacy_labels",
     "train.max_skipped_in_row",

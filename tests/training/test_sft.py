@@ -167,7 +167,8 @@ def test_single_run_learns_and_reads_every_sample_once_an_epoch(place, runs):
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert lines[-1]["skipped"] == 0
     assert {"perf/tokens_per_s", "perf/mfu", "perf/padding", "time/data"} <= lines[-1].keys()
-    assert f"step {STEPS}/{STEPS}" in text.splitlines()[-1]  # the last line says how it ended
+    assert f"step {STEPS}/{STEPS}" in text.splitlines()[-2]
+    assert f"next: videorft export --checkpoint={workdir}" in text.splitlines()[-1]
     assert not [line for line in text.splitlines() if "Traceback" in line or "Error" in line]
     config = sft_config(place.model, place.records, data__epochs=2)
     loader = make_loader(place, config, workdir)

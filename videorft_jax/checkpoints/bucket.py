@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 _OWN = re.compile(r"-(\d+)\.jsonl$")  # of the process of that number; all others are of process 0
-_APART = ("checkpoints", "compiled")  # written there directly
+_APART = ("checkpoints", "compiled", ".lock")  # written there directly
 
 
 def resolve(workdir: str) -> str:

@@ -55,6 +55,7 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._told: set[int] = set()  # damaged steps that were spoken of
         self._current: int | None = None  # the step this process saved or restored last
 
     def check_disk(self, abstract_state) -> None:
@@ -186,8 +187,27 @@ class Checkpointer:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The newest step with a sound manifest and files of the right sizes; None without one."""
-        return self._newest(None)
+        """The newest step with a sound manifest and files of the right sizes; None without one.
+        Says which newer ones are passed over, and why."""
+        found = self._newest(None)
+        for step in self._steps():
+            if step in self._told or (found is not None and step <= found):
+                continue
+            self._told.add(step)
+            log.warning(
+                "checkpoint: step %d is passed over, %s; %s",
+                step,
+                manifest.find_damage(self._path(step)),
+                "no other is whole" if found is None else f"step {found} is used",
+            )
+        return found
+
+    def describe_kept(self) -> str:
+        """What a run that ends now leaves behind, for a person."""
+        step = self._newest(None)
+        if step is None:
+            return "no checkpoint is kept; the same command begins anew"
+        return f"the checkpoint of step {step} is kept; the same command goes on from there"
 
     def restore(self, step: int | None, abstract_state, expected_meta: dict, *, part: bool = False):
         """Reads (state, meta) of `step`, or with None of the newest checkpoint that is undamaged.
@@ -204,7 +224,7 @@ class Checkpointer:
         for path, leaf in wanted.items():
             if getattr(leaf, "sharding", None) is None:
                 raise ValueError(f"checkpoint: the target of {path} has no sharding; give it one")
-        chosen = self._newest(None) if step is None else step
+        chosen = self.latest_step() if step is None else step
         if chosen is None:
             raise ValueError(f"{self.folder}: no whole checkpoint; check the path or start anew")
         body, damage = self._verify(chosen)

@@ -22,6 +22,7 @@ FLAGS = (
     ("coordinator", "STRING", "host:port of process 0, where the platform does not say"),
     ("num_processes", "INTEGER", "how many there are"),
     ("process_id", "INTEGER", "which this one is, from 0"),
+    ("allow_changes", "BOOL", "go on from a checkpoint that was made with other options"),
     ("help", "BOOL", "show this text and every option; --help=options shows the options alone"),
 )
 
@@ -159,6 +160,8 @@ def _read(argv, command):
 
 
 def _found(argument):
+    if argument == "--allow_changes":
+        return "--config.train.allow_changes=True"
     return f"--config={recipes.find(argument[9:])}" if argument[:9] == "--config=" else argument
 
 

@@ -15,9 +15,10 @@ def forget_folders() -> None:
 def keep_compiled(folder: str, workdir: str) -> None:
     """Compiled programs are kept in `folder`, so that a restart and other runs find them: else
     where JAX_COMPILATION_CACHE_DIR says, else in the workdir."""
+    # XLA's own caches (tuning of GPU kernels) put the folder's path into the key of every program:
+    # a run that was copied or renamed would compile all of them again.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if not folder and jax.config.jax_compilation_cache_dir:
         return
     folder = resolve(folder or f"{workdir}/compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" in folder:  # XLA itself would write its tuning of GPU kernels to a folder of that name
-        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")

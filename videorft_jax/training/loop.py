@@ -39,12 +39,12 @@ def run_steps(
     that the console shows.
 
     Raises RuntimeError when too many steps in a row were not finite, and SystemExit once a
-    checkpoint is written after SIGTERM.
+    checkpoint is written after SIGTERM or Ctrl-C.
     """
     options, state = run.options, run.state
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, run.total)
     with (
-        PreemptionGuard() as guard,
+        PreemptionGuard(run.checkpointer.describe_kept) as guard,
         Tracker(
             run.folder,
             run.total,
@@ -62,7 +62,8 @@ def run_steps(
                 run.save(number - 1, state, len(run.loader))
                 break
             state = taken.state
-            tracker.log(number, taken.metrics, **taken.counts)
+            rate = run.learning_rate(number, int(taken.metrics["skipped"]))
+            tracker.log(number, taken.metrics | {"lr": rate}, **taken.counts)
             check_skipped(run, number, taken)
             stop = guard.should_stop(number)
             if stop or number == run.total or number % options.checkpoint.every == 0:

@@ -84,7 +84,8 @@ class TrainOptions:
     name: what errors and logs call the run. contract: of the media. lora: None where the weights
     themselves train. freeze: towers that do not train. accumulate: slices that a batch is taken in.
     max_steps: 0 for all of the data. max_skipped_in_row: steps that were not finite, in a row,
-    after which a run stops. legacy_labels: the loss of the original code, on every token.
+    after which a run stops. allow_changes: a checkpoint made with
+    other options is gone on from. legacy_labels: the loss of the original code, on every token.
     recorded: the whole config as JSON values, which checkpoints keep.
     """
 
@@ -100,6 +101,7 @@ class TrainOptions:
     accumulate: int
     max_steps: int
     max_skipped_in_row: int
+    allow_changes: bool
     legacy_labels: bool
     checkpoint: CheckpointOptions
     log: LogOptions

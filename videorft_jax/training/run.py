@@ -5,6 +5,7 @@ What can be refused is refused here, before a weight is read or a program is com
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from videorft_jax.checkpoints.bucket import Mirror, resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
+from videorft_jax.checkpoints.lock import lock_workdir
 from videorft_jax.data.loader.cache import FrameCache
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
@@ -27,8 +29,9 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary
 from videorft_jax.parallel import sharding
-from videorft_jax.parallel.processes import describe_environment
-from videorft_jax.training.optimizer import make_optimizer
+from videorft_jax.parallel.processes import describe_environment, gather
+from videorft_jax.training import changes
+from videorft_jax.training.optimizer import make_optimizer, make_schedule
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.step import TrainState
@@ -137,7 +140,7 @@ class Run:
     """What a training loop starts from: step 0, or the newest checkpoint of the work directory.
 
     next_batch: the loader's batch that follows those of the checkpoint. total: steps of the whole
-    run. meta: what every checkpoint of the run says about it.
+    run. updates: optimizer steps of each. meta: what every checkpoint of the run says about it.
     """
 
     options: TrainOptions
@@ -151,6 +154,7 @@ class Run:
     state: TrainState
     next_batch: int
     total: int
+    updates: int
     meta: dict[str, Any]
     mirror: Mirror
 
@@ -164,11 +168,42 @@ class Run:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
+    def learning_rate(self, number: int, skipped: int) -> float:
+        """The rate of step `number`, its last update, when `skipped` updates were not taken."""
+        schedule = make_schedule(self.options.optim, self.total * self.updates)
+        return float(schedule(max(0, number * self.updates - skipped - 1)))
+
     def save(self, number: int, state: TrainState, next_batch: int) -> None:
         """Starts to write the checkpoint of step `number`; the run goes on with `next_batch`."""
         self.mirror.push()
         data = self.meta["data"] | {"next_batch": next_batch}
         self.checkpointer.save(number, state, self.meta | {"data": data})
+
+
+def _write_config(path, values):
+    """The options of the run, as a reader finds them beside its metrics."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _check_same_run(options, mode, saved, workdir):
+    """Raises ValueError when the checkpoint is of another command, or was made with options that
+    teach something else; says what else has changed."""
+    if saved.get("mode", mode) != mode:
+        raise ValueError(
+            f"{workdir}: holds a run of videorft {saved['mode']}; give another workdir, and export "
+            f"this one to start from its weights (videorft export --checkpoint={workdir} --out=DIR)"
+        )
+    found = changes.find_changes(saved["config"], options.recorded) if "config" in saved else {}
+    if found:
+        log.warning("changed since the checkpoint: %s", changes.describe(found))
+    learnt = {name: pair for name, pair in found.items() if changes.decides_learning(name)}
+    if learnt and not options.allow_changes:
+        raise ValueError(
+            f"{workdir}: {changes.describe(learnt)}; go on with the same options, begin in another "
+            "workdir, or add --allow_changes"
+        )
 
 
 @contextlib.contextmanager
@@ -199,13 +234,16 @@ def open_run(
     mirror.pull()
     with (
         contextlib.ExitStack() as last,
+        lock_workdir(workdir, gather),
         jax.set_mesh(mesh),
         Checkpointer(resolve(workdir), **kept) as checkpointer,
     ):
         last.callback(mirror.push)
         checkpointer.check_disk(abstract)
         state, next_batch = None, 0
-        if checkpointer.latest_step() is not None:
+        step = checkpointer.latest_step()
+        if step is not None:
+            _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
             state, saved = checkpointer.restore(None, abstract, agreed)
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
@@ -217,11 +255,14 @@ def open_run(
             loader.check_digest(saved["data"]["plan"])
             next_batch = saved["data"]["next_batch"]
         meta = agreed | {
+            "mode": mode,
             "data": {"plan": loader.digest},
             "seed": options.seed,
             "config": options.recorded,
         }
+        if jax.process_index() == 0:
+            _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
-            next_batch, total, meta, mirror,
+            next_batch, total, updates, meta, mirror,
         )  # fmt: skip

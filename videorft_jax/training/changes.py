@@ -1,0 +1,64 @@
+"""What differs between the options that a run was begun with and those that it goes on with."""
+
+from typing import Any
+
+# Options and sections that change neither what is learnt nor from which data, but where, how fast
+# and how long. Records that changed are found by the digest of the loader's plan.
+_FREE = (
+    "name",
+    "compile_cache",
+    "model.init_from",
+    "model.attention",
+    "model.remat",
+    "data.records",
+    "data.root",
+    "data.cache",
+    "data.epochs",
+    "data.max_bad_fraction",
+    "data.threads",
+    "data.workers",
+    "data.timeout_s",
+    "data.isolate",
+    "mesh",
+    "train.accumulate",
+    "train.max_steps",
+    "train.max_skipped_in_row",
+    "train.allow_changes",
+    "rollout.chunk",
+    "rollout.num_buckets",
+    "grpo.reference_on_host",
+    "grpo.length_buckets",
+    "reward.timeout_s",
+    "reward.siglip",
+    "reward.cache",
+    "evaluate",
+    "ablate",
+    "checkpoint",
+    "log",
+)
+
+
+def find_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """option -> (value before, value now), of the options that both configs have."""
+    old, new = _flatten(before), _flatten(now)
+    return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
+
+
+def decides_learning(name: str) -> bool:
+    """Whether another value of this option makes the run learn something else."""
+    return not any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def describe(changes: dict[str, tuple[Any, Any]]) -> str:
+    """`optim.lr was 1e-06 and is 0.001, ...`"""
+    return ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in changes.items())
+
+
+def _flatten(values, prefix=""):
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
