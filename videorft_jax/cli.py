@@ -108,7 +108,13 @@ def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:
 def _explain(error):
     """The line for an error that the user can do something about; "" for other errors."""
     if type(error).__module__.startswith(("jax", "jaxlib")):
-        return ""
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            return ""
+        return (
+            f"a device ran out of memory ({' '.join(str(error).split())[:120]}); raise "
+            "train.accumulate, set model.remat=full or lower data.rows; `videorft plan` says what "
+            "each program of a config needs"
+        )
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; see that it can be read and written and has room"

@@ -37,17 +37,29 @@ class FirstHour:
         write_config(path, "sft_7b", options | changes)
         return path
 
+    def environment(self, **more):
+        """Of a command: one CPU device, and this folder as home."""
+        return environment(self.folder / "compiled") | {"HOME": str(self.folder)} | more
+
+    def program(self, code, *, cwd):
+        """Starts a Python program that reads standard input."""
+        return self._start([sys.executable, "-c", code], cwd, {}, stdin=subprocess.PIPE)
+
     def start(self, *arguments, cwd, **more):
         """Starts `videorft ARGUMENTS` in the folder `cwd`; `more` is added to its environment."""
-        values = environment(self.folder / "compiled") | {"HOME": str(self.folder)} | more
+        words = [sys.executable, "-m", "videorft_jax.cli", *map(str, arguments)]
+        return self._start(words, cwd, more)
+
+    def _start(self, words, cwd, more, **settings):
         process = subprocess.Popen(
-            [sys.executable, "-m", "videorft_jax.cli", *map(str, arguments)],
+            words,
             cwd=cwd,
-            env=values,
+            env=self.environment(**more),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            **settings,
         )
         self._running.append(process)
         return process

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.records.source import FirstRecords, RecordSource
+from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.parallel.processes import describe_environment
@@ -16,7 +16,7 @@ from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.training import restore
 from videorft_jax.training.options import TrainOptions
-from videorft_jax.training.run import load_model_files, make_loader, make_mesh
+from videorft_jax.training.run import load_model_files, make_loader, make_mesh, open_records
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
 from videorft_jax.training.weights import Weights
@@ -51,7 +51,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         )
     model_config, tokenizer = load_model_files(run.model.init_from)
     engine = make_engine(config, model_config, tokenizer, mesh)
-    source = RecordSource(run.data.records, run.data.root or None)
+    source = open_records(run)
     if options.limit:
         source = FirstRecords(source, options.limit)
     template = run.data.template_file

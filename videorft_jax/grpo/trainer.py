@@ -168,7 +168,9 @@ def _loop(config, run, trainer, start):
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
             records = [row for part in parts for row in part.item.records]
-            return Taken(state, metrics | logged, counts, records, parts[-1].item.index + 1)
+            is_empty = not any(gather(any(bool(part.verdict.valid.any()) for part in parts)))
+            next_batch = parts[-1].item.index + 1
+            return Taken(state, metrics | logged, counts, records, next_batch, is_empty)
 
         shown = ("loss", "rewards/total/mean", "rewards/accuracy/mean")
         run_steps(run, start, take_step, show=shown)

@@ -5,6 +5,8 @@ is left to the compiler. Full fine-tuning of 3B on an H200, 4 rows of 4,096 toke
 it took with remat=full, 81 of 114 with save_dots.
 """
 
+import logging
+
 import jax
 
 from videorft_jax.planning.compile import GIB
@@ -13,6 +15,8 @@ from videorft_jax.planning.jobs import Job
 from videorft_jax.planning.machines import cpu_gib
 from videorft_jax.planning.report import refusal
 from videorft_jax.planning.shapes import measured_shape
+
+log = logging.getLogger(__name__)
 
 
 def device_gib() -> float | None:
@@ -31,6 +35,7 @@ def check_memory(config, mode: str, weights, mesh, buckets) -> None:
     limit = device_gib()
     if limit is None:
         return
+    most = 0.0
     for bucket in buckets:
         shape = measured_shape(bucket, packed=mode == "sft")._replace(rows=config.data.rows)
         job = Job(mode, config, weights, mesh, None, shape, None, len(buckets), None)
@@ -39,3 +44,5 @@ def check_memory(config, mode: str, weights, mesh, buckets) -> None:
                 f"{config.name}: data.rows = {shape.rows} rows of {shape.length} tokens cannot "
                 f"fit: {refusal(job, 'update', least, limit)}"
             )
+        most = max(most, least)
+    log.info("an update needs at least %.2f GiB of %.2f GiB a device", most, limit)

@@ -1,6 +1,12 @@
 """`videorft export`: one of our checkpoints becomes a Hugging Face folder."""
 
+import math
 import os
+import pathlib
+import shutil
+import tempfile
+
+import jax.numpy as jnp
 
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
@@ -13,7 +19,11 @@ from videorft_jax.training.state import checkpoint_dtype
 def export(
     checkpoint: str, out: str, dtype: str | None = None, *, ema: bool = False, model=None
 ) -> None:
-    """See `main`. The folder appears whole or not at all. Raises ValueError, one line, before an
+    """Writes the weights of a checkpoint and all that belongs to them as a Hugging Face folder.
+
+    checkpoint: work directory of a run, or one of its steps. dtype: of the weights, by default that
+    of the folder the run started from. ema: write the moving average. model: that folder, where it
+    has moved. The folder appears whole or not at all. Raises ValueError, one line, before an
     array is read: no checkpoint, a folder that is not empty, an unknown dtype."""
     known = [kind.name for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
@@ -28,6 +38,31 @@ def export(
         )
     config = load_config(source)
     target = dtype or checkpoint_dtype(source).name
+    check_room(out, saved, jnp.dtype(target).itemsize)
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
     write_checkpoint(out, params, config, dtype=target, source_folder=source)
-    print(f"{saved.name} written to {out} in {target}")
+    print(f"{saved.name} written to {out} in {target}; next: videorft ask --model={out} ...")
+
+
+def check_room(out: str, saved: restore.Saved, itemsize: int) -> None:
+    """Finds out, before an array is read, whether the folder can be written and has room for the
+    weights of `itemsize` bytes each. Raises ValueError."""
+    size = sum(
+        math.prod(shape) * itemsize
+        for path, (_, shape) in saved.arrays.items()
+        if path.startswith(("params/", "frozen/"))
+    )
+    parent = pathlib.Path(out).absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error}); choose another folder") from None
+    if free < size:
+        raise ValueError(
+            f"{out}: {free / 2**30:.2f} GiB free, {size / 2**30:.2f} GiB needed; free space or "
+            "choose another folder"
+        )

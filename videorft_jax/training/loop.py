@@ -16,7 +16,8 @@ class Taken(NamedTuple):
     """One step that was taken.
 
     metrics: name -> float. counts: keyword arguments of `Tracker.log`, see `training.counts`.
-    records: those of each row. next_batch: the loader's batch that follows.
+    records: those of each row. next_batch: the loader's batch that follows. is_empty: nothing of
+    the batch, on any process, could be learnt from.
     """
 
     state: TrainState
@@ -24,6 +25,7 @@ class Taken(NamedTuple):
     counts: dict[str, Any]
     records: Sequence[Sequence[Any]]
     next_batch: int
+    is_empty: bool = False
 
 
 def run_steps(
@@ -55,6 +57,7 @@ def run_steps(
             config=options.recorded,
         ) as tracker,
     ):
+        empty_in_row = 0
         for number in range(start + 1, run.total + 1):
             taken = take_step(number, state, tracker)
             if taken is None:
@@ -65,6 +68,8 @@ def run_steps(
             rate = run.learning_rate(number, int(taken.metrics["skipped"]))
             tracker.log(number, taken.metrics | {"lr": rate}, **taken.counts)
             check_skipped(run, number, taken)
+            empty_in_row = empty_in_row + 1 if taken.is_empty else 0
+            _check_empty(run, number, empty_in_row)
             stop = guard.should_stop(number)
             if stop or number == run.total or number % options.checkpoint.every == 0:
                 run.save(number, state, taken.next_batch)
@@ -85,4 +90,14 @@ def check_skipped(run: Run, number: int, taken: Taken) -> None:
         raise RuntimeError(
             f"{run.options.name}: {int(in_row)} steps in a row were not finite, the last one step "
             f"{number} with samples {ids}; lower optim.lr or look at those samples"
+        )
+
+
+def _check_empty(run, number, in_row):
+    """Raises RuntimeError when nothing was learnt for too many steps in a row."""
+    if in_row >= run.options.max_skipped_in_row:
+        raise RuntimeError(
+            f"{run.options.name}: nothing could be learnt from {in_row} steps in a row, the last "
+            f"one step {number}: clips could not be read or rewards failed in all of them; see "
+            f"completions.jsonl and quarantine.jsonl in {run.folder}"
         )

@@ -93,6 +93,15 @@ def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
     return model_config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
+def open_records(options: TrainOptions) -> RecordSource:
+    """The records of `data.records`. Raises ValueError for a file that holds none."""
+    if not options.data.records:
+        raise ValueError(
+            "data.records is empty; give a JSON or JSONL file by --config.data.records=FILE"
+        )
+    return RecordSource(options.data.records, options.data.root or None)
+
+
 def make_loader(
     options: TrainOptions, mode: str, tokenizer: Any, workdir: str, source=None
 ) -> Loader:
@@ -102,7 +111,7 @@ def make_loader(
     Raises ValueError, also when too many records are bad for a run to start.
     """
     data, contract = options.data, options.contract
-    source = source or RecordSource(data.records, data.root or None)
+    source = source or open_records(options)
     template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
     settings = LoaderOptions(
         mode=mode,
@@ -132,7 +141,12 @@ def make_loader(
             process_count=jax.process_count(),
         )
     except TooManyBad as error:
-        raise ValueError(str(error)) from None
+        if error.counts.get("missing", 0) < error.total:
+            raise ValueError(str(error)) from None
+        raise ValueError(
+            f"{data.records}: none of the media of its {error.total} records are there; paths "
+            f"start from {source.data_root}, give another folder by --config.data.root=DIR"
+        ) from None
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 LEAST_SEEN = 100  # samples before which a fraction means nothing
+MOST_LOGGED = 10  # bad records named in the log; the file has all
 
 
 class Failure(NamedTuple):
@@ -27,7 +28,12 @@ class Failure(NamedTuple):
 
 
 class TooManyBad(RuntimeError):
-    """The share of bad records is above the limit. str() ends with the table of reasons."""
+    """The share of bad records is above the limit. str() ends with the table of reasons; `counts`
+    has the records of each reason, `total` all records of the data set."""
+
+    def __init__(self, text: str, counts: dict[str, int], total: int):
+        super().__init__(text)
+        self.counts, self.total = counts, total
 
 
 def reason_table(counts: dict[str, int], total: int) -> str:
@@ -96,7 +102,10 @@ class Quarantine:
         """Counts one failure of `stage`, and writes it down, unless the record is known."""
         if not self._count(failure.index, failure.reason, stage):
             return
-        logger.warning("%s: %s: %s", failure.path, failure.reason, failure.detail)
+        if len(self) <= MOST_LOGGED:
+            logger.warning("%s: %s: %s", failure.path, failure.reason, failure.detail)
+        elif len(self) == MOST_LOGGED + 1:
+            logger.warning("further bad records are named in %s alone", self.path or "no file")
         if self._file is not None:
             self._file.write(json.dumps(failure._asdict() | {"stage": stage}) + "\n")
             self._file.flush()
@@ -111,7 +120,9 @@ class Quarantine:
             raise TooManyBad(
                 f"{bad} of {self.total} records are bad, {in_load} of them found while loading the"
                 f" first {base}: more than max_bad_fraction {self.max_fraction:g}; repair them (see"
-                f" {self.path or 'the log'}) or raise it\n{reason_table(self.counts, self.total)}"
+                f" {self.path or 'the log'}) or raise it\n{reason_table(self.counts, self.total)}",
+                dict(self.counts),
+                self.total,
             )
 
     def close(self) -> None:
