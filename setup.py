@@ -1,14 +1,20 @@
 """Package metadata and dependencies; tool settings live in pyproject.toml."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 setup(
     name="videorft_jax",
     version="0.1.0",
     description="VideoRFT in JAX: reinforced fine-tuning of video language models, TPU and GPU",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["videorft_jax", "videorft_jax.*"]),
+    # The recipes are in the wheel as `videorft_jax/recipes`, where --config=sft_7b finds them.
+    packages=[*find_packages(include=["videorft_jax", "videorft_jax.*"]), "videorft_jax.recipes"],
+    package_dir={"videorft_jax.recipes": "configs"},
     package_data={"videorft_jax": ["py.typed"], "videorft_jax.reporting": ["assets/*"]},
     install_requires=[
         "absl-py",

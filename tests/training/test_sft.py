@@ -305,7 +305,7 @@ def test_lora_leaves_the_base_alone_and_resumes(place, runs):
     again = read_arrays(place.folder / "lora_on", 4)
     assert all(again[path].tobytes() == final[path].tobytes() for path in final)
     _, text = place.run("lora_on", *RUNS["lora"][0], "--config.lora.alpha=8", code=2)
-    assert "lora.alpha is 64.0 in the checkpoint and 8.0 in this run" in text
+    assert "lora.alpha was 64.0 and is 8.0; go on with the same options" in text
 
 
 def test_frozen_towers_do_not_move(place, runs):
