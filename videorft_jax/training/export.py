@@ -32,7 +32,7 @@ def export(
         raise ValueError(f"{out}: is there already and not empty; choose another or delete it")
     saved = restore.find_checkpoint(checkpoint)
     source = model or saved.init_from
-    if not os.path.isdir(source):
+    if model is None and not os.path.isdir(source):
         raise ValueError(
             f"{source}: the folder that the run started from is not there; give it by --model"
         )
