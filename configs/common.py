@@ -52,6 +52,12 @@ def get_config() -> ConfigDict:
     config.media.max_frames = 0  # most frames of a clip
     config.media.min_pixels = 0  # fewest pixels of a frame after resizing
     config.media.max_pixels = 0  # most pixels of a frame after resizing
+    config.media.total_pixels = 0  # most pixels of all frames of a clip together
+    config.media.patch_size = 14  # of the model, in pixels: 14 for Qwen2.5-VL, 16 for Qwen3-VL
+    config.media.sampling = "qwen"  # whose rule takes frames: qwen (qwen-vl-utils), hf (processor)
+    config.media.budget = "frame"  # what pixel bounds hold for: frame (qwen-vl-utils), clip (hf)
+    config.media.stamps = "index"  # times in Qwen3-VL's prompts: index (over the rate), time (true)
+    config.media.video_wrapper = "qwen"  # Qwen3-VL's markers around a clip: qwen (none), hf5
     config.media.mrope_rule = "qwen"  # how time becomes positions: qwen, or hf5 as transformers 5
 
     # The optimizer and its learning rate.

@@ -15,8 +15,7 @@ from option_names import OPTIONS
 from tiny_run import ROOT, load_recipe
 
 from videorft_jax.commands import flags, options_help
-from videorft_jax.models.family import count_params, load_config
-from videorft_jax.models.qwen2_5_vl.config import hf_values
+from videorft_jax.models.family import count_params, find_size, load_config, size_in
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
 from videorft_jax.training.run import make_mesh
@@ -25,7 +24,7 @@ from videorft_jax.training.state import abstract_state
 from videorft_jax.training.weights import make_weights
 
 RECIPES = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"demo"})  # test_demo
-SIZES = {name: re.search(r"_(\d+b)", name)[1] for name in RECIPES if re.search(r"_\d+b", name)}
+SIZES = {name: size_in(name) for name in RECIPES if re.search(r"_\d+b", name)}
 # data, fsdp, tensor of one host of 8, a pod of 32, of 128 and of 256 chips.
 MESHES = ((1, 8, 1), (1, 4, 2), (2, 8, 2), (1, 16, 1), (4, 16, 2), (1, 64, 2))
 
@@ -33,7 +32,7 @@ MESHES = ((1, 8, 1), (1, 4, 2), (2, 8, 2), (1, 16, 1), (4, 16, 2), (1, 64, 2))
 def model_folder(folder, size):
     """What building a state reads of a checkpoint: its config, and the dtype of a tensor."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(hf_values(size)))
+    (folder / "config.json").write_text(json.dumps(find_size(size).hf_values(size)))
     dtype = np.dtype(jnp.bfloat16)
     write_file(folder / SINGLE_NAME, [("any", dtype, (1,))], [np.zeros(1, dtype)])
     return str(folder)
@@ -42,7 +41,7 @@ def model_folder(folder, size):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {size: model_folder(folder / size, size) for size in ("3b", "7b")}
+    return {size: model_folder(folder / size, size) for size in set(SIZES.values())}
 
 
 def build(recipe, folders, mesh, optim=None):

@@ -16,10 +16,10 @@ from videorft_jax.models.qwen3_vl.sizes import hf_values, tiny_values
 
 # Parameters by the weights of a published size (numel of transformers' model for 2B and 8B).
 COUNTS = {
-    "qwen3vl-2b": (406_957_056, 1_720_574_976),
-    "qwen3vl-4b": (415_347_712, 4_022_468_096),
-    "qwen3vl-8b": (576_388_336, 8_190_735_360),
-    "qwen3vl-32b": (595_266_800, 32_762_123_264),
+    "qwen3vl_2b": (406_957_056, 1_720_574_976),
+    "qwen3vl_4b": (415_347_712, 4_022_468_096),
+    "qwen3vl_8b": (576_388_336, 8_190_735_360),
+    "qwen3vl_32b": (595_266_800, 32_762_123_264),
 }
 
 
@@ -32,7 +32,7 @@ def test_published_sizes_have_the_published_parameters(size):
 
 def test_both_spellings_of_rotary_parameters_agree(tmp_path):
     """The JSON of transformers 4.57, and what a later one writes after reading it."""
-    values = hf_values("qwen3vl-4b")
+    values = hf_values("qwen3vl_4b")
     (tmp_path / "config.json").write_text(json.dumps(values))
     transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "new")
     assert (

@@ -88,7 +88,7 @@ def test_every_path_matches_and_only_whole_trees_use_every_rule(size):
     mesh = abstract_mesh(2, 16, 2)
     specs = sharding.state_shardings(params, mesh, size)
     assert jax.tree.structure(specs) == jax.tree.structure(params)
-    other = qwen("qwen3vl-8b" if "qwen3" not in size else "7b")
+    other = qwen("qwen3vl_8b" if "qwen3" not in size else "7b")
     trees = [params, other, siglip(), adapters(params), adapters(other)]
     assert sharding.unused_rules(trees) == []
     assert sharding.unused_rules(trees[:1])  # the check can fail

@@ -9,6 +9,7 @@ from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.quarantine import reason_table
 from videorft_jax.data.records.source import RecordSource
+from videorft_jax.models.geometry import find_geometry
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,12 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_root", help="folder of the media; default: the file's own")
     parser.add_argument("--out", required=True, help="folder of the cache")
     parser.add_argument("--contract", choices=("train", "evaluate"), default="train")
+    parser.add_argument(
+        "--patch_size", type=int, default=14, help="of the model: 14 for Qwen2.5-VL, 16 Qwen3-VL"
+    )
     parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
     options = parser.parse_args(argv)
     try:
         source = RecordSource(options.data, options.data_root)
-        contract = getattr(MediaContract, options.contract)()
+        contract = getattr(MediaContract, options.contract)(find_geometry(options.patch_size))
         added, failures = write_cache(
             source, contract, options.out, threads=options.threads, isolate=options.isolate
         )

@@ -11,6 +11,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
 from videorft_jax.evaluation.options import EvaluateOptions
+from videorft_jax.models.family import check_contract
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
@@ -50,6 +51,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
             run, model=dataclasses.replace(run.model, init_from=saved.init_from)
         )
     model_config, tokenizer = load_model_files(run.model.init_from)
+    check_contract(model_config, run.contract, config.name)
     engine = make_engine(config, model_config, tokenizer, mesh)
     source = open_records(run)
     if options.limit:

@@ -84,6 +84,28 @@ def all_families() -> list[Family]:
     return [find_family(model_type) for model_type in _FOLDERS]
 
 
+def check_contract(config: ModelConfig, contract, name: str) -> None:
+    """Raises ValueError when a media contract cuts frames otherwise than the model wants them."""
+    family = family_of(config)
+    if contract.geometry != family.geometry:
+        raise ValueError(
+            f"{name}: media.patch_size is {contract.geometry.patch}, but the patches of "
+            f"{family.title} have {family.geometry.patch} pixels; set "
+            f"media.patch_size={family.geometry.patch}"
+        )
+
+
+def size_in(name: str) -> str:
+    """The published size that a recipe's name holds, such as "7b" in "grpo_7b_lora". Raises
+    ValueError when it holds none."""
+    found = [size for size in published_sizes() if f"_{size}_" in f"_{name}_"]
+    if not found:
+        raise ValueError(
+            f"{name}: model.init_from is no folder here and the name holds no size; give --model=7b"
+        )
+    return max(found, key=len)
+
+
 def find_size(size: str) -> Family:
     """The family that has a published size of this name. Raises ValueError, naming the sizes."""
     for family in all_families():

@@ -72,13 +72,10 @@ PLAIN_16 = Geometry(
 _GEOMETRIES = (WINDOWED_14, PLAIN_16)
 
 
-def find_geometry(patch: int, merge: int, temporal_patch: int) -> Geometry:
-    """The geometry of these sizes. Raises ValueError when no family has them."""
+def find_geometry(patch: int) -> Geometry:
+    """The geometry with patches of so many pixels. Raises ValueError when no family has them."""
     for known in _GEOMETRIES:
-        if (known.patch, known.merge, known.temporal_patch) == (patch, merge, temporal_patch):
+        if known.patch == patch:
             return known
-    raise ValueError(
-        f"no family has patches of {patch} pixels, {merge} a side of a visual token and "
-        f"{temporal_patch} frames of a pair; choose patches of "
-        f"{' or '.join(str(known.patch) for known in _GEOMETRIES)} pixels"
-    )
+    sizes = " or ".join(str(known.patch) for known in _GEOMETRIES)
+    raise ValueError(f"no model has patches of {patch} pixels; choose patches of {sizes} pixels")

@@ -83,7 +83,7 @@ def linear_layers(rows: Iterable[Row], new_name) -> dict[str, tuple[str, int]]:
     layers = {}
     for path, name, dims in rows:
         groups = re.findall(r"\([^)]*\)|[A-Z]", dims.split(" -> ")[0])
-        if len(groups) == 2 and path.split("/")[-1] not in ("embed", "head", "position"):
+        if len(groups) == 2 and path.split("/")[-1] not in ("embed", "head", "position_table"):
             module = new_name(name).removesuffix(".weight")
             layers[path] = (module, len(re.findall("[A-Z]", groups[1])))
     return layers

@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 # SigLIP shares most rows; adapters are `<path>/a` [L, in..., r] and `<path>/b` [L, r, out...].
 PARAM_AXES = (
     (r"text/(embed|head)", ("vocab", "embed")),  # SigLIP's head [D, out] lies the same way
-    (r"vision/embed", (None, "embed")),
+    (r"vision/(embed|position_table)", (None, "embed")),
     (r"(text|vision)/position", (None, None)),
     (r"layers/(attn|mlp)_norm(_bias)?", ("layers", None)),
     (r"(text|vision)/(final_norm|final_norm_bias|embed_bias|head_bias)", (None,)),

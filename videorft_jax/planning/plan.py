@@ -11,7 +11,7 @@ import os
 import sys
 
 from videorft_jax.grpo import update as updating
-from videorft_jax.models.family import published_config, published_sizes
+from videorft_jax.models.family import check_contract, published_config, size_in
 from videorft_jax.planning import machines as topology
 from videorft_jax.planning import shapes
 from videorft_jax.planning.compile import Store
@@ -57,9 +57,10 @@ def make_job(config, machine: topology.Topology, *, mode=None, size=None, bucket
     if os.path.isdir(folder) and not size:
         model, tokenizer = load_model_files(folder)
     else:
-        model = published_config(size or _size_in(config.name))
+        model = published_config(size or size_in(config.name))
         tokenizer = shapes.PublishedTokenizer()
     options = make_train_options(config)
+    check_contract(model, options.contract, config.name)
     weights = Weights(model, options.freeze, options.lora)
     mesh = make_mesh(options, machine.devices)
     if machine.kind == "cpu":
@@ -83,15 +84,6 @@ def _mode(config, mode):
     if mode is None:
         raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
     return mode
-
-
-def _size_in(name):
-    for size in published_sizes():
-        if size in name.split("_"):
-            return size
-    raise ValueError(
-        f"{name}: model.init_from is no folder here and the name holds no size; give --model=7b"
-    )
 
 
 def plan(jobs: list[Job], store: Store, try_others: bool = False):

@@ -58,6 +58,8 @@ RANGES = {
     "media.max_frames": _NUMBER,
     "media.min_pixels": _NUMBER,
     "media.max_pixels": _NUMBER,
+    "media.total_pixels": _NUMBER,
+    "media.patch_size": _NUMBER,
     "optim.lr": _NUMBER,
     "optim.warmup_steps": _NUMBER,
     "optim.b1": _MOMENT,

@@ -26,7 +26,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.family import load_config
+from videorft_jax.models.family import check_contract, load_config
 from videorft_jax.models.hf_folder import check_vocabulary
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
@@ -240,6 +240,7 @@ def open_run(
     if mesh.devices.flat[0].platform == "cpu":
         check_cpus(options, mesh.size)
     model_config, tokenizer = load_model_files(options.model.init_from)
+    check_contract(model_config, options.contract, options.name)
     weights = Weights(model_config, options.freeze, options.lora)
     abstract = abstract_state(options, weights, mesh)
     agreed = expected_meta(weights, options.contract)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from videorft_jax.checkpoints.bucket import resolve
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
+from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimOptions
@@ -100,12 +101,12 @@ def _check_choices(config):
 
 
 def make_contract(config: ConfigDict) -> MediaContract:
-    """The media contract of the config: a preset, with the fields that are not 0 in place of its
-    own. Raises ValueError for a contract that cannot be."""
+    """The media contract of the config: a preset for the model's patches, with the fields that are
+    not 0 in place of its own. Raises ValueError for a contract that cannot be."""
     media = config.media.to_dict()
-    preset = media.pop("preset")
+    preset, geometry = media.pop("preset"), find_geometry(media.pop("patch_size"))
     changes = {field: value for field, value in media.items() if value}
-    return dataclasses.replace(getattr(MediaContract, preset)(), **changes)
+    return dataclasses.replace(getattr(MediaContract, preset)(geometry), **changes)
 
 
 def split_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -133,13 +133,18 @@ class MediaContract:
         require(self.num_frames is None or self.num_frames >= 2, "num_frames must be None or >= 2")
         require(2 <= self.min_frames <= self.max_frames, "need 2 <= min_frames <= max_frames")
         require(0 < self.min_pixels <= self.max_pixels, "need 0 < min_pixels <= max_pixels")
-        find_geometry(self.patch_size, self.merge_size, self.temporal_patch_size)
+        cut = find_geometry(self.patch_size)
+        sizes = (self.merge_size, self.temporal_patch_size)
+        require(
+            sizes == (cut.merge, cut.temporal_patch),
+            f"merge_size and temporal_patch_size must be {cut.merge} and {cut.temporal_patch}",
+        )
         require(0 < self.image_min_pixels <= self.image_max_pixels, "image pixels: need min <= max")
 
     @property
     def geometry(self) -> Geometry:
         """How the frames are cut into patches."""
-        return find_geometry(self.patch_size, self.merge_size, self.temporal_patch_size)
+        return find_geometry(self.patch_size)
 
     @property
     def factor(self) -> int:

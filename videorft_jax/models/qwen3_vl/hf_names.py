@@ -27,7 +27,7 @@ NAMES = (
     ("text/layers/mlp/down", _TEXT + "mlp.down_proj.weight", "D M -> M D"),
     ("vision/embed", "model.visual.patch_embed.proj.weight", "D X -> X D"),
     ("vision/embed_bias", "model.visual.patch_embed.proj.bias", "D -> D"),
-    ("vision/position", "model.visual.pos_embed.weight", "P D -> P D"),
+    ("vision/position_table", "model.visual.pos_embed.weight", "P D -> P D"),
     ("vision/layers/attn_norm", _BLOCK + "norm1.weight", "D -> D"),
     ("vision/layers/attn_norm_bias", _BLOCK + "norm1.bias", "D -> D"),
     ("vision/layers/mlp_norm", _BLOCK + "norm2.weight", "D -> D"),

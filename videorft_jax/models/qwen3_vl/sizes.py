@@ -10,10 +10,10 @@ from videorft_jax.models.qwen3_vl.config import MODEL_TYPE
 _SMALL_TOWER = (24, 1024, 4096, (5, 11, 17))
 _LARGE_TOWER = (27, 1152, 4304, (8, 16, 24))
 SIZES = {
-    "qwen3vl-2b": (28, 2048, 16, 6144, True, _SMALL_TOWER),
-    "qwen3vl-4b": (36, 2560, 32, 9728, True, _SMALL_TOWER),
-    "qwen3vl-8b": (36, 4096, 32, 12288, False, _LARGE_TOWER),
-    "qwen3vl-32b": (64, 5120, 64, 25600, False, _LARGE_TOWER),
+    "qwen3vl_2b": (28, 2048, 16, 6144, True, _SMALL_TOWER),
+    "qwen3vl_4b": (36, 2560, 32, 9728, True, _SMALL_TOWER),
+    "qwen3vl_8b": (36, 4096, 32, 12288, False, _LARGE_TOWER),
+    "qwen3vl_32b": (64, 5120, 64, 25600, False, _LARGE_TOWER),
 }
 
 # What all sizes share.
@@ -51,10 +51,10 @@ _VISION = {
 
 
 def hf_values(size: str, **overrides) -> dict[str, Any]:
-    """The JSON of a published size, such as "qwen3vl-8b".
+    """The JSON of a published size, such as "qwen3vl_8b".
 
     `overrides` replace keys of the top level and of the text part; those prefixed with `vision_`
-    go to the vision part: `hf_values("qwen3vl-8b", num_hidden_layers=2, vision_depth=2)`. Raises
+    go to the vision part: `hf_values("qwen3vl_8b", num_hidden_layers=2, vision_depth=2)`. Raises
     ValueError for an unknown size or key.
     """
     if size not in SIZES:
@@ -117,7 +117,7 @@ def tiny_values(**overrides) -> dict[str, Any]:
         "vision_deepstack_visual_indexes": [0, 2],
         "vision_num_position_embeddings": 64,
     }
-    return hf_values("qwen3vl-8b", **(values | overrides))
+    return hf_values("qwen3vl_8b", **(values | overrides))
 
 
 def demo_values(**overrides) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Vision(nnx.Module):
         self.config = config
         self.embed = layers.weight(rngs, config.patch_dim, config.dim)
         self.embed_bias = layers.zeros(config.dim)
-        self.position = layers.weight(rngs, config.num_positions, config.dim)
+        self.position_table = layers.weight(rngs, config.num_positions, config.dim)
         self.layers = VisionBlocks(config, rngs)
         self.merger = Merger(config, rngs)
         if config.deepstack_layers:
@@ -120,7 +120,7 @@ class Vision(nnx.Module):
         valid, hw = valid.reshape(pairs, slots), hw.reshape(pairs, slots, 2)
         x = normalise(patches, PLAIN_16).astype(self.embed.dtype)
         x = layers.linear(x, self.embed[...], self.embed_bias[...])
-        x = layers.shard_rows(x + interpolate(self.position[...], hw, valid).astype(x.dtype))
+        x = layers.shard_rows(x + interpolate(self.position_table[...], hw, valid).astype(x.dtype))
         angles = rotary_angles(hw, config.head_dim, VISION_ROPE_THETA)
         cos, sin, mask = jnp.cos(angles), jnp.sin(angles), Full(valid)
 
