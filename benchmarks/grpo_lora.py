@@ -46,6 +46,7 @@ def run_ours(options, results):
     import jax
 
     from videorft_jax import losses
+    from videorft_jax.commands.grpo import read_options
     from videorft_jax.grpo import update as updating
     from videorft_jax.grpo.logprobs import Groups
     from videorft_jax.parallel import sharding
@@ -54,7 +55,9 @@ def run_ours(options, results):
 
     config, values, _, samples = load(options)
     placed = published.Placed(config, values)
-    programs = updating.GrpoPrograms(config, placed.weights, placed.optimizer, placed.shardings)
+    programs = updating.GrpoPrograms(
+        read_options(config), placed.weights, placed.optimizer, placed.shardings
+    )
     windows = patches.num_windows(published.SIDE, published.WIDE)
     rows = [[sample] for sample in samples]
     batch = layout.pack(rows, len(samples[0].tokens), FRAMES // 2, windows)

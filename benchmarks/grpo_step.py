@@ -95,7 +95,7 @@ def run_ours(folder, frames, pipe):
         siglip, batch_size=PROMPTS, num_rollouts=ROLLOUTS,
         place=functools.partial(sharding.place_batch, mesh=mesh),
     )  # fmt: skip
-    grpo = losses.GrpoConfig("grpo", BETA, "k3", 0.2, 0.2, NEW, 0.0)
+    grpo = losses.LossOptions("grpo", BETA, "k3", 0.2, 0.2, NEW, 0.0)
     optimizer = make_optimizer(
         OptimOptions("adamw", LR, "constant", 0, 0.9, 0.999, 1e-8, 0.0, CLIP, "float32", 0.0), 1
     )

@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
+from videorft_jax.commands.plan import read_options  # noqa: E402
 from videorft_jax.planning import compile as measure  # noqa: E402
 from videorft_jax.planning import machines as topology  # noqa: E402
 from videorft_jax.planning import plan, report  # noqa: E402
@@ -66,7 +67,7 @@ class Entry:
         if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
-        return plan.make_job(config, machine)
+        return plan.make_job(read_options(config), machine)
 
 
 def entries():

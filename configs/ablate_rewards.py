@@ -19,7 +19,7 @@ def get_config():
         ("no_semantic", (("rewards", (ACCURACY, FORMAT)),)),
         ("half_semantic", (("rewards", (ACCURACY, FORMAT, ("semantic", 0.5))),)),
         ("ungated_semantic", (("reward.gated", ()),)),
-        ("repo_rules", (("reward.mode", "repo"), ("reward.order", "repo"))),
+        ("repo_rules", (("reward.mode", "repo"), ("reward.averaging", "repo"))),
         ("paper_rules", (("reward.mode", "paper"),)),
         ("dapo", (("grpo.variant", "dapo"), ("grpo.clip_high", 0.28), ("grpo.beta", 0.0))),
         ("dr_grpo", (("grpo.variant", "dr_grpo"), ("grpo.divide_by_std", False))),

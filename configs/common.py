@@ -128,7 +128,8 @@ def get_config() -> ConfigDict:
     config.reward.timeout_s = 30.0  # seconds for the user rewards of a batch
     config.reward.siglip = ""  # Hugging Face folder of a SigLIP, for the semantic reward
     config.reward.frames = 16  # frames of a clip that SigLIP sees
-    config.reward.order = "paper"  # paper: mean embedding, then scaled; repo: the other way round
+    config.reward.averaging = "paper"  # paper: mean embedding, then scaled; repo: the reverse
+    config.reward.order = config.reward.get_ref("averaging")  # the former name of averaging
     config.reward.text_rule = "paper"  # which sentences of a completion SigLIP reads
     config.reward.scale = 2.0  # the cosine of the semantic reward is multiplied by it
     config.reward.cache = ""  # folder of frame embeddings; empty: in memory

@@ -135,7 +135,7 @@ MAX_LOG_RATIO = 10.0  # the original clips log(p_ref / p) to it before it is rai
 
 
 @dataclasses.dataclass(frozen=True)
-class GrpoConfig:
+class LossOptions:
     """variant: see `grpo_loss`. beta weighs the divergence from the reference policy, 0: none;
     kl: its estimator. clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. max_length: C
     of dr_grpo's constant denominator. sampler_cap: largest weight of truncated importance sampling

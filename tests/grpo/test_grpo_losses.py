@@ -17,7 +17,7 @@ def config(**fields):
         "variant": "grpo", "beta": 0.04, "kl": "k3", "clip_low": 0.2, "clip_high": 0.28,
         "max_length": C, "sampler_cap": 0.0,
     }  # fmt: skip
-    return losses.GrpoConfig(**(plain | fields))
+    return losses.LossOptions(**(plain | fields))
 
 
 def draw(seed=0):

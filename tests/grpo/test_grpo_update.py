@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_run import load_recipe
 
+from videorft_jax.commands.grpo import read_options
 from videorft_jax.data.batch import layout
 from videorft_jax.grpo import trainer as grpo
 from videorft_jax.grpo import update as updating
@@ -118,7 +119,7 @@ def test_loss_and_gradients(problem, name):
     first = changes.pop("first", False)
     config = make_config(**changes)
     weights = make_weights(make_train_options(config), problem.twin.config)
-    loss, totals = updating.make_loss(config, weights)
+    loss, totals = updating.make_loss(read_options(config), weights)
     rows = updating.GroupRows(
         problem.groups, problem.advantages, problem.sampler, None if first else problem.old
     )
@@ -131,7 +132,7 @@ def test_loss_and_gradients(problem, name):
     expected = naive_grpo.loss(
         problem.wanted, None if first else torch.tensor(problem.old), problem.reference_logprobs,
         torch.tensor(problem.sampler), problem.mask, torch.tensor(problem.advantages),
-        updating.make_grpo_config(config),
+        read_options(config).loss,
     )  # fmt: skip
     expected.backward(retain_graph=True)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-4, atol=1e-6)
@@ -150,12 +151,14 @@ def test_loss_and_gradients(problem, name):
 def test_adapters_learn_what_the_merged_weights_would(problem):
     """Merged where a layer is read, against merged beforehand; the reference is the base."""
     config, model, base = make_config(), problem.twin.config, problem.twin.params
-    full, totals = updating.make_loss(config, make_weights(make_train_options(config), model))
+    full, totals = updating.make_loss(
+        read_options(config), make_weights(make_train_options(config), model)
+    )
     config.lora.rank, config.lora.alpha = 3, 6.0
     config.lora.targets = (r"/(q|o|qkv|proj|gate|up|down)$",)
     config.model.remat = "full"
     weights = make_weights(make_train_options(config), model)
-    adapted, _ = updating.make_loss(config, weights)
+    adapted, _ = updating.make_loss(read_options(config), weights)
     lora = weights.split(base, jax.random.key(0))[0]["lora"]
     keys = iter(jax.random.split(jax.random.key(1), 99))
     lora = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), lora)
@@ -180,7 +183,7 @@ def test_group_without_survivors_leaves_the_denominators(problem):
     """With all completions of group 0 masked, the loss is that of group 1 alone."""
     config = make_config(variant="dapo")
     weights = make_weights(make_train_options(config), problem.twin.config)
-    loss, totals = updating.make_loss(config, weights)
+    loss, totals = updating.make_loss(read_options(config), weights)
     run = jax.jit(
         lambda params, rows: loss(params, rows, totals(rows), problem.reference.params)[0],
     )
@@ -221,4 +224,4 @@ def test_refuses_settings_that_cannot_work(section, option, value, message):
     config = make_config()
     config[section][option] = value
     with pytest.raises(ValueError, match=message):
-        updating.make_grpo_config(config)
+        read_options(config)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_run import load_recipe
 
+from videorft_jax.commands.grpo import read_options
 from videorft_jax.data.batch import layout
 from videorft_jax.grpo import update as updating
 from videorft_jax.grpo.logprobs import Groups
@@ -33,7 +34,7 @@ def loss_of(mode, attention):
         loss, totals = make_sft_loss(options, weights)
         return loss, totals, batch, model
     config.grpo.beta = 0.0
-    loss, totals = updating.make_loss(config, weights)
+    loss, totals = updating.make_loss(read_options(config), weights)
     groups = Groups(batch, np.zeros((1, R, C), np.int32), np.full((1, R), C, np.int32))
     rows = updating.GroupRows(groups, np.zeros((1, R), np.float32), np.zeros((1, R, C), np.float32))
     return loss, totals, rows, model

@@ -83,9 +83,9 @@ SHAPE = {"batch_size": B, "num_rollouts": R, "num_frames": N, "scale": SCALE, "n
 
 @pytest.fixture(scope="module")
 def make(siglip):
-    """One compiled reward for each pair of order and text rule."""
+    """One compiled reward for each pair of averaging and text rule."""
     return functools.cache(
-        lambda order, rule: SemanticReward(siglip, order=order, text_rule=rule, **SHAPE)
+        lambda averaging, rule: SemanticReward(siglip, averaging=averaging, text_rule=rule, **SHAPE)
     )
 
 
@@ -115,7 +115,7 @@ def words_of(text):
 
 
 @torch.no_grad()
-def naive(folder, frames, texts, order, scale):
+def naive(folder, frames, texts, averaging, scale):
     """Scores [B, R] one video and one completion at a time, by transformers; `texts` [B][R][K]."""
     hf = SiglipModel.from_pretrained(folder).eval()
     processor = SiglipImageProcessorPil.from_pretrained(folder)
@@ -128,7 +128,7 @@ def naive(folder, frames, texts, order, scale):
             ids = torch.tensor([row + [1] * (64 - len(row)) for row in ids])
             text = hf.get_text_features(input_ids=ids).pooler_output
             text = torch.nn.functional.normalize(text, dim=-1).mean(0)
-            if order == "paper":
+            if averaging == "paper":
                 cosine = torch.cosine_similarity(text, images.mean(0), dim=0)
                 scores[i, r] = min(1.0, scale * max(cosine.item(), 0.0))
             else:
@@ -149,19 +149,19 @@ RULES = {  # what the encoder is given, written out again for texts of plain sen
 
 
 @pytest.mark.parametrize(
-    ("order", "rule"), [("paper", "paper"), ("repo", "repo"), ("paper", "pooled")]
+    ("averaging", "rule"), [("paper", "paper"), ("repo", "repo"), ("paper", "pooled")]
 )
-def test_equals_transformers(folder, make, order, rule):
+def test_equals_transformers(folder, make, averaging, rule):
     frames, completions = make_batch(1)
-    ours = make(order, rule)(frames, completions)
+    ours = make(averaging, rule)(frames, completions)
     texts = [[RULES[rule](text) for text in group] for group in completions]
-    expected = naive(folder, frames, texts, order, SCALE)
+    expected = naive(folder, frames, texts, averaging, SCALE)
     assert expected.std() > 0.1
     assert rule != "paper" or {0.0, 1.0} < set(expected.flat)  # both ends of the clamp
     np.testing.assert_allclose(ours.scores, expected, atol=1e-4)
 
 
-def test_orders_differ_where_a_frame_is_clamped(siglip, make):
+def test_averagings_differ_where_a_frame_is_clamped(siglip, make):
     """Embeddings by hand: cosines of the two frames with the text are 0.6 and -0.8."""
     text = "<think>Aa. Ab ac.</think>"
     t = siglip.texts([" Ab ac."])[0]
@@ -355,7 +355,7 @@ def test_bad_calls_are_refused(siglip, reward):
         with pytest.raises(ValueError, match=words):
             reward(*call)
     for rest, words in (
-        ({"order": "mean"}, "order is 'mean'; choose one of paper, repo"),
+        ({"averaging": "mean"}, "averaging is 'mean'; choose one of paper, repo"),
         ({"text_rule": "all"}, "text rule is 'all'"),
         ({"num_frames": 0}, "num_frames is 0"),
     ):

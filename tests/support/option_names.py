@@ -82,6 +82,7 @@ OPTIONS = (
     "optim.schedule",
     "optim.warmup_steps",
     "optim.weight_decay",
+    "reward.averaging",
     "reward.cache",
     "reward.frames",
     "reward.gated",

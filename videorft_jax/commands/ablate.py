@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
-from videorft_jax.commands.grpo import grpo
+from videorft_jax.commands.grpo import check_options, grpo
 from videorft_jax.evaluation import ablation
-from videorft_jax.grpo import trainer
 
 EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/ablate_rewards \\
     --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR \\
@@ -36,7 +35,7 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     ablation.check_grid(config.name, names, config.ablate.seeds, config.ablate.records)
     for name, varied in variants.items():
         try:
-            trainer.check(varied)
+            check_options(varied)
         except ValueError as error:
             raise ValueError(f"variant {name}: {error}") from None
 

@@ -4,9 +4,15 @@ import functools
 
 from ml_collections import ConfigDict
 
+from videorft_jax import losses
 from videorft_jax.commands import flags
-from videorft_jax.grpo.trainer import train
+from videorft_jax.grpo import trainer
+from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.planning.fits import check_memory
+from videorft_jax.rewards.combine import RewardConfig
+from videorft_jax.rewards.semantic import SemanticOptions, require_siglip
+from videorft_jax.rollout.options import RolloutOptions
+from videorft_jax.training.setup import make_train_options
 
 EXAMPLES = """videorft grpo --config=configs/grpo_7b.py --workdir=runs/grpo_7b \\
     --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR
@@ -24,4 +30,73 @@ def grpo(config: ConfigDict, workdir: str) -> int:
 
     Raises ValueError, one line, for a config that cannot work, before anything is allocated.
     """
-    return train(config, workdir, functools.partial(check_memory, config, "grpo"))
+    options = check_options(config)
+    check = functools.partial(check_memory, options.train, options)
+    return trainer.train(options, workdir, check)
+
+
+def check_options(config: ConfigDict) -> GrpoOptions:
+    """Makes the options of a run and checks that the semantic reward has the weights it needs.
+
+    Raises ValueError for losses and rewards that cannot work.
+    """
+    rewards = tuple(map(tuple, config.rewards))
+    return _make_options(config, require_siglip(rewards, config.reward.siglip))
+
+
+def read_options(config: ConfigDict) -> GrpoOptions:
+    """Makes the options of a plan, for which the weights of SigLIP need not be there.
+
+    Raises ValueError for losses and rewards that cannot work.
+    """
+    weight = dict(map(tuple, config.rewards)).get("semantic")
+    return _make_options(config, weight is not None and bool(weight or config.reward.siglip))
+
+
+def _make_options(config, has_semantic):
+    rewards, semantic = _make_rewards(config, has_semantic)
+    grpo = config.grpo
+    return GrpoOptions(
+        train=make_train_options(config),
+        loss=losses.LossOptions(
+            variant=grpo.variant,
+            beta=grpo.beta,
+            kl=grpo.kl,
+            clip_low=grpo.clip_low,
+            clip_high=grpo.clip_high,
+            max_length=config.rollout.max_new_tokens,
+            sampler_cap=grpo.sampler_cap,
+        ),
+        rollout=RolloutOptions(**config.rollout.to_dict()),
+        rewards=rewards,
+        semantic=semantic,
+        num_updates=grpo.num_updates,
+        max_draws=grpo.max_draws,
+        length_buckets=grpo.length_buckets,
+        divide_by_std=grpo.divide_by_std,
+        mask_truncated=grpo.mask_truncated,
+        reference_on_host=grpo.reference_on_host,
+    )
+
+
+def _make_rewards(config, has_semantic):
+    """(RewardConfig, SemanticOptions or None) of a config."""
+    rewards, options = tuple(map(tuple, config.rewards)), config.reward
+    if not has_semantic:
+        rewards = tuple(pair for pair in rewards if pair[0] != "semantic")
+    semantic = SemanticOptions(
+        siglip=options.siglip,
+        frames=options.frames,
+        averaging=options.averaging,
+        text_rule=options.text_rule,
+        scale=options.scale,
+        cache=options.cache,
+    )
+    found = RewardConfig(
+        rewards,
+        mode=options.mode,
+        gated=tuple(options.gated),
+        gate=tuple(map(tuple, options.gates)) or None,
+        timeout_s=options.timeout_s,
+    )
+    return found, semantic if has_semantic else None

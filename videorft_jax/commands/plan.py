@@ -8,13 +8,17 @@ import tempfile
 import warnings
 
 import jax
+from ml_collections import ConfigDict
 
-from videorft_jax.commands import flags
-from videorft_jax.planning import machines as topology
+from videorft_jax.commands import flags, grpo
+from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.planning import machines
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.plan import make_jobs, plan
 from videorft_jax.planning.report import as_text
 from videorft_jax.training import compile_cache
+from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.setup import make_train_options
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> int:
     """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
     own, config = _parse(argv)
     jax.config.update("jax_platforms", "cpu")
-    machine = topology.find(own.topology)
+    machine = machines.find(own.topology)
     with contextlib.ExitStack() as stack:
         workdir = own.workdir or stack.enter_context(tempfile.TemporaryDirectory())
         os.makedirs(workdir, exist_ok=True)
@@ -38,7 +42,7 @@ def main(argv: list[str]) -> int:
             compile_cache.keep_compiled(config.compile_cache, os.path.abspath(workdir))
         else:
             jax.config.update("jax_enable_compilation_cache", False)
-        jobs = make_jobs(config, machine, workdir, mode=own.mode, size=own.model)
+        jobs = make_jobs(read_options(config, own.mode), machine, workdir, size=own.model)
         figures = os.path.join(workdir, "plan.json") if own.workdir else None
         rows, step, problem = plan(jobs, Store(figures), own.search)
     if own.json:
@@ -48,6 +52,15 @@ def main(argv: list[str]) -> int:
     if problem:
         raise RuntimeError(problem)
     return 0
+
+
+def read_options(config: ConfigDict, mode: str | None = None) -> TrainOptions | GrpoOptions:
+    """The options of the stage that `mode` or the config's name says; raises ValueError where
+    neither does."""
+    mode = mode or next((known for known in ("sft", "grpo") if known in config.name), None)
+    if mode is None:
+        raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
+    return make_train_options(config) if mode == "sft" else grpo.read_options(config)
 
 
 def _parse(argv):

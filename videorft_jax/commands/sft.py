@@ -25,4 +25,4 @@ def sft(config: ConfigDict, workdir: str) -> int:
     Raises ValueError, one line, for a config that cannot work, before anything is allocated.
     """
     options = make_train_options(config)
-    return train(options, workdir, functools.partial(check_memory, config, "sft"))
+    return train(options, workdir, functools.partial(check_memory, options, None))

@@ -1,7 +1,7 @@
 """The first half of a GRPO step: completions of a batch, their rewards and their advantages."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,129 +10,173 @@ from videorft_jax import losses
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.steps import Step
-from videorft_jax.grpo import judge as judging
+from videorft_jax.grpo.judge import Judge, Verdict
+from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models import family
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
-from videorft_jax.rollout.engine import Rollout, RolloutEngine
+from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.results import Rollout
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.training.run import Run
 from videorft_jax.training.weights import Weights
 
-_SHUFFLED = 1 << 31  # set in the step of keys that draw from shuffled frames
+_SHUFFLED = 1 << 31  # set in the step number of random keys that draw from shuffled frames
 
 
-class Drawn(NamedTuple):
-    """One batch of the loader with its completions and what they are worth; NumPy arrays."""
+class Experience(NamedTuple):
+    """One batch of the loader with its completions and what they are worth, as NumPy arrays."""
 
     item: Step
-    batch: Batch  # prompts; rows without a sample hold one token
+    batch: Batch  # prompts; a row without a sample holds one token
     rollout: Rollout
-    verdict: judging.Verdict
+    verdict: Verdict
     advantages: np.ndarray  # float32 [B, R]
-    informative: np.ndarray  # bool [B], rewards of the group differ
-    visual: jax.Array | None  # visual tokens on the mesh, where the tower is frozen
+    informative: np.ndarray  # bool [B], the rewards of the group differ
+    visual: jax.Array | None  # visual tokens [B, Z, D] on the mesh, where the tower is frozen
 
 
-def make_engine(config, model: ModelConfig, mesh, tokenizer, **changes) -> RolloutEngine:
-    """The engine of a run; `changes` are fields of its SamplingConfig."""
-    settings = config.rollout.to_dict()
-    sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
-    sampling = {name: settings.pop(name) for name in sampled}
-    settings |= {"dtype": config.model.dtype, "attention": config.model.attention}
+def make_engine(
+    options: GrpoOptions, model: ModelConfig, mesh, tokenizer, num_rollouts: int | None = None
+) -> RolloutEngine:
+    """Makes the rollout engine of a run, for `num_rollouts` completions (default: the run's R)."""
+    rollout = options.rollout
+    sampling = make_sampling(
+        model,
+        tokenizer,
+        num_rollouts=num_rollouts or rollout.num_rollouts,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+    )
     return RolloutEngine(
-        model, make_sampling(model, tokenizer, **sampling | changes), mesh, **settings
+        model,
+        sampling,
+        mesh,
+        chunk=rollout.chunk,
+        num_buckets=rollout.num_buckets,
+        int8_weights=rollout.int8_weights,
+        int8_cache=rollout.int8_cache,
+        dtype=options.train.model.dtype,
+        attention=options.train.model.attention,
     )
 
 
-def shares_visual(config, weights: Weights) -> bool:
-    """Whether rollout and update read the same visual tokens, of a program of their own."""
-    return not weights.trains_vision and config.grpo.max_draws == 1
+def shares_visual(options: GrpoOptions, weights: Weights) -> bool:
+    """Tells whether rollout and update read the same visual tokens, made once by `make_encode`.
+
+    They do where the vision tower does not train. With several draws the tokens of all of them
+    would have to stay in memory, so each program makes its own.
+    """
+    return not weights.trains_vision and options.max_draws == 1
 
 
-def make_encode(config, model: ModelConfig, mesh):
-    """The program (params, batch) -> visual tokens [B, Z, D]."""
+def make_encode(options: GrpoOptions, model: ModelConfig, mesh):
+    """Makes the program (params, batch) -> visual tokens [B, Z, D]."""
 
     def encode(params, batch):
         bound = family.bind(model, params)
-        visual = bound.encode_vision(batch, plan=choose_plan(config.model.attention))
+        visual = bound.encode_vision(batch, plan=choose_plan(options.train.model.attention))
         return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
 
     return jax.jit(encode)
 
 
-class Drawer:
-    """The engine, the judge and the advantages of one run."""
+class Collector:
+    """Draws and judges the completions of a run.
 
-    def __init__(self, config, run: Run):
-        self.config, self.run, weights = config, run, run.weights
-        make = functools.partial(make_engine, config, weights.model, run.mesh, run.tokenizer)
+    weights: which weights train.
+    """
+
+    def __init__(self, options: GrpoOptions, weights: Weights, *, mesh, tokenizer):
+        self.options, self.weights, self.mesh = options, weights, mesh
+        make = functools.partial(make_engine, options, weights.model, mesh, tokenizer)
         self.engine, self.shuffled_engine = make(), None
-        self.rows = config.data.rows // jax.process_count()
-        self.judge = judging.Judge(config, run.mesh, run.tokenizer, run.options.contract, self.rows)
+        self.rows = options.train.data.rows // jax.process_count()
+        self.judge = Judge(
+            options.rewards,
+            options.semantic,
+            mesh=mesh,
+            tokenizer=tokenizer,
+            contract=options.train.contract,
+            rows=self.rows,
+            num_rollouts=options.rollout.num_rollouts,
+            dtype=options.train.model.dtype,
+        )
         if self.judge.wants_order:
-            self.shuffled_engine = make(num_rollouts=config.rollout.num_rollouts // 2)
-        self.shares_visual = shares_visual(config, weights)
-        self._encode = make_encode(config, weights.model, run.mesh)
+            self.shuffled_engine = make(options.rollout.num_rollouts // 2)
+        self.shares_visual = shares_visual(options, weights)
+        self._encode = make_encode(options, weights.model, mesh)
         self._advantages = jax.jit(
-            functools.partial(losses.group_advantages, divide_by_std=config.grpo.divide_by_std)
+            functools.partial(losses.group_advantages, divide_by_std=options.divide_by_std)
         )
 
     @property
     def num_programs(self) -> int:
-        """How many were compiled so far."""
+        """Number of programs compiled so far."""
         engines = [engine for engine in (self.engine, self.shuffled_engine) if engine]
-        own = self._encode._cache_size() + self._advantages._cache_size()
-        return own + sum(engine.num_compiles for engine in engines)
+        own: tuple[Any, ...] = (self._encode, self._advantages)
+        compiled = sum(program._cache_size() for program in own)
+        return compiled + sum(engine.num_compiles for engine in engines)
 
-    def draw(self, policy, items, tracker) -> list[Drawn]:
-        """Batches of completions of `policy`, see `GrpoPrograms.policy`, until their informative
-        groups fill an update, or the number of draws is used up; without dynamic sampling one."""
+    def collect(self, policy, items, tracker) -> list[Experience]:
+        """Draws completions of `policy`, see `GrpoPrograms.policy`, for one step.
+
+        Without dynamic sampling that is one batch of `items`. With it (max_draws > 1) batches are
+        drawn until their informative groups fill an update, or the draws are used up. The list is
+        empty where the data has ended.
+        """
         prepared, parts = self.engine.prepare(policy), []
-        for _ in range(self.config.grpo.max_draws):
+        for _ in range(self.options.max_draws):
             with tracker.phase("data"):
                 item = next(items, None)
             if item is None:
                 break
-            parts.append(self._draw_one(prepared, item, tracker))
+            parts.append(self._collect_one(prepared, item, tracker))
             same = [part for part in parts if part.item.bucket == item.bucket]
             enough = sum(int(part.informative.sum()) for part in same) >= self.rows
-            if self.config.grpo.max_draws == 1 or all(gather(enough)):
+            if self.options.max_draws == 1 or all(gather(enough)):
                 break
         return parts
 
-    def _draw_one(self, prepared, item, tracker) -> Drawn:
-        config = self.config
+    def _collect_one(self, prepared, item: Step, tracker) -> Experience:
         with tracker.phase("rollout"):
-            batch = fill_rows(item.batch, item.valid, self.run.weights.model)
-            uids = np.array([row[0] if row else 0 for row in item.indices])
-            limits = np.full(
-                (len(uids), config.rollout.num_rollouts), config.rollout.max_new_tokens
-            )
-            limits[~item.valid] = 1
+            batch = fill_rows(item.batch, item.valid, self.weights.model)
             visual = None
             if self.shares_visual and batch.patches.size:
-                visual = self._encode(prepared, sharding.place_batch(batch, self.run.mesh))
-            drawn = {"seed": config.seed, "step": item.index, "limits": limits}
-            rollout = self.engine.rollout(prepared, batch, uids, visual=visual, **drawn)
-            shuffled = None
-            if self.shuffled_engine:
-                keys = [(config.seed, item.index, int(uid)) for uid in uids]
-                drawn |= {"step": item.index | _SHUFFLED}
-                drawn |= {"limits": limits[:, : config.rollout.num_rollouts // 2]}
-                other = shuffle_frames(batch, keys)
-                shuffled = self.shuffled_engine.rollout(prepared, other, uids, **drawn)
+                visual = self._encode(prepared, sharding.place_batch(batch, self.mesh))
+            rollout, shuffled = self._draw(prepared, item, batch, visual)
         with tracker.phase("rewards"):
             verdict = self.judge(item, rollout, shuffled)
-            placed = sharding.place_batch((verdict.total, verdict.valid), self.run.mesh)
+            placed = sharding.place_batch((verdict.total, verdict.valid), self.mesh)
             advantages, informative = map(sharding.local_rows, self._advantages(*placed))
-        return Drawn(item, batch, rollout, verdict, advantages, informative, visual)
+        return Experience(item, batch, rollout, verdict, advantages, informative, visual)
+
+    def _draw(self, prepared, item: Step, batch: Batch, visual):
+        """Draws the completions and, for the reward "order", others from shuffled frames."""
+        options = self.options.rollout
+        uids = np.array([row[0] if row else 0 for row in item.indices])
+        limits = np.full((len(uids), options.num_rollouts), options.max_new_tokens)
+        limits[~item.valid] = 1
+        seed, step = self.options.train.seed, item.index
+        rollout = self.engine.rollout(
+            prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual
+        )
+        if not self.shuffled_engine:
+            return rollout, None
+        frames = shuffle_frames(batch, [(seed, step, int(uid)) for uid in uids])
+        limits = limits[:, : options.num_rollouts // 2]
+        shuffled = self.shuffled_engine.rollout(
+            prepared, frames, uids, seed=seed, step=step | _SHUFFLED, limits=limits
+        )
+        return rollout, shuffled
 
 
-def fill_rows(batch: Batch, valid: np.ndarray, model) -> Batch:
-    """The batch with a prompt of one token in rows without a sample, so that every row runs."""
+def fill_rows(batch: Batch, valid: np.ndarray, model: ModelConfig) -> Batch:
+    """Gives the rows without a sample a prompt of one token, since every row is run."""
     if valid.all():
         return batch
     batch = Batch(*(leaf.copy() for leaf in batch))
@@ -141,14 +185,12 @@ def fill_rows(batch: Batch, valid: np.ndarray, model) -> Batch:
     return batch
 
 
-def describe(parts: list[Drawn]) -> dict[str, float]:
-    """Metrics of rollout and rewards: the means over the draws of a step."""
+def describe(parts: list[Experience]) -> dict[str, float]:
+    """Makes the metrics of rollout and rewards, the means over the draws of a step."""
     found: dict[str, list[float]] = {}
     for part in parts:
-        lengths, stopped = (
-            part.rollout.lengths[part.item.valid],
-            part.rollout.stopped[part.item.valid],
-        )
+        rollout, valid = part.rollout, part.item.valid
+        lengths, stopped = rollout.lengths[valid], rollout.stopped[valid]
         sums = gather(
             [int(lengths.sum()), lengths.size, int(stopped.sum()), int(lengths.max(initial=0))]
         )
@@ -160,7 +202,7 @@ def describe(parts: list[Drawn]) -> dict[str, float]:
             values["rollout/length/mean"] = sum(tokens) / sum(count)
             values["rollout/length/max"] = max(longest)
             values["rollout/truncated"] = 1 - sum(ended) / sum(count)
-        for name, value in part.rollout.counters.items():
+        for name, value in rollout.counters.items():
             about_machine = name.endswith(("_s", "_fraction", "num_compiles"))
             values[f"{'perf' if about_machine else 'rollout'}/{name}"] = value
         for name, value in values.items():

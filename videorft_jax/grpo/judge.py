@@ -1,92 +1,86 @@
-"""From drawn tokens to rewards: texts, SigLIP beside the string rewards, and what is written down.
+"""The judge: it gives every completion of a rollout its reward.
 
-A completion has no reward, and takes no part in the step, when its clip could not be read, its
-logits were not finite or one of its rewards failed. All of that is counted.
+Most rewards are computed from the text on the host. The semantic reward looks at the frames and
+runs SigLIP on the devices meanwhile. A completion gets no reward, and takes no part in the step,
+when its clip could not be read, its logits were not finite or one of its rewards failed; all of
+that is counted.
 """
 
 import concurrent.futures
 import functools
-import json
-import pathlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.loader.steps import Step
-from videorft_jax.metrics.tracker import drop_lines
 from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score
 from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
 from videorft_jax.rewards.metrics import summarize
-from videorft_jax.rewards.semantic import SemanticReward, require_siglip
-from videorft_jax.rollout.engine import Rollout
+from videorft_jax.rewards.semantic import SemanticOptions, SemanticReward, SemanticScores
+from videorft_jax.rollout.results import Rollout
 
-COMPLETIONS = "completions.jsonl"
-ORDER = "order"  # T-GRPO: the order of the frames helped
-
-
-def make_reward_config(config) -> RewardConfig:
-    """Checks everything about rewards that can be checked before a weight is read; a semantic
-    reward of weight 0 without a SigLIP is left out."""
-    rewards, options = tuple(map(tuple, config.rewards)), config.reward
-    if not require_siglip(rewards, options.siglip):
-        rewards = tuple(pair for pair in rewards if pair[0] != "semantic")
-    return RewardConfig(
-        rewards,
-        mode=options.mode,
-        gated=tuple(options.gated),
-        gate=tuple(map(tuple, options.gates)) or None,
-        timeout_s=options.timeout_s,
-    )
+ORDER = "order"  # the reward of T-GRPO: did it help that the frames stood in order?
 
 
 class Verdict(NamedTuple):
-    """Rewards of this process's B prompts, and the metrics of all processes' prompts."""
+    """The rewards of this process's B prompts, and metrics over the prompts of all processes."""
 
-    total: np.ndarray  # float32 [B, R], 0 where not valid
-    valid: np.ndarray  # bool [B, R]
-    scores: dict[str, np.ndarray]  # name -> float64 [B, R], NaN where it failed
-    texts: list[list[str]]
+    total: np.ndarray  # float32 [B, R], the reward that is trained on; 0 where not valid
+    valid: np.ndarray  # bool [B, R], the completion takes part in the step
+    scores: dict[str, np.ndarray]  # name -> float64 [B, R], NaN where the reward failed
+    texts: list[list[str]]  # B lists of R completions
     metrics: dict[str, float]
 
 
 class Judge:
-    """The configured rewards of one run. `rows` is the number of prompts of this process."""
+    """The configured rewards of one run.
 
-    def __init__(self, config, mesh, tokenizer, contract, rows: int):
-        reward_config = make_reward_config(config)
-        self._config, self._rewards = reward_config, Rewards(reward_config)
-        self._tokenizer, self._semantic, self._mesh = tokenizer, None, mesh
-        self._rollouts = config.rollout.num_rollouts
-        names = [name for name, _ in reward_config.rewards]
-        self.wants_order = ORDER in names
-        if "semantic" in names:
-            options = config.reward
-            siglip = load_siglip(options.siglip, config.model.dtype)
-            cache = EmbeddingCache(
-                contract.digest, identify_siglip(siglip), folder=options.cache or None
-            )
+    rows: number of prompts of this process. num_rollouts: R. dtype: of SigLIP's computation.
+    contract: the media contract under which the loader reads clips.
+    """
+
+    def __init__(
+        self,
+        rewards: RewardConfig,
+        semantic: SemanticOptions | None,
+        *,
+        mesh,
+        tokenizer,
+        contract,
+        rows: int,
+        num_rollouts: int,
+        dtype: str,
+    ):
+        self._config, self._rewards = rewards, Rewards(rewards)
+        self._tokenizer, self._mesh, self._rollouts = tokenizer, mesh, num_rollouts
+        self.wants_order = ORDER in [name for name, _ in rewards.rewards]
+        self._semantic: SemanticReward | None = None
+        if semantic is not None:
+            siglip = load_siglip(semantic.siglip, dtype)
+            identity = identify_siglip(siglip)
             where = sharding.state_shardings(siglip.params, mesh, "siglip")
             siglip.params = jax.device_put(siglip.params, where)
             self._semantic = SemanticReward(
                 siglip,
                 batch_size=rows,
-                num_rollouts=self._rollouts,
-                num_frames=options.frames,
-                order=options.order,
-                text_rule=options.text_rule,
-                scale=options.scale,
-                cache=cache,
+                num_rollouts=num_rollouts,
+                num_frames=semantic.frames,
+                averaging=semantic.averaging,
+                text_rule=semantic.text_rule,
+                scale=semantic.scale,
+                cache=EmbeddingCache(contract.digest, identity, folder=semantic.cache or None),
                 place=functools.partial(sharding.place_batch, mesh=mesh),
             )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "videorft-semantic")
 
     def read(self, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
-        """Texts of completions int [B, R, C], without control tokens."""
+        """Decodes completions int [B, R, C] to texts, without control tokens."""
         return [
             self._tokenizer.batch_decode(
                 [row[:length] for row, length in zip(rows, ends, strict=True)],
@@ -96,52 +90,56 @@ class Judge:
         ]
 
     def __call__(self, step: Step, rollout: Rollout, shuffled: Rollout | None = None) -> Verdict:
-        """Scores one rollout of the loader's step; `shuffled` is another one of the same prompts
-        whose frames were shuffled, for the reward "order"."""
-        texts = self.read(rollout.tokens, rollout.lengths)
-        known = np.flatnonzero(step.valid)
-        records = [step.records[row][0] for row in known]
-        completions = [texts[row] for row in known]
-        given = {}
-        if self._semantic is not None:
-            pending = self._thread.submit(self._describe, step, texts)
-            given["semantic"] = lambda: pending.result().scores[known]
-        if shuffled is not None:
-            given[ORDER] = self._score_order(completions, records, shuffled, known)
-        batch = _nothing(self._rollouts)
-        if len(known):
-            lengths = rollout.lengths[known]
-            batch = self._rewards(completions, records, given=given, num_tokens=lengths)
-        stats = pending.result().stats if self._semantic is not None else {}
-        batch.valid[rollout.failed[known]] = False
-        batch.total[rollout.failed[known]] = np.nan
-        total = np.zeros(rollout.lengths.shape, np.float32)
-        valid = np.zeros(total.shape, bool)
-        total[known], valid[known] = np.where(batch.valid, batch.total, 0.0), batch.valid
-        scores = {name: np.full(total.shape, np.nan) for name in batch.scores}
-        for name, array in scores.items():
-            array[known] = batch.scores[name]
-        metrics = self._summarize(batch, [record.problem_type for record in records], stats)
-        return Verdict(total, valid, scores, texts, metrics)
+        """Scores the completions of one batch of the loader.
 
-    def _describe(self, step, texts):
+        shuffled: a second rollout of the same prompts with shuffled frames, for the reward "order".
+        """
+        texts = self.read(rollout.tokens, rollout.lengths)
+        known = np.flatnonzero(step.valid)  # rows that hold a sample
+        wait = self._start_semantic(step, texts)
+        batch = self._score(step, rollout, shuffled, texts, known, wait)
+        batch = _without_failed(batch, rollout.failed[known])
+        types = [step.records[row][0].problem_type for row in known]
+        metrics = self._summarise(batch, types, wait().stats if wait else {})
+        return _spread(batch, known, rollout.lengths.shape, texts, metrics)
+
+    def _start_semantic(self, step: Step, texts) -> Callable[[], SemanticScores] | None:
+        """Starts the semantic reward of all rows and returns a function that waits for it."""
+        if self._semantic is None:
+            return None
+        return self._thread.submit(self._compare_with_frames, step, texts).result
+
+    def _compare_with_frames(self, step, texts):
         frames = [rebuild_frames(step.batch, row) for row in range(len(texts))]
         clips = [row[0].path if row else "" for row in step.records]
-        with jax.set_mesh(self._mesh):  # a mesh is set for one thread; without it rows lie anywhere
+        # A mesh is set for one thread only; without it the rows would lie on the first device.
+        with jax.set_mesh(self._mesh):
+            assert self._semantic is not None
             return self._semantic(frames, texts, clips)
 
-    def _score_order(self, completions, records, shuffled, known):
+    def _score(self, step, rollout, shuffled, texts, known, wait) -> RewardBatch:
+        """Computes the string rewards of the `known` rows and combines them with the others."""
+        if not len(known):
+            empty = np.zeros((0, self._rollouts))
+            return RewardBatch({}, empty, empty.astype(bool), None, {})
+        records, completions = [step.records[row][0] for row in known], [texts[r] for r in known]
+        given: dict[str, Any] = {}
+        if wait is not None:
+            given["semantic"] = lambda: wait().scores[known]
+        if shuffled is not None:
+            others = self.read(shuffled.tokens[known], shuffled.lengths[known])
+            given[ORDER] = self._score_order(completions, others, records)
+        return self._rewards(completions, records, given=given, num_tokens=rollout.lengths[known])
+
+    def _score_order(self, completions, shuffled, records):
         def accuracy(texts):
             return score(texts, records, self._config.mode, ("accuracy",))["accuracy"]
 
-        if not len(known):
-            return np.zeros((0, self._rollouts))
-        others = self.read(shuffled.tokens[known], shuffled.lengths[known])
         is_video = np.array([record.data_type == "video" for record in records])
-        return reward_order(accuracy(completions), accuracy(others), is_video)
+        return reward_order(accuracy(completions), accuracy(shuffled), is_video)
 
-    def _summarize(self, batch: RewardBatch, types, stats):
-        """Statistics over the prompts of all processes."""
+    def _summarise(self, batch: RewardBatch, types, stats) -> dict[str, float]:
+        """Makes the metrics of a batch over the prompts of all processes."""
         own = {
             "scores": {name: array.tolist() for name, array in batch.scores.items()},
             "total": batch.total.tolist(),
@@ -171,9 +169,21 @@ class Judge:
         return summarize(whole, types, self._config) | means
 
 
-def _nothing(rollouts):
-    empty = np.zeros((0, rollouts))
-    return RewardBatch({}, empty, empty.astype(bool), None, {})
+def _without_failed(batch: RewardBatch, failed: np.ndarray) -> RewardBatch:
+    """Takes the reward from completions whose logits were not finite; failed is bool [B, R]."""
+    batch.valid[failed] = False
+    batch.total[failed] = np.nan
+    return batch
+
+
+def _spread(batch: RewardBatch, known, shape, texts, metrics) -> Verdict:
+    """Spreads the rewards of the `known` rows over all rows [B, R] of the batch."""
+    total, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    total[known], valid[known] = np.where(batch.valid, batch.total, 0.0), batch.valid
+    scores = {name: np.full(shape, np.nan) for name in batch.scores}
+    for name, array in scores.items():
+        array[known] = batch.scores[name]
+    return Verdict(total, valid, scores, texts, metrics)
 
 
 def _join(lists):
@@ -181,51 +191,8 @@ def _join(lists):
 
 
 def _add(dicts):
-    total = {}
+    total: dict[str, float] = {}
     for part in dicts:
         for name, value in part.items():
             total[name] = total.get(name, 0.0) + value
     return total
-
-
-class CompletionLog:
-    """Every completion with its question, answer, rewards and advantage, one JSON line each.
-
-    Process p > 0 writes a file of its own. Lines of `start_step` and later are dropped first.
-    """
-
-    def __init__(self, workdir, start_step: int):
-        number = jax.process_index()
-        name = COMPLETIONS if not number else COMPLETIONS.replace(".", f"-{number}.")
-        path = pathlib.Path(workdir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drop_lines(path, start_step)
-        self._file = path.open("a")
-
-    def write(
-        self, number: int, step: Step, rollout: Rollout, verdict: Verdict, advantages: np.ndarray
-    ) -> None:
-        for row in np.flatnonzero(step.valid):
-            record = step.records[row][0]
-            for r, text in enumerate(verdict.texts[row]):
-                line = {
-                    "step": number,
-                    "problem_id": record.problem_id,
-                    "problem_type": record.problem_type,
-                    "problem": record.problem,
-                    "solution": record.solution,
-                    "completion": text,
-                    "length": int(rollout.lengths[row, r]),
-                    "stopped": bool(rollout.stopped[row, r]),
-                    "rewards": {
-                        name: None if np.isnan(array[row, r]) else float(array[row, r])
-                        for name, array in verdict.scores.items()
-                    },
-                    "total": float(verdict.total[row, r]) if verdict.valid[row, r] else None,
-                    "advantage": float(advantages[row, r]),
-                }
-                self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()

@@ -1,7 +1,8 @@
-"""Log-probabilities of completions under a policy, a group in one row.
+"""Log-probabilities of completions under a policy, with all completions of a prompt in one row.
 
-The row `[prompt | R completions]` with a static mask runs clip and prompt once, forward and
-backward, where a row per completion would run them R times; values and gradients are the same.
+The row is `[prompt | R completions]`, and a static mask lets each completion see the prompt and
+itself. So clip and prompt run once, forward and backward, where a row per completion would run them
+R times. Values and gradients are the same.
 """
 
 from typing import NamedTuple
@@ -19,14 +20,14 @@ from videorft_jax.models.vision_language import VLM
 class Groups(NamedTuple):
     """B prompts with R completions of at most C tokens each."""
 
-    batch: Batch  # one right-padded prompt per row; without pixels where `visual` is given
+    batch: Batch  # one right-padded prompt per row; it has no pixels where `visual` is given
     completions: jax.Array  # int32 [B, R, C]
-    lengths: jax.Array  # int32 [B, R], 0: this completion takes no part
-    visual: jax.Array | None = None  # visual tokens [B, Z, D], where they are known already
+    lengths: jax.Array  # int32 [B, R]; a completion of length 0 takes no part
+    visual: jax.Array | None = None  # visual tokens [B, Z, D], where they are already known
 
     @property
     def mask(self) -> jax.Array:
-        """bool [B, R, C], True on tokens of completions that take part."""
+        """Where the tokens of completions that take part are, bool [B, R, C]."""
         return jnp.arange(self.completions.shape[-1]) < self.lengths[..., None]
 
 
@@ -38,11 +39,11 @@ def score_completions(
     plan: ComputePlan | None = None,
     remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each token and entropy of its distribution, float32 [B, R, C].
+    """Computes log-probability and entropy of each completion token, float32 [B, R, C] each.
 
-    Of softmax(logits / temperature) over the whole vocabulary, as the rollout records them; 0
-    outside `groups.mask`. The first token of a completion is predicted by the last of the prompt,
-    wherever padding puts the completion itself.
+    Both are of softmax(logits / temperature) over the whole vocabulary, as the rollout records
+    them, and 0 outside `groups.mask`. The last token of the prompt predicts the first token of
+    every completion, wherever padding puts the completion itself.
     """
     plan, batch, mask = plan or choose_plan(), groups.batch, groups.mask
     rows, rollouts, size = mask.shape
@@ -74,7 +75,7 @@ def score_completions(
     inside = hidden[:, prompt_length:].reshape(rows, rollouts, size, -1)
     first = jnp.broadcast_to(last[:, None], (rows, rollouts, 1, hidden.shape[-1]))
     before = jnp.concatenate([first, inside[:, :, :-1]], axis=2).reshape(rows, -1, hidden.shape[-1])
-    scores = token_logprobs(
+    logprobs, entropies = token_logprobs(
         before,
         model.text.output_weight,
         groups.completions.reshape(rows, -1),
@@ -82,4 +83,4 @@ def score_completions(
         temperature=temperature,
         chunk=plan.head_chunk,
     )
-    return tuple(x.reshape(mask.shape) for x in scores)
+    return logprobs.reshape(mask.shape), entropies.reshape(mask.shape)

@@ -1,32 +1,47 @@
-"""Stage two: GRPO. Draw R completions of each prompt, judge them, make the better ones likelier.
+"""Group-relative policy optimisation (GRPO), the second stage of the method.
 
-A step is a few compiled programs. *Rollout*: clips once, prompts once, then R completions each
-(rollout.py). *Rewards*: SigLIP on the device while strings are scored on the host (judging.py).
-*Advantages*: group-normalised. *Update*: log-probs of policy and reference with a group in one row
-(scoring.py), the loss (losses.py) and the optimizer (step.py). A batch index and a seed decide
-all that is random, so a run that was killed goes on as if nothing had happened.
+A language model that answers questions about videos is taught by its own successes. In each step it
+answers every question of a batch R times, at random, so that the answers differ. Rewards say how
+good each answer is. An answer that is better than the mean of its group becomes likelier, one that
+is worse becomes less likely: the *advantage* is the reward minus the group's mean, divided by the
+group's spread. No second network has to guess how good a question could be answered, since the
+other answers of the group show it. A penalty on the divergence from the *reference policy*, the
+model as it was before GRPO, keeps its language from falling apart.
+
+A step runs through these files:
+
+    experience.py   draws the batch: the rollout engine (rollout/engine.py) encodes each clip once,
+                    runs each prompt once and decodes R completions
+    judge.py        gives each completion its reward (rewards/), SigLIP on the device meanwhile
+    experience.py   makes advantages of rewards (losses.group_advantages)
+    trainer.py      lays the groups out as rows on the mesh (`Trainer.make_rows`)
+    logprobs.py     computes the log-probabilities again, a whole group in one row
+    update.py       loss (losses.grpo_loss), gradient and optimizer step, one compiled program
+
+A batch index and a seed decide all that is random, so a run that was killed goes on as if nothing
+had happened.
 """
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videorft_jax.grpo import judge as judging
-from videorft_jax.grpo import update as updating
-from videorft_jax.grpo.experience import Drawer, Drawn, describe
+from videorft_jax.grpo.completion_log import CompletionLog
+from videorft_jax.grpo.experience import Collector, Experience, describe
 from videorft_jax.grpo.logprobs import Groups
-from videorft_jax.grpo.update import GroupRows, make_grpo_config
+from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, run_steps
 from videorft_jax.training.run import Run, open_run
-from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
 from videorft_jax.training.trees import cast
 
@@ -36,45 +51,50 @@ _LANE = 128  # completion lengths are multiples of it where it divides the longe
 
 
 class Trainer:
-    """The compiled programs of one run and what flows between them."""
+    """The programs of one run and what flows between them.
 
-    def __init__(self, config, run: Run):
-        self.config, self.run, weights = config, run, run.weights
-        self.drawer = Drawer(config, run)
-        self.programs = updating.GrpoPrograms(config, weights, run.optimizer, run.shardings)
-        self.reference = ()
-        if config.grpo.beta:
-            self.reference = (None if weights.lora else self._read_reference(),)
+    run: what `training.run.open_run` yields.
+    """
 
-    def _read_reference(self):
-        """The weights that train as they are in `model.init_from`, in the dtype of the model."""
-        params = read_params(self.config.model.init_from, self.run.weights, self.run.mesh)
+    def __init__(self, options: GrpoOptions, run: Run):
+        self.options, self.mesh, self.weights = options, run.mesh, run.weights
+        self.collector = Collector(options, run.weights, mesh=run.mesh, tokenizer=run.tokenizer)
+        self.programs = GrpoPrograms(options, run.weights, run.optimizer, run.shardings)
+        self.reference: tuple[Any, ...] = ()  # What the programs read of the reference policy.
+        if options.loss.beta:
+            self.reference = (None if run.weights.lora else self._read_reference(run),)
+
+    def _read_reference(self, run):
+        """The weights that train as they are in `model.init_from`, in the dtype of the computation.
+        The reference policy shares the others with the policy."""
+        model = self.options.train.model
+        params = read_params(model.init_from, self.weights, self.mesh)
 
         def build(params):
-            trained, _ = self.run.weights.split(params, jax.random.key(0))
-            return cast(trained, jnp.dtype(self.config.model.dtype))
+            trained, _ = self.weights.split(params, jax.random.key(0))
+            return cast(trained, jnp.dtype(model.dtype))
 
         return jax.jit(build, out_shardings=self.programs.reference_shardings)(params)
 
     @property
     def num_programs(self) -> int:
-        return self.programs.num_compiled + self.drawer.num_programs
+        """Number of programs compiled so far."""
+        return self.programs.num_compiled + self.collector.num_programs
 
-    def policy(self, state):
-        """The model's parameters, for the rollout."""
-        return self.programs.policy(state.params, state.frozen)
+    def collect(self, state, items, tracker) -> list[Experience]:
+        """Draws and judges completions of the state's policy; see `Collector.collect`."""
+        policy = self.programs.policy(state.params, state.frozen)
+        return self.collector.collect(policy, items, tracker)
 
-    def make_rows(self, parts: list[Drawn]) -> GroupRows:
-        """The groups of an update on the mesh. Of several draws, those of the shape that has the
-        most informative groups; these come first, others fill what is left."""
-        config, last = self.config, parts[-1]
+    def make_rows(self, parts: list[Experience]) -> GroupRows:
+        """Lays the groups of an update out on the mesh, one row each.
+
+        Of several draws those of one shape are taken, the shape with the most informative groups;
+        informative groups come first, others fill the rows that are left.
+        """
+        options, last = self.options, parts[-1]
         if len(parts) > 1:
-            shapes = {part.item.bucket for part in parts}
-            counts = {
-                shape: min(gather(_num_informative(parts, shape))) for shape in sorted(shapes)
-            }
-            shape = max(counts, key=counts.get)
-            parts = [part for part in parts if part.item.bucket == shape]
+            parts = _of_richest_shape(parts)
         rows = [self._host_rows(part) for part in parts]
         rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
         if len(parts) > 1:
@@ -82,89 +102,103 @@ class Trainer:
             chosen = np.argsort(~informative, kind="stable")[: len(last.informative)]
             rows = jax.tree.map(lambda leaf: leaf[np.sort(chosen)], rows)
         longest = max(gather(int(rows.groups.lengths.max())))
-        size = fit_length(longest, config.rollout.max_new_tokens, config.grpo.length_buckets)
+        size = fit_length(longest, options.rollout.max_new_tokens, options.length_buckets)
         groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
         rows = rows._replace(groups=groups, sampler=rows.sampler[..., :size])
-        placed = sharding.place_batch(rows, self.run.mesh)
+        placed = sharding.place_batch(rows, self.mesh)
         return placed._replace(groups=placed.groups._replace(visual=last.visual))
 
-    def _host_rows(self, part: Drawn) -> GroupRows:
+    def _host_rows(self, part: Experience) -> GroupRows:
+        """The groups of one batch as NumPy rows; a completion that takes no part has length 0."""
         taking = part.verdict.valid
-        if self.config.grpo.mask_truncated:
+        if self.options.mask_truncated:
             taking = taking & part.rollout.stopped
         batch = part.batch
-        if part.visual is not None:  # no need to send the pixels again
+        if part.visual is not None:  # The visual tokens stand for the pixels.
             batch = batch._replace(patches=batch.patches[:, :0])
         lengths = np.where(taking, part.rollout.lengths, 0).astype(np.int32)
-        groups = Groups(batch, part.rollout.tokens, lengths)
-        return GroupRows(groups, part.advantages, part.rollout.logprobs)
+        arrays: tuple[Any, ...] = (part.rollout.tokens, lengths)
+        weights: tuple[Any, ...] = (part.advantages, part.rollout.logprobs)
+        return GroupRows(Groups(batch, *arrays), *weights)
 
     def update(self, state, rows: GroupRows):
-        """All updates of one rollout; metrics are those of the last."""
-        if self.config.grpo.num_updates > 1:
+        """Takes all optimizer steps of one rollout; returns (state, metrics of the last step).
+
+        With several steps the policy changes between them, so the log-probabilities before the
+        first one are computed and kept: the loss clips how far each step moves away from them.
+        """
+        if self.options.num_updates > 1:
             before = (state.params, state.frozen, rows.groups)
             old, reference = self.programs.score(*before, *self.reference)
             rows = rows._replace(old=old, reference=reference)
-        for _ in range(self.config.grpo.num_updates):
+        for _ in range(self.options.num_updates):
             state, metrics = self.programs.step(state, rows, *self.reference)
         return state, metrics
 
 
-def _num_informative(parts: list[Drawn], shape: int) -> int:
+def _of_richest_shape(parts: list[Experience]) -> list[Experience]:
+    """Keeps the draws of the shape that has the most informative groups on every process."""
+    counts = {
+        shape: min(gather(_num_informative(parts, shape)))
+        for shape in sorted({part.item.bucket for part in parts})
+    }
+    shape = max(counts, key=lambda shape: counts[shape])
+    return [part for part in parts if part.item.bucket == shape]
+
+
+def _num_informative(parts: list[Experience], shape: int) -> int:
     return sum(int(part.informative.sum()) for part in parts if part.item.bucket == shape)
 
 
 def fit_length(longest: int, limit: int, num_buckets: int) -> int:
-    """The smallest of `num_buckets` lengths up to `limit` that holds `longest`; each is compiled
-    when it is first needed."""
+    """Gives the smallest of `num_buckets` lengths up to `limit` that holds `longest`.
+
+    The update is compiled for each of these lengths when it is first needed.
+    """
     unit = _LANE if limit % _LANE == 0 else 1
     sizes = (-(-limit * k // (num_buckets * unit)) * unit for k in range(1, num_buckets + 1))
     return min(size for size in sizes if size >= longest)
 
 
-def check(config) -> None:
-    """Raises ValueError for losses and rewards that cannot work; nothing is read but names."""
-    make_grpo_config(config)
-    judging.make_reward_config(config)
+def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None]) -> int:
+    """Trains to the end of the data; returns exit code 0.
 
+    check_memory: a function that raises ValueError when a batch does not fit on the devices; see
+    `training.run.open_run`.
 
-def train(config, workdir: str, check_memory) -> int:
-    """Runs to the end of the data. Returns exit code 0. `check_memory` is that of `open_run`.
-
-    Raises ValueError for a config that cannot work, RuntimeError when too many steps in a row were
+    Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
-    updates = config.grpo.num_updates
-    check(config)
-    with open_run(make_train_options(config), workdir, "grpo", check_memory, updates) as run:
+    updates = options.num_updates
+    with open_run(options.train, workdir, "grpo", check_memory, updates) as run:
         start = int(run.state.step) // updates
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)
             return 0
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
-            raise ValueError(f"{config.name}: processes read different data, plans {plans}")
-        _loop(config, run, Trainer(config, run), start)
+            raise ValueError(f"{options.train.name}: processes read different data, plans {plans}")
+        _loop(run, Trainer(options, run), start)
     return 0
 
 
-def _loop(config, run, trainer, start):
+def _loop(run: Run, trainer: Trainer, start: int) -> None:
     with (
-        contextlib.closing(judging.CompletionLog(run.folder, start + 1)) as completions,
+        contextlib.closing(CompletionLog(run.folder, start + 1)) as completions,
         run.loader.steps(run.next_batch) as items,
     ):
 
         def take_step(number, state, tracker):
-            parts = trainer.drawer.draw(trainer.policy(state), items, tracker)
+            parts = trainer.collect(state, items, tracker)
             if not parts:
                 return None
             with tracker.phase("update"):
                 rows = trainer.make_rows(parts)
                 state, metrics = trainer.update(state, rows)
-            for part in parts:  # while the update runs
+            for part in parts:  # The devices run the update meanwhile.
                 completions.write(number, part.item, part.rollout, part.verdict, part.advantages)
             logged = describe(parts) | {"perf/programs": trainer.num_programs}
-            counts = _counts(config, run, parts, rows)
+            counts = _count_work(trainer.options, run, parts, rows)
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
             records = [row for part in parts for row in part.item.records]
@@ -176,8 +210,10 @@ def _loop(config, run, trainer, start):
         run_steps(run, start, take_step, show=shown)
 
 
-def _counts(config, run: Run, parts: list[Drawn], rows: GroupRows) -> dict[str, Any]:
-    """Tokens and operations of a step over all processes, each holding as many rows."""
+def _count_work(
+    options: GrpoOptions, run: Run, parts: list[Experience], rows: GroupRows
+) -> dict[str, Any]:
+    """Counts tokens and operations of a step over all processes, each holding as many rows."""
     weights, settings = run.weights, train_settings(run.options, run.weights)
     size, costs = rows.groups.completions.shape[-1], []
     for useful in (True, False):
@@ -189,9 +225,9 @@ def _counts(config, run: Run, parts: list[Drawn], rows: GroupRows) -> dict[str, 
             clips = flops.vision_work(part.batch.patch_valid)[not useful]
             cost += flops.forward_cost(weights.model, group + clips)
         learnt = group if part.visual is not None else group + clips
-        for _ in range(config.grpo.num_updates):
+        for _ in range(options.num_updates):
             cost += flops.train_cost(weights.model, learnt, **settings)
-        if config.grpo.beta:
+        if options.loss.beta:
             cost += flops.forward_cost(weights.model, learnt)
         costs.append(over_processes(cost))
     tokens = sum(int(part.rollout.lengths.sum()) for part in parts)

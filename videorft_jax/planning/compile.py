@@ -127,7 +127,7 @@ def _compile(job, program, store, lowered, key):
         found = _refused(str(error), time.process_time() - started)
     else:
         found = _read(compiled.memory_analysis(), time.process_time() - started)
-    what = {"program": program.name, "config": job.config.name, "topology": job.topology.name}
+    what = {"program": program.name, "config": job.train.name, "topology": job.topology.name}
     store.put(key, found, what)
     return found
 

@@ -12,6 +12,7 @@ import numpy as np
 from videorft_jax.metrics import chips, flops
 from videorft_jax.metrics.flops import Cost, Work
 from videorft_jax.planning.jobs import Job, total_bytes
+from videorft_jax.training.counts import train_settings
 
 
 def program_costs(job: Job) -> dict[str, Cost]:
@@ -34,9 +35,9 @@ def program_costs(job: Job) -> dict[str, Cost]:
         found["prefill"] = _read_by_all(flops.forward_cost(model, prompts + clips), parts)
     if job.siglip is not None:
         found["siglip"] = _siglip(job)
-    if job.config.grpo.num_updates > 1:
+    if job.grpo.num_updates > 1:
         forward = flops.forward_cost(model, _groups(job, shared=True) + clips)
-        passes = 2 if job.config.grpo.beta else 1
+        passes = 2 if job.grpo.loss.beta else 1
         found["score"] = _times(_read_by_all(forward, parts), passes)
     return found
 
@@ -51,14 +52,14 @@ def floor_seconds(job: Job, cost: Cost) -> float:
 def naive_floor(job: Job) -> float:
     """Least seconds of the same GRPO step with every completion in a row of its own: clip and
     prompt once for each of them, in rollout and update."""
-    rollouts, parts = job.config.rollout.num_rollouts, job.parts
+    rollouts, parts = job.grpo.rollout.num_rollouts, job.parts
     model = job.weights.model
     prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)
     costs = [
         _read_by_all(flops.forward_cost(model, prompts + clips), parts),
         _decode(job, shared=False),
     ]
-    costs += [_update(job, _groups(job, shared=False), clips)] * job.config.grpo.num_updates
+    costs += [_update(job, _groups(job, shared=False), clips)] * job.grpo.num_updates
     if job.siglip is not None:
         costs.append(_siglip(job))
     return sum(floor_seconds(job, cost) for cost in costs)
@@ -77,7 +78,7 @@ def _read_by_all(cost, parts):
 
 
 def _shares(job):
-    return not job.weights.trains_vision and job.config.grpo.max_draws == 1
+    return not job.weights.trains_vision and job.grpo.max_draws == 1
 
 
 def _clips(job):
@@ -110,7 +111,7 @@ def _packed(job):
 def _groups(job, *, shared):
     """The rows of an update without their clips."""
     rows, length = job.shape.rows, job.shape.length
-    rollouts, size = job.config.rollout.num_rollouts, job.config.rollout.max_new_tokens
+    rollouts, size = job.grpo.rollout.num_rollouts, job.grpo.rollout.max_new_tokens
     if not shared:
         rows, rollouts = rows * rollouts, 1
     lengths = np.full((rows, rollouts), size)
@@ -119,7 +120,7 @@ def _groups(job, *, shared):
 
 def _decode(job, *, shared=True):
     rows, length = job.shape.rows // job.parts, job.shape.length
-    rollouts, size = job.config.rollout.num_rollouts, job.config.rollout.max_new_tokens
+    rollouts, size = job.grpo.rollout.num_rollouts, job.grpo.rollout.max_new_tokens
     if not shared:
         rows, rollouts = rows * rollouts, 1
     prompts = np.full(rows, length)
@@ -129,7 +130,7 @@ def _decode(job, *, shared=True):
     )
     steps = size - 1  # each costs as much more than the one before it
     total = _times(first + last, steps / 2)
-    if job.config.rollout.int8_weights:
+    if job.grpo.rollout.int8_weights:
         half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
         total = dataclasses.replace(total, bytes=total.bytes - steps * half)
     return _times(total, job.parts)
@@ -137,45 +138,40 @@ def _decode(job, *, shared=True):
 
 def _cache_bytes(job):
     """Keys and values of all rows, prompts and completions."""
-    text, config = job.weights.model.text, job.config.rollout
-    tokens = job.shape.rows * (job.shape.length + config.num_rollouts * config.max_new_tokens)
+    text, rollout = job.weights.model.text, job.grpo.rollout
+    tokens = job.shape.rows * (job.shape.length + rollout.num_rollouts * rollout.max_new_tokens)
     each = 2 * text.num_layers * text.num_kv_heads * text.head_dim
-    return tokens * each * (1 if config.int8_cache else 2)
+    return tokens * each * (1 if rollout.int8_cache else 2)
 
 
 def _train(job, work):
-    settings = {
-        "remat": job.config.model.remat,
-        "trained": job.weights.is_trained,
-        "merged": job.weights.targets,
-        "rank": job.config.lora.rank,
-    }
+    settings = train_settings(job.train, job.weights)
     cost = flops.train_cost(job.weights.model, work, **settings)
-    passes = 2 + (job.config.model.remat != "none")
+    passes = 2 + (job.train.model.remat != "none")
     again = flops.forward_cost(job.weights.model, work).bytes * passes
-    more = job.parts * job.config.train.accumulate - 1
+    more = job.parts * job.train.accumulate - 1
     return dataclasses.replace(cost, bytes=cost.bytes + more * again)
 
 
 def _update(job, groups, clips):
     work = groups if _shares(job) else groups + clips
     cost = _train(job, work)
-    if job.config.grpo.beta and job.config.grpo.num_updates == 1:
+    if job.grpo.loss.beta and job.grpo.num_updates == 1:
         forward = flops.forward_cost(job.weights.model, work)
-        cost += _read_by_all(forward, job.parts * job.config.train.accumulate)
+        cost += _read_by_all(forward, job.parts * job.train.accumulate)
     return cost
 
 
 def _siglip(job):
     config, shape = job.siglip, job.shape
     patches = (config.image_size // config.patch_size) ** 2
-    frames = shape.rows * job.config.reward.frames
+    frames = shape.rows * job.grpo.semantic.frames
     cost = flops.siglip_cost(
         config.vision, patches, frames, patch_dim=3 * config.patch_size**2
     ) + flops.siglip_cost(
         config.text,
         config.text_length,
-        shape.rows * job.config.rollout.num_rollouts,
+        shape.rows * job.grpo.rollout.num_rollouts,
         head=config.vision.hidden_size,
     )
     return _read_by_all(cost, job.parts)

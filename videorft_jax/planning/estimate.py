@@ -55,10 +55,10 @@ def _batch(job):
 
 
 def _cache(job):
-    text, config = job.weights.model.text, job.config.rollout
-    tokens = job.shape.length + config.num_rollouts * config.max_new_tokens
+    text, rollout = job.weights.model.text, job.grpo.rollout
+    tokens = job.shape.length + rollout.num_rollouts * rollout.max_new_tokens
     heads = text.num_kv_heads / job.mesh.shape["tensor"]
-    size = 1 if config.int8_cache else 2
+    size = 1 if rollout.int8_cache else 2
     return 2 * _rows(job) * tokens * text.num_layers * heads * text.head_dim * size
 
 
@@ -72,14 +72,14 @@ def _reshard(job):
 
 
 def _prefill(job):
-    rows, rollouts = _rows(job), job.config.rollout.num_rollouts
+    rows, rollouts = _rows(job), job.grpo.rollout.num_rollouts
     working = max(_layer(job, rows * job.shape.length), _vision(job, rows))
     logits = 3 * _logits(job, rows * rollouts)
     return prepared_bytes(job) + _batch(job), _cache(job) + working + logits
 
 
 def _decode(job):
-    positions = _rows(job) * job.config.rollout.num_rollouts
+    positions = _rows(job) * job.grpo.rollout.num_rollouts
     return prepared_bytes(job) + _cache(job), 3 * _logits(job, positions)
 
 
@@ -97,17 +97,16 @@ def _siglip(job):
     patches = (config.image_size // config.patch_size) ** 2
     images = _rows(job) * patches * (8 * tower.hidden_size + 2 * tower.intermediate_size) * _WIDE
     scores = _rows(job) * tower.num_heads * patches**2 * _WIDE / job.mesh.shape["tensor"]
-    pixels = _rows(job) * job.config.reward.frames * config.image_size**2 * 3
+    pixels = _rows(job) * job.grpo.semantic.frames * config.image_size**2 * 3
     return device_bytes(job.judge) + pixels, images + 2 * scores
 
 
 def _update(job):
-    config = job.config
     rows, tokens = _slice(job)
     copies = device_bytes(job.policy) if job.weights.lora is None else 0
-    gradients = device_bytes(job.state.params) * (2 if config.train.accumulate > 1 else 1)
+    gradients = device_bytes(job.state.params) * (2 if job.train.accumulate > 1 else 1)
     working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
-    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[config.model.remat]
+    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[job.train.model.remat]
     kept = _kept_inputs(job) + share * job.weights.model.text.num_layers * _layer(job, tokens) / 4
     temporaries = copies + gradients + kept + working + _gathered(job)
     temporaries += 3 * _logits(job, rows * CHUNK)
@@ -120,10 +119,10 @@ def _update_arguments(job):
 
 def _slice(job):
     """(rows, decoder tokens) of a device that an update goes through at once."""
-    rows = max(1, _rows(job) // job.config.train.accumulate)
+    rows = max(1, _rows(job) // job.train.accumulate)
     tokens = rows * job.shape.length
     if job.mode == "grpo":
-        tokens += rows * job.config.rollout.num_rollouts * job.config.rollout.max_new_tokens
+        tokens += rows * job.grpo.rollout.num_rollouts * job.grpo.rollout.max_new_tokens
     return rows, tokens
 
 
@@ -144,7 +143,7 @@ def least_update(job: Job) -> float:
     text, tensor = job.weights.model.text, job.mesh.shape["tensor"]
     gradients = device_bytes(job.state.params) * _NARROW / _WIDE
     kept = _kept_inputs(job)
-    if job.config.model.remat in ("save_dots", "none"):
+    if job.train.model.remat in ("save_dots", "none"):
         heads = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
         width = (heads + 2 * text.mlp_dim) / tensor
         kept += _NARROW * text.num_layers * _slice(job)[1] * width

@@ -9,12 +9,15 @@ import logging
 
 import jax
 
+from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.planning.compile import GIB
 from videorft_jax.planning.estimate import least_update
 from videorft_jax.planning.jobs import Job
 from videorft_jax.planning.machines import cpu_gib
 from videorft_jax.planning.report import refusal
 from videorft_jax.planning.shapes import measured_shape
+from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +32,21 @@ def device_gib() -> float | None:
     return limit and limit / GIB
 
 
-def check_memory(config, mode: str, weights, mesh, buckets) -> None:
+def check_memory(
+    train: TrainOptions, grpo: GrpoOptions | None, weights: Weights, mesh, buckets
+) -> None:
     """Raises ValueError, with what to change, when the step that trains on a batch of one of the
-    loader's `buckets` needs more than a device has."""
+    loader's `buckets` needs more than a device has. `grpo` is None for SFT."""
     limit = device_gib()
     if limit is None:
         return
     most = 0.0
     for bucket in buckets:
-        shape = measured_shape(bucket, packed=mode == "sft")._replace(rows=config.data.rows)
-        job = Job(mode, config, weights, mesh, None, shape, None, len(buckets), None)
+        shape = measured_shape(bucket, packed=grpo is None)._replace(rows=train.data.rows)
+        job = Job(train, grpo, weights, mesh, None, shape, None, len(buckets), None)
         if (least := least_update(job)) > limit:
             raise ValueError(
-                f"{config.name}: data.rows = {shape.rows} rows of {shape.length} tokens cannot "
+                f"{train.name}: data.rows = {shape.rows} rows of {shape.length} tokens cannot "
                 f"fit: {refusal(job, 'update', least, limit)}"
             )
         most = max(most, least)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videorft_jax.grpo import experience as drawing
-from videorft_jax.grpo import update as updating
+from videorft_jax.grpo import experience, update
 from videorft_jax.grpo.logprobs import Groups
+from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models import family
 from videorft_jax.models.geometry import WINDOW_TOKENS, Geometry
 from videorft_jax.models.siglip import towers as siglip_towers
@@ -29,7 +29,6 @@ from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Bucket
 from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.options import TrainOptions
-from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft_step import make_sft_step
 from videorft_jax.training.state import abstract_state
 from videorft_jax.training.step import TrainState
@@ -40,12 +39,15 @@ NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is planned: a config on a machine, in one shape. `siglip` is None where no reward looks
-    at frames; `num_shapes` counts the buckets of the data; `topology` and `tokenizer` are None for
-    the machine at hand, where only the memory of updates is asked for."""
+    """What is planned: a run on a machine, in one shape.
 
-    mode: str
-    config: Any
+    `train` holds what SFT and GRPO have in common, `grpo` is None where SFT is planned. `siglip` is
+    None where no reward looks at frames. `num_shapes` counts the buckets of the data. `topology`
+    and `tokenizer` are None for the machine at hand, where only the memory of updates is asked for.
+    """
+
+    train: TrainOptions
+    grpo: GrpoOptions | None
     weights: Weights
     mesh: Any
     topology: Topology | None
@@ -54,10 +56,10 @@ class Job:
     num_shapes: int
     tokenizer: Any
 
-    @functools.cached_property
-    def train(self) -> TrainOptions:
-        """What SFT and GRPO have in common, of the config."""
-        return make_train_options(self.config)
+    @property
+    def mode(self) -> str:
+        """Which stage is planned."""
+        return "grpo" if self.grpo else "sft"
 
     @property
     def geometry(self) -> Geometry:
@@ -76,10 +78,10 @@ class Job:
     @functools.cached_property
     def reference(self):
         """The abstract reference policy; None where there is none or it is the base of adapters."""
-        if self.mode == "sft" or not self.config.grpo.beta or self.weights.lora:
+        if self.grpo is None or not self.grpo.loss.beta or self.weights.lora:
             return None
-        shapes = _cast(self.state.params, self.config.model.dtype)
-        if not self.config.grpo.reference_on_host:
+        shapes = _cast(self.state.params, self.train.model.dtype)
+        if not self.grpo.reference_on_host:
             return shapes
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
@@ -91,8 +93,8 @@ class Job:
     @functools.cached_property
     def policy(self):
         """The abstract parameters of the model, in its dtype."""
-        tree = family.abstract_params(self.weights.model, jnp.dtype(self.config.model.dtype))
-        return _placed(tree, sharding.state_shardings(tree, self.mesh, self.config.name))
+        tree = family.abstract_params(self.weights.model, jnp.dtype(self.train.model.dtype))
+        return _placed(tree, sharding.state_shardings(tree, self.mesh, self.train.name))
 
     @functools.cached_property
     def judge(self):
@@ -100,7 +102,7 @@ class Job:
         if self.siglip is None:
             return None
         flat = siglip_towers.abstract(self.siglip)[2]
-        tree = _cast(unflatten_dict(flat, sep="/"), self.config.model.dtype)
+        tree = _cast(unflatten_dict(flat, sep="/"), self.train.model.dtype)
         return _placed(tree, sharding.state_shardings(tree, self.mesh, "siglip"))
 
 
@@ -138,15 +140,9 @@ def prepared_bytes(job: Job) -> int:
 
     places = jax.tree.map(whole, job.policy)
     shapes = _placed(job.policy, places)
-    if not job.config.rollout.int8_weights:
+    if not job.grpo.rollout.int8_weights:
         return device_bytes(shapes)
     return device_bytes(shapes["vision"]) + device_bytes(shapes["text"]) // 2
-
-
-def wants_siglip(config) -> bool:
-    """Whether a reward looks at frames; a semantic one of weight 0 may lack its weights."""
-    weight = dict(map(tuple, config.rewards)).get("semantic")
-    return weight is not None and bool(weight or config.reward.siglip)
 
 
 def find_programs(job: Job) -> list[Program]:
@@ -175,22 +171,22 @@ class _GrpoPlan:
     """The programs of a GRPO step; a method gives None where a config does without one."""
 
     def __init__(self, job: Job):
-        self.job, self.config, model = job, job.config, job.weights.model
+        self.job, self.options, model = job, job.grpo, job.weights.model
         self.rows = sharding.batch_sharding(job.mesh)
         optimizer = make_optimizer(job.train.optim, 1000)
-        made = (job.config, job.weights, optimizer, _shardings(job.state))
-        self.own = updating.GrpoPrograms(*made)
-        engine = drawing.make_engine(job.config, model, job.mesh, job.tokenizer)
+        made = (job.grpo, job.weights, optimizer, _shardings(job.state))
+        self.own = update.GrpoPrograms(*made)
+        engine = experience.make_engine(job.grpo, model, job.mesh, job.tokenizer)
         self.engine = engine.programs
-        self.bucket = Bucket(job.shape.rows // job.parts, job.config.rollout.num_rollouts)
+        self.bucket = Bucket(job.shape.rows // job.parts, job.grpo.rollout.num_rollouts)
         self.buckets = engine.batch_buckets(job.shape.length, self.bucket)
-        self.draws = job.config.grpo.max_draws
+        self.draws = job.grpo.max_draws
         self.batch = batch_shapes(job.shape, job.geometry, self.rows)
         self.visual = None
-        self.shares = drawing.shares_visual(job.config, job.weights)
+        self.shares = experience.shares_visual(job.grpo, job.weights)
         if self.shares:
             slots = job.shape.pairs * job.shape.windows * WINDOW_TOKENS
-            self.visual = self._array(job.config.model.dtype, slots, model.text.dim)
+            self.visual = self._array(job.train.model.dtype, slots, model.text.dim)
         self.sizes = {
             "state": device_bytes(job.state),
             "moments": device_bytes((job.state.opt_state, job.state.ema)),
@@ -218,13 +214,13 @@ class _GrpoPlan:
 
     @property
     def _groups(self):
-        rollouts, size = self.config.rollout.num_rollouts, self.config.rollout.max_new_tokens
+        rollouts, size = self.options.rollout.num_rollouts, self.options.rollout.max_new_tokens
         completions = self._array(jnp.int32, rollouts, size)
         return Groups(self._prompts, completions, self._array(jnp.int32, rollouts), self.visual)
 
     @property
     def _reference(self):
-        return (self.job.reference,) if self.config.grpo.beta else ()
+        return (self.job.reference,) if self.options.loss.beta else ()
 
     def reshard(self):
         policy = self.own.policy(self.job.state.params, self.job.state.frozen)
@@ -234,14 +230,14 @@ class _GrpoPlan:
     def vision(self):
         if not self.shares:
             return None
-        encode = drawing.make_encode(self.config, self.job.weights.model, self.job.mesh)
+        encode = experience.make_encode(self.job.grpo, self.job.weights.model, self.job.mesh)
         prepared = _placed(self.engine.params.shapes, self.engine.params.formats)
         lower = self._lower(encode, prepared, self.batch)
         beside = self._beside("state", "reference", "siglip") + device_bytes(prepared["text"])
         return Program("vision", lower, beside, self.draws, self.job.num_shapes)
 
     def prefill(self):
-        rollouts = self.config.rollout.num_rollouts
+        rollouts = self.options.rollout.num_rollouts
         uids, limits = self._array(jnp.uint32), self._array(jnp.int32, rollouts)
         inputs = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -255,7 +251,7 @@ class _GrpoPlan:
         length = self.job.shape.length
         lower = functools.partial(self.engine.lower_decode, length, self.bucket)
         beside = self._beside("state", "reference", "siglip")
-        runs = self.draws * (self.config.rollout.max_new_tokens - 1)
+        runs = self.draws * (self.options.rollout.max_new_tokens - 1)
         return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.buckets))
 
     def compact(self):
@@ -272,13 +268,13 @@ class _GrpoPlan:
     def siglip(self):
         if self.job.siglip is None:
             return None
-        reward = self.config.reward
-        settings = {"order": reward.order, "scale": reward.scale, "where": self.rows}
+        reward = self.options.semantic
+        settings = {"averaging": reward.averaging, "scale": reward.scale, "where": self.rows}
         program = make_program(self.job.siglip, **settings)
         batch = siglip_batch(
             self.job.siglip,
             self.job.shape.rows,
-            self.config.rollout.num_rollouts,
+            self.options.rollout.num_rollouts,
             NUM_SENTENCES if reward.text_rule == "pooled" else 1,
             reward.frames,
             self.rows,
@@ -288,7 +284,7 @@ class _GrpoPlan:
         return Program("siglip", self._lower(program, read, batch), beside, self.draws)
 
     def score(self):
-        if self.config.grpo.num_updates == 1:
+        if self.options.num_updates == 1:
             return None
         args = (self.job.state.params, self.job.state.frozen, self._groups, *self._reference)
         return Program(
@@ -297,18 +293,18 @@ class _GrpoPlan:
         )  # fmt: skip
 
     def update(self):
-        rollouts, size = self.config.rollout.num_rollouts, self.config.rollout.max_new_tokens
+        rollouts, size = self.options.rollout.num_rollouts, self.options.rollout.max_new_tokens
         wide = self._array(jnp.float32, rollouts, size)
-        rows = updating.GroupRows(self._groups, self._array(jnp.float32, rollouts), wide)
-        updates = self.config.grpo.num_updates
+        rows = update.GroupRows(self._groups, self._array(jnp.float32, rollouts), wide)
+        updates = self.options.num_updates
         if updates > 1:
-            rows = rows._replace(old=wide, reference=wide if self.config.grpo.beta else None)
+            rows = rows._replace(old=wide, reference=wide if self.options.loss.beta else None)
         lower = self._lower(self.own.step, self.job.state, rows, *self._reference)
         return Program("update", lower, self._beside("siglip"), updates, self._update_shapes)
 
     @property
     def _update_shapes(self):
-        return self.job.num_shapes * self.config.grpo.length_buckets
+        return self.job.num_shapes * self.options.length_buckets
 
 
 def _lower(job, program, *args):

@@ -101,7 +101,7 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
     for row in rows:
         phase = _PHASES[row.name]
         shares[phase] = shares.get(phase, 0.0) + row.floor_s / floor
-    shape, config, topology = job.shape, job.config, job.topology
+    shape, topology = job.shape, job.topology
     tokens = shape.rows * shape.length
     step = {
         "mode": job.mode,
@@ -113,8 +113,9 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         "shares": shares,
     }
     if job.mode == "grpo":
-        count = shape.rows * config.rollout.num_rollouts
-        tokens += count * config.rollout.max_new_tokens
+        rollout = job.grpo.rollout
+        count = shape.rows * rollout.num_rollouts
+        tokens += count * rollout.max_new_tokens
         naive = naive_floor(job)
         step["chip_s_per_rollout"] = floor * topology.num_chips / count
         step["naive_floor_s"] = naive
@@ -133,7 +134,7 @@ def host_gib(job: Job) -> float:
     loader's batches and the process itself."""
     hosts = job.topology.num_hosts
     held = total_bytes(job.state)
-    if job.reference is not None and job.config.grpo.reference_on_host:
+    if job.reference is not None and job.grpo.reference_on_host:
         held += total_bytes(job.reference)
     shape, cut = job.shape, job.geometry
     pixels = shape.rows * shape.pairs * shape.windows * cut.slots * cut.patch_dim
@@ -153,26 +154,26 @@ def refusal(job: Job, name: str, need: float, limit: float) -> str:
 
 
 def _remedies(job, name):
-    config, found = job.config, []
+    train, grpo, found = job.train, job.grpo, []
     tensor = _wider(job)
     if name in ("reshard", "vision", "prefill", "decode", "compact", "siglip"):
         if tensor:
             found.append(f"set mesh.tensor={tensor}")
-        if not config.rollout.int8_weights:
+        if not grpo.rollout.int8_weights:
             found.append("set rollout.int8_weights=True")
-        if name in ("decode", "compact") and not config.rollout.int8_cache:
+        if name in ("decode", "compact") and not grpo.rollout.int8_cache:
             found.append("set rollout.int8_cache=True")
     else:
         rows = job.shape.rows // job.parts
-        if rows > config.train.accumulate:
+        if rows > train.accumulate:
             found.append(f"set train.accumulate={rows}")
-        if config.model.remat != "full":
+        if train.model.remat != "full":
             found.append("set model.remat=full")
-        if config.optim.mu_dtype != "bfloat16" and config.optim.name == "adamw":
+        if train.optim.mu_dtype != "bfloat16" and train.optim.name == "adamw":
             found.append("set optim.mu_dtype=bfloat16")
         if tensor:
             found.append(f"set mesh.tensor={tensor}")
-        if job.mode == "grpo" and job.reference is not None and not config.grpo.reference_on_host:
+        if job.reference is not None and not grpo.reference_on_host:
             found.append("set grpo.reference_on_host=True")
         if job.weights.lora is None:
             found.append("set lora.rank=32")
@@ -182,7 +183,8 @@ def _remedies(job, name):
 
 def _wider(job):
     """The next size of the tensor axis that heads and devices allow; None when there is none."""
-    heads, mesh = job.weights.model.text.num_kv_heads, dict(job.config.mesh, fsdp=-1)
+    heads = job.weights.model.text.num_kv_heads
+    mesh = dataclasses.asdict(job.train.mesh) | {"fsdp": -1}
     for tensor in range(job.mesh.shape["tensor"] + 1, heads + 1):
         if heads % tensor == 0:
             with contextlib.suppress(ValueError):

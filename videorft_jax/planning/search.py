@@ -14,8 +14,8 @@ from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.jobs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
+from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import make_mesh
-from videorft_jax.training.setup import make_train_options
 
 _MARGIN = 1.35  # by how much an estimate may be too high; a guess, not measured
 _TRIES = 6  # candidates that are compiled
@@ -34,23 +34,23 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
     ones that which changes least."""
     heads, devices = job.weights.model.text.num_kv_heads, job.topology.num_devices
     tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
-    moments = ("float32", "bfloat16") if job.config.optim.name == "adamw" else ("float32",)
+    moments = ("float32", "bfloat16") if job.train.optim.name == "adamw" else ("float32",)
     remats = ("save_dots", "save_attention", "full")
     found = []
     for tensor, remat, moment in itertools.product(tensors, remats, moments):
         parts = devices // tensor
-        if job.config.data.rows % parts:
+        if job.train.data.rows % parts:
             continue
-        own = job.config.data.rows // parts
+        own = job.train.data.rows // parts
         for slices in (size for size in range(1, own + 1) if own % size == 0):
-            values = (tensor, job.config.mesh.slices, remat, slices, moment)
+            values = (tensor, job.train.mesh.slices, remat, slices, moment)
             changes = dict(zip(_OPTIONS, values, strict=True))
             other = changed(job, changes)
             if other is None:
                 continue
             seconds = sum(floor_seconds(other, cost) for cost in program_costs(other).values())
             kept = {
-                name: value for name, value in changes.items() if _get(job.config, name) != value
+                name: value for name, value in changes.items() if _get(job.train, name) != value
             }
             found.append((seconds, kept, other))
     return sorted(found, key=lambda each: (round(each[0], 4), len(each[1]), str(each[1])))
@@ -74,16 +74,21 @@ def search(job: Job, store: Store, say=lambda text: None) -> Found | None:
 
 
 def changed(job: Job, changes: dict[str, Any]) -> Job | None:
-    """The job with other options; None where they do not divide."""
-    config = job.config.copy_and_resolve_references()
-    with config.unlocked():
-        for name, value in changes.items():
-            section, option = name.split(".")
-            config[section][option] = value
-        config.mesh.fsdp = -1
+    """The job with other values of all of `_OPTIONS`; None where they do not divide."""
+    train = job.train
+    train = dataclasses.replace(
+        train,
+        accumulate=changes["train.accumulate"],
+        model=dataclasses.replace(train.model, remat=changes["model.remat"]),
+        optim=dataclasses.replace(train.optim, mu_dtype=changes["optim.mu_dtype"]),
+        mesh=dataclasses.replace(
+            train.mesh, tensor=changes["mesh.tensor"], data=changes["mesh.data"], fsdp=-1
+        ),
+    )
+    grpo = job.grpo and dataclasses.replace(job.grpo, train=train)
     try:
-        mesh = make_mesh(make_train_options(config), job.topology.devices)
-        other = dataclasses.replace(job, config=config, mesh=mesh)
+        mesh = make_mesh(train, job.topology.devices)
+        other = dataclasses.replace(job, train=train, grpo=grpo, mesh=mesh)
         assert other.state is not None
     except ValueError:
         return None
@@ -97,6 +102,6 @@ def _may_fit(job):
     )
 
 
-def _get(config, name):
+def _get(options: TrainOptions, name: str) -> Any:
     section, option = name.split(".")
-    return config[section][option]
+    return getattr(options if section == "train" else getattr(options, section), option)

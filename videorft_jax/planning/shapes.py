@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.patches import num_windows
-from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.geometry import WINDOW_TOKENS, Geometry
 from videorft_jax.models.siglip.hf_folder import SiglipConfig, TowerConfig, parse_config
+from videorft_jax.training.options import TrainOptions
 
 TEXT_TOKENS = 256  # of a question with its template, where no data say otherwise
 ANSWER_TOKENS = 384  # of a chain of thought
@@ -59,9 +59,9 @@ class PublishedTokenizer:
         return 151665
 
 
-def expected_shape(config, contract: MediaContract, packed: bool) -> Shape:
+def expected_shape(options: TrainOptions, packed: bool) -> Shape:
     """The largest shape of clips that use up the contract: of prompts, or of packed samples."""
-    data = config.data
+    data, contract = options.data, options.contract
     down, across = _grid(contract)
     frame = down * across
     windows = num_windows(down * contract.factor, across * contract.factor, contract.geometry)
@@ -71,7 +71,7 @@ def expected_shape(config, contract: MediaContract, packed: bool) -> Shape:
         length = -(-(visual + TEXT_TOKENS) // data.multiple) * data.multiple
         if length > data.row_tokens:
             raise ValueError(
-                f"{config.name}: a prompt of {contract.max_frames} frames has {visual} visual "
+                f"{options.name}: a prompt of {contract.max_frames} frames has {visual} visual "
                 f"tokens and about {TEXT_TOKENS} of text, data.row_tokens is {data.row_tokens}; "
                 f"set data.row_tokens={length}"
             )
@@ -79,7 +79,7 @@ def expected_shape(config, contract: MediaContract, packed: bool) -> Shape:
     sample = visual + TEXT_TOKENS + ANSWER_TOKENS
     if sample > data.row_tokens:
         raise ValueError(
-            f"{config.name}: a sample of {contract.max_frames} frames has about {sample} tokens, "
+            f"{options.name}: a sample of {contract.max_frames} frames has about {sample} tokens, "
             f"data.row_tokens is {data.row_tokens}; raise it"
         )
     share = data.row_tokens / sample

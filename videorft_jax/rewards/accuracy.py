@@ -243,10 +243,10 @@ def mean_relative_accuracy(number: float, truth: float, boundary: str = "officia
         error = abs(number - truth) / abs(truth)
         return float(np.mean(error <= 1 - np.linspace(0.5, 0.95, 10)))
     with np.errstate(over="ignore", invalid="ignore"):
-        number, truth = np.float32(number), np.float32(truth)
-        error = np.abs(number - truth) / (np.abs(truth) + np.float32(1e-8))
+        single, goal = np.float32(number), np.float32(truth)
+        errors = np.abs(single - goal) / (np.abs(goal) + np.float32(1e-8))
     thresholds = (0.5 + 0.05 * np.arange(10)).astype(np.float32)
-    return float(np.mean(error < 1 - thresholds))
+    return float(np.mean(errors < 1 - thresholds))
 
 
 def word_error_rate(answer: Sequence[str], reference: Sequence[str]) -> float:
@@ -306,7 +306,7 @@ def _f1(common: int, num_answer: int, num_reference: int) -> float:
 
 def _common_length(answer: Sequence[str], reference: Sequence[str]) -> int:
     """Length of the longest common subsequence."""
-    places = collections.defaultdict(int)
+    places: dict[str, int] = collections.defaultdict(int)
     for i, word in enumerate(reference):
         places[word] |= 1 << i
     full = (1 << len(reference)) - 1

@@ -140,7 +140,7 @@ class Rewards:
         deadline = time.monotonic() + config.timeout_s
         started = {n: user.start(prompts, completions, records) for n, user in self._user.items()}
         scores: dict[str, np.ndarray] = {}
-        counts: dict[str, int] = collections.Counter()
+        counts: collections.Counter[str] = collections.Counter()
         for name in names:  # the built-in ones work while the users' threads do
             if name == "accuracy":
                 outcomes = _score_batch(completions, records, config.mode)
@@ -159,6 +159,7 @@ class Rewards:
             if failed := int(np.isnan(scores[name]).sum()):
                 counts[f"{name}/failed"] = failed
         if "length" in names:
+            assert num_tokens is not None  # its shape was checked above
             scores["length"] = favour_length(scores["accuracy"], num_tokens)
         for name, collect in started.items():
             scores[name], reasons = collect(deadline)
@@ -190,7 +191,7 @@ def score(
       ValueError: unknown mode or reward, or shapes that do not agree.
     """
     is_flat = all(isinstance(texts, str) for texts in completions)
-    groups = [[text] for text in completions] if is_flat else completions
+    groups: Any = [[text] for text in completions] if is_flat else completions
     for name in rewards:
         if ":" not in name and name not in ("accuracy", "format"):
             raise ValueError(f"score: {name} needs more than text; name accuracy, format, mod:func")
@@ -219,7 +220,10 @@ def combine(
     total = np.zeros(next(iter(scores.values())).shape)
     for name, weight in config.rewards:
         if weight:
-            total += weight * (close_gate(scores[name], is_open) if name in gated else scores[name])
+            reward = scores[name]
+            if name in gated and is_open is not None:
+                reward = close_gate(reward, is_open)
+            total += weight * reward
     if any(weight for name, weight in config.rewards if name in gated):
         total[np.isnan(scores["accuracy"])] = np.nan  # nobody knows whether the gate was open
     valid = np.isfinite(total)

@@ -35,7 +35,7 @@ def identify_siglip(siglip: Siglip) -> str:
             )
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -102,6 +102,7 @@ class EmbeddingCache:
         return hashlib.sha256(repr((*self._identity, num_frames, clip)).encode()).hexdigest()
 
     def _path(self, key: str) -> str:
+        assert self._folder is not None  # A cache in memory has no files.
         return os.path.join(self._folder, key[:2], f"{key}.npy")
 
     def _read(self, key: str, num_frames: int, width: int) -> np.ndarray | None:

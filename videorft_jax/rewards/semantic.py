@@ -34,8 +34,41 @@ from videorft_jax.rewards.sentences import MAX_CHARS, TEXT_RULES, describe
 
 logger = logging.getLogger(__name__)
 
-ORDERS = ("paper", "repo")
+AVERAGINGS = ("paper", "repo")
 _ENDS = (0, 1)  # end and padding tokens of both vocabularies of SigLIP
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticOptions:
+    """The options of the semantic reward, as a recipe sets them in its section `reward`.
+
+    Attributes:
+      siglip: Hugging Face folder of a SigLIP.
+      frames: frames of a clip that SigLIP sees.
+      averaging, text_rule, scale: see `SemanticReward`.
+      cache: folder where frame embeddings are kept; empty keeps them in memory.
+
+    Raises:
+      ValueError: an unknown averaging or text rule, or a number that is not positive.
+    """
+
+    siglip: str
+    frames: int = 16
+    averaging: str = "paper"
+    text_rule: str = "paper"
+    scale: float = 2.0
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        for name, number in (("num_frames", self.frames), ("scale", self.scale)):
+            if not number > 0:
+                raise ValueError(f"semantic: {name} is {number}; give a positive number")
+        for name, value, known in (
+            ("averaging", self.averaging, AVERAGINGS),
+            ("text rule", self.text_rule, TEXT_RULES),
+        ):
+            if value not in known:
+                raise ValueError(f"semantic: {name} is {value!r}; choose one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +77,7 @@ class SemanticScores:
 
     Attributes:
       scores: float32 [B, R] in [0, 1]; NaN for a video without frames, 0 without a description.
-      cosine: float32 [B, R], what was scaled (order repo: mean over frames); NaN where unknown.
+      cosine: float32 [B, R], what was scaled (averaging repo: mean over frames); NaN where unknown.
       is_truncated: bool [B, R], SigLIP did not see all of the description.
       is_empty: bool [B, R], there was no description.
       stats: semantic/truncated and semantic/empty (shares of all completions), semantic/failed
@@ -108,8 +141,8 @@ class SemanticReward:
       batch_size: videos per program on this process.
       num_rollouts: R.
       num_frames: frames per video; longer clips are thinned evenly, shorter ones are masked.
-      order: paper – cosine with the mean frame embedding, then scaled; repo – each frame's cosine
-        scaled and clamped, then the mean.
+      averaging: paper takes the cosine with the mean frame embedding and scales it; repo scales and
+        clamps each frame's cosine and takes the mean.
       text_rule: which text is held against the frames, see `sentences.describe`. The default,
         "paper", reads the span that the original reads, without its accidents.
       scale: w.
@@ -130,20 +163,18 @@ class SemanticReward:
         batch_size: int,
         num_rollouts: int,
         num_frames: int = 16,
-        order: str = "paper",
+        averaging: str = "paper",
         text_rule: str = "paper",
         scale: float = 2.0,
         num_sentences: int = 8,
         cache: EmbeddingCache | None = None,
         place: Callable[[Any], Any] = jax.device_put,
     ):
-        sizes = {"batch_size": batch_size, "num_rollouts": num_rollouts, "num_frames": num_frames}
-        for name, size in (sizes | {"num_sentences": num_sentences, "scale": scale}).items():
+        SemanticOptions("", num_frames, averaging, text_rule, scale)  # checks them
+        sizes = {"batch_size": batch_size, "num_rollouts": num_rollouts}
+        for name, size in (sizes | {"num_sentences": num_sentences}).items():
             if not size > 0:
                 raise ValueError(f"semantic: {name} is {size}; give a positive number")
-        for name, value, known in (("order", order, ORDERS), ("text rule", text_rule, TEXT_RULES)):
-            if value not in known:
-                raise ValueError(f"semantic: {name} is {value!r}; choose one of {', '.join(known)}")
         self.siglip, self.cache = siglip, cache
         self._shape = (batch_size, num_rollouts, num_sentences if text_rule == "pooled" else 1)
         self._num_frames, self._text_rule, self._place = num_frames, text_rule, place
@@ -159,7 +190,7 @@ class SemanticReward:
                 f"{len(self._blank.sharding.device_set)}; place the weights on the same mesh"
             )
         where = self._blank.sharding
-        self._program = make_program(siglip.config, order=order, scale=scale, where=where)
+        self._program = make_program(siglip.config, averaging=averaging, scale=scale, where=where)
 
     def __call__(
         self,
@@ -220,12 +251,13 @@ class SemanticReward:
             "is_known": np.ones(rows, bool),  # also of what needs no embedding
             "has_frame": np.zeros((rows, num), bool),
         }
+        cache = self.cache if clips else None
         fresh, is_cached = {}, np.zeros(len(frames), bool)
         for i, row in enumerate(frames):
             if row is None:
                 continue
             if row.ndim == 4:
-                cached = self.cache.get(clips[i], num, width) if clips else None
+                cached = cache.get(clips[i], num, width) if cache is not None and clips else None
                 is_cached[i] = cached is not None
                 row = row if cached is None else cached
             row = row[_thin(len(row), num)]
@@ -245,9 +277,10 @@ class SemanticReward:
         placed = {"pixels": self._blank} | self._place(batch)
         outputs = self._program(self._params, placed)
         scores, cosine, embeddings = (_local_rows(array) for array in outputs)
-        for i, images in fresh.items() if clips else ():
-            self.cache.put(clips[i], num, embeddings[i, : len(images)])
-        is_empty = ~batch["has_text"].any(axis=-1)
+        if cache is not None and clips:
+            for i, images in fresh.items():
+                cache.put(clips[i], num, embeddings[i, : len(images)])
+        is_empty = np.logical_not(batch["has_text"].any(axis=-1))
         number = len(frames)
         return scores[:number], cosine[:number], is_truncated[:number], is_empty[:number], is_cached
 
@@ -280,14 +313,14 @@ class SemanticReward:
         return {"tokens": tokens, "has_text": has_text}, is_truncated
 
 
-def make_program(config: SiglipConfig, *, order: str, scale: float, where):
+def make_program(config: SiglipConfig, *, averaging: str, scale: float, where):
     """`_score` compiled on first use, its results lying as `where` says."""
-    score = functools.partial(_score, config=config, order=order, scale=scale)
+    score = functools.partial(_score, config=config, averaging=averaging, scale=scale)
     return jax.jit(score, out_shardings=where)
 
 
 def _score(
-    params: dict, batch: dict, *, config: SiglipConfig, order: str, scale: float
+    params: dict, batch: dict, *, config: SiglipConfig, averaging: str, scale: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """scores and cosine [B, R], frame embeddings [B, n, D]. The program; pure."""
     pixels, tokens = batch["pixels"], batch["tokens"]
@@ -305,7 +338,7 @@ def _score(
     texts = _unit((texts.reshape(*tokens.shape[:-1], -1) * has_text).sum(axis=2))
     num_frames = jnp.maximum(has_frame.sum(axis=1), 1)  # [B, 1]
     dot = functools.partial(jnp.einsum, precision="highest")  # a TPU would round to bf16
-    if order == "paper":
+    if averaging == "paper":
         mean = _unit((images * has_frame).sum(axis=1) / num_frames)
         cosine = dot("brd,bd->br", texts, mean)
         scores = jnp.clip(scale * cosine, 0, 1)

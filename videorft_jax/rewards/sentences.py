@@ -24,29 +24,31 @@ _WIDE = "。！？｡．"  # end a sentence without white space after them
 _CLOSERS = "\"'”’»)]}*_`」』）】》"
 _OPENERS = "\"'“‘«([{*_`「『（【《-–—•"
 # The next word belongs to these.
-_TITLES = """
+_TITLES_TEXT = """
 mr mrs ms mx dr prof st vs cf e.g i.e eg ie approx ca gen col sgt capt lt gov sen rep rev hon mt fr
 resp incl esp viz
 """
-_NUMBERED = "no nos fig figs eq eqs vol pp p ch sec art ref"  # they do when it is a number
+_NUMBERED_TEXT = "no nos fig figs eq eqs vol pp p ch sec art ref"  # they do when it is a number
 # May end a sentence, and do when a capital follows.
-_SHORT = """
+_SHORT_TEXT = """
 etc inc ltd co corp jr sr al min max hr hrs dept est ave blvd rd jan feb mar apr jun jul aug sep
 sept oct nov dec a.m p.m ph.d b.c a.d
 """
 # Words that begin sentences and follow neither initials nor acronyms: "option B. The man".
-_STARTERS = """
+_STARTERS_TEXT = """
 the a an he she it they we i you this that these those there then in on at so but and or next
 finally after before when while as since because therefore thus hence now first second third
 however if for my his her its their all both each one two another let based given looking from also
 here what which who how not no yes
 """
-_LABELS = "option answer choice letter team player person"  # "Option B. Walking" is two sentences
-_HEADINGS = "step part point scene frame"  # "Step 1. The man" is one
-_TITLES, _NUMBERED, _SHORT, _STARTERS, _LABELS, _HEADINGS = (
-    frozenset(words.split())
-    for words in (_TITLES, _NUMBERED, _SHORT, _STARTERS, _LABELS, _HEADINGS)
-)
+_LABELS_TEXT = "option answer choice letter team player person"  # "Option B. It" is two sentences
+_HEADINGS_TEXT = "step part point scene frame"  # "Step 1. The man" is one
+_TITLES = frozenset(_TITLES_TEXT.split())
+_NUMBERED = frozenset(_NUMBERED_TEXT.split())
+_SHORT = frozenset(_SHORT_TEXT.split())
+_STARTERS = frozenset(_STARTERS_TEXT.split())
+_LABELS = frozenset(_LABELS_TEXT.split())
+_HEADINGS = frozenset(_HEADINGS_TEXT.split())
 
 
 def iter_sentences(text: str) -> Iterator[str]:

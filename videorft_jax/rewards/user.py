@@ -43,7 +43,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     """
     module_name, _, name = spec.partition(":")
     try:
-        function = importlib.import_module(module_name)
+        function: Any = importlib.import_module(module_name)
         for part in name.split("."):
             function = getattr(function, part)
     except Exception as error:  # importing runs the user's code

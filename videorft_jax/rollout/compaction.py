@@ -45,13 +45,13 @@ def choose_buckets(
     decode step in a bucket. The choice is the same on every process.
     """
     full = Bucket(prompts, rollouts)
-    candidates = {
+    smaller = {
         Bucket(int(np.ceil(full.size * share / slots)), slots)
         for share in _SHARES
         for slots in {-(-rollouts // 2**n) for n in range(20)}
     }
     limit = cost(full)
-    candidates = sorted(c for c in candidates if c.size < full.size and cost(c) < limit)
+    candidates = sorted(c for c in smaller if c.size < full.size and cost(c) < limit)
     live = _random_counts(prompts, rollouts, shards)
     best, chosen = np.full(len(live), limit), [full]
     prices = [np.where(fits(live, c), cost(c), np.inf) for c in candidates]

@@ -54,7 +54,7 @@ class Slots(NamedTuple):
 class Report(NamedTuple):
     """What every process learns after a program, the same on all devices."""
 
-    steps: jax.Array  # int32, tokens drawn of each completion by this call
+    steps: jax.Array | int  # tokens drawn of each completion by this call
     length: jax.Array  # int32 [B, R], tokens of each completion so far
     end: jax.Array  # int32 [B, R], LIVE or how it ended
 
@@ -80,7 +80,7 @@ class Programs:
         self.int8_cache = int8_cache
         self.params = Preparation(config, mesh, dtype=self.dtype, int8=int8_weights)
         self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.compiles = collections.Counter()
+        self.compiles: collections.Counter[str] = collections.Counter()
         self._made: dict[Any, Any] = {}
         self._rows, self._all = NamedSharding(mesh, P(_ROWS)), NamedSharding(mesh, P())
         shared, own = NamedSharding(mesh, _SHARED), NamedSharding(mesh, _OWN)
@@ -163,16 +163,17 @@ class Programs:
         def cached(*shape):
             if not self.int8_cache:
                 return jax.ShapeDtypeStruct(shape, self.dtype)
-            scale = jax.ShapeDtypeStruct(shape[:-1], self.dtype)
-            return Int8(jax.ShapeDtypeStruct(shape, jnp.int8), scale)
+            values: Any = jax.ShapeDtypeStruct(shape, jnp.int8)
+            scale: Any = jax.ShapeDtypeStruct(shape[:-1], self.dtype)
+            return Int8(values, scale)
 
         outer, inner = (text.num_layers, rows), text.num_kv_heads
         prefix = cached(*outer, inner, length, text.head_dim)
         suffix = cached(*outer, slots, inner, self.sampling.max_new_tokens, text.head_dim)
         valid = jax.ShapeDtypeStruct((rows, length), bool)
-        per_slot = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
-        state = Slots(*[per_slot] * len(Slots._fields))
-        state = state._replace(key=jax.ShapeDtypeStruct((rows, slots, 2), jnp.uint32))
+        per_slot: Any = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
+        key: Any = jax.ShapeDtypeStruct((rows, slots, 2), jnp.uint32)
+        state = Slots(*[per_slot] * len(Slots._fields))._replace(key=key)
         return (prefix, prefix, valid), (suffix, suffix), state
 
     # What is compiled

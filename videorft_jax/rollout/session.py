@@ -65,7 +65,10 @@ class Session:
         """Moves the live completions into the cheapest bucket that holds them, if it is cheaper
         than the present one."""
         live = self.live
-        best = min((b for b in self.costs if fits(self._per_prompt(live), b)), key=self.costs.get)
+        best = min(
+            (b for b in self.costs if fits(self._per_prompt(live), b)),
+            key=lambda bucket: self.costs[bucket],
+        )
         if self.costs[best] >= self.costs[self.bucket]:
             return
         program = self.programs.compact(self.length, self.bucket, best)
@@ -159,7 +162,16 @@ class Session:
         }
         log.debug("rollout: %s", {key: round(value, 4) for key, value in counters.items()})
         ends = self.ends[rows]
-        return Rollout(*(x[rows] for x in parts), ends == STOPPED, ends == FAILED, counters)
+        tokens, lengths, logprobs, truncation = parts
+        return Rollout(
+            tokens=tokens[rows],
+            lengths=lengths[rows],
+            logprobs=logprobs[rows],
+            truncation=truncation[rows],
+            stopped=ends == STOPPED,
+            failed=ends == FAILED,
+            counters=counters,
+        )
 
 
 def _parts(array):

@@ -1,0 +1,60 @@
+"""The options of a GRPO run: what a recipe says, in the form that the programs read."""
+
+import dataclasses
+
+from videorft_jax.losses import LossOptions
+from videorft_jax.rewards.combine import RewardConfig
+from videorft_jax.rewards.semantic import SemanticOptions
+from videorft_jax.rollout.options import RolloutOptions
+from videorft_jax.training.options import TrainOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoOptions:
+    """Everything that decides a GRPO step but weights and data.
+
+    Attributes:
+      train: what GRPO has in common with SFT; its rows are the prompts of a step.
+      loss: the policy-gradient loss.
+      rollout: how completions are drawn.
+      rewards: which rewards count, and how much.
+      semantic: the options of the semantic reward; None where it is not computed.
+      num_updates: optimizer steps on the completions of one rollout.
+      max_draws: batches drawn at most to replace groups of equal rewards; 1 replaces none.
+      length_buckets: completion lengths that the update is compiled for.
+      divide_by_std: divides the advantages of a group by the spread of its rewards.
+      mask_truncated: leaves completions without an end out of the loss.
+      reference_on_host: keeps the reference policy in the host's memory between steps.
+
+    Raises ValueError for a number that cannot work.
+    """
+
+    train: TrainOptions
+    loss: LossOptions
+    rollout: RolloutOptions
+    rewards: RewardConfig
+    semantic: SemanticOptions | None
+    num_updates: int
+    max_draws: int
+    length_buckets: int
+    divide_by_std: bool
+    mask_truncated: bool
+    reference_on_host: bool
+
+    def __post_init__(self):
+        for field in ("num_updates", "max_draws", "length_buckets"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"{self.train.name}: grpo.{field} is {getattr(self, field)}; give at least 1"
+                )
+        name, rollout = self.train.name, self.rollout
+        if rollout.num_rollouts < 2:
+            raise ValueError(
+                f"{name}: rollout.num_rollouts is {rollout.num_rollouts}; a group needs at least 2 "
+                "completions to compare"
+            )
+        if not rollout.temperature > 0:
+            raise ValueError(
+                f"{name}: rollout.temperature is {rollout.temperature}; completions of a group "
+                "would all be the same, give a positive number"
+            )
