@@ -141,7 +141,6 @@ class Session:
     def result(self, count: int) -> Rollout:
         """Gathers the completions of this process's first `count` prompts and the counters."""
         rows = self.rows[:count]
-        parts = (self.tokens, self.lengths, self.logprobs, self.truncation)
         tokens = int(self.lengths.sum())
         decoded = tokens - int((self.lengths > 0).sum())
         prompts = len(self.tokens) * self.length * self.filled
@@ -162,12 +161,11 @@ class Session:
         }
         log.debug("rollout: %s", {key: round(value, 4) for key, value in counters.items()})
         ends = self.ends[rows]
-        tokens, lengths, logprobs, truncation = parts
         return Rollout(
-            tokens=tokens[rows],
-            lengths=lengths[rows],
-            logprobs=logprobs[rows],
-            truncation=truncation[rows],
+            tokens=self.tokens[rows],
+            lengths=self.lengths[rows],
+            logprobs=self.logprobs[rows],
+            truncation=self.truncation[rows],
             stopped=ends == STOPPED,
             failed=ends == FAILED,
             counters=counters,
