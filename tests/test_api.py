@@ -113,7 +113,14 @@ def test_ask_streams_what_generate_says(model, capsys):
 
 
 def test_surface_is_frozen():
-    assert vr.__all__ == ["MediaContract", "load", "load_siglip", "read_video", "score"]
+    assert vr.__all__ == [
+        "MediaContract",
+        "load",
+        "load_siglip",
+        "read_video",
+        "score",
+        "score_outputs",
+    ]
     assert list(inspect.signature(vr.load).parameters) == ["folder", "dtype", "mesh", "mrope_rule"]
     from videorft_jax.api import Model
 

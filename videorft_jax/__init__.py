@@ -11,6 +11,7 @@ _PUBLIC = {
     "MediaContract": "videorft_jax.data.media.contract",
     "read_video": "videorft_jax.data.media.video",
     "score": "videorft_jax.rewards.combine",
+    "score_outputs": "videorft_jax.evaluation.scoring.score",
     "load_siglip": "videorft_jax.models.siglip.hf_folder",
 }
 __all__ = sorted(_PUBLIC)

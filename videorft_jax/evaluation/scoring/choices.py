@@ -1,0 +1,369 @@
+"""Which option a text chooses, read as a person would read it.
+
+Three readings are tried, the plainest first: the whole text is an option or its letter, letters
+that the text commits itself to, and the words of an option inside a sentence. A letter is a
+commitment when the words around it say so ("the answer is B", "so B", "Option B", "B because"); the
+article "a", the pronoun "I", symbols ("G = 5") and denied letters ("not C", "C is wrong") are none.
+A text that commits itself to two options chooses none.
+"""
+
+import re
+from collections.abc import Sequence
+
+from videorft_jax.evaluation.scoring.numbers import parse_plain_number
+from videorft_jax.evaluation.scoring.text import without_refusal
+
+_LABELLED = re.compile(
+    r"\s*(?:(?:option|caption|sentence|choice)\s+)?\(?([A-Za-z]|\d{1,2})\s*[.):、]\s*(.*)",
+    re.S | re.I,
+)
+_LINE = re.compile(
+    r"^[ \t]*(?:(?P<noun>option|caption|sentence|choice)[ \t]+)?"
+    r"\(?(?P<label>[A-Z]|\d{1,2})[ \t]*[.):][ \t]*(?P<text>\S.*?)[ \t]*$",
+    re.M | re.I,
+)
+_NOUN = r"(?:option|choice|letter|caption|sentence|candidate|answer|选项|選択肢|opción|opcion)"
+_IS = (
+    r"(?:\s*(?:is|are|was|be|being|should be|must be|would be|will be|seems to be|=|:|->|"
+    r"是|为|は)\s*)"
+)
+_ARTICLE = (
+    r"(?:the\s+|most\s+|likely\s+|probably\s+|definitely\s+|clearly\s+|therefore\s+|thus\s+|"
+    r"simply\s+)*"
+)
+# Words that make a letter behind them an answer, strongest first.
+_CUES = tuple(
+    re.compile(pattern + rf"[\s\"'*(\[<]*(?:{_NOUN}\s*)?[\s\"'*(\[<:]*$", re.I)
+    for pattern in (
+        rf"(?:final|correct|best|right|my|the|an)?\s*(?:answer|response|conclusion|"
+        rf"solution){_IS}{_ARTICLE}"
+        rf"|(?:correct|best|right|final|suitable|appropriate|matching|accurate)\s+(?:{_NOUN}|"
+        rf"one|match|"
+        rf"description|statement|answer)s?\s*{_IS}?\s*{_ARTICLE}"
+        r"|(?:answer|ans)\s*[:=]\s*|答案(?:应该|應該)?[是为為选選:]*\s*|正解は\s*|答えは\s*|정답은\s*",
+        r"\b(?:i\s+(?:would\s+|will\s+|'d\s+)?(?:choose|select|pick|go with|say|guess|answer|"
+        r"vote for)"
+        r"|(?:choose|chose|choosing|select|selecting|pick|picking|go with|going with|opt for|"
+        r"settle on)"
+        r"|(?:think|believe|guess|conclude|suppose|assume|say|"
+        r"bet)\s*(?:that\s+)?(?:it\s*(?:is|'s)|it must be)?"
+        r"|(?:therefore|thus|hence|so|consequently|accordingly|conclusion),?\s*(?:it\s*(?:is|"
+        r"'s|must be)|"
+        r"i\s+(?:choose|pick|select|say))?"
+        r"|it\s*(?:is|'s|must be|has to be|should be|would be)|(?:that|this|which|what)\s*(?:is|'s)"
+        r"|corresponds? to|matches|match|points to|leads to|supports|means)\s*"
+        + _ARTICLE
+        + r"|(?:应|應|我|故|所以)?[选選](?:择|擇)?[:]?\s*",
+        rf"\b{_NOUN}\s*(?:no\.?|number)?\s*",
+    )
+)
+_DENIED_BEFORE = re.compile(
+    r"(?:\bnot|n't|n't be|\bnever|rather than|instead of|\bneither|\bnor|except|unlike|"
+    r"rule[sd]? out|"
+    r"ruling out|exclude[sd]?|excluding|eliminate[sd]?|eliminating|reject(?:s|ed)?|"
+    r"不是|不选|而非|并非|ではなく|as opposed to|other than|over|than|against)"
+    rf"\s*(?:be\s+|just\s+|the\s+|either\s+)*(?:{_NOUN}\s*)?[\s\"'(\[]*$",
+    re.I,
+)
+_DENIED_AFTER = re.compile(
+    rf"^[\s\"')\].]*(?:{_NOUN}\s*)?(?:is|are|was|were|can|does|do|seems?|looks?|would be|"
+    rf"could be|would|"
+    r"cannot|can't|isn't|doesn't|contradicts|also|being|to be)?\s*(?:(?:clearly|obviously|"
+    r"definitely|"
+    r"also|both|all|certainly|simply|be|the)\s+)*(?:wrong|incorrect|false|not\b|no\b|"
+    r"ruled out|excluded|"
+    r"eliminated|impossible|unlikely|inaccurate|mistaken|isn't|doesn't|cannot|can't|不对|错误|是错|"
+    r"不正确|contradict|out\b|untrue|irrelevant)",
+    re.I,
+)
+_AFFIRMED_AFTER = re.compile(
+    r"^[\s\"')\]]*(?:is|seems|looks|must be|has to be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?"
+    r"(?:right|correct|true|best|answer|accurate)\b",
+    re.I,
+)
+_MORE = re.compile(
+    r"^[\s\"')\]]*(?:,|/|&|;|\+|\bor\b|\band\b|和|或|、)\s*(?:also\s+|maybe\s+|possibly\s+)?"
+)
+_NO_ARTICLE = (
+    r"because|since|as|is|was|are|seems?|and|or|due|for|with|matches|fits|correctly|best|describes|"
+    r"appears|must|would|should|which|therefore|looks|makes|but|not|being|shows|says|if|can|cannot|"
+    r"does|has|by|given|based|represents|corresponds|in my"
+)
+_ARTICLE_A = re.compile(rf"^ (?!(?:{_NO_ARTICLE})\b)[a-z]")
+_PRONOUN_I = re.compile(r"^(?:'|\s+(?!(?:because|since|as|is|or|and|due|for)\b)[a-z])")
+_SYMBOL = re.compile(
+    r"^\s*(?:=|\+|\*|\^|/\s*\d|<|>(?!\s*$)|_|\(\w\)|be the\b|denotes?\b|stands for\b)"
+)
+_CONTEXT = 120  # characters on each side of a letter
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+def split_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(labels, texts) of options, with or without labels of their own: "A. cat", "(B) dog",
+    "Caption A: ...", "Option 1: ...", "cat". Without labels they are A, B, C, ..."""
+    matches = [_LABELLED.fullmatch(option.strip()) for option in options]
+    letters = [chr(ord("A") + i) for i in range(len(options))]
+    digits = [str(i + 1) for i in range(len(options))]
+    labels = [match[1].upper() if match else "" for match in matches]
+    if options and labels in (letters, digits):
+        return labels, [match[2].strip() for match in matches]
+    return letters, [option.strip() for option in options]
+
+
+def find_options(question: str) -> tuple[list[str], list[str]]:
+    """(labels, texts) of the option lines inside a question, as `split_options` gives them; empty
+    where it has none."""
+    found = [(m["label"].upper(), m["text"]) for m in _LINE.finditer(question)]
+    for start in range(len(found)):
+        for first in ("A", "1"):
+            labels = [label for label, _ in found[start:]]
+            wanted = [chr(ord(first) + i) for i in range(len(labels))]
+            if len(labels) > 1 and labels == wanted:
+                return labels, [text for _, text in found[start:]]
+    return [], []
+
+
+def read_choice(text: str, labels: Sequence[str], texts: Sequence[str] = ()) -> str | None:
+    """The label of the option that `text` chooses, None where it chooses none or several.
+
+    labels: those the question has, "A", "B", ... or "1", "2", .... texts: the options without
+    labels, where they are known. Where several options have the same text, that text alone chooses
+    the first of them.
+    """
+    text = text.strip()
+    if not text or not labels:
+        return None
+    whole = _read_whole(text, labels, texts)
+    if whole is not None:
+        return whole or None
+    committed = without_refusal(text)
+    cued = _read_letters(text, labels, _CUES[:1])
+    if committed is None and not cued:
+        return None
+    text = text if committed is None else committed
+    found = _read_letters(text, labels, _CUES)
+    if not found and texts:
+        found = _read_words(text, labels, texts)
+    if len(found) != 1:
+        return None
+    label = found.pop()
+    return None if _is_contradicted(text, label, labels, texts) else label
+
+
+def _is_contradicted(text, label, labels, texts) -> bool:
+    """Whether the label stands before the text of another option: "B: Nothing changes"."""
+    own = {other: words_of(option) for other, option in zip(labels, texts, strict=False)}
+    for match in re.finditer(rf"(?<!\w){re.escape(label)}[\"')\]]*\s*[.:)]\s*([^\n]+)", text):
+        said = words_of(match[1])
+        if any(words and said == words for words in own.values()) and said != own.get(label):
+            return True
+    return False
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, for comparison."""
+    return re.findall(r"[^\W_]+(?:\.\d+)?", text.casefold())
+
+
+def _read_whole(text, labels, texts) -> str | None:
+    """The label where the whole text is an option, a label, or both; "" where it is a label and
+    another option's text; None for anything else."""
+    said = words_of(text)
+    own = [words_of(option) for option in texts]
+    for label, words in zip(labels, own, strict=False):
+        if words and said == words:
+            return label
+    match = re.fullmatch(
+        rf"[\s\"'(\[<{{*]*(?:(?:the\s+)?{_NOUN}\s*[:.]?\s*)?[\s\"'(\[<{{*]*([A-Za-z]|\d{{1,2}})"
+        r"[\s\"')\]>}*]*[.:,!;。]?[\s\"')\]*]*",
+        text,
+        re.I,
+    )
+    if match:
+        label = match[1].upper()
+        return label if label in labels else ""
+    match = re.match(
+        r"[\s\"'(\[]*(?:option\s+)?([A-Za-z]|\d{1,2})\s*[.):\]-]+\s*(\S.*)", text, re.S | re.I
+    )
+    if match and match[1].upper() in labels:
+        label, rest = match[1].upper(), words_of(match[2])
+        for other, words in zip(labels, own, strict=False):
+            if words and rest == words:
+                same = own[labels.index(label)] == words if label in labels[: len(own)] else False
+                return label if same else ""
+            if other == label and words and rest[: len(words)] == words and len(words) > 1:
+                return label
+    match = re.fullmatch(rf"(?:it(?:'s| is)\s+)?(?:the\s+)?(\w+)\s+{_NOUN}\W*", text, re.I)
+    if match and match[1].casefold() in _ORDINALS:
+        place = _ORDINALS.index(match[1].casefold())
+        return labels[place] if place < len(labels) else ""
+    return None
+
+
+def _mentions(text, labels):
+    """(label, start, end) of every lone label that is not an article, a pronoun or a symbol."""
+    is_letter = labels[0].isalpha()
+    pattern = r"[A-Za-z]" if is_letter else r"\d{1,2}"
+    for match in re.finditer(rf"(?<![A-Za-z0-9_'&.-])(?:{pattern})(?![A-Za-z0-9_&])", text):
+        label, before, after = match[0].upper(), *_around(text, match.start(), match.end())
+        if label not in labels:
+            continue
+        is_bracketed = before.endswith(("(", "[")) and after.startswith((")", "]"))
+        ends = not re.match(r"\s*[\w'-]", after)
+        if is_letter and match[0].islower():
+            is_cued = any(cue.search(before) for cue in _CUES)
+            is_first = not before.strip() and re.match(r"[.):]", after)
+            if not is_bracketed and not is_first and not (is_cued and ends):
+                continue
+        if label == "A" and not is_bracketed and _ARTICLE_A.match(after):
+            continue
+        if label == "I" and not is_bracketed and _PRONOUN_I.match(after):
+            continue
+        if re.match(r"['’]", after) or re.match(r"-\w", after):
+            continue
+        is_symbol = re.search(r"[=+*/^]\s*$|\b[Ll]et\s+$", before)
+        if _SYMBOL.match(after) or is_symbol and not re.search(r"answer\s*=\s*$", before, re.I):
+            continue
+        yield label, match.start(), match.end()
+
+
+def _around(text, start, end):
+    """The words before and after a place, as many as decide what a letter there means."""
+    return text[max(0, start - _CONTEXT) : start], text[end : end + _CONTEXT]
+
+
+def _read_letters(text, labels, cues) -> set[str]:
+    """The labels that the text commits itself to by the strongest words it uses."""
+    mentions = list(_mentions(text, list(labels)))
+    kept = []
+    for label, start, end in mentions:
+        before, after = _around(text, start, end)
+        if not _DENIED_BEFORE.search(before) and not _DENIED_AFTER.match(after):
+            kept.append((label, start, end))
+    denied = {label for label, *_ in mentions} - {label for label, *_ in kept}
+    leading = {
+        label
+        for label, start, end in kept[:1]
+        if not re.search(r"\w", text[:start]) and _is_leading(text[end:])
+    }
+    for cue in cues:
+        found = [m for m in kept if cue.search(_around(text, m[1], m[2])[0])]
+        if found:
+            chosen = _with_alternatives(text, kept, found)
+            if len(chosen) > 1 and re.search(r"\b(wait|actually|correction|no,)", text, re.I):
+                chosen = {found[-1][0]}
+            return chosen | (leading if cue is cues[0] or leading - denied else set())
+    if len(cues) == 1:
+        return set()
+    if leading and _starts_sentence(text, kept):
+        return leading
+    lone = [m for m in kept if _stands_alone(text, m)]
+    return {label for label, *_ in lone}
+
+
+def _is_leading(after):
+    """Whether what follows the first letter of a text leaves it an answer."""
+    return bool(
+        re.match(r"[\")\]*]*(?:\s*$|\s*[.):,;\n-]|\s+(?:because|since|as|is|-|due)\b)", after)
+    )
+
+
+def _starts_sentence(text, kept):
+    """Whether only the first letter is labelled like an answer: "B. The cup fills." is, a list of
+    all options is not."""
+    if len({label for label, *_ in kept}) == 1:
+        return True
+    first = text[kept[0][2] :]
+    if re.match(r"[\")\]*]*\s*(?:,|/|&|\bor\b|\band\b)\s*[\"(]?(?:[A-Za-z]|\d)(?![A-Za-z])", first):
+        return False
+    others = [text[end : end + 1] for label, _, end in kept[1:] if label != kept[0][0]]
+    return not any(mark and mark in ".):" for mark in others)
+
+
+def _with_alternatives(text, kept, found):
+    """The labels of `found` and those joined to them: "A or B", "A, B"."""
+    chosen = set()
+    for mention in found:
+        chosen.add(mention[0])
+        place = kept.index(mention)
+        for previous, following in zip(kept[place:], kept[place + 1 :], strict=False):
+            between = text[previous[2] : following[1]]
+            joint = _MORE.match(between)
+            if joint is None or re.search(r"\w", between[joint.end() :].replace("option", "")):
+                break
+            chosen.add(following[0])
+    return chosen
+
+
+_LINKS_TEXT = """
+is be so thus hence with was to say probably likely clearly obviously definitely maybe perhaps guess
+and or either both es est ist è é sono choose option certainly surely yes sure just only then
+therefore
+"""
+_LINKS = frozenset(_LINKS_TEXT.split())
+
+
+def _stands_alone(text, mention):
+    """Whether a letter without cue is an answer: set apart by punctuation, or after a linking
+    word."""
+    _, start, end = mention
+    before, after = text[:start].rstrip(" \"'*"), text[end:]
+    if _AFFIRMED_AFTER.match(after):
+        return True
+    if before.endswith(("(", "[")) and after[:1] in (")", "]"):
+        return True
+    if not before or not before[-1].isascii() or before[-1] in ".,:;!?\n-/&+>":
+        return not re.match(r"\s*\w", after) or not after[:1].isspace() or not before.strip()
+    last = re.search(r"(\w+)$", before)
+    if last is None:
+        return False
+    return last[1].casefold() in _LINKS and not re.match(r" [a-z]+ing\b", after)
+
+
+def _read_words(text, labels, texts) -> set[str]:
+    """The options whose words, or whose number, stand in the text and are not denied."""
+    numbers = [parse_plain_number(option) for option in texts]
+    said = words_of(text)
+    if all(number is not None for number in numbers):
+        mine = [float(word) for word in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", text)]
+        if len(set(mine)) == 1:
+            return {lb for lb, n in zip(labels, numbers, strict=False) if n == mine[0]}
+        return set()
+    marks = _sequence(text)
+    if marks:
+        same = [lb for lb, own in zip(labels, texts, strict=False) if _sequence(own) == marks]
+        if same:
+            return set(same[:1])
+    spans = []
+    for label, option in zip(labels, texts, strict=False):
+        words = words_of(option)
+        for start in range(len(said) - len(words) + 1 if words else 0):
+            if said[start : start + len(words)] == words and not _is_denied(
+                said, start, len(words)
+            ):
+                spans.append((start, start + len(words), label))
+    longest = [
+        s for s in spans
+        if not any(o[0] <= s[0] and s[1] <= o[1] and o[1] - o[0] > s[1] - s[0] for o in spans)
+    ]  # fmt: skip
+    by_place = {}
+    for start, _, label in longest:
+        by_place.setdefault(start, label)  # the first of equal texts
+    return set(by_place.values())
+
+
+def _is_denied(said, start, length):
+    before = " ".join(said[max(0, start - 4) : start])
+    after = " ".join(said[start + length : start + length + 3])
+    return bool(
+        re.search(r"\b(not|no|never|isn|doesn|nothing|neither|nor|without)( \w+){0,2}$", before)
+        or re.search(r"(rather than|instead of)( \w+)?$", before)
+        or re.match(r"(is |was )?(wrong|incorrect|false)\b|(is|was) not\b", after)
+    )
+
+
+def _sequence(text):
+    """The digits of "1->2->3", "1, 2, 3" or "(1)(2)(3)", None for any other text."""
+    if re.fullmatch(r"[\s\d,>()\[\]-]+", text) and len(found := re.findall(r"\d+", text)) > 1:
+        return found
+    return None

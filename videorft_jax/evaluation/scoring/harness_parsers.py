@@ -1,0 +1,144 @@
+"""How benchmarks' own scripts and lmms-eval read an answer, faults included.
+
+Each function does what `docs/how_to/benchmark.md` says of the tool it is named for. None of them is
+how we would read a text; they are here so that a published number can be reproduced.
+"""
+
+import re
+from collections.abc import Sequence
+
+_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",  # a comma is missing in the original list
+    "Best answer:Best option:",
+)
+_WORDS_TEXT = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty
+"""
+_WORDS = {word: value for value, word in enumerate(_WORDS_TEXT.split())}
+
+
+def first_capital(text: str, letters: Sequence[str]) -> str:
+    """Video-MME, LongVideoBench: set phrases removed, then the first capital that is a letter."""
+    text = text.strip()
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "")
+    return next((char for char in text if char in letters), "")
+
+
+def first_piece(text: str) -> str:
+    """VSI-Bench: what stands before the first space, without a full stop at its end."""
+    return text.split(" ")[0].rstrip(".").strip()
+
+
+def mvbench_agrees(text: str, gold: str) -> bool:
+    """MVBench: the first word without full stops is contained in "(x)", or contains it. An empty
+    output is contained in everything."""
+    word = text.lower().split(" ")[0]
+    return word.replace(".", "") in f"({gold.lower()})" or f"({gold.lower()})" in word
+
+
+def lvbench_letter(text: str) -> str:
+    """LVBench: before the first ")", behind "(", the first word's first character."""
+    text = text.split(")")[0].split("(")[-1].strip()
+    return text.split(" ")[0][:1]
+
+
+def mlvu_letter(text: str) -> str:
+    """MLVU: the letter right before the first ")", else the whole text."""
+    place = text.find(")")
+    return text[place - 1 : place] if place > 0 else text.strip()
+
+
+def mmmu_letter(text: str, letters: Sequence[str], options: Sequence[str]) -> str:
+    """Video-MMMU: letters with full stop, colon, brackets or space around them, the last one; else
+    an option whose words stand in a long text. The original guesses at random where nothing is
+    found; here that is no answer."""
+    for char in ",.!?;:'":
+        text = text.strip(char)
+    text = f" {text} "
+    for form in ("{}.", "{}:", "({})", " {} "):
+        found = {x: text.rfind(form.format(x)) for x in letters if form.format(x) in text}
+        if found:
+            return max(found, key=lambda letter: found[letter])
+    if len(text.split()) > 5:
+        places = {
+            letter: text.lower().rfind(option.lower())
+            for letter, option in zip(letters, options, strict=False)
+            if option and option.lower() in text.lower()
+        }
+        if places:
+            return max(places, key=lambda letter: places[letter])
+    return ""
+
+
+def lmms_letter(text: str, letters: Sequence[str]) -> str:
+    """lmms-eval's general reader: every letter is looked for in ten forms; the form of the highest
+    rank counts, and of several letters in one form the last."""
+    text = text.strip()
+    found = []
+    for letter in letters:
+        forms = (
+            (10, _last(rf"^{letter}(?![A-Za-z])", text)),
+            (9, _last(rf"(?<![A-Za-z]){letter}$", text)),
+            (7, _last(rf"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s*(?:is|:)\s*\(?{letter}\b", text)),
+            (6, text.rfind(f"({letter})")),
+            (5, text.rfind(f"{letter}.")),
+            (4, text.rfind(f"{letter}:")),
+            (3, text.rfind(f"{letter})")),
+            (2, text.rfind(f"{letter} ")),
+            (0, text.rfind(letter)),
+        )
+        found += [(rank, place, letter) for rank, place in forms if place >= 0]
+    return max(found)[2] if found else ""
+
+
+def _last(pattern: str, text: str) -> int:
+    places = [match.start() for match in re.finditer(pattern, text)]
+    return places[-1] if places else -1
+
+
+def lmms_number(text: str) -> float | None:
+    """lmms-eval on VSI-Bench: the first number or English number word anywhere in the text."""
+    match = re.search(r"-?\d+(?:\.\d+)?|\b(?:" + "|".join(_WORDS) + r")\b", text, re.I)
+    if match is None:
+        return None
+    word = match[0].lower()
+    return float(_WORDS[word]) if word in _WORDS else float(word)
+
+
+def lmms_mvbench_letter(text: str) -> str:
+    """lmms-eval on MVBench: the first single letter a to e, so that the article "a" is answer A."""
+    match = re.search(r"\b([A-Ea-e])\b", text)
+    return match[1].upper() if match else ""
+
+
+def tempcompass_rule(kind: str, text: str, gold: str, question: str) -> float | None:
+    """TempCompass without its judge: 1, 0, or None where the rules leave it to the judge."""
+    text = text.strip()
+    if kind == "yes_no":
+        said = next((word for word in ("yes", "no") if text.lower().startswith(word)), None)
+        return None if said is None else float(said == gold.strip().lower())
+    if kind == "caption_matching":
+        return _caption_rule(text, gold, question)
+    if text == gold:
+        return 1.0
+    if text in ("A", "B", "C", "D"):
+        return float(text == gold[:1])
+    if text[:2] in tuple(f"{letter}{mark}" for letter in "ABCD" for mark in ".)"):
+        return float(text[0] == gold[:1])
+    return None
+
+
+def _caption_rule(text, gold, question):
+    """The option line, its sentence, its label, or the label's last part, exactly."""
+    for line in question.split("\n")[1:]:
+        label, _, sentence = line.partition(":")
+        forms = (line, sentence.strip(), label, label.split(" ")[-1])
+        if text in forms:
+            return float(line.strip() == gold.strip() or label == gold.partition(":")[0])
+    return None

@@ -1,0 +1,211 @@
+"""The one number that a text states, read as a person would read it.
+
+Digits and number words count ("about 3.5", "three chairs", "4个"). Ranges, choices and texts with
+two different numbers state none, unless words such as "the answer is" or "in total" single one out.
+Numbers that only name something ("frame 4", "2nd") are passed over.
+"""
+
+import math
+import re
+import unicodedata
+
+from videorft_jax.evaluation.scoring.text import without_refusal
+from videorft_jax.rewards.answers import Number, parse_number
+
+_UNITS_TEXT = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen
+"""
+_UNITS = {word: value for value, word in enumerate(_UNITS_TEXT.split())}
+_TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 10 * value for value, word in enumerate(_TENS_TEXT.split(), 2)}
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
+_HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "萬": 10_000}
+_WORD = "|".join([*_UNITS, *_TENS, *_SCALES])
+_WORDS = re.compile(rf"\b(?:a\s+)?(?:{_WORD})(?:(?:\s+and\s+|[\s-]+)(?:{_WORD}))*\b", re.I)
+_DIGITS = re.compile(
+    r"(?<![A-Za-z0-9_.,])[-+]?[$€£¥₹]?\s?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|"
+    r"(?<=\d)\.(?!\d))?"
+    r"(?:[eE][-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
+)
+_POWER = re.compile(r"(\d+(?:\.\d+)?)\s*(?:x|\*|×|\\times)\s*10\s*(?:\^|\*\*)\s*\{?([-+]?\d+)\}?")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_NAMES = re.compile(
+    r"\b(?:frames?|images?|pictures?|steps?|questions?|options?|figures?|fig|videos?|scenes?|"
+    r"shots?|"
+    r"rooms?|clips?|parts?|level|floor|item|page|line|no\.|#)\s*#?\s*$",
+    re.I,
+)
+_RANGE = re.compile(
+    r"^\s*(?:-|~|to|or|and|through|\.\.+|至|到|或|/)\s*(?:about\s+|around\s+)?$", re.I
+)
+_CUE = re.compile(
+    r"(?:answer|result|total|count|number|distance|size|length|height|width|area|estimate|"
+    r"value|sum)"
+    r"[^.;\d]{0,40}?(?:is|are|was|be|of|=|:|是|为|は)\s*(?:about|around|approximately|roughly|exactly|"
+    r"probably|~|\s)*$|(?:so|therefore|thus|hence|total(?:ing)?|altogether|count|counted|overall)"
+    r"[,:]?\s*(?:(?:there (?:are|is)|it is|it's|i (?:count|see|get|say)|of|about|"
+    r"the answer is|a total of)"
+    r"\s*)*$|=\s*$",
+    re.I,
+)
+_AFTER_CUE = re.compile(r"^\s*(?:\w+\s+){0,3}?(?:in total|altogether|overall|in all)\b", re.I)
+_POINTER = re.compile(r"^\s*(?:of|another|more|side|by one|at a time)\b", re.I)
+
+
+def parse_plain_number(text: str) -> float | None:
+    """The value of a text that is a number and nothing else."""
+    try:
+        value = float(text.strip().rstrip(".").replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def read_number(text: str) -> Number | None:
+    """The number that a text states and its unit, None where it states none or several.
+
+    The unit is read only where it stands right behind the number; its value is not converted.
+    """
+    whole = parse_number(text)
+    if whole is not None:
+        return whole
+    if re.search(r"\d[eE]\+?\d{3}|\binf(inity)?\b|\bnan\b", text, re.I):
+        return None
+    text = without_refusal(_spell(text)) or ""
+    bare = re.sub(r"\([^()]*\)", " ", text)  # "4 chairs (2 left, 2 right)", "3.5 m (11 ft)"
+    for version in (bare, text):
+        found = _mentions(version)
+        if found:
+            return _choose(version, found)
+    return None
+
+
+def _spell(text: str) -> str:
+    """Powers of ten, vulgar fractions, and fractions of LaTeX in digits."""
+    text = re.sub(r"10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda m: "10^" + m[1].translate(_SUPERSCRIPTS), text)
+    text = _POWER.sub(lambda m: f"{m[1]}e{int(m[2])}", text)
+    text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    for char in set(text):
+        if unicodedata.category(char) == "No" and 0 < unicodedata.numeric(char, 0) < 1:
+            text = re.sub(rf"(\d*)\s*{char}", lambda m, c=char: _add_fraction(m[1], c), text)
+    return text.replace("$", " ") if text.count("$") > 1 else text
+
+
+def _add_fraction(whole: str, char: str) -> str:
+    return f"{float(whole or 0) + unicodedata.numeric(char):g}"
+
+
+def _mentions(text: str) -> list[tuple[Number, int, int]]:
+    """(number, start, end) of each number that counts or measures something."""
+    found = []
+    for match in _DIGITS.finditer(text):
+        if not any(char.isdigit() for char in match[0]):
+            continue
+        number = _digits(text, match)
+        if number is not None:
+            found.append((number, match.start(), match.end()))
+    for match in _WORDS.finditer(text):
+        if _is_pronoun(text, match, bool(found)):
+            continue
+        value = _word_value(match[0])
+        if value is not None:
+            found.append((Number(float(value), ""), match.start(), match.end()))
+    if not found:
+        found = _han(text) or _half(text)
+    return sorted(found, key=lambda item: item[1])
+
+
+def _digits(text, match):
+    """The number of one run of digits with its unit, or None where it names something."""
+    after, before = text[match.end() :], text[: match.start()]
+    if _NAMES.search(before) or re.match(r"(?:st|nd|rd|th)\b", after):
+        return None
+    number = parse_number(match[0].strip())
+    if number is None:
+        return None
+    scale = re.match(r"\s*(hundred|thousand|million|billion|k\b|万|亿)", after, re.I)
+    if scale:
+        factors = _SCALES | {"k": 1000, "万": 10**4, "亿": 10**8}
+        return Number(number.value * factors[scale[1].casefold()], number.unit)
+    unit = re.match(r"\s?(%|[^\W\d_]{1,12}(?:\^?[23²³])?)", after)
+    if number.unit or unit is None:
+        return number
+    return parse_number(f"{match[0].strip()} {unit[1]}") or number
+
+
+def _is_pronoun(text, match, has_digits):
+    """Whether "one" stands for a thing ("one of the chairs", "the red one"), not for a number."""
+    if match[0].casefold().strip() not in ("one", "a one"):
+        return False
+    before = text[: match.start()]
+    is_named = re.search(
+        r"\b(?:the|this|that|which|another|each|every|no|any|\w+er|\w+est)\s+$", before
+    )
+    return bool(_POINTER.match(text[match.end() :]) or is_named or has_digits)
+
+
+def _word_value(text: str) -> int | None:
+    """The value of number words: "twenty-one", "one hundred and five"; None where they are several
+    numbers in a row, such as "one two three"."""
+    total, part, last = 0, 0, None
+    for word in re.split(r"[\s-]+", text.casefold()):
+        if word in ("and", "a"):
+            continue
+        if word in _SCALES:
+            scale = _SCALES[word]
+            if scale == 100:
+                part = max(part, 1) * 100
+            else:
+                total, part = total + max(part, 1) * scale, 0
+            last = None
+            continue
+        value = _UNITS.get(word, _TENS.get(word))
+        if last is not None and not (last in _TENS.values() and value < 10):
+            return None
+        part, last = part + value, value
+    return total + part
+
+
+def _han(text):
+    """Chinese and Japanese numerals of a short text."""
+    found = []
+    for match in (
+        re.finditer("[零一二三四五六七八九〇两兩十百千万萬]+", text) if len(text) < 24 else ()
+    ):
+        total, part = 0, 0
+        for char in match[0]:
+            if char in _HAN:
+                part = part * 10 + _HAN[char] if part else _HAN[char]
+            else:
+                total, part = total + max(part, 1) * _HAN_SCALES[char], 0
+        found.append((Number(float(total + part), ""), match.start(), match.end()))
+    return found
+
+
+def _half(text):
+    match = re.search(r"\b(?:a\s+)?(half|dozen)\b", text, re.I)
+    if not match or re.search(r"half (?:of|the)|(?:in|first|second) half", text, re.I):
+        return []
+    value = 0.5 if match[1].casefold() == "half" else 12.0
+    return [(Number(value, ""), match.start(), match.end())]
+
+
+def _choose(text, found):
+    """The one number among those mentioned."""
+    for first, second in zip(found, found[1:], strict=False):
+        between = text[first[2] : second[1]]
+        between = re.sub(r"^\s?(?:[^\W\d_]{1,12}|%)(?=\s)", "", between)
+        if _RANGE.match(between) and not re.search(r"=\s*$", text[: first[1]]):
+            return None
+        if second[0].value <= 0 and not between.strip() and text[second[1]] == "-":
+            return None  # "2-4"
+    values = {number.value for number, *_ in found}
+    if len(values) == 1:
+        return found[0][0]
+    cued = [m for m in found if _CUE.search(text[: m[1]]) or _AFTER_CUE.match(text[m[2] :])]
+    if cued and len({m[0].value for m in cued}) > 1:
+        cued = [m for m in cued if re.search(r"answer|=\s*$", text[: m[1]][-40:], re.I)] or cued
+        cued = cued[-1:] if len({m[0].value for m in cued}) == 1 else []
+    return cued[-1][0] if cued else None

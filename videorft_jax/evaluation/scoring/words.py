@@ -1,0 +1,166 @@
+"""Yes or no, captions, and answers in the model's own words, read as a person would read them."""
+
+import functools
+import re
+import unicodedata
+
+from rouge_score import tokenizers
+
+from videorft_jax.evaluation.scoring.choices import find_options, read_choice, words_of
+from videorft_jax.evaluation.scoring.numbers import read_number
+from videorft_jax.evaluation.scoring.text import without_refusal
+
+_YES = re.compile(
+    r"\b(?:yes|yeah|yep|true|correct|right|affirmative|sí|si|oui|ja)\b|^是|对|對|はい|네", re.I
+)
+_NO = re.compile(
+    r"\b(?:no|nope|false|incorrect|wrong|negative|non|nein)\b|不是|不对|不對|否|没有|いいえ|아니",
+    re.I,
+)
+_DENIAL = re.compile(
+    r"\b(?:does|do|did|is|are|was|were|has|have|can|could|will|would)(?:\s+not\b|n['’]?t\b)"
+    r"|\b(?:isn|doesn|aren|wasn|weren|didn|hasn|can)['’]?t\b|\bnever\b",
+    re.I,
+)
+_CONFIRMATION = re.compile(
+    r"^(?:it|he|she|they|this|that|the \w+)\s+(?:does|is|do|are|did|was)\b", re.I
+)
+_FILLERS_TEXT = """
+the a an is are was it its this that answer of in to final correct technique term called known as i
+think would be so eye human option
+"""
+_FILLERS = frozenset(_FILLERS_TEXT.split())
+_UNDECIDED = re.compile(r"\b(?:or|then|either|both|possibly also)\b|/", re.I)
+_DENIED = re.compile(r"\b(?:not|never|isn['’]?t|no|neither|rather than|instead of)\b", re.I)
+_SPELLINGS = (("aluminium", "aluminum"), ("grey", "gray"), ("centre", "center"), ("metre", "meter"))
+# Endings of British spelling, and of adjectives made of nouns, as the other form has them.
+_FORMS = (
+    (re.compile(r"(?<=[a-z]{3})our(?=$|s$|ed$|ing$|ful$)"), "or"),
+    (re.compile(r"(?<=[a-z]{3})is(?=e$|es$|ed$|ing$|ation$)"), "iz"),
+    (re.compile(r"(?<=[a-z]{3})ular$"), "le"),
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_CLOSE = 0.005  # a number agrees with the truth where it agrees to two places
+
+
+def read_yes_no(text: str) -> bool | None:
+    """Whether a text says yes; None where it says neither, both, or refuses."""
+    text = without_refusal(text)
+    if text is None:
+        return None
+    begins = re.match(
+        r"\W*(yes|no)\b(?!\s*(?:and|or|/)\s*(?:yes|no)\b)(?=\s*(?:$|[.,;:!\n—-]))", text, re.I
+    )
+    if begins and not re.search(r"\b(?:wait|actually)\b", text, re.I):
+        return begins[1].casefold() == "yes"
+    says_no = bool(_NO.search(text))
+    rest = _NO.sub(" ", text)
+    says_yes = bool(_YES.search(rest))
+    if re.search(r"\bnot\s+(?:yes|true|correct|right)\b", text, re.I):
+        return False
+    if says_yes != says_no:
+        return says_yes
+    if says_yes:
+        return None
+    if _DENIAL.search(text):
+        return False
+    return True if _CONFIRMATION.match(text.strip()) else None
+
+
+def read_caption(text: str, question: str, gold: str) -> bool:
+    """Whether a text chooses the caption that `gold` names: by its label or by its sentence."""
+    labels, texts = find_options(question)
+    wanted = re.match(r"\s*(?:\w+\s+)?\(?([A-Z]|\d{1,2})\b\s*[.):]\s*(.*)", gold, re.I | re.S)
+    if not labels:
+        return words_of(text) == words_of(gold)
+    if wanted is None:
+        return False
+    return read_choice(text, labels, texts) == wanted[1].upper()
+
+
+def says_the_same(text: str, gold: str) -> bool:
+    """Whether a text in the model's own words gives the answer `gold`, by words alone.
+
+    Right is the answer itself in another case, spelling or word form, inside a plain sentence, or
+    as a number that agrees to two places. Wrong are a part of it, another thing that contains it,
+    a denial, and a text that names alternatives.
+    """
+    stated = without_refusal(text)
+    if stated is None or not stated.strip():
+        return False
+    if _normal(stated) == _normal(gold):
+        return True
+    truth = read_number(gold)
+    if truth is not None:
+        return _same_number(stated, gold, truth)
+    said, wanted = _stems(stated), _stems(gold)
+    if not wanted or _DENIED.search(stated) or _UNDECIDED.search(stated):
+        return said == wanted
+    if said == wanted:
+        return True
+    for start in range(len(said) - len(wanted) + 1):
+        if said[start : start + len(wanted)] == wanted:
+            others = said[:start] + said[start + len(wanted) :]
+            return all(word in _filler_stems() for word in others)
+    return False
+
+
+def agrees_with_number(text: str, gold: str) -> bool:
+    """Whether the one number of a text is that of `gold`: equal to two places, with a unit that is
+    the same, missing or only written otherwise; 50 % is .5."""
+    truth = read_number(gold)
+    if truth is None:
+        return _normal(text) == _normal(gold)
+    return _same_number(text, gold, truth)
+
+
+def _same_number(text, gold, truth):
+    number = read_number(text)
+    if number is None:
+        return False
+    if abs(number.value - truth.value) <= _CLOSE + 1e-12:
+        return not (number.unit and truth.unit) or _same_unit(number.unit, truth.unit)
+    if "%" in gold and "%" not in text:
+        return abs(number.value * 100 - truth.value) <= _CLOSE
+    return False
+
+
+def _same_unit(first: str, second: str) -> bool:
+    return (
+        unicodedata.normalize("NFKC", first).casefold()
+        == unicodedata.normalize("NFKC", second).casefold()
+    )
+
+
+def _normal(text: str) -> str:
+    """The text without case, accents of notation, punctuation around it, and outer articles."""
+    text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold()
+    text = text.replace("^", "").replace("**", "")
+    for theirs, ours in _SPELLINGS:
+        text = text.replace(theirs, ours)
+    text = re.sub(r"^(?:the|a|an)\s+", "", text.strip(" .\"'!?,;:()[]\n"))
+    return re.sub(r"\s+", " ", text)
+
+
+@functools.lru_cache(1)
+def _tokenizer():
+    return tokenizers.DefaultTokenizer(use_stemmer=True)
+
+
+@functools.lru_cache(1)
+def _filler_stems() -> frozenset[str]:
+    return frozenset(_stems(" ".join(_FILLERS))) | _FILLERS
+
+
+def _stems(text: str) -> list[str]:
+    """Word stems without articles in one spelling; "rectangle" and "rectangular" have one stem."""
+    words = [word for word in words_of(_normal(text)) if word not in ("the", "a", "an")]
+    return [_stem(word) for word in words]
+
+
+@functools.lru_cache(4096)
+def _stem(word: str) -> str:
+    for theirs, ours in _FORMS:
+        word = theirs.sub(ours, word)
+    found = _tokenizer().tokenize(word) if word.isascii() else []
+    return found[0] if found else word
