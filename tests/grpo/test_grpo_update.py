@@ -215,7 +215,7 @@ def test_completion_lengths_fall_into_few_sizes(longest, limit, buckets, size):
         ("grpo", "num_updates", 0, "grpo.num_updates is 0; give at least 1"),
         ("grpo", "max_draws", 0, "grpo.max_draws is 0; give at least 1"),
         ("grpo", "variant", "ppo", "variant is 'ppo'; choose one of"),
-        ("grpo", "beta", -1.0, "not negative"),
+        ("grpo", "beta", -1.0, "give at least 0"),
         ("rollout", "num_rollouts", 1, "a group needs at least 2 completions"),
         ("rollout", "temperature", 0.0, "would all be the same"),
     ],

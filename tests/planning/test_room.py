@@ -4,10 +4,10 @@ import jax
 import pytest
 from planned import load_recipe, narrow_model
 
+from videorft_jax.commands.plan import read_options
 from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.planning import fits as room
 from videorft_jax.training.run import make_mesh
-from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.weights import make_weights
 
 
@@ -16,14 +16,16 @@ def test_refuses_rows_that_no_device_here_can_hold(mode):
     """Whichever of the buckets it is; rows of all processes count, not those of this one."""
     config = load_recipe(mode)
     config.model.dtype = "float32"
-    options = make_train_options(config)
+    options = read_options(config, mode)
+    grpo = None if mode == "sft" else options
+    options = options if grpo is None else grpo.train
     mesh, weights = make_mesh(options), make_weights(options, narrow_model())
     small = Bucket(length=1024, pairs=8, windows=4, rows=1)
-    room.check_memory(config, mode, weights, mesh, [small])
+    room.check_memory(options, grpo, weights, mesh, [small])
     wide = small._replace(length=1 << 22, pairs=1 << 16)
     expected = f"{config.name}: data.rows = {config.data.rows} rows of {wide.length} tokens cannot"
     with pytest.raises(ValueError, match=expected):
-        room.check_memory(config, mode, weights, mesh, [small, wide])
+        room.check_memory(options, grpo, weights, mesh, [small, wide])
 
 
 def test_a_device_of_the_cpu_has_its_share_of_the_host():
