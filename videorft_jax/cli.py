@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_list_commands())
         return 0
+    if os.getcwd() not in sys.path:  # for rewards of the user's own; last, to hide nothing
+        sys.path.append(os.getcwd())
     name, *rest = argv
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)

@@ -13,6 +13,8 @@ class FirstHour:
     """Commands run in fresh folders beside `model`, `data/*.jsonl` and `tiny.py`, an SFT recipe of
     four steps; compiled programs are shared."""
 
+    python = sys.executable
+
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.records = make_data(folder / "data")
@@ -47,7 +49,7 @@ class FirstHour:
 
     def start(self, *arguments, cwd, **more):
         """Starts `videorft ARGUMENTS` in the folder `cwd`; `more` is added to its environment."""
-        words = [sys.executable, "-m", "videorft_jax.cli", *map(str, arguments)]
+        words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]
         return self._start(words, cwd, more)
 
     def _start(self, words, cwd, more, **settings):

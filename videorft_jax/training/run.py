@@ -281,3 +281,4 @@ def open_run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
             next_batch, total, updates, meta, mirror,
         )  # fmt: skip
+    log.info("%s: done; next: videorft export --checkpoint=%s --out=DIR", options.name, workdir)

@@ -46,7 +46,6 @@ def train(options: TrainOptions, workdir: str, check_memory) -> int:
                 return Taken(state, metrics, _counts(run, item.batch), item.records, number)
 
             run_steps(run, start, take_step)
-    log.info("%s: done; next: videorft export --checkpoint=%s --out=DIR", options.name, workdir)
     return 0
 
 
