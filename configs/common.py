@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
 
     # The records that are read, and how they become batches.
     config.data = ConfigDict()
-    config.data.records = ""  # JSON or JSONL file of records
+    config.data.records = ""  # JSON, JSONL, CSV, parquet, a Hugging Face folder, or tfds:NAME
+    config.data.format = "auto"  # of the records: auto, videorft, messages, sharegpt, trl
     config.data.root = ""  # folder that the paths of media start from; empty: that of the records
     config.data.template_file = ""  # prompt template, .json or .toml; empty: the paper's
     config.data.cache = ""  # folder of decoded frames written by `videorft cache`; empty: none
@@ -43,6 +44,16 @@ def get_config() -> ConfigDict:
     config.data.workers = 0  # decoding processes; 0: threads alone
     config.data.timeout_s = 600.0  # seconds without a batch before a run fails
     config.data.isolate = False  # decode in processes that can be killed, for untrusted media
+
+    # What a clip may cost at most; what is above is quarantined.
+    config.limits = ConfigDict()
+    config.limits.max_bytes = 16 << 30  # of a file
+    config.limits.max_source_pixels = 8192 * 4320  # of a frame before resizing
+    config.limits.max_seconds = 4 * 3600.0  # of the part of a clip that is asked for
+    config.limits.max_packets = 2_000_000  # of a file's video, and files of a list of frames
+    config.limits.timeout_s = 120.0  # seconds for one clip
+    config.limits.memory_bytes = 2 << 30  # of a decoding process, with data.isolate
+    config.limits.roots = ()  # folders beside data.root where paths and links may lead
 
     # How clips become frames; a field that is not 0 replaces that of the preset.
     config.media = ConfigDict()

@@ -23,6 +23,9 @@ COMMANDS = {
     "doctor": "what is wrong with this installation, this machine or the inputs of a run",
     "validate": "check records and media before training on them",
     "cache": "decode and resize every clip once",
+    "convert": "records from the formats of the field",
+    "inspect": "a record as the model sees it: frames, tokens, targets",
+    "tfds": "a TFDS data set of records",
 }
 WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate")  # their --help lists configs/common.py
 

@@ -300,7 +300,7 @@ def test_bad_files(tmp_path):
         (".", "regular file"),
         ("fifo", "regular file"),
         ("empty", "no records"),
-        ("gzip", "decompress"),
+        ("gzip", "let it end in .gz"),
         ("utf16", "convert"),
         ("list", "repair"),
         ("deep", "repair"),

@@ -9,8 +9,9 @@ from etils import epath
 from videorft_jax.checkpoints import manifest
 from videorft_jax.data.media.contract import MediaContract, MediaError
 from videorft_jax.data.media.load import load_media
+from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.records import RecordError
-from videorft_jax.data.records.source import RecordSource, media_of
+from videorft_jax.data.records.source import media_of
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
 from videorft_jax.planning.shapes import siglip_config
 from videorft_jax.training.run import load_model_files
@@ -47,7 +48,7 @@ def check_records(file: str, root: str, contract: MediaContract) -> list[Finding
     if not file:
         return [ok("records: none are named; give --config.data.records=FILE to check them")]
     try:
-        source = RecordSource(file, root or None)
+        source = open_records(file, root or None)
     except ValueError as error:
         text, _, remedy = str(error).partition("; ")
         return [Finding(FAILURE, f"records: {text}", remedy)]

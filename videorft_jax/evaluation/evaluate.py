@@ -15,6 +15,7 @@ import jax
 
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.opening import digest_records
 from videorft_jax.data.records.prompts import PromptTemplate
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.progress import Progress
@@ -95,8 +96,7 @@ def describe(
     records: the file, of which `num_records` are evaluated. weights: which weights, in what dtype.
     """
     words = json.dumps([template.system, template.question, dict(template.suffixes)])
-    with open(records, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_records(records)
     return {
         "records": {"sha256": digest, "num_records": num_records},
         "weights": weights,

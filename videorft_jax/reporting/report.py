@@ -5,8 +5,9 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.records import RecordError
-from videorft_jax.data.records.source import RecordSource, media_of
+from videorft_jax.data.records.source import media_of
 from videorft_jax.reporting.films import Clip, Film, make_films
 from videorft_jax.reporting.page import write_page
 from videorft_jax.reporting.runs import Run, read_run
@@ -60,7 +61,7 @@ def find_films(
         run.notes.append("No frames: give the record file with --data to see the clips.")
         return {}, {}
     try:
-        source = RecordSource(file, root)
+        source = open_records(file, root)
     except ValueError as error:
         if options.records:
             raise

@@ -7,7 +7,7 @@ takes them as they are. Their defaults stand in `configs/common.py` and nowhere 
 import dataclasses
 from typing import Any
 
-from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.training.optimizer import OptimOptions
 
@@ -33,6 +33,7 @@ class DataOptions:
     """
 
     records: str
+    format: str
     root: str
     template_file: str
     cache: str
@@ -81,7 +82,8 @@ class LogOptions:
 class TrainOptions:
     """Everything that SFT and GRPO have in common.
 
-    name: what errors and logs call the run. contract: of the media. lora: None where the weights
+    name: what errors and logs call the run. contract: of the media. limits:
+    what a clip may cost. lora: None where the weights
     themselves train. freeze: towers that do not train. accumulate: slices that a batch is taken in.
     max_steps: 0 for all of the data. max_skipped_in_row: steps that were not finite, in a row,
     after which a run stops. allow_changes: a checkpoint made with
@@ -95,6 +97,7 @@ class TrainOptions:
     lora: LoraConfig | None
     data: DataOptions
     contract: MediaContract
+    limits: Limits
     optim: OptimOptions
     mesh: MeshOptions
     freeze: tuple[str, ...]

@@ -22,9 +22,10 @@ from videorft_jax.checkpoints.lock import lock_workdir
 from videorft_jax.data.loader.cache import FrameCache
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.records import opening
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.source import Source
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
 from videorft_jax.models.hf_folder import check_vocabulary
@@ -93,13 +94,14 @@ def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
     return model_config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
-def open_records(options: TrainOptions) -> RecordSource:
+def open_records(options: TrainOptions) -> Source:
     """The records of `data.records`. Raises ValueError for a file that holds none."""
     if not options.data.records:
         raise ValueError(
-            "data.records is empty; give a JSON or JSONL file by --config.data.records=FILE"
+            "data.records is empty; give a file of records by --config.data.records=FILE"
         )
-    return RecordSource(options.data.records, options.data.root or None)
+    data = options.data
+    return opening.open_records(data.records, data.root or None, data.format)
 
 
 def make_loader(
@@ -134,6 +136,8 @@ def make_loader(
             contract,
             settings,
             template=template,
+            limits=options.limits,
+            shared_sizes=f"{data.records}.sizes",
             sizes_dir=os.path.join(workdir, "sizes"),
             quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
             cache=FrameCache(data.cache, contract) if data.cache else None,

@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from videorft_jax.checkpoints.bucket import resolve
-from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.layers import REMAT_POLICIES
@@ -49,6 +50,7 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
         lora=_make_lora(config, freeze),
         data=DataOptions(**_with_paths(config.data.to_dict(), *_DATA_PATHS)),
         contract=make_contract(config),
+        limits=make_limits(config),
         optim=OptimOptions(**config.optim.to_dict()),
         mesh=MeshOptions(**config.mesh.to_dict()),
         freeze=freeze,
@@ -94,6 +96,7 @@ def _check_choices(config):
         ("optim.name", config.optim.name, OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, SCHEDULES),
         ("optim.mu_dtype", config.optim.mu_dtype, DTYPES),
+        ("data.format", config.data.format, FORMATS),
         ("media.preset", config.media.preset, PRESETS),
     ):
         if value not in known:
@@ -107,6 +110,12 @@ def make_contract(config: ConfigDict) -> MediaContract:
     preset, geometry = media.pop("preset"), find_geometry(media.pop("patch_size"))
     changes = {field: value for field, value in media.items() if value}
     return dataclasses.replace(getattr(MediaContract, preset)(geometry), **changes)
+
+
+def make_limits(config: ConfigDict) -> Limits:
+    """What a clip may cost, and where its path may lead."""
+    limits = config.limits.to_dict()
+    return Limits(**limits | {"roots": tuple(map(_absolute, split_names(limits["roots"])))})
 
 
 def split_names(names: tuple[str, ...]) -> tuple[str, ...]:

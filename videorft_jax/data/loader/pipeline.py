@@ -27,7 +27,8 @@ class Loader:
     """Measures all records, chooses the shapes and schedules the run; `steps(k)` reads from batch k
     on.
 
-    sizes_dir: folder where measured sizes are remembered. quarantine_path: JSONL of bad records (of
+    sizes_dir: folder where measured sizes are remembered; shared_sizes: another one that is only
+    read, such as that of `videorft validate`. quarantine_path: JSONL of bad records (of
     process p > 0: with "-p" before the suffix). cache: a `FrameCache` of the same contract. Raises
     ValueError for settings that cannot work, TooManyBad.
 
@@ -47,6 +48,7 @@ class Loader:
         template: PromptTemplate = DEFAULT_TEMPLATE,
         limits: Limits = Limits(),  # noqa: B008, frozen
         sizes_dir: str | os.PathLike | None = None,
+        shared_sizes: str | os.PathLike | None = None,
         quarantine_path: str | os.PathLike | None = None,
         cache: Any = None,
         process_index: int = 0,
@@ -66,7 +68,8 @@ class Loader:
         )
         path = _own_path(quarantine_path, process_index)
         self.quarantine = Quarantine(path, options.max_bad_fraction, len(source))
-        measured = self._measure(measurer, sizes_dir, process_index)
+        sizes = SizeCache(sizes_dir, process_index, shared_sizes)
+        measured = self._measure(measurer, sizes)
         known = self._put_aside(measured, source)
         schedule = self._schedule_run(measured, known)
         self.waste = schedule.waste(measured.sizes, measured.visual_tokens)
@@ -78,8 +81,7 @@ class Loader:
         self._pool = Pool(max(map(math.prod, shapes)))
         self._report(schedule, len(source), len(known))
 
-    def _measure(self, measurer: Measurer, sizes_dir, process_index: int) -> Measured:
-        sizes = SizeCache(sizes_dir, process_index)
+    def _measure(self, measurer: Measurer, sizes: SizeCache) -> Measured:
         try:
             return measure(measurer, sizes, max(1, self.options.num_threads))
         finally:

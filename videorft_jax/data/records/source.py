@@ -3,6 +3,7 @@
 A JSONL file is never loaded: `RecordSource` keeps 16 bytes per row and reads rows where they lie.
 """
 
+import contextlib
 import json
 import operator
 import os
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from videorft_jax.data.records.chats import MediaItem
+from videorft_jax.data.records.formats import convert_row, detect_format
 from videorft_jax.data.records.records import (
     DUPLICATE_KEY,
     Record,
@@ -20,9 +22,11 @@ from videorft_jax.data.records.records import (
     check_row,
     parse_row,
 )
+from videorft_jax.data.records.tables import read_table
 
 MAX_ROW_BYTES = 1 << 24  # a longer line is a file that is not JSONL, not a record
 CHUNK_BYTES = 1 << 24
+FIRST_ROWS = 100  # looked at for one that tells the format
 SHORTEST_ROW = 16  # a line below this many bytes may be blank and is looked at while indexing
 
 
@@ -80,32 +84,125 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-class RecordSource:
-    """Random access to a record file: `source[i]` is a `Record`, or RecordError for a bad row.
+class Rows:
+    """What all files of rows have in common: `source[i]` is a `Record`, or RecordError for a bad
+    row. Rows are numbered from 0. Ids need not be unique: rows are addressed by position, and
+    `iter_errors` reports repeated ids."""
+
+    path: str
+    form: str  # one of formats.FORMATS but auto
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def raw_row(self, index: int) -> Any:
+        """The row as the file has it."""
+        raise NotImplementedError
+
+    def row(self, index: int) -> Any:
+        """The decoded, unchecked row in our own schema. Raises RecordError or IndexError."""
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: row {index} of {len(self)}")
+        return convert_row(self.raw_row(index), self.form, self.where(index), index)
+
+    def __getitem__(self, index: int) -> Record:
+        return parse_row(self.row(index), self.where(index))
+
+    def where(self, index: int) -> str:
+        """How messages name row `index`."""
+        return f"{os.path.basename(self.path)} row {index}"
+
+    def find_format(self, form: str) -> str:
+        """The format asked for, or that of the first row that can be read."""
+        if form != "auto":
+            return form
+        for index in range(min(len(self), FIRST_ROWS)):
+            with contextlib.suppress(RecordError):
+                return detect_format(self.raw_row(index), self.where(index))
+        return "videorft"
+
+    def iter_errors(self) -> Iterator[RecordError]:
+        """Every fault in row order; a problem_id that an earlier sound row has is one."""
+        first_seen: dict[int | str, int] = {}
+        for index in range(len(self)):
+            try:
+                errors, values = check_row(self.row(index), self.where(index))
+            except RecordError as error:
+                errors, values = [error], {}
+            yield from errors
+            if not errors:
+                row = first_seen.setdefault(values["problem_id"], index)
+                if row != index:
+                    remedy = f"first used by row {row}: give each row its own id"
+                    value = values["problem_id"]
+                    yield RecordError(self.where(index), "problem_id", "duplicate", value, remedy)
+
+
+class TableSource(Rows):
+    """Records of a file that is read into memory: compressed JSON, CSV, parquet, or the folder of a
+    Hugging Face data set. A pickled source reads the file again. Raises ValueError."""
+
+    def __init__(
+        self, path: str | os.PathLike, data_root: str | os.PathLike | None = None, form="auto"
+    ):
+        self.path = os.path.abspath(path)
+        self.data_root = os.path.abspath(data_root or os.path.dirname(self.path))
+        self._rows = read_table(self.path)
+        if not len(self._rows):
+            raise ValueError(f"{path}: no records")
+        self.form = self.find_format(form)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_rows"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._rows = read_table(self.path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"TableSource({self.path!r}, data_root={self.data_root!r})"
+
+    def raw_row(self, index: int) -> Any:
+        row = self._rows[index]
+        if isinstance(row, ValueError):
+            raise RecordError(
+                self.where(index), "row", "json", str(row), "write one JSON object a line"
+            )
+        return row
+
+
+class RecordSource(Rows):
+    """Records of a JSON or JSONL file.
 
     JSONL is read through a byte-offset index (one pass, 16 bytes a row) with `os.pread`, so any
     number of threads may share a source; a pickled source travels with its index and reopens the
     file. Blank lines, a byte-order mark and CRLF are accepted. A file that opens with `[` is a
     JSON list and is loaded whole (about five times its size in memory: turn large ones into JSONL).
-    Rows are numbered from 0, in messages too, blank lines not counted. Ids need not be unique:
-    rows are addressed by position, and `iter_errors` reports repeated ids.
+    Blank lines do not count as rows.
 
     Args:
       path: the file.
       data_root: folder that record paths are relative to; default: the file's own folder.
+      form: one of `formats.FORMATS`.
 
     Raises:
       ValueError: missing, not a regular file, empty, compressed, UTF-16, or changed since indexed.
     """
 
-    def __init__(self, path: str | os.PathLike, data_root: str | os.PathLike | None = None):
+    def __init__(
+        self, path: str | os.PathLike, data_root: str | os.PathLike | None = None, form="auto"
+    ):
         self.path = os.path.abspath(path)
         self.data_root = os.path.abspath(data_root or os.path.dirname(self.path))
         self._fingerprint = None
         self._open()
         head = os.pread(self._file, 1 << 16, 0)
         if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
-            raise ValueError(f"{path}: is compressed; decompress it first")
+            raise ValueError(f"{path}: is compressed under another name; let it end in .gz or .zst")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise ValueError(f"{path}: is UTF-16; convert it to UTF-8")
         bom = 3 * head.startswith(b"\xef\xbb\xbf")
@@ -117,6 +214,7 @@ class RecordSource:
             self._index_lines(bom)
         if not len(self):
             raise ValueError(f"{path}: no records; write one JSON object a line")
+        self.form = self.find_format(form)
 
     def _open(self) -> None:
         try:
@@ -171,8 +269,10 @@ class RecordSource:
             self._load_list()
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+        file = self.__dict__.pop("_file", None)
+        if file is not None and os is not None:  # modules may be gone when the program ends
+            with contextlib.suppress(OSError):
+                os.close(file)
 
     def __len__(self) -> int:
         return len(self._rows) if self._is_list else len(self._starts)
@@ -180,18 +280,8 @@ class RecordSource:
     def __repr__(self) -> str:
         return f"RecordSource({self.path!r}, data_root={self.data_root!r})"
 
-    def __getitem__(self, index: int) -> Record:
-        return parse_row(self.row(index), self.where(index))
-
-    def where(self, index: int) -> str:
-        """How messages name row `index`."""
-        return f"{os.path.basename(self.path)} row {index}"
-
-    def row(self, index: int) -> Any:
-        """The decoded, unchecked row. Raises RecordError (encoding, json, length) or IndexError."""
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: row {index} of {len(self)}")
+    def raw_row(self, index: int) -> Any:
+        """The decoded row. Raises RecordError (encoding, json, length)."""
         if self._is_list:
             return self._rows[index]
         start, size = int(self._starts[index]), int(self._ends[index] - self._starts[index])
@@ -208,22 +298,6 @@ class RecordSource:
             value = data[:60].decode("utf-8", "replace")
             remedy = f"{error}: write one JSON object a line"
             raise RecordError(self.where(index), "row", "json", value, remedy) from None
-
-    def iter_errors(self) -> Iterator[RecordError]:
-        """Every fault in row order; a problem_id that an earlier sound row has is one."""
-        first_seen: dict[int | str, int] = {}
-        for index in range(len(self)):
-            try:
-                errors, values = check_row(self.row(index), self.where(index))
-            except RecordError as error:
-                errors, values = [error], {}
-            yield from errors
-            if not errors:
-                row = first_seen.setdefault(values["problem_id"], index)
-                if row != index:
-                    remedy = f"first used by row {row}: give each row its own id"
-                    value = values["problem_id"]
-                    yield RecordError(self.where(index), "problem_id", "duplicate", value, remedy)
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> int:

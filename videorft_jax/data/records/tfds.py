@@ -1,6 +1,6 @@
 """VideoRFT records as TFDS data sets, built and read without TensorFlow.
 
-One design decision is worth knowing: a media file is a path or the file's own bytes in a `Text`
+A media file is a path or the file's own bytes in a `Text`
 feature, never `tfds.features.Video` (which needs TensorFlow and stores every frame as PNG). The
 bytes come back bit for bit and go into the same decoder, so both forms give the same batches.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from videorft_jax.data.media.contract import Limits
-from videorft_jax.data.media.files import open_media
-from videorft_jax.data.records.records import Record, parse_row
+from videorft_jax.data.media.files import list_files, open_media
+from videorft_jax.data.records.records import CHAT_FIELDS, Record, parse_row
 from videorft_jax.data.records.source import RecordSource
 
 NUMBERS = ("start", "end")
@@ -66,14 +67,21 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(len(self._records)):
             record = self._records[index]
-            digest, media = hashlib.sha256(), b""
-            with open_media(record.path, self._records.data_root, Limits()) as descriptor:
-                blocks = []
-                while block := os.read(descriptor, BLOCK):
-                    digest.update(block)
-                    if self._embed:
-                        blocks.append(block)
-                media = b"".join(blocks)
+            digest = hashlib.sha256()
+            row = record.to_row()
+            chat = {name: row[name] for name in CHAT_FIELDS if name in row}
+            if self._embed and record.items:
+                where = self._records.where(index)
+                raise ValueError(f"{where}: shows several media; build without --embed")
+            blocks = []
+            for item in record.media:
+                for name in list_files(item.path, self._records.data_root, Limits()):
+                    with open_media(name, self._records.data_root, Limits()) as descriptor:
+                        while block := os.read(descriptor, BLOCK):
+                            digest.update(block)
+                            if self._embed:
+                                blocks.append(block)
+            media = b"".join(blocks)
             example = {field: getattr(record, field) for field in TEXTS}
             for field in NUMBERS:
                 value = getattr(record, field)
@@ -81,7 +89,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             example |= {
                 "problem_id": json.dumps(record.problem_id),
                 "options": list(record.options),
-                "extra": json.dumps(dict(record.extra)),
+                "extra": json.dumps(dict(record.extra) | chat),
                 "media": media,
                 "sha256": digest.hexdigest(),
             }
@@ -117,6 +125,21 @@ def build(name: str, records: RecordSource, data_dir: str | os.PathLike, embed: 
             shutil.rmtree(os.path.join(parent, left))
     builder.download_and_prepare(file_format="array_record")
     return builder.data_dir
+
+
+def find_folder(name: str) -> str:
+    """The folder of a data set: a path itself, or the newest version of a name below the folder
+    that TFDS_DATA_DIR names, by default ~/tensorflow_datasets. Raises ValueError."""
+    home = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    for place in (name, os.path.join(home, name)):
+        if os.path.isfile(os.path.join(place, "dataset_info.json")):
+            return place
+        if os.path.isdir(place):
+            made = [v for v in os.listdir(place) if re.fullmatch(r"\d+\.\d+\.\d+", v)]
+            if made:
+                newest = max(made, key=lambda version: [int(n) for n in version.split(".")])
+                return os.path.join(place, newest)
+    raise ValueError(f"tfds:{name}: no data set there or below {home}; build it by `videorft tfds`")
 
 
 class TfdsSource:

@@ -1,0 +1,256 @@
+"""The same 40 records in each format of the field give the same batches, and bad rows one line."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from videorft_jax.commands import convert, tfds
+from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.opening import digest_records, open_records
+from videorft_jax.data.records.prompts import build_messages, build_target
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import RecordSource
+from videorft_jax.demo.dataset import write_dataset
+from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
+
+CONTRACT = MediaContract(max_frames=6, min_pixels=4 * 784, max_pixels=16 * 784)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(folder, records, chats): 40 records and their chats as a template makes them."""
+    folder = tmp_path_factory.mktemp("formats")
+    source = RecordSource(write_dataset(folder, 40, 0, 0)["sft"])
+    records = [source[i] for i in range(40)]
+    chats = []
+    for record in records:
+        system, user = build_messages(record)
+        text = user["content"][1]["text"]
+        said = build_target(record)
+        chats.append((record, system["content"][0]["text"], text, said))
+    return folder, records, chats
+
+
+def qwen(record, system, user, said):
+    media = {"type": record.data_type, record.data_type: record.path}
+    turns = [("system", system), ("user", [media, {"type": "text", "text": user}]),
+             ("assistant", [{"type": "text", "text": said}])]  # fmt: skip
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"id": record.problem_id, "messages": messages}
+
+
+def llama_factory(record, system, user, said):
+    turns = [("system", system), ("user", f"<{record.data_type}>\n{user}"), ("assistant", said)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, f"{record.data_type}s": [record.path]}
+
+
+def llava(record, system, user, said):
+    turns = [("system", system), ("human", f"<image>\n{user}"), ("gpt", said)]
+    said = [{"from": role, "value": text} for role, text in turns]
+    return {"id": record.problem_id, record.data_type: record.path, "conversations": said}
+
+
+def trl(record, system, user, said):
+    prompt = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    answer = [{"role": "assistant", "content": said}]
+    return {"prompt": prompt, "completion": answer, f"{record.data_type}s": [record.path]}
+
+
+def own(record, *_):
+    return record.to_row()
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path, rows):
+    path.write_text(json.dumps(rows))
+
+
+def write_gz(path, rows):
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def write_zst(path, rows):
+    with pyarrow.output_stream(str(path), compression="zstd") as file:
+        file.write(json.dumps(rows).encode())
+
+
+def write_csv(path, rows):
+    names = sorted({name for row in rows for name in row})
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for row in rows:
+            cells = {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+            writer.writerow(cells)
+
+
+def arrow(rows):
+    names = sorted({name for row in rows for name in row})
+    return pyarrow.Table.from_pylist([dict.fromkeys(names) | row for row in rows])
+
+
+def write_parquet(path, rows):
+    parquet.write_table(arrow(rows), path)
+
+
+def write_folder(path, rows):
+    """As `datasets` saves one: two shards in Arrow's stream format, named by state.json."""
+    path.mkdir()
+    table = arrow(rows)
+    files = []
+    for number, start in enumerate((0, 25)):
+        name = f"data-{number:05d}-of-00002.arrow"
+        part = table.slice(start, 25)
+        with pyarrow.ipc.new_stream(str(path / name), table.schema) as stream:
+            stream.write_table(part)
+        files.append({"filename": name})
+    (path / "state.json").write_text(json.dumps({"_data_files": files}))
+
+
+def batches(source, tokenizer):
+    options = LoaderOptions("sft", 4, 2048, 1, 128, 1, 3, 0.0, 2, 0, 60.0, False)
+    with Loader(source, tokenizer, CONTRACT, options).steps() as steps:
+        return [step.batch for step in steps]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(place):
+    return train_tiny_tokenizer([record.problem for record in place[1]], 400)
+
+
+@pytest.fixture(scope="module")
+def reference(place, tokenizer):
+    return batches(RecordSource(place[0] / "sft.jsonl"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "form"),
+    [
+        ("own.json", write_json, own), ("own.jsonl.gz", write_gz, own), ("own.csv", write_csv, own),
+        ("own.parquet", write_parquet, own), ("own.json.zst", write_zst, own),
+        ("qwen.jsonl", write_jsonl, qwen), ("llama.jsonl", write_jsonl, llama_factory),
+        ("llama.csv", write_csv, llama_factory), ("llama.parquet", write_parquet, llama_factory),
+        ("llava.json", write_json, llava), ("llava.parquet", write_parquet, llava),
+        ("trl.jsonl", write_jsonl, trl), ("trl", write_folder, trl), ("llava", write_folder, llava),
+        ("llama", write_folder, llama_factory),
+    ],
+)  # fmt: skip
+def test_batches_are_the_same_in_each_format(place, tokenizer, reference, name, write, form):
+    folder, _, chats = place
+    write(folder / name, [form(*chat) for chat in chats])
+    source = open_records(folder / name, folder)
+    found = batches(source, tokenizer)
+    assert len(found) == len(reference)
+    for ours, theirs in zip(found, reference, strict=True):
+        assert all(map(np.array_equal, ours, theirs))
+
+
+def test_convert_writes_records_of_our_own(place, tokenizer, reference, tmp_path, capsys):
+    folder, records, chats = place
+    write_json(tmp_path / "llava.json", [llava(*chat) for chat in chats])
+    out = folder / "converted.jsonl"
+    assert convert.main(["--data", str(tmp_path / "llava.json"), "--out", str(out)]) == 0
+    assert "40 of 40 rows written" in capsys.readouterr().out
+    source = RecordSource(out)
+    assert source.form == "videorft"
+    for i, record in enumerate(records):
+        assert source[i].solution == record.solution
+        assert source[i].process == record.process
+    assert all(
+        all(map(np.array_equal, ours, theirs))
+        for ours, theirs in zip(batches(source, tokenizer), reference, strict=True)
+    )
+
+
+TURNS = [{"role": "user", "content": "<video> or <video>?"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": TURNS, "videos": ["a.mp4"]}, "a placeholder <video> without a video"),
+        ({"messages": TURNS, "videos": list("abc")}, "2 placeholders, 3 media"),
+        ({"messages": TURNS}, "a placeholder <video> without a video"),
+        ({"messages": [{"role": "user"}], "videos": ["a"]}, "write turns of role and content"),
+        ({"messages": [{"role": "tool", "content": "x"}], "videos": ["a"]}, "turn 0: 'tool'"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "turn 0: part"),
+        ({"messages": "hi", "videos": ["a"]}, "write a list of turns"),
+        ({"conversations": [{"from": "human", "value": "hi"}], "video": {"bytes": "x"}}, "bytes"),
+        ({"prompt": "hi", "images": ["a"]}, "write the completion, or one of solution"),
+        ({"prompt": "a", "completion": "b", "images": ["a"], "videos": ["b"]}, "without placehol"),
+        ({"prompt": "a", "completion": "b"}, "media"),
+        ({"id": 7}, "problem_id: bad missing"),
+    ],
+)
+def test_a_bad_row_is_one_line(tmp_path, row, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(RecordError, match="rows.jsonl row 0: ") as caught:
+        open_records(path)[0]
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_readings_are_refused_and_one_can_be_chosen(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "p", "completion": "c", "images": ["a.png"]}
+    path.write_text(json.dumps(row | {"messages": TURNS}) + "\n")
+    with pytest.raises(ValueError, match="fits the formats messages and trl; choose one"):
+        open_records(path)
+    assert open_records(path, form="trl")[0].solution == "c"
+    with pytest.raises(ValueError, match="choose one of auto, videorft"):
+        open_records(path, form="alpaca")
+    mixed = [row, {"messages": TURNS, "videos": ["a", "b"]}]
+    write_jsonl(path, mixed)
+    with pytest.raises(RecordError, match="row 1: prompt: bad missing"):
+        open_records(path)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"a,b\n1,2,3\n", "more cells than the header"),
+        ("a.jsonl.gz", b"no gzip", "give a readable file"),
+        ("a.json.zst", b"no zstd", "give a readable file"),
+        ("a.parquet", b"no parquet", "a.parquet"),
+        ("a.csv", b"\xff\xfe\x00", "give a readable file"),
+    ],
+)
+def test_files_that_are_not_what_they_say(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        open_records(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="without .arrow or .parquet"):
+        open_records(tmp_path / "empty")
+    (tmp_path / "empty" / "train").mkdir()
+    with pytest.raises(ValueError, match="holds the splits train"):
+        open_records(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("embed", [(), ("--embed",)])
+def test_a_tfds_data_set_is_built_and_read_by_name(place, tokenizer, reference, tmp_path,
+                                                  monkeypatch, embed):  # fmt: skip
+    folder, records, _ = place
+    made = ["--name", "videorft_cot", "--data", str(folder / "sft.jsonl"), "--out", str(tmp_path)]
+    assert tfds.main([*made, *embed]) == 0
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    source = open_records("tfds:videorft_cot", folder)
+    assert [source[i] for i in range(40)] == records
+    for ours, theirs in zip(batches(source, tokenizer), reference, strict=True):
+        assert all(map(np.array_equal, ours, theirs))
+    assert len(digest_records("tfds:videorft_cot")) == 64
+    with pytest.raises(ValueError, match="build it by `videorft tfds`"):
+        open_records("tfds:videorft_rl")

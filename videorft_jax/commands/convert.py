@@ -1,0 +1,43 @@
+"""`videorft convert`: writes records as JSONL from the formats of the field."""
+
+import argparse
+import collections
+import sys
+
+from videorft_jax.data.records.formats import FORMATS
+from videorft_jax.data.records.opening import open_records
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import write_records
+
+EXAMPLES = """videorft convert --data llava_video.json --out records.jsonl
+videorft convert --data train.parquet --format messages --out records.jsonl"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Reads Qwen and Hugging Face messages, ShareGPT and LLaVA conversations, TRL prompts and
+    VideoRFT rows from JSON, JSONL (.gz, .zst), CSV, parquet, or a Hugging Face data set on disk.
+    Paths are kept as they are. Returns 0 when every row was written, 1 when some are bad."""
+    parser = argparse.ArgumentParser(
+        prog="videorft convert",
+        description=f"{EXAMPLES}\n\n{main.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="file, or folder of a data set")
+    parser.add_argument("--format", choices=FORMATS, default="auto")
+    parser.add_argument("--out", required=True, help="JSONL file to write")
+    options = parser.parse_args(argv)
+    source = open_records(options.data, None, options.format)
+    bad: collections.Counter[str] = collections.Counter()
+
+    def good():
+        for index in range(len(source)):
+            try:
+                yield source[index]
+            except RecordError as error:
+                bad[error.field] += 1
+                print(error, file=sys.stderr)
+
+    count = write_records(options.out, good())
+    form = getattr(source, "form", "tfds")
+    print(f"{count} of {len(source)} rows written to {options.out}, read as format {form}")
+    return 1 if bad else 0

@@ -1,0 +1,151 @@
+"""Rows of files that are no plain JSON: compressed JSON, CSV, parquet, and Hugging Face folders.
+
+They are read into memory, parquet and Arrow as they lie in columns. Plain JSONL is not: see
+`RecordSource`.
+"""
+
+import csv
+import glob
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+LISTS = ("options", "media", "messages", "conversations", "prompt", "images", "videos")
+NUMBERS = ("start", "end", "video_start", "video_end", "fps")
+
+
+def is_table(path: str) -> bool:
+    """Whether a path is read by this module rather than as plain JSON."""
+    return os.path.isdir(path) or path.lower().endswith((".gz", ".zst", ".csv", ".parquet"))
+
+
+def read_table(path: str) -> Sequence[Any]:
+    """The rows of a file or folder: dicts, or a ValueError in place of a row that is no JSON.
+
+    Raises ValueError, one line, for what cannot be read.
+    """
+    try:
+        if os.path.isdir(path) or path.lower().endswith(".parquet"):
+            return _Columns(_read_arrow(path))
+        if path.lower().endswith(".csv"):
+            return _read_csv(path)
+        return _read_json(path)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}; give a readable file") from None
+
+
+class _Columns(Sequence):
+    """Rows of an Arrow table, made when they are asked for."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._table.slice(index, 1).to_pylist()[0]
+        return {name: value for name, value in row.items() if value is not None}
+
+
+def _read_arrow(path: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if not os.path.isdir(path):
+            return parquet.read_table(path)
+        files = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
+        if files:
+            return pyarrow.concat_tables(map(parquet.read_table, files), promote_options="default")
+        files = _arrow_files(path)
+        if not files:
+            raise ValueError("a folder without .arrow or .parquet files; give one of a data set")
+        return pyarrow.concat_tables([_read_stream(pyarrow, file) for file in files])
+    except (pyarrow.ArrowException, ValueError) as error:
+        line = str(error).split("\n")[0]
+        raise ValueError(f"{path}: {line}") from None
+
+
+def _arrow_files(path: str) -> list[str]:
+    """The shards of a data set that `datasets` saved, in the order of its state.json."""
+    try:
+        with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+            names = [entry["filename"] for entry in json.load(file)["_data_files"]]
+    except FileNotFoundError:
+        parts = [
+            name for name in sorted(os.listdir(path)) if os.path.isdir(os.path.join(path, name))
+        ]
+        if parts:
+            found = ", ".join(parts[:5])
+            raise ValueError(f"holds the splits {found}; give the folder of one") from None
+        names = [name for name in sorted(os.listdir(path)) if name.endswith(".arrow")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"state.json: {error}; save the data set again") from None
+    return [os.path.join(path, name) for name in names]
+
+
+def _read_stream(pyarrow, file: str):
+    with pyarrow.memory_map(file) as source:
+        return pyarrow.ipc.open_stream(source).read_all()
+
+
+def _read_csv(path: str) -> list[dict[str, Any]]:
+    """Cells are texts; lists are written as JSON, and empty cells are absent."""
+    csv.field_size_limit(1 << 24)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="\0surplus")
+        rows = [
+            {name: _cell(name, text) for name, text in row.items() if text not in ("", None)}
+            for row in reader
+        ]
+    for number, row in enumerate(rows):
+        if "\0surplus" in row:
+            raise ValueError(
+                f"{path}: row {number} has more cells than the header; quote its texts"
+            )
+    return rows
+
+
+def _cell(name: str, text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    if name in LISTS and text.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text  # the check of the row says what is expected
+    if name in NUMBERS:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return int(text) if name in ("problem_id", "id") and text.isdecimal() else text
+
+
+def _read_json(path: str) -> list[Any]:
+    """JSONL or a JSON list, compressed by gzip or zstd."""
+    if path.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            data = file.read()
+    else:
+        import pyarrow
+
+        with pyarrow.input_stream(path, compression="zstd") as file:
+            data = file.read()
+    text = data.decode("utf-8-sig")
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not a JSON list: {error}; repair the file") from None
+    return [_read_line(line) for line in text.split("\n") if line.strip()]
+
+
+def _read_line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"{error}: {line[:60]}")
