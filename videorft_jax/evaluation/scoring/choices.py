@@ -221,7 +221,7 @@ def _mentions(text, labels):
             continue
         if re.match(r"['’]", after) or re.match(r"-\w", after):
             continue
-        is_symbol = re.search(r"[=+*/^]\s*$|\b[Ll]et\s+$", before)
+        is_symbol = re.search(r"[=+*^]\s*$|\d\s*/\s*$|\b[Ll]et\s+$", before)
         if _SYMBOL.match(after) or is_symbol and not re.search(r"answer\s*=\s*$", before, re.I):
             continue
         yield label, match.start(), match.end()
@@ -240,6 +240,8 @@ def _read_letters(text, labels, cues) -> set[str]:
         before, after = _around(text, start, end)
         if not _DENIED_BEFORE.search(before) and not _DENIED_AFTER.match(after):
             kept.append((label, start, end))
+    if len(kept) > 1 and not re.search(r"\w{2,}", re.sub(r"\b(?:or|and)\b", "", text)):
+        return {label for label, *_ in kept}  # letters alone
     denied = {label for label, *_ in mentions} - {label for label, *_ in kept}
     leading = {
         label
@@ -298,7 +300,7 @@ def _with_alternatives(text, kept, found):
 _LINKS_TEXT = """
 is be so thus hence with was to say probably likely clearly obviously definitely maybe perhaps guess
 and or either both es est ist è é sono choose option certainly surely yes sure just only then
-therefore
+therefore but
 """
 _LINKS = frozenset(_LINKS_TEXT.split())
 

@@ -40,15 +40,19 @@ _NAMES = re.compile(
 _RANGE = re.compile(
     r"^\s*(?:-|~|to|or|and|through|\.\.+|至|到|或|/)\s*(?:about\s+|around\s+)?$", re.I
 )
-_CUE = re.compile(
-    r"(?:answer|result|total|count|number|distance|size|length|height|width|area|estimate|"
-    r"value|sum)"
-    r"[^.;\d]{0,40}?(?:is|are|was|be|of|=|:|是|为|は)\s*(?:about|around|approximately|roughly|exactly|"
-    r"probably|~|\s)*$|(?:so|therefore|thus|hence|total(?:ing)?|altogether|count|counted|overall)"
-    r"[,:]?\s*(?:(?:there (?:are|is)|it is|it's|i (?:count|see|get|say)|of|about|"
-    r"the answer is|a total of)"
-    r"\s*)*$|=\s*$",
-    re.I,
+WINDOW = 120  # characters before and after a number that can say what it is
+_ABOUT = r"(?:about|around|approximately|roughly|exactly|probably|~|\s)*$"
+# Words that make the number behind them the answer, strongest first.
+_CUES = tuple(
+    re.compile(pattern, re.I)
+    for pattern in (
+        rf"(?:answer|result)[^.;\d]{{0,40}}?(?:is|are|was|be|of|=|:|是|为|は)\s*{_ABOUT}|=\s*$",
+        r"(?:so|therefore|thus|hence|total(?:ing)?|sum|altogether|"
+        r"overall)[,:]?\s*(?:(?:there (?:are|"
+        rf"is)|it is|it's|i (?:count|see|get|say)|of|is|about|a total of)\s*)*{_ABOUT}",
+        r"(?:count|counted|number|distance|size|length|height|width|area|estimate|value)[^.;\d]{0,40}?"
+        rf"(?:is|are|was|be|of|=|:|\s)\s*{_ABOUT}",
+    )
 )
 _AFTER_CUE = re.compile(r"^\s*(?:\w+\s+){0,3}?(?:in total|altogether|overall|in all)\b", re.I)
 _POINTER = re.compile(r"^\s*(?:of|another|more|side|by one|at a time)\b", re.I)
@@ -68,8 +72,10 @@ def read_number(text: str) -> Number | None:
 
     The unit is read only where it stands right behind the number; its value is not converted.
     """
+    if re.fullmatch(r"\s*\d+(?:st|nd|rd|th)\W*", text, re.I):
+        return None
     whole = parse_number(text)
-    if whole is not None:
+    if whole is not None and whole.unit not in (*_SCALES, "k"):
         return whole
     if re.search(r"\d[eE]\+?\d{3}|\binf(inity)?\b|\bnan\b", text, re.I):
         return None
@@ -107,7 +113,9 @@ def _mentions(text: str) -> list[tuple[Number, int, int]]:
         if number is not None:
             found.append((number, match.start(), match.end()))
     for match in _WORDS.finditer(text):
-        if _is_pronoun(text, match, bool(found)):
+        # "2 million" is one number.
+        is_scale = re.search(r"\d\s*$", text[max(0, match.start() - 9) : match.start()])
+        if is_scale or _is_pronoun(text, match, bool(found)):
             continue
         value = _word_value(match[0])
         if value is not None:
@@ -204,8 +212,10 @@ def _choose(text, found):
     values = {number.value for number, *_ in found}
     if len(values) == 1:
         return found[0][0]
-    cued = [m for m in found if _CUE.search(text[: m[1]]) or _AFTER_CUE.match(text[m[2] :])]
-    if cued and len({m[0].value for m in cued}) > 1:
-        cued = [m for m in cued if re.search(r"answer|=\s*$", text[: m[1]][-40:], re.I)] or cued
-        cued = cued[-1:] if len({m[0].value for m in cued}) == 1 else []
-    return cued[-1][0] if cued else None
+    for strength, cue in enumerate(_CUES):
+        cued = [m for m in found if cue.search(text[max(0, m[1] - WINDOW) : m[1]])]
+        if strength == 1:
+            cued += [m for m in found if _AFTER_CUE.match(text[m[2] : m[2] + WINDOW])]
+        if cued:
+            return cued[-1][0] if strength or len({m[0].value for m in cued}) == 1 else None
+    return None

@@ -29,7 +29,18 @@ def score(row: Row) -> float:
     if not texts:
         return 0.0
     values = {_score_text(kind, row, text) for text in texts}
-    return values.pop() if len(values) == 1 and len(set(texts)) == 1 else 0.0
+    same = len({_reading(kind, row, text) for text in texts}) == 1
+    return values.pop() if len(values) == 1 and same else 0.0
+
+
+def _reading(kind: str, row: Row, text: str) -> object:
+    """What a text says, in a form in which two answers of one output can be compared."""
+    if kind == "multiple choice":
+        return read_choice(text, *options_of(row))
+    if kind in ("regression", NUMERICAL):
+        number = read_number(text)
+        return number and number.value
+    return " ".join(text.casefold().split()).rstrip(".")
 
 
 def _score_text(kind: str, row: Row, text: str) -> float:

@@ -22,6 +22,11 @@ _KINDS = {
     "freeform": OPEN_ENDED,
     "ocr": OPEN_ENDED,
     "temporalgrounding": "temporal grounding",
+    # The names of VSI-Bench; its other types are multiple choice and have options.
+    "objectcounting": "regression",
+    "objectabsdistance": "regression",
+    "objectsizeestimation": "regression",
+    "roomsizeestimation": "regression",
 }
 
 
@@ -82,6 +87,8 @@ def make_row(fields: Mapping[str, Any], place: int) -> Row:
 def kind_of(row: Row) -> str:
     """The type of the question under its one name. Raises ValueError for an unknown one."""
     word = "".join(char for char in row.question_type.split("(")[0].casefold() if char.isalpha())
+    if word not in _KINDS and row.options:
+        return "multiple choice"
     if word not in _KINDS:
         known = ", ".join(dict.fromkeys(_KINDS.values()))
         raise ValueError(

@@ -20,7 +20,7 @@ _REFUSAL = re.compile(
     r"|\b(do ?n[o']t|did ?n[o']t|do not) (?:\w+ )?(know|have enough|see any|see the)"
     r"|\b(not (?:\w+ )?(sure|certain|clear|enough information|possible)|unsure|uncertain|no idea"
     r"|unclear|insufficient|undetermined|unknown|no (?:video|answer|information|way to))\b"
-    r"|\b(sorry|apologi[sz]e)\b|无法|不知道|不确定|看不|わかりません|分かりません|모르",
+    r"|\b(sorry|apologi[sz]e|N/A)\b|无法|不知道|不确定|看不|わかりません|分かりません|모르",
     re.I,
 )
 _TURN = re.compile(

@@ -14,7 +14,7 @@ _YES = re.compile(
     r"\b(?:yes|yeah|yep|true|correct|right|affirmative|sí|si|oui|ja)\b|^是|对|對|はい|네", re.I
 )
 _NO = re.compile(
-    r"\b(?:no|nope|false|incorrect|wrong|negative|non|nein)\b|不是|不对|不對|否|没有|いいえ|아니",
+    r"\b(?:no|nope|false|incorrect|wrong|negative|non|nein)\b|不是|不对|不對|不|否|没有|いいえ|아니",
     re.I,
 )
 _DENIAL = re.compile(
@@ -30,13 +30,36 @@ the a an is are was it its this that answer of in to final correct technique ter
 think would be so eye human option
 """
 _FILLERS = frozenset(_FILLERS_TEXT.split())
-_UNDECIDED = re.compile(r"\b(?:or|then|either|both|possibly also)\b|/", re.I)
-_DENIED = re.compile(r"\b(?:not|never|isn['’]?t|no|neither|rather than|instead of)\b", re.I)
+# Words before the answer in a plain sentence, and words that may follow it without changing it.
+_LEADERS_TEXT = """
+is are was were be called named as by with to of in at on for uses used shows moves turns goes
+becomes means performs exhibits represents it this that answer known into from toward towards likely
+probably
+"""
+_FOLLOWERS = frozenset(
+    [
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "because",
+        "since",
+        "as",
+        "which",
+        "that",
+        "for",
+        "with",
+        "from",
+        "during",
+    ]
+)
 _SPELLINGS = (("aluminium", "aluminum"), ("grey", "gray"), ("centre", "center"), ("metre", "meter"))
 # Endings of British spelling, and of adjectives made of nouns, as the other form has them.
 _FORMS = (
     (re.compile(r"(?<=[a-z]{3})our(?=$|s$|ed$|ing$|ful$)"), "or"),
     (re.compile(r"(?<=[a-z]{3})is(?=e$|es$|ed$|ing$|ation$)"), "iz"),
+    (re.compile(r"(?<=[a-z]{2}[a-z]l)ys(?=e$|es$|ed$|ing$)"), "yz"),
     (re.compile(r"(?<=[a-z]{3})ular$"), "le"),
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
@@ -45,7 +68,7 @@ _CLOSE = 0.005  # a number agrees with the truth where it agrees to two places
 
 def read_yes_no(text: str) -> bool | None:
     """Whether a text says yes; None where it says neither, both, or refuses."""
-    text = without_refusal(text)
+    text = without_refusal(re.sub(r"\bno (?:doubt|question)\b", " ", text, flags=re.I))
     if text is None:
         return None
     begins = re.match(
@@ -93,16 +116,46 @@ def says_the_same(text: str, gold: str) -> bool:
     truth = read_number(gold)
     if truth is not None:
         return _same_number(stated, gold, truth)
-    said, wanted = _stems(stated), _stems(gold)
-    if not wanted or _DENIED.search(stated) or _UNDECIDED.search(stated):
-        return said == wanted
-    if said == wanted:
-        return True
-    for start in range(len(said) - len(wanted) + 1):
-        if said[start : start + len(wanted)] == wanted:
-            others = said[:start] + said[start + len(wanted) :]
-            return all(word in _filler_stems() for word in others)
+    for option in _alternatives(gold):
+        if any(_says(_stems(version), _stems(option)) for version in _versions(stated)):
+            return True
     return False
+
+
+def _alternatives(gold: str) -> list[str]:
+    """The gold answer, and the forms it names itself: "Depth-First Search (DFS)", "a or b"."""
+    outside = re.sub(r"\s\([^()]*\)", "", gold).strip()
+    inside = [part for part in re.findall(r"\s\(([^()]*)\)", gold) if len(part) > 1]
+    others = [part for part in re.split(r"\s+or\s+|\s+/\s+", outside) if len(part) > 2]
+    return list(dict.fromkeys(part for part in (gold, outside, *inside, *others) if part))
+
+
+def _versions(text: str) -> list[str]:
+    """The text, the text without what stands in brackets, and what stands there."""
+    outside = re.sub(r"\s\([^()]*\)", "", text).strip()
+    return list(dict.fromkeys([text, outside, *re.findall(r"\s\(([^()]*)\)", text)]))
+
+
+def _says(said: list[str], wanted: list[str]) -> bool:
+    """Whether the stems `said` are `wanted`, or a sentence around them that says nothing else: a
+    noun next to the answer makes another thing of it, "then", "or" and "not" another statement."""
+    if said == wanted or not wanted:
+        return bool(wanted)
+    places = [i for i in range(len(said)) if said[i : i + len(wanted)] == wanted]
+    if not places:
+        return False
+    before, after = said[: places[-1]], said[places[-1] + len(wanted) :]
+    if {"not", "never", "or", "neither", "nor", "isn", "instead", "rather", "no"} & set(before):
+        return False
+    if after and (after[0] not in _FOLLOWERS or {"or", "then", "not"} & set(after)):
+        return False
+    if not before or len(wanted) > 1:
+        return (
+            not before
+            or bool({*before} & _leading_stems())
+            or all(word in _filler_stems() for word in before)
+        )
+    return before[-1] in _leading_stems()
 
 
 def agrees_with_number(text: str, gold: str) -> bool:
@@ -145,6 +198,11 @@ def _normal(text: str) -> str:
 @functools.lru_cache(1)
 def _tokenizer():
     return tokenizers.DefaultTokenizer(use_stemmer=True)
+
+
+@functools.lru_cache(1)
+def _leading_stems() -> frozenset[str]:
+    return frozenset(_stems(_LEADERS_TEXT)) | frozenset(_LEADERS_TEXT.split())
 
 
 @functools.lru_cache(1)
