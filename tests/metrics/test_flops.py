@@ -309,6 +309,29 @@ def test_published_sizes():
     assert decode.bytes - cache == pytest.approx(14.1e9, rel=0.01)
 
 
+def test_second_family_is_what_the_reference_counts():
+    """Giga-operations of a token, by the arithmetic of the published sizes: text layers and head
+    of a token, tower and mergers of a visual token, attention of a pair of 1,024 patches."""
+    for size, layers, head, tower, attention in (
+        ("qwen3vl_2b", 2.82, 0.62, 2.62, 0.40),
+        ("qwen3vl_4b", 7.27, 0.78, 2.65, 0.40),
+        ("qwen3vl_8b", 13.89, 1.24, 3.62, 0.51),
+    ):
+        config = family.published_config(size)
+        found = {}
+        for name, work in (
+            ("layers", flops.Work(tokens=1)),
+            ("head", flops.Work(targets=1)),
+            ("tower", flops.Work(patches=4)),
+            ("attention", flops.Work(frame_pairs=4 * 1024)),
+        ):
+            parts = flops.parts(config, work).values()
+            found[name] = sum(part.forward for part in parts) / 1e9
+        assert found == pytest.approx(
+            {"layers": layers, "head": head, "tower": tower, "attention": attention}, abs=0.011
+        )
+
+
 def test_chips_by_the_names_of_their_devices():
     class Device:
         def __init__(self, kind):

@@ -10,12 +10,15 @@ softmax are elementwise, a few per cent at published sizes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.family import family_of
+from videorft_jax.models.names import linear_layers
 
 _KV_BYTES = _WEIGHT_BYTES = 2  # bf16
 
@@ -142,50 +145,33 @@ def group_work(
     )
 
 
-def _text_weights(config):
-    text = config.text
-    q, kv, mlp = text.dim * text.num_heads, text.dim * text.num_kv_heads, text.dim * text.mlp_dim
-    per_layer = {
-        "attn/q": q * text.head_dim,
-        "attn/k": kv * text.head_dim,
-        "attn/v": kv * text.head_dim,
-        "attn/o": q * text.head_dim,
-        "mlp/gate": mlp,
-        "mlp/up": mlp,
-        "mlp/down": mlp,
+def _matrices(config: ModelConfig, *stacks: str) -> dict[str, int]:
+    """path -> multiply-adds per row, over all layers, of the matrices below the paths `stacks`."""
+    family = family_of(config)
+    linear = linear_layers(family.names, family.new_name)
+    return {
+        leaf.path: math.prod(leaf.shape)
+        for leaf in family.leaves_of(config)
+        if leaf.path in linear and leaf.path.startswith(stacks)
     }
-    return {f"text/layers/{name}": text.num_layers * size for name, size in per_layer.items()}
-
-
-def _vision_weights(config):
-    vision = config.vision
-    mlp = vision.dim * vision.mlp_dim
-    per_layer = {
-        "attn/qkv": 3 * vision.dim**2,
-        "attn/proj": vision.dim**2,
-        "mlp/gate": mlp,
-        "mlp/up": mlp,
-        "mlp/down": mlp,
-    }
-    return {f"vision/layers/{name}": vision.num_layers * size for name, size in per_layer.items()}
 
 
 def parts(config: ModelConfig, work: Work) -> dict[str, Part]:
     """The matrix products of one forward pass, by tower: embed, vision, merger, text, head."""
     vision, text = config.vision, config.text
-    merged = vision.dim * vision.merge**2
     full = len(vision.full_layers)
     vision_pairs = full * work.frame_pairs + (vision.num_layers - full) * work.window_pairs
+    mixed = 4.0 * text.num_heads * text.head_dim * text.num_layers * work.pairs
     return {
         "embed": Part({"vision/embed": vision.patch_dim * vision.dim}, work.patches),
-        "vision": Part(_vision_weights(config), work.patches, 4.0 * vision.dim * vision_pairs),
+        "vision": Part(
+            _matrices(config, "vision/layers/"), work.patches, 4.0 * vision.dim * vision_pairs
+        ),
         "merger": Part(
-            {"vision/merger/up": merged**2, "vision/merger/down": merged * vision.out_dim},
+            _matrices(config, "vision/merger/", "vision/deepstack/"),
             work.patches // vision.merge**2,
         ),
-        "text": Part(
-            _text_weights(config), work.tokens, 4.0 * text.dim * text.num_layers * work.pairs
-        ),
+        "text": Part(_matrices(config, "text/layers/"), work.tokens, mixed),
         "head": Part({_head_path(config): text.dim * text.vocab_size}, work.targets),
     }
 
@@ -254,10 +240,12 @@ def _backward(todo, trained, remat):
         if name == "text":
             before = before or bool(trained("text/embed"))
         if name == "merger":  # norm, up, down: each passes gradients to what is before it
-            up, down = part.weights
-            to_norm = before or bool(trained("vision/merger/norm"))
-            to_up = to_norm or bool(trained(up))
-            by_input = part.weights[up] * to_norm + part.weights[down] * to_up
+            by_input = 0
+            for stack in dict.fromkeys(path.rsplit("/", 1)[0] for path in part.weights):
+                to_norm = before or bool(trained(f"{stack}/norm"))
+                to_up = to_norm or bool(trained(f"{stack}/up"))
+                by_input += part.weights[f"{stack}/up"] * to_norm
+                by_input += part.weights[f"{stack}/down"] * to_up
         else:  # inside the scan over layers all gradients pass once any does
             passes = before or (in_layers and by_weight)
             by_input = sum(part.weights.values()) if passes else 0

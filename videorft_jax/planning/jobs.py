@@ -186,7 +186,7 @@ class _GrpoPlan:
         self.shares = experience.shares_visual(job.grpo, job.weights)
         if self.shares:
             slots = job.shape.pairs * job.shape.windows * WINDOW_TOKENS
-            self.visual = self._array(job.train.model.dtype, slots, model.text.dim)
+            self.visual = self._array(job.train.model.dtype, slots, model.visual_dim)
         self.sizes = {
             "state": device_bytes(job.state),
             "moments": device_bytes((job.state.opt_state, job.state.ema)),
