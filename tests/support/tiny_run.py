@@ -22,7 +22,6 @@ from videorft_jax.demo.dataset import WorldConfig, write_dataset
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
 from videorft_jax.models import family
 from videorft_jax.models.hf_writer import write_checkpoint
-from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.models.siglip import hf_folder as siglip
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,14 +33,19 @@ def make_data(folder, *, num_sft=40, num_rl=8, num_eval=4) -> dict[str, str]:
     return write_dataset(folder, num_sft, num_rl, num_eval, seed=0, world=WORLD)
 
 
-def make_model(folder, records, *, vocab=512, scale=3.0, **overrides) -> None:
+def make_model(
+    folder, records, *, vocab=512, scale=3.0, model_type="qwen2_5_vl", **overrides
+) -> None:
     """A random checkpoint with a tokenizer trained on the records."""
+    made = family.find_family(model_type)
     source = RecordSource(records)
     texts = []
     for record in (source[i] for i in range(len(source))):
-        texts += [render_text(build_messages(record)), build_target(record)]
+        texts += [render_text(build_messages(record), made.geometry), build_target(record)]
     tokenizer = train_tiny_tokenizer(texts, vocab)
-    config = parse_config(tiny_values(vocab_size=vocab, **find_control_ids(tokenizer), **overrides))
+    ids = find_control_ids(tokenizer)
+    values = made.tiny_values(vocab_size=vocab, **ids, **overrides)
+    config = made.parse_config(values, "the tiny model")
     params = jax.jit(functools.partial(family.init_params, config))(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * scale, params)  # so that a few steps show
     write_checkpoint(folder, params, config)

@@ -65,11 +65,12 @@ def write_model(
 ) -> None:
     """Writes a small random video language model, and a tokenizer of the words that prompts and
     chains of thought of `records` are made of. What is left of a demo killed here is replaced."""
-    source, texts = RecordSource(records), []
-    for record in (source[i] for i in range(len(source))):
-        texts += [render_text(build_messages(record, template)), build_target(record)]
     values = dict(options.model)
     family = find_family(values.pop("model_type"))
+    source, texts = RecordSource(records), []
+    for record in (source[i] for i in range(len(source))):
+        prompt = render_text(build_messages(record, template), family.geometry)
+        texts += [prompt, build_target(record)]
     make_values = functools.partial(family.demo_values, **values)
     shutil.rmtree(folder, ignore_errors=True)
     write_random_model(

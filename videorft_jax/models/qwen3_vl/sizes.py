@@ -117,6 +117,7 @@ def tiny_values(**overrides) -> dict[str, Any]:
         "vision_deepstack_visual_indexes": [0, 2],
         "vision_num_position_embeddings": 64,
     }
+    overrides.pop("vision_token_id", None)  # a control token that this family's config leaves out
     return hf_values("qwen3vl_8b", **(values | overrides))
 
 
@@ -130,7 +131,6 @@ def demo_values(**overrides) -> dict[str, Any]:
         "mrope_section": [head_dim // 2 - 2 * third, third, third],
         "rope_type": "default",
     }
-    overrides.pop("vision_token_id", None)  # a key that this family does not have
     depth = min(overrides["vision_depth"], overrides["num_hidden_layers"])
     return tiny_values(
         **overrides,
