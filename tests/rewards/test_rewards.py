@@ -43,12 +43,12 @@ STRICT = [
     (NUM, r"\frac{1}{3}", "0.33", 1), (NUM, "5 cm", "5", 1), (NUM, "5 cm", "5 m", 0),
     (NUM, "3.14", "3.141", 1), (NUM, "3.13", "3.141", 0), (NUM, "0.001", "0.004", 0),
     (NUM, "0", "0", 1), (NUM, "0.001", "0", 0), (NUM, "nan", "5", UNPARSEABLE),
-    (NUM, "1_000", "1000", UNPARSEABLE), (NUM, "5", "about 5", FAILED),
+    (NUM, "1_000", "1000", UNPARSEABLE), (NUM, "5", "about 5", 1), (NUM, "5", "a few", FAILED),
     (OCR, "hello", "", FAILED), (OCR, "", "hello world", 0),
     (OCR, "Hello world", "hello world", 0.5),
     (FREE, "a man rides a horse", "A man is riding a horse.", 0.828283),
     (FREE, "骑马的人", "骑马的人", 1), (FREE, "骑马", "骑马的人", (2 / 3 + 1 / 2 + 2 / 3) / 3),
-    (FREE, "?", "?", 1 / 3 + 0 + 1 / 3), (FREE, "", "a horse", 0),
+    (FREE, "?", "?", 1), (FREE, "", "a horse", 0),
     (REG, "4", "5", 0.8), (REG, "0", "0", 1), (REG, "0.1", "0", 0), (REG, "nan", "5", UNPARSEABLE),
     (REG, "inf", "5", UNPARSEABLE), (REG, "1,200", "1000", 0.8), (REG, "5", "nan", FAILED),
     (REG, "4 m", "5 m", 0.8), (REG, "-4", "-5", 0.8), ("other", "A", "A", FAILED),
@@ -157,7 +157,8 @@ def test_rouge_is_that_of_rouge_score(answer, reference):
     expected = np.mean([s.fmeasure for s in SCORER.score(reference, answer).values()])
     for mode in accuracy.MODES if reference else ("repo",):
         got = score_answer(answer, reference, FREE, (), mode)
-        assert got == pytest.approx(expected, abs=1e-12)
+        is_same = mode == "strict" and answer.split() == reference.split()
+        assert got == pytest.approx(1.0 if is_same else expected, abs=1e-12)
 
 
 @settings(deadline=None, derandomize=True)

@@ -26,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 from rouge_score import scoring, tokenizers
 
-from videorft_jax.rewards import answers
+from videorft_jax.rewards import answers, statements, units
 
 MODES = ("repo", "paper", "strict")
 MAX_TEXT = 1 << 16  # characters; a longer free-form answer or transcript is a degenerate rollout
@@ -124,10 +124,14 @@ def _equal_strings(answer: str, reference: str, options: Sequence[str]) -> float
 
 
 def _equal_letters(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
-    truth = answers.parse_letter(reference, options)
+    truth = statements.read_letter(reference, options)
     if truth is None:
-        return Outcome.FAILED
-    letter = answers.parse_letter(answer, options)
+        truth = statements.read_choice(reference)
+        letter = statements.read_choice(answer)
+        if truth is None:
+            return Outcome.FAILED
+        return Outcome.UNPARSEABLE if letter is None else float(letter == truth)
+    letter = statements.read_letter(answer, options)
     return Outcome.UNPARSEABLE if letter is None else float(letter == truth)
 
 
@@ -159,20 +163,28 @@ def _paper_numerical(answer: str, reference: str, options: Sequence[str]) -> flo
 
 
 def _strict_numerical(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
-    truth = answers.parse_number(reference)
+    truth = statements.read_number(reference)
     if truth is None:
-        return Outcome.FAILED
-    number = answers.parse_number(answer)
+        return _equal_notation(answer, reference)
+    number = statements.read_number(answer)
     if number is None:
         return Outcome.UNPARSEABLE
-    if number.unit and truth.unit and number.unit != truth.unit:
+    value = units.convert(number.value, number.unit, truth.unit)
+    if value is None:
         return 0.0
-    if _close(number.value, truth.value):
+    if _close(value, truth.value):
         return 1.0
     if number.unit == truth.unit or "%" not in (number.unit, truth.unit):
         return 0.0
     scale = 0.01 if number.unit == "%" else 100.0  # "12%" is 0.12 as well as 12
     return float(_close(number.value * scale, truth.value))
+
+
+def _equal_notation(answer: str, reference: str) -> float | Outcome:
+    """A truth with digits that is no number, such as "1:23", is compared as it is written."""
+    if not any(char.isdecimal() for char in reference):
+        return Outcome.FAILED
+    return float("".join(answer.split()) == "".join(reference.split()))
 
 
 def _close(number: float, truth: float) -> bool:
@@ -202,15 +214,14 @@ def _paper_regression(answer: str, reference: str, options: Sequence[str]) -> fl
 
 
 def _strict_regression(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
-    truth = answers.parse_number(reference)
+    truth = statements.read_number(reference)
     if truth is None:
         return Outcome.FAILED
-    number = answers.parse_number(answer)
+    number = statements.read_number(answer)
     if number is None:
         return Outcome.UNPARSEABLE
-    if number.unit and truth.unit and number.unit != truth.unit:
-        return 0.0
-    return _relative_score(number.value, truth.value)
+    value = units.convert(number.value, number.unit, truth.unit)
+    return 0.0 if value is None else _relative_score(value, truth.value)
 
 
 def _relative_score(number: float, truth: float) -> float:
@@ -267,6 +278,14 @@ def word_error_rate(answer: Sequence[str], reference: Sequence[str]) -> float:
     return float(row[-1]) / max(1, size)
 
 
+def _strict_ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
+    """The word error rate of words without punctuation around them, in one width of letters."""
+    if max(len(answer), len(reference)) > MAX_TEXT:
+        return Outcome.FAILED if len(reference) > MAX_TEXT else Outcome.UNPARSEABLE
+    words = [answers.split_read_words(text) for text in (answer, reference)]
+    return max(0.0, 1.0 - word_error_rate(*words))
+
+
 def _ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
     if max(len(answer), len(reference)) > MAX_TEXT:
         return Outcome.FAILED if len(reference) > MAX_TEXT else Outcome.UNPARSEABLE
@@ -317,10 +336,13 @@ def _common_length(answer: Sequence[str], reference: Sequence[str]) -> int:
     return len(reference) - state.bit_count()
 
 
-def _free_form(words: Callable[[str], list[str]]) -> Callable:
+def _free_form(words: Callable[[str], list[str]], is_strict: bool = False) -> Callable:
     def rule(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
         if max(len(answer), len(reference)) > MAX_TEXT:
             return Outcome.FAILED if len(reference) > MAX_TEXT else Outcome.UNPARSEABLE
+        plain = [" ".join(text.split()).casefold() for text in (answer, reference)]
+        if is_strict and plain[0] == plain[1]:
+            return 1.0  # ROUGE-2 of a single word is 0.
         return min(1.0, max(0.0, mean_rouge(words(answer), words(reference))))
 
     return rule
@@ -353,8 +375,8 @@ RULES: dict[str, dict[str, Callable[[str, str, Sequence[str]], float | Outcome]]
     "strict": {
         "multiple choice": _equal_letters,
         "numerical": _strict_numerical,
-        "OCR": _ocr,
-        "free-form": _free_form(_all_words),
+        "OCR": _strict_ocr,
+        "free-form": _free_form(_all_words, is_strict=True),
         "regression": _strict_regression,
     },
 }

@@ -269,3 +269,24 @@ def split_words(text: str) -> list[str]:
         if unspaced and unicodedata.category(char)[0] in "LN":
             words.append(char)
     return [*words, text[start:]] if start >= 0 else words
+
+
+def split_read_words(text: str) -> list[str]:
+    """Words of a text that was read off a picture: full-width letters as plain ones, no punctuation
+    around a word, one character a word in scripts without spaces. Case stays."""
+    words = []
+    for part in unicodedata.normalize("NFKC", text).split():
+        bare = part.strip(".,;:!?\"'()[]{}…。，、！？「」“”‘’")
+        words += _split_unspaced(bare or part)
+    return words
+
+
+def _split_unspaced(word: str) -> list[str]:
+    found, run = [], ""
+    for char in word:
+        if any(low <= ord(char) <= high for low, high in UNSPACED):
+            found += [run, char] if run else [char]
+            run = ""
+        else:
+            run += char
+    return [*found, run] if run else found

@@ -1,0 +1,59 @@
+"""What strict mode reads around an answer, and what it never pays for."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+from videorft_jax.rewards.accuracy import score_accuracy, score_answer, to_float
+from videorft_jax.rewards.units import convert
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "strict_answers.json"
+RIGHT = (
+    ("five thousand", "5000"), ("twenty one", "21"), ("5 million dollars", "5000000"),
+    ("5 million people", "5000000"), ("it is 3", "3"), ("Answer: 3", "3"), ("2 dozens", "24"),
+    ("3百", "300"), ("3000 g", "3 kg"), ("90 degrees", "90"), ("zero", "0"), ("5 kg", "5"),
+    ("-2.5 m", "-250 cm"), ("approx. 7", "7"), ("3 fps", "3"), ("30 km/h", "30 kph"),
+)  # fmt: skip
+WRONG = (
+    ("5 lakh", "5"), ("5bn", "5"), ("3π", "3"), ("3 pi", "3"), ("3√2", "3"), ("3x", "3"),
+    ("3!", "3"), ("3²", "3"), ("one two", "1"), ("one or two", "1"), ("5M", "5"), ("3 or 4", "3"),
+    ("3+4", "3"), ("3, not 4", "3"), ("not 3", "3"), ("answer 3 or 4", "3"), ("3 half", "3"),
+    ("3 hundred", "3"), ("3千克", "3"), ("3 each", "3"), ("3 squared", "3"), ("3 times 2", "3"),
+    ("3 fold", "3"), ("3rd", "3"), ("more than 3", "3"), ("3 more", "3"), ("at least 3", "3"),
+    ("5 tens", "5"), ("5 hundredths", "5"), ("5 couples", "5"), ("3 grams", "3 kg"),
+    ("2 minutes", "2 hours"), ("5", "5 thousand"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["answer"])
+def test_agreed_answers(case):
+    text = f"<think>It shows.</think><answer>{case['answer']}</answer>"
+    got = to_float(
+        score_accuracy(text, case["solution"], case["problem_type"], case["options"] or ())
+    )
+    if case["right"] is None:
+        assert math.isnan(got)
+    else:
+        assert got == pytest.approx(case["right"], abs=0.02)
+
+
+@pytest.mark.parametrize(("answer", "truth"), RIGHT)
+def test_numbers_that_are_right(answer, truth):
+    assert to_float(score_answer(answer, truth, "numerical")) == 1.0
+
+
+@pytest.mark.parametrize(("answer", "truth"), WRONG)
+def test_no_number_is_paid_for_what_it_is_not(answer, truth):
+    assert to_float(score_answer(answer, truth, "numerical")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "wanted", "expected"),
+    [(1, "m", "cm", 100), (2, "hour", "minute", 120), (1, "apple", "apple", 1), (1, "", "m", 1),
+     (1, "m", "s", None), (1, "apple", "m", None), (36, "km/h", "m/s", 10)],
+)  # fmt: skip
+def test_units_convert_within_what_they_measure(value, unit, wanted, expected):
+    got = convert(value, unit, wanted)
+    assert got is None if expected is None else got == pytest.approx(expected)
