@@ -126,11 +126,10 @@ def _equal_strings(answer: str, reference: str, options: Sequence[str]) -> float
 def _equal_letters(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
     truth = statements.read_letter(reference, options)
     if truth is None:
-        truth = statements.read_choice(reference)
-        letter = statements.read_choice(answer)
-        if truth is None:
+        wanted, chosen = statements.read_choice(reference), statements.read_choice(answer)
+        if wanted is None:
             return Outcome.FAILED
-        return Outcome.UNPARSEABLE if letter is None else float(letter == truth)
+        return Outcome.UNPARSEABLE if chosen is None else float(chosen == wanted)
     letter = statements.read_letter(answer, options)
     return Outcome.UNPARSEABLE if letter is None else float(letter == truth)
 
