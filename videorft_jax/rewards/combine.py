@@ -159,8 +159,7 @@ class Rewards:
             if failed := int(np.isnan(scores[name]).sum()):
                 counts[f"{name}/failed"] = failed
         if "length" in names:
-            assert num_tokens is not None  # its shape was checked above
-            scores["length"] = favour_length(scores["accuracy"], num_tokens)
+            scores["length"] = favour_length(scores["accuracy"], np.asarray(num_tokens))
         for name, collect in started.items():
             scores[name], reasons = collect(deadline)
             counts.update({f"{name}/{reason}": number for reason, number in reasons.items()})
