@@ -5,18 +5,20 @@ import os
 import sys
 from collections import Counter
 
+from videorft_jax.commands.data_flags import add_data_flags, make_limits
 from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.records.quarantine import reason_table
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.opening import open_records
+from videorft_jax.data.records.quarantine import one_line, reason_table
 from videorft_jax.models.geometry import find_geometry
+
+MOST_SHOWN = 20
 
 
 def main(argv: list[str] | None = None) -> int:
     """videorft cache --data FILE --data_root DIR --out DIR: decodes every clip once."""
     parser = argparse.ArgumentParser(prog="videorft cache", description=main.__doc__)
-    parser.add_argument("--data", required=True, help="record file, JSON or JSONL")
-    parser.add_argument("--data_root", help="folder of the media; default: the file's own")
+    add_data_flags(parser)
     parser.add_argument("--out", required=True, help="folder of the cache")
     parser.add_argument("--contract", choices=("train", "evaluate"), default="train")
     parser.add_argument(
@@ -26,10 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
     options = parser.parse_args(argv)
     try:
-        source = RecordSource(options.data, options.data_root)
+        source = open_records(options.data, options.data_root, options.format)
         contract = getattr(MediaContract, options.contract)(find_geometry(options.patch_size))
         added, failures = write_cache(
-            source, contract, options.out, threads=options.threads, isolate=options.isolate
+            source,
+            contract,
+            options.out,
+            threads=options.threads,
+            limits=make_limits(options),
+            isolate=options.isolate,
         )
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -37,5 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{added} clips added to {os.path.abspath(options.out)}, contract {contract.digest[:16]}")
     if failures:
         print(f"{len(failures)} of {len(source)} records have no readable clip:")
+        for found in failures[:MOST_SHOWN]:
+            print(f"  row {found.index}: {one_line(found.path)}: {found.reason}; {found.remedy}")
         print(reason_table(Counter(failure.reason for failure in failures), len(source)))
     return 1 if failures else 0

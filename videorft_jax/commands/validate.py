@@ -6,17 +6,49 @@ import logging
 import os
 import sys
 
-from videorft_jax.data.records.source import RecordSource
-from videorft_jax.data.validate import guess_mode, print_report, validate
+from videorft_jax.commands.data_flags import add_data_flags, make_limits
+from videorft_jax.data.records.opening import open_records
+from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
+from videorft_jax.data.validate_report import Bar, print_report
 
 
 def main(argv: list[str] | None = None) -> int:
-    """videorft validate --data FILE --data_root DIR: checks records and media, predicts shapes.
-    Returns 0 when all is good, 1 when records are bad, 2 when it cannot run."""
+    """Checks every record and its media, and predicts the shapes of a run. Returns 0 when all is
+    good, 1 when records are bad, 2 when it cannot run."""
+    flags = _parse(argv)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        source = open_records(flags.data, flags.data_root, flags.format)
+        mode, why = (flags.mode, "asked for") if flags.mode else guess_mode(source)
+        options = ValidateOptions(
+            mode=mode,
+            sizes_dir=flags.answers or f"{flags.data}.sizes",
+            limits=make_limits(flags),
+            allowed=None if flags.allow_extra == [] else tuple(flags.allow_extra or ()),
+            **{name: getattr(flags, name) for name in SHARED},
+        )
+        report = validate(source, options, Bar(len(source))) | {"why": why}
+    except (ValueError, OSError) as error:
+        print(f"videorft validate: {error}", file=sys.stderr)
+        return 2
+    print_report(report, flags.faults)
+    if flags.json:
+        with open(flags.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+        print(f"report written to {os.path.abspath(flags.json)}")
+    return 1 if report["faults"] or report["unused_fields"] else 0
+
+
+SHARED = (
+    "contract", "tokenizer", "template_file", "rows", "row_tokens", "max_buckets", "multiple",
+    "quick", "isolate", "threads",
+)  # fmt: skip
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="videorft validate", description=main.__doc__)
+    add_data_flags(parser)
     add = parser.add_argument
-    add("--data", required=True, help="record file, JSON or JSONL")
-    add("--data_root", help="folder of the media; default: the file's own")
     add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
     add("--contract", choices=("train", "evaluate"), default="train", help="media contract")
     add("--tokenizer", help="local folder; without it text tokens are estimated")
@@ -29,21 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--isolate", action="store_true", help="decode in killable processes")
     add("--threads", type=int, default=min(16, os.cpu_count() or 1))
     add("--answers", help="folder that remembers what was checked; default: FILE.sizes")
+    add("--allow_extra", nargs="*", metavar="FIELD", help="fields for user rewards; none: all")
+    add("--faults", type=int, default=100, help="most faults that are printed")
     add("--json", help="write the report here")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING)
-    options.answers = options.answers or f"{options.data}.sizes"
-    try:
-        source = RecordSource(options.data, options.data_root)
-        if options.mode is None:
-            options.mode = guess_mode(source)
-        report = validate(source, options)
-    except (ValueError, OSError) as error:
-        print(f"videorft validate: {error}", file=sys.stderr)
-        return 2
-    print_report(report)
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
-        print(f"report written to {os.path.abspath(options.json)}")
-    return 1 if report["failures"] or report["plan"]["too_many_tokens"] else 0
+    return parser.parse_args(argv)

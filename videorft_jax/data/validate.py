@@ -1,16 +1,14 @@
 """`videorft validate`: everything that is wrong with a data set, before anything is trained on it.
 
-One design decision is worth knowing: it decodes every clip with the reader, the limits and the
+It decodes every clip with the reader, the limits and the
 contract of training, and keeps what it learns in the folder that the loader reads at its start.
 What passes here passes there, and training then starts at once.
 """
 
-import argparse
 import collections
 import contextlib
-import sys
-import time
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,34 +18,35 @@ from videorft_jax.data.loader.schedule import make_schedule
 from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.media.probe import Probe
-from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
-from videorft_jax.data.records.quarantine import reason_table
-from videorft_jax.data.records.records import RecordError
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, build_target, load_template
+from videorft_jax.data.records.quarantine import Failure, one_line
+from videorft_jax.data.records.records import RecordError, find_errors
+from videorft_jax.data.records.source import Rows, Source
 
-SHOWN = 20  # faults printed one by one; the JSON holds them all
 WIDE = 4.0  # aspect ratio from which a picture is called odd
 
 
-class Bar:
-    """A line that is redrawn on a terminal; elsewhere one line every ten seconds."""
+@dataclasses.dataclass(frozen=True)
+class ValidateOptions:
+    """mode: sft, grpo or evaluate, which decides what a sample holds and how rows are packed.
+    contract: train or evaluate. tokenizer: a folder; without it text tokens are estimated. quick:
+    look at packets, decode nothing. sizes_dir: folder that remembers what was checked. allowed:
+    fields beside the schema that may be there, None for all. The others are the loader's."""
 
-    def __init__(self, total: int, stream: Any = None):
-        self.total, self.stream = total, stream or sys.stderr
-        self.start = self.last = time.monotonic()
-        self.live = self.stream.isatty()
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if done != self.total and now - self.last < (0.1 if self.live else 10.0):
-            return
-        self.last, spent = now, now - self.start
-        left = spent / done * (self.total - done)
-        filled = 30 * done // self.total
-        line = f"[{'#' * filled:<30}] {done}/{self.total} records, {left:.0f} s left"
-        last = done == self.total
-        self.stream.write(f"\r{line}{chr(10) if last else ''}" if self.live else f"{line}\n")
-        self.stream.flush()
+    mode: str
+    contract: str
+    tokenizer: str | None
+    template_file: str | None
+    rows: int
+    row_tokens: int
+    max_buckets: int
+    multiple: int
+    quick: bool
+    isolate: bool
+    threads: int
+    sizes_dir: str | None
+    limits: Limits
+    allowed: tuple[str, ...] | None = ()
 
 
 def describe(values: np.ndarray) -> dict[str, float]:
@@ -75,7 +74,7 @@ def find_odd(probe: Probe, contract: MediaContract, data_type: str) -> list[str]
     return odd
 
 
-def find_duplicates(source: RecordSource, bad: set[int]) -> dict[str, list[int]]:
+def find_duplicates(source: Source, bad: set[int]) -> dict[str, list[int]]:
     """Rows that repeat an earlier sound row's id, or its question about the same media."""
     ids, questions = set(), set()
     repeated: dict[str, list[int]] = {"problem_id": [], "question and media": []}
@@ -83,7 +82,7 @@ def find_duplicates(source: RecordSource, bad: set[int]) -> dict[str, list[int]]
         if index in bad:
             continue
         record = source[index]
-        question = hash((record.problem, record.options, record.path, record.start, record.end))
+        question = hash((record.problem, record.options, record.media, record.turns))
         if record.problem_id in ids:
             repeated["problem_id"].append(index)
         if question in questions:
@@ -93,7 +92,7 @@ def find_duplicates(source: RecordSource, bad: set[int]) -> dict[str, list[int]]
     return repeated
 
 
-def plan_report(measured: Measured, options: argparse.Namespace) -> dict[str, Any]:
+def plan_report(measured: Measured, options: ValidateOptions) -> dict[str, Any]:
     """Compiled shapes, batches an epoch and padding, by the loader's own planner."""
     sizes, packed = measured.sizes, options.mode == "sft"
     bad = {failure.index for failure in measured.failures}
@@ -119,8 +118,45 @@ def plan_report(measured: Measured, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any]:
-    """The report as one JSON object; see `main` for the options."""
+class Fault(NamedTuple):
+    """One thing that is wrong with one row, and what to do about it."""
+
+    index: int
+    where: str  # the media file, or the field of the row
+    reason: str
+    detail: str
+    remedy: str
+
+
+def find_faults(measurer: Measurer, index: int, sizes: SizeCache) -> list[Fault]:
+    """Everything that is wrong with one row: each field, the text, and each of its media."""
+    source = measurer.source
+    try:
+        row = source.row(index) if isinstance(source, Rows) else source[index].to_row()
+        errors = find_errors(row, source.where(index))
+    except RecordError as error:
+        errors = [error]
+    if errors:
+        return [Fault(index, e.field, e.reason, one_line(e.value)[:80], e.remedy) for e in errors]
+    record, faults = source[index], []
+    probes = [measurer.media(index, item, sizes) for item in record.media]
+    for item, probe in zip(record.media, probes, strict=True):
+        if probe.reason:
+            found = Failure(index, item.name, probe.reason, probe.detail)
+            faults.append(Fault(index, one_line(item.name), *found[2:], found.remedy))
+    try:
+        if measurer.target:
+            build_target(record)
+        if not faults:
+            measurer.text(record, sizes, probes)
+    except ValueError as error:
+        detail, _, remedy = str(error).rpartition("; ")
+        faults.append(Fault(index, "prompt", "prompt", one_line(detail), remedy))
+    return faults
+
+
+def validate(source: Source, options: ValidateOptions, progress: Any = None) -> dict[str, Any]:
+    """The report as one JSON object."""
     tokenizer = None
     if options.tokenizer:
         from transformers import AutoTokenizer
@@ -134,13 +170,15 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
         tokenizer=tokenizer,
         template=template,
         target=options.mode == "sft",
-        limits=Limits(),
+        limits=options.limits,
         isolate=options.isolate,
         full=not options.quick,
     )
-    known_sizes = SizeCache(options.answers)
+    known_sizes = SizeCache(options.sizes_dir)
     try:
-        measured = measure(measurer, known_sizes, options.threads, Bar(len(source)))
+        measured = measure(measurer, known_sizes, options.threads, progress)
+        indices = [failure.index for failure in measured.failures]
+        faults = [fault for i in indices for fault in find_faults(measurer, i, known_sizes)]
     finally:
         known_sizes.close()
 
@@ -160,9 +198,17 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
             resolutions[f"{probe.width}x{probe.height}"] += 1
             for what in find_odd(probe, contract, item.kind):
                 odd[what].append(index)
+    plan = plan_report(measured, options)
+    for index in plan["too_many_tokens"]:
+        what = f"{measured.sizes.tokens[index]} tokens, {options.row_tokens} fit"
+        found = Failure(index, source.where(index), "too_many_tokens", what)
+        faults.append(Fault(index, "prompt", *found[2:], found.remedy))
+    allowed = measured.unused if options.allowed is None else options.allowed
+    unused = {name: n for name, n in sorted(measured.unused.items()) if name not in allowed}
     sizes, probes = measured.sizes, [probe for i in good for probe in measured.probes[i]]
     return {
-        "data": source.path,
+        "data": getattr(source, "path", None) or source.folder,
+        "format": getattr(source, "form", "tfds"),
         "data_root": source.data_root,
         "mode": options.mode,
         "media_contract": contract.to_dict() | {"digest": contract.digest},
@@ -172,6 +218,8 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
         "num_good": len(good),
         "reasons": dict(collections.Counter(f.reason for f in measured.failures)),
         "failures": [failure._asdict() for failure in measured.failures],
+        "faults": [fault._asdict() for fault in sorted(faults)],
+        "unused_fields": unused,
         "duplicates": find_duplicates(source, schema),
         "odd": dict(odd),
         "types": dict(types.most_common()),
@@ -180,49 +228,17 @@ def validate(source: RecordSource, options: argparse.Namespace) -> dict[str, Any
         "visual_tokens": describe(measured.visual_tokens[good]),
         "frames": describe(np.array([p.frames for p in probes])),
         "seconds": describe(np.array([p.frames / p.fps for p in probes if p.frames > 1])),
-        "plan": plan_report(measured, options),
+        "plan": plan,
     }
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """The table for people."""
-    print(f"{report['data']}: {report['num_good']} of {report['num_records']} records are good")
-    if report["reasons"]:
-        print(reason_table(report["reasons"], report["num_records"]))
-        for failure in report["failures"][:SHOWN]:
-            print("  row {index}: {path}: {reason}: {detail}".format(**failure))
-        if len(report["failures"]) > SHOWN:
-            print(f"  and {len(report['failures']) - SHOWN} more, all of them in --json")
-    for title in ("duplicates", "odd"):
-        for what, rows in report[title].items():
-            if rows:
-                print(f"{title}: {what}: {len(rows)}, first row {rows[0]}")
-    for name in ("types", "frame_sizes"):
-        shown = list(report[name].items())[:SHOWN]
-        print(f"{name.replace('_', ' ')}: " + "; ".join(f"{k}: {v}" for k, v in shown))
-    print(f"{'':<16}" + "".join(f"{c:>10}" for c in ("min", "mean", "median", "p95", "max")))
-    for name in ("tokens", "visual_tokens", "frames", "seconds"):
-        if report[name]:
-            print(f"{name:<16}" + "".join(f"{v:>10.1f}" for v in report[name].values()))
-    plan = report["plan"]
-    print(f"text tokens: {report['text_tokens']}")
-    print(f"{plan['num_shapes']} compiled shapes, {plan['num_batches']} batches an epoch")
-    for shape in plan["shapes"]:
-        print(
-            "  {rows} rows of {length} tokens, {pairs} frame pairs, {windows} windows: {batches}"
-            " batches".format(**shape)
-        )
-    if plan["too_many_tokens"]:
-        rows = plan["too_many_tokens"]
-        print(f"too long for a row: {len(rows)} records, first row {rows[0]}; raise --row_tokens")
-    if plan["shapes"]:
-        tokens, slots = plan["padding_of_tokens"], plan["padding_of_visual_slots"]
-        print(f"padding: {tokens:.1%} of tokens, {slots:.1%} of visual token slots")
-
-
-def guess_mode(source: RecordSource) -> str:
-    """ "sft" if the first sound row has reasoning, else "grpo"."""
+def guess_mode(source: Source) -> tuple[str, str]:
+    """The mode of a data set, and why: sft where the first sound row has reasoning or is a chat."""
     for index in range(len(source)):
         with contextlib.suppress(RecordError):
-            return "sft" if source[index].process else "grpo"
-    raise ValueError(f"{source.path}: no sound row; {next(source.iter_errors())}")
+            record = source[index]
+            if record.process or record.turns:
+                what = "reasoning" if record.process else "a chat"
+                return "sft", f"guessed: row {index} has {what}"
+            return "grpo", f"guessed: row {index} has no reasoning"
+    return "grpo", "no row is sound"

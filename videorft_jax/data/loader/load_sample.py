@@ -103,6 +103,7 @@ class Load:
         sample = make_sample(text.tokens, text.loss_mask, starts, media, rule)
         found = (len(sample.tokens), sample.num_pairs, sample.num_windows)
         if found != tuple(self.needs[index]):
-            what = f"tokens, frame pairs, windows {found}, measured {tuple(self.needs[index])}"
+            measured = tuple(map(int, self.needs[index]))
+            what = f"tokens, frame pairs, windows {found}, measured {measured}"
             return Failure(index, record.path, "changed", what)
         return Loaded(record, sample)

@@ -5,6 +5,7 @@ packet scan and one frame by the same functions that the decoder uses, and the t
 real. A record that then arrives in another shape has changed on disk.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -36,6 +37,7 @@ class Need(NamedTuple):
 
     probes: tuple[Probe, ...]
     text_tokens: int
+    unused: tuple[str, ...] = ()  # names of fields that only user rewards read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Measurer:
                 return Failure(index, item.name, probe.reason, probe.detail)
             probes.append(probe)
         try:
-            return Need(tuple(probes), self.text(record, sizes, probes))
+            return Need(tuple(probes), self.text(record, sizes, probes), tuple(record.extra))
         except ValueError as error:
             return Failure(index, record.path, "prompt", str(error))
 
@@ -147,12 +149,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 class Measured(NamedTuple):
     """What was measured of all N records: sizes (0 where bad), visual_tokens int64 [N], the probes
-    of each record's media (none where it is bad), and the bad records."""
+    of each record's media (none where it is bad), the bad records, and how many records have each
+    field that is not of the schema."""
 
     sizes: Sizes
     visual_tokens: np.ndarray
     probes: list[tuple[Probe, ...]]
     failures: list[Failure]
+    unused: dict[str, int]
 
 
 def measure(
@@ -165,7 +169,7 @@ def measure(
     total, cut = len(measurer.source), measurer.contract.geometry
     progress = progress or Progress("measuring records", total)
     tokens, pairs, windows, visual = np.zeros((4, total), np.int64)
-    probes, failures = [()] * total, []
+    probes, failures, unused = [()] * total, [], collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for start in range(0, total, CHUNK):
             chunk = range(start, min(start + CHUNK, total))
@@ -176,9 +180,10 @@ def measure(
                     failures.append(found)
                 else:
                     probes[index] = found.probes
+                    unused.update(found.unused)
                     visual[index] = sum(probe.num_tokens(cut) for probe in found.probes)
                     tokens[index] = found.text_tokens + visual[index]
                     pairs[index] = sum(probe.num_pairs(cut) for probe in found.probes)
                     windows[index] = max((p.num_windows(cut) for p in found.probes), default=0)
                 progress(index + 1)
-    return Measured(Sizes(tokens, pairs, windows), visual, probes, failures)
+    return Measured(Sizes(tokens, pairs, windows), visual, probes, failures, dict(unused))

@@ -80,6 +80,11 @@ class Loader:
         shapes = [patches_shape(bucket, contract.geometry) for bucket in self.buckets]
         self._pool = Pool(max(map(math.prod, shapes)))
         self._report(schedule, len(source), len(known))
+        if measured.unused:
+            what = ", ".join(
+                f"{name} in {count}" for name, count in sorted(measured.unused.items())
+            )
+            logger.warning("fields that change nothing but user rewards: %s records", what)
 
     def _measure(self, measurer: Measurer, sizes: SizeCache) -> Measured:
         try:

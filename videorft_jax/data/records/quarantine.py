@@ -9,10 +9,17 @@ import collections
 import json
 import logging
 import os
+import re
 from typing import NamedTuple
+
+from videorft_jax.data.media.contract import REASONS
 
 logger = logging.getLogger(__name__)
 LEAST_SEEN = 100  # samples before which a fraction means nothing
+REMEDIES = {
+    "too_many_tokens": "raise data.row_tokens, or ask for fewer or smaller frames",
+    "changed": "run `videorft validate`, which decodes; the file is not what its packets said",
+}
 MOST_LOGGED = 10  # bad records named in the log; the file has all
 
 
@@ -25,6 +32,17 @@ class Failure(NamedTuple):
     path: str  # of the media, or the row's name
     reason: str
     detail: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        known = REASONS.get(self.reason) or REMEDIES.get(self.reason)
+        return known or self.detail.rpartition("; ")[2]
+
+
+def one_line(text: str) -> str:
+    """The text with control characters, such as a newline in a file's name, written out."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: repr(found[0])[1:-1], text)
 
 
 class TooManyBad(RuntimeError):
@@ -103,11 +121,14 @@ class Quarantine:
         if not self._count(failure.index, failure.reason, stage):
             return
         if len(self) <= MOST_LOGGED:
-            logger.warning("%s: %s: %s", failure.path, failure.reason, failure.detail)
+            what = f"{failure.path}: {failure.reason}: {failure.detail}"
+            what += "" if failure.detail.endswith(failure.remedy) else f"; {failure.remedy}"
+            logger.warning("%s", one_line(what))
         elif len(self) == MOST_LOGGED + 1:
             logger.warning("further bad records are named in %s alone", self.path or "no file")
         if self._file is not None:
-            self._file.write(json.dumps(failure._asdict() | {"stage": stage}) + "\n")
+            line = failure._asdict() | {"remedy": failure.remedy, "stage": stage}
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
     def check(self, loaded: int) -> None:

@@ -1,0 +1,71 @@
+"""What `videorft validate` shows on a terminal: progress, and the report as a table."""
+
+import sys
+import time
+from typing import Any
+
+from videorft_jax.data.records.quarantine import reason_table
+
+MOST_KINDS = 20  # kinds of records and frame sizes that are shown
+
+
+class Bar:
+    """A line that is redrawn on a terminal; elsewhere one line every ten seconds."""
+
+    def __init__(self, total: int, stream: Any = None):
+        self.total, self.stream = total, stream or sys.stderr
+        self.start = self.last = time.monotonic()
+        self.live = self.stream.isatty()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if done != self.total and now - self.last < (0.1 if self.live else 10.0):
+            return
+        self.last, spent = now, now - self.start
+        left = spent / done * (self.total - done)
+        filled = 30 * done // self.total
+        line = f"[{'#' * filled:<30}] {done}/{self.total} records, {left:.0f} s left"
+        last = done == self.total
+        self.stream.write(f"\r{line}{chr(10) if last else ''}" if self.live else f"{line}\n")
+        self.stream.flush()
+
+
+def print_report(report: dict[str, Any], most: int) -> None:
+    """The table for people, with at most `most` faults one by one."""
+    print(f"{report['data']}: {report['num_good']} of {report['num_records']} records are good")
+    print(f"read as format {report['format']}, checked for {report['mode']} ({report['why']})")
+    if report["reasons"]:
+        print(reason_table(report["reasons"], report["num_records"]))
+    for fault in report["faults"][:most]:
+        print("  row {index}: {where}: {reason}: {detail}; {remedy}".format(**fault))
+    if len(report["faults"]) > most:
+        print(f"  and {len(report['faults']) - most} more; --faults N shows N, --json all of them")
+    for name, count in report["unused_fields"].items():
+        print(
+            f"  {count} records: {name}: changes nothing; remove it, or give --allow_extra {name}"
+        )
+    for title in ("duplicates", "odd"):
+        for what, rows in report[title].items():
+            if rows:
+                print(f"{title}: {what}: {len(rows)}, first row {rows[0]}")
+    for name in ("types", "frame_sizes"):
+        shown = list(report[name].items())[:MOST_KINDS]
+        print(f"{name.replace('_', ' ')}: " + "; ".join(f"{k}: {v}" for k, v in shown))
+    print(f"{'':<16}" + "".join(f"{c:>10}" for c in ("min", "mean", "median", "p95", "max")))
+    for name in ("tokens", "visual_tokens", "frames", "seconds"):
+        if report[name]:
+            print(f"{name:<16}" + "".join(f"{v:>10.1f}" for v in report[name].values()))
+    plan = report["plan"]
+    print(f"text tokens: {report['text_tokens']}")
+    print(f"{plan['num_shapes']} compiled shapes, {plan['num_batches']} batches an epoch")
+    for shape in plan["shapes"]:
+        print(
+            "  {rows} rows of {length} tokens, {pairs} frame pairs, {windows} windows: {batches}"
+            " batches".format(**shape)
+        )
+    if plan["too_many_tokens"]:
+        rows = plan["too_many_tokens"]
+        print(f"too long for a row: {len(rows)} records, first row {rows[0]}; raise --row_tokens")
+    if plan["shapes"]:
+        tokens, slots = plan["padding_of_tokens"], plan["padding_of_visual_slots"]
+        print(f"padding: {tokens:.1%} of tokens, {slots:.1%} of visual token slots")
