@@ -6,84 +6,95 @@ import math
 import numpy as np
 import pytest
 
-from videorft_jax.evaluation.intervals import Z95, bootstrap_mean, mean_interval, wilson
+from videorft_jax.evaluation.intervals import METHOD, difference_interval, mean_interval
 from videorft_jax.evaluation.summary import format_table, paired_difference, summarise
 
-# Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3.
-KNOWN = (
-    (81, 263, 0.2553, 0.3662),
-    (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0, 0.1611),
-    (1, 29, 0.0061, 0.1718),
+Z95 = 1.959963984540054
+
+
+def draw(rng, sizes, share, correlation):
+    """Right and wrong answers of clips with `sizes` questions, alike within a clip."""
+    if correlation == 1:
+        shares = (rng.random(len(sizes)) < share).astype(float)
+    else:
+        scale = (1 - correlation) / correlation
+        shares = rng.beta(share * scale, (1 - share) * scale, len(sizes))
+    shares = np.repeat(shares, sizes)
+    return (rng.random(len(shares)) < shares).astype(float)
+
+
+# Clips and questions a clip: two small runs, and the six benchmarks of the paper.
+SIZES = {
+    "8 of 5": [5] * 8,
+    "20 of 5": [5] * 20,
+    "vsibench": [18] * 285,
+    "videommmu": [3] * 300,
+    "mmvu": [1] * 200 + [2] * 130 + [3] * 55,
+    "mvbench": [1] * 3742 + [2] * 129,
+    "videomme": [3] * 900,
+    "tempcompass": [18] * 410,
+}
+
+
+@pytest.mark.parametrize("correlation", [0.02, 0.3, 1])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("8 of 5", 0.99), ("20 of 5", 0.95), ("20 of 5", 0.99)]
+    + [(name, 0.6) for name in list(SIZES)[2:]],
 )
+def test_intervals_cover_the_truth(name, share, correlation):
+    """Of means, and of paired differences between two runs that are equally good."""
+    rng, covered, paired, num_draws = np.random.default_rng(0), 0, 0, 150
+    sizes = np.array(SIZES[name])
+    clips = np.repeat(np.arange(len(sizes)), sizes)
+    for _ in range(num_draws):
+        first, second = (draw(rng, sizes, share, correlation) for _ in range(2))
+        found, change = mean_interval(first, clips), difference_interval(second - first, clips)
+        covered += found.low <= share <= found.high
+        paired += change.low <= 0 <= change.high
+        assert found.high - found.low > 0
+        assert change.high - change.low > 0
+    assert covered >= 0.92 * num_draws
+    assert paired >= 0.92 * num_draws
 
 
-@pytest.mark.parametrize(("right", "total", "low", "high"), KNOWN)
-def test_wilson_known_values(right, total, low, high):
-    found = wilson(right, total)
-    assert found.mean == right / total
-    np.testing.assert_allclose(found[1:], (low, high), atol=5e-5)
-
-
-@pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (3, 7), (999, 1000), (1000, 1000)])
-def test_wilson_solves_its_equation(right, total):
-    """Its ends are the shares whose own standard error puts the share found Z95 away."""
-    found = wilson(right, total)
-    assert 0 <= found.low <= found.mean <= found.high <= 1
-    for end in found[1:]:
-        if 0 < end < 1:
-            away = abs(found.mean - end) / math.sqrt(end * (1 - end) / total)
-            assert away == pytest.approx(Z95)
-        else:
-            assert end == found.mean
-
-
-def test_bootstrap_equals_a_loop():
-    rng = np.random.default_rng(1)
-    values, clips = rng.random(17), [f"clip{i}" for i in rng.integers(0, 6, 17)]
-    found = bootstrap_mean(values, clips, seed=3, num_draws=400)
-    names, picks = sorted(set(clips)), np.random.default_rng(3)
-    means = []
-    for pick in picks.integers(len(names), size=(400, len(names))):
-        drawn = []
-        for number in pick:
-            drawn += [v for v, clip in zip(values, clips, strict=True) if clip == names[number]]
-        means.append(sum(drawn) / len(drawn))
-    means.sort()
-    expected = [np.interp(q * 399, range(400), means) for q in (0.025, 0.975)]
-    np.testing.assert_allclose(found, (values.mean(), *expected), rtol=1e-12)
-    assert found == bootstrap_mean(values, clips, seed=3, num_draws=400)
-
-
-def test_bootstrap_of_many_clips_is_the_normal_interval():
-    values = np.random.default_rng(0).random(5000)  # several blocks of draws
-    clips = [str(i) for i in range(5000)]
-    found = bootstrap_mean(values, clips)
+def test_many_independent_questions_have_the_normal_interval():
+    values = (np.random.default_rng(0).random(5000) < 0.6).astype(float)
+    found = mean_interval(values, np.arange(5000))
     half = Z95 * values.std() / math.sqrt(5000)
     expected = (values.mean() - half, values.mean() + half)
     np.testing.assert_allclose(found[1:], expected, atol=0.05 * half)
 
 
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"), [(0, 20, 0, 0.1684), (20, 20, 0.8316, 1)]
+)
+def test_equal_answers_have_the_interval_of_clopper_and_pearson(right, total, low, high):
+    """Known values: 1 - .025^(1/20) is .1684."""
+    found = mean_interval([right / total] * total, np.arange(total))
+    np.testing.assert_allclose(found[1:], (low, high), atol=5e-5)
+
+
 def test_questions_about_one_clip_are_not_independent():
-    """Coverage of the true mean when all three questions of a clip are right or wrong together."""
-    rng, covered, alone = np.random.default_rng(0), 0, 0
-    clips = np.repeat(np.arange(80), 3).astype(str)
-    for number in range(300):
+    rng, alone = np.random.default_rng(0), 0
+    for _ in range(300):
         values = np.repeat(rng.random(80) < 0.6, 3).astype(float)
-        found = bootstrap_mean(values, clips, seed=number, num_draws=1000)
-        covered += found.low <= 0.6 <= found.high
-        naive = wilson(round(values.sum()), 240)
+        naive = mean_interval(values, np.arange(240))
         alone += naive.low <= 0.6 <= naive.high
-    assert 0.91 < covered / 300 < 0.98
     assert alone / 300 < 0.85  # what it would be if clips did not matter
 
 
-def test_interval_is_chosen_by_the_scores():
-    clips = ["a", "b", "c"]
-    assert mean_interval([1.0, 0.0, 1.0], clips) == (wilson(2, 3), "Wilson")
-    assert mean_interval([1.0, 0.5, 1.0], clips)[1] == "bootstrap over clips"
-    assert mean_interval([1.0, 0.0, 1.0], ["a", "b", "b"])[1] == "bootstrap over clips"
-    assert all(math.isnan(value) for value in mean_interval([], [])[0])
+def test_no_interval_is_without_width():
+    for clips in (["a"] * 3, ["a", "b", "c"]):
+        for value in (0.0, 0.5, 1.0):
+            found = mean_interval([value] * 3, clips)
+            assert found.low < found.high
+            assert found.low <= found.mean <= found.high
+            change = difference_interval([value] * 3, clips)
+            assert change.low < change.high
+    assert all(math.isnan(value) for value in mean_interval([], []))
+    with pytest.raises(ValueError, match="scores from 0.0 to 2.0"):
+        mean_interval([0.0, 2.0], ["a", "b"])
 
 
 def make_row(index, score, kind="numerical", outcome="scored", rollout=0, **changes):
@@ -125,7 +136,7 @@ def test_summary_by_hand():
     expected = {
         "num_records": 5, "num_scored": 3, "num_completions": 8, "unparseable": 1, "failed": 2,
         "quarantined": 1, "not_finite": 1, "truncated": 1, "mean_length": 110 / 8,
-        "reasons": {"corrupt": 1}, "interval": "bootstrap over clips",
+        "reasons": {"corrupt": 1}, "interval": METHOD,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected
     assert set(found["counted"]) <= set(found)
@@ -154,19 +165,16 @@ def test_paired_difference():
     half = Z95 * change.std() / math.sqrt(40)
     expected = (change.mean() - half, change.mean() + half)
     np.testing.assert_allclose(found[1:], expected, atol=0.15 * half)
-    assert paired_difference(first, first) == (0.0, 0.0, 0.0)
+    same = paired_difference(first, first)
+    assert same.mean == 0.0
+    assert same.low < 0 < same.high
     back = paired_difference(second, first)
     assert back.mean == -found.mean
-    # Pairing: the same scores against a constant shift have no spread left.
-    shifted = [make_row(i, s - 0.125) for i, s in enumerate(scores[:, 0])]
-    assert paired_difference(first, shifted) == (-0.125, -0.125, -0.125)
+    np.testing.assert_allclose(back[1:], (-found.high, -found.low), atol=1e-12)
 
 
 def test_paired_difference_leaves_out_what_has_no_score():
     first = [make_row(0, 1.0), make_row(1, None, outcome="failed"), make_row(2, 0.0)]
     second = [make_row(0, 0.0), make_row(1, 1.0), make_row(2, 0.0)]
     assert paired_difference(first, second).mean == -0.5
-    with pytest.raises(ValueError, match="1 records are in one evaluation only"):
-        paired_difference(first, second[:2])
-    with pytest.raises(ValueError, match="row 2 with problem_id"):
-        paired_difference(first, [*second[:2], make_row(2, 0.0, problem_id="other")])
+    assert paired_difference(first, second[:2]).mean == -1.0  # the one record that both have

@@ -56,7 +56,7 @@ def evaluate(
         if any(gather(any(int(index) not in done for index in loader.schedule.record))):
             params = engine.prepare(read_params())
             performance = _run(options, engine, params, tokenizer, loader, folder, done)
-        results = summarise(folder.gather_rows(), seed=options.seed)
+        results = summarise(folder.gather_rows())
         folder.finish(results, performance)
     if jax.process_index() == 0:
         print(format_table(results))

@@ -10,7 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from videorft_jax.evaluation.intervals import Interval, bootstrap_mean, mean_interval
+from videorft_jax.evaluation.intervals import (
+    METHOD,
+    Interval,
+    difference_interval,
+    mean_interval,
+)
 
 COUNTED = {
     "accuracy": "mean over records of the mean over their completions",
@@ -22,7 +27,7 @@ COUNTED = {
 }
 
 
-def summarise(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> dict[str, Any]:
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Figures of all records and by problem type; `rows` are those of `evaluate_records`.
 
     accuracy, low, high (a 95 % interval, made as `interval` says; None where nothing has a score),
@@ -31,35 +36,28 @@ def summarise(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> dict[str, Any
     """
     kinds = sorted({row["problem_type"] for row in rows if row["problem_type"]})
     by_type = {
-        kind: _figures([row for row in rows if row["problem_type"] == kind], seed) for kind in kinds
+        kind: _figures([row for row in rows if row["problem_type"] == kind]) for kind in kinds
     }
     reasons = collections.Counter(row["reason"] for row in rows if row["reason"])
     whole = {"reasons": dict(sorted(reasons.items())), "by_type": by_type, "counted": COUNTED}
-    return _figures(rows, seed) | whole
+    return _figures(rows) | whole
 
 
 def paired_difference(
-    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], *, seed: int = 0
+    first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]
 ) -> Interval:
-    """By how much the accuracy of `second` is above that of `first`, both rows of the same records.
+    """By how much the accuracy of `second` is above that of `first`, with its 95 % interval.
 
-    The mean over records of the difference, and its 95 % bootstrap interval over clips. A record
-    without a score in either takes no part. Raises ValueError when the records differ.
+    The mean is over the records that have a score in both; the interval is clustered by clip.
     """
-    before, after = _by_record(first), _by_record(second)
-    if before.keys() != after.keys():
-        differing = sorted(before.keys() ^ after.keys(), key=str)
-        raise ValueError(
-            f"compare: {len(differing)} records are in one evaluation only, the first is row "
-            f"{differing[0][0]} with problem_id {differing[0][1]!r}; evaluate the same file twice"
-        )
+    before, after = by_record(first), by_record(second)
     differences, clips = [], []
-    for name in before:
-        pair = [_mean_score(rows[name]) for rows in (before, after)]
+    for name in sorted(before.keys() & after.keys(), key=str):
+        pair = [mean_score(rows[name]) for rows in (before, after)]
         if None not in pair:
             differences.append(pair[1] - pair[0])
             clips.append(before[name][0]["path"])
-    return bootstrap_mean(differences, clips, seed=seed)
+    return difference_interval(differences, clips)
 
 
 def format_table(summary: dict[str, Any]) -> str:
@@ -85,12 +83,12 @@ def format_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(rows, seed):
-    """Without the types."""
-    records = list(_by_record(rows).values())
-    scored = [(own[0]["path"], score) for own in records if (score := _mean_score(own)) is not None]
+def _figures(rows):
+    """The figures of `summarise` without those by type."""
+    records = list(by_record(rows).values())
+    scored = [(own[0]["path"], score) for own in records if (score := mean_score(own)) is not None]
     clips, scores = [clip for clip, _ in scored], [score for _, score in scored]
-    interval, how = mean_interval(scores, clips, seed=seed)
+    interval = mean_interval(scores, clips)
     accuracy, low, high = (None if math.isnan(value) else value for value in interval)
     said = [row for row in rows if row["completion_tokens"] is not None]
     lengths = [row["completion_tokens"] for row in said]
@@ -99,7 +97,7 @@ def _figures(rows, seed):
         "accuracy": accuracy,
         "low": low,
         "high": high,
-        "interval": how,
+        "interval": METHOD,
         "num_records": len(records),
         "num_scored": len(scored),
         "num_completions": len(said),
@@ -112,14 +110,15 @@ def _figures(rows, seed):
     }
 
 
-def _by_record(rows):
-    """(index, problem_id) -> rows of its completions."""
+def by_record(rows):
+    """The rows of each record, by (index, problem_id)."""
     found = collections.defaultdict(list)
     for row in rows:
         found[row["index"], row["problem_id"]].append(row)
     return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
-def _mean_score(rows):
+def mean_score(rows):
+    """The mean over the completions of one record that have a score, None where none has."""
     scores = [row["score"] for row in rows if row["score"] is not None]
     return sum(scores) / len(scores) if scores else None
