@@ -116,15 +116,21 @@ def get_config() -> ConfigDict:
 
     # The loss of GRPO and what surrounds it.
     config.grpo = ConfigDict()
-    config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo
+    config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo, sapo
     config.grpo.beta = 0.04  # weight of the divergence from the reference policy; 0: no reference
-    config.grpo.kl = "k3"  # estimator of the divergence: k1, k2, k3
+    config.grpo.kl = "k3"  # estimator of the divergence: k2, k3 (paper), k3_weighted (TRL)
     config.grpo.clip_low = 0.2  # how far below 1 the ratio of policies may go
     config.grpo.clip_high = 0.2  # how far above 1 the ratio of policies may go
     config.grpo.divide_by_std = True  # divide advantages by the spread of their group
+    config.grpo.scale_rewards = "group"  # whose spread divides: group, batch, none
     config.grpo.num_updates = 1  # optimizer steps on the completions of one rollout
     config.grpo.mask_truncated = False  # leave completions without an end out of the loss
     config.grpo.sampler_cap = 0.0  # of importance weights between sampler and trainer; 0: none
+    config.grpo.sampler_floor = 0.0  # least importance weight between sampler and trainer
+    config.grpo.sampler_level = "token"  # weight each token or a whole sequence
+    config.grpo.sampler_rule = "truncate"  # weights out of bounds: truncate, or mask the token
+    config.grpo.dual_clip = 0.0  # bound of the loss of bad completions, above 1; 0: off
+    config.grpo.entropy_bonus = 0.0  # weight of the entropy in the objective; 0: off
     config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for

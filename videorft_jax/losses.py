@@ -128,18 +128,35 @@ def sft_loss(hidden, head, tokens, loss_mask, num_targets, *, chunk: int = CHUNK
     return -logprobs.sum() / num_targets, {"entropy": entropy.sum() / num_targets}
 
 
-VARIANTS = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-ADVANTAGE_EPS = 1e-4  # of the original and of TRL
+VARIANTS = ("grpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo")
+KL_ESTIMATORS = ("k2", "k3", "k3_weighted")
+SPREADS = ("group", "batch", "none")
+SAMPLER_LEVELS = ("token", "sequence")
+SAMPLER_RULES = ("truncate", "mask")
+ADVANTAGE_EPS = 1e-4  # the value of the original and of TRL
 MAX_LOG_RATIO = 10.0  # the original clips log(p_ref / p) to it before it is raised
+SAPO_TEMPERATURES = (1.0, 1.05)  # for advantages above 0 and the others, as in SAPO's paper
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """variant: see `grpo_loss`. beta weighs the divergence from the reference policy, 0: none;
-    kl: its estimator. clip_low, clip_high: the ratio stays in [1 - low, 1 + high]. max_length: C
-    of dr_grpo's constant denominator. sampler_cap: largest weight of truncated importance sampling
-    between trainer and sampler; 0: none."""
+    """The options of the policy-gradient loss; `grpo_loss` says what each does in a formula.
+
+    Attributes:
+      variant: grpo (the paper's), dapo, dr_grpo, gspo, cispo or sapo.
+      beta: weight of the divergence from the reference policy; 0 does without a reference.
+      kl: estimator of the divergence, see `grpo_loss`.
+      clip_low, clip_high: the ratio stays in [1 - clip_low, 1 + clip_high].
+      max_length: C, the constant denominator of dr_grpo.
+      sampler_cap: largest importance weight between sampler and trainer; 0 weighs nothing.
+      sampler_floor: smallest such weight.
+      sampler_level: weight of each token, or of a whole sequence (the product over its tokens).
+      sampler_rule: truncate moves a weight into [floor, cap], mask gives those outside weight 0.
+      dual_clip: a negative advantage counts at most as `dual_clip` times itself, above 1; 0: off.
+      entropy_bonus: weight of the entropy that is added to the objective; 0: off.
+
+    Raises ValueError for an option that cannot work.
+    """
 
     variant: str
     beta: float
@@ -148,29 +165,53 @@ class LossOptions:
     clip_high: float
     max_length: int
     sampler_cap: float
+    sampler_floor: float = 0.0
+    sampler_level: str = "token"
+    sampler_rule: str = "truncate"
+    dual_clip: float = 0.0
+    entropy_bonus: float = 0.0
 
     def __post_init__(self):
-        for name, value, known in (
-            ("variant", self.variant, VARIANTS),
-            ("kl", self.kl, KL_ESTIMATORS),
+        if self.kl == "k1":
+            raise ValueError(
+                "grpo: kl is 'k1', whose gradient is 0 in expectation: a loss with it does not "
+                "hold the policy near its reference; choose k2, k3 or k3_weighted"
+            )
+        for name, known in (
+            ("variant", VARIANTS),
+            ("kl", KL_ESTIMATORS),
+            ("sampler_level", SAMPLER_LEVELS),
+            ("sampler_rule", SAMPLER_RULES),
         ):
-            if value not in known:
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
                 raise ValueError(f"grpo: {name} is {value!r}; choose one of {known}")
-        if self.beta < 0 or self.clip_low < 0 or self.clip_high < 0 or self.sampler_cap < 0:
-            raise ValueError("grpo: beta, clip_low, clip_high and sampler_cap are not negative")
+        if min(self.beta, self.clip_low, self.clip_high, self.sampler_cap, self.sampler_floor) < 0:
+            raise ValueError(
+                "grpo: beta, clip_low, clip_high, sampler_cap and sampler_floor are not negative"
+            )
         if self.max_length < 1:
             raise ValueError(f"grpo: max_length is {self.max_length}; give the longest completion")
+        if self.dual_clip and not self.dual_clip > 1:
+            raise ValueError(f"grpo: dual_clip is {self.dual_clip}; give a number above 1, or 0")
+        if self.dual_clip and self.variant in ("cispo", "sapo"):
+            raise ValueError(f"grpo: dual_clip does nothing in {self.variant}; set it to 0")
+        if self.sampler_floor and not self.sampler_cap > self.sampler_floor:
+            raise ValueError(
+                f"grpo: sampler_floor is {self.sampler_floor}; give a sampler_cap above it"
+            )
 
 
 def group_advantages(
-    rewards: jax.Array, valid: jax.Array, *, divide_by_std: bool = True
+    rewards: jax.Array, valid: jax.Array, *, spread: str = "group"
 ) -> tuple[jax.Array, jax.Array]:
-    """Group-normalised advantages [B, R] and whether a group says anything, bool [B].
+    """Makes advantages [B, R] of rewards, and tells which groups are informative, bool [B].
 
-    rewards float32 [B, R], valid bool [B, R]. A = (r - mean) / (std + 1e-4) over the valid
-    completions of a group, std unbiased (DeepSeekMath, eq. 3, as implemented); with
-    `divide_by_std=False` the difference alone (Dr. GRPO). Masked completions, and groups with fewer
-    than two that count or with one reward throughout, get 0.
+    rewards float32 [B, R], valid bool [B, R]. The advantage is (reward - mean) / (std + 1e-4) over
+    the valid completions of a group, with the unbiased std (DeepSeekMath, eq. 3, as implemented).
+    `spread` says whose std divides: that of the group, that of all valid rewards of the batch
+    (REINFORCE++), or none (Dr. GRPO). Masked completions get 0, and so do groups in which fewer
+    than two count or all rewards are one number.
     """
     count = valid.sum(1, keepdims=True)
     rewards = jnp.where(valid, rewards, 0.0)
@@ -180,12 +221,16 @@ def group_advantages(
     low = jnp.where(valid, rewards, jnp.inf).min(1)
     high = jnp.where(valid, rewards, -jnp.inf).max(1)
     informative = (count[:, 0] > 1) & (high > low)
-    advantages = centred / (std + ADVANTAGE_EPS) if divide_by_std else centred
+    if spread == "batch":
+        total = valid.sum()
+        around = jnp.where(valid, rewards - rewards.sum() / jnp.maximum(total, 1), 0.0)
+        std = jnp.sqrt((around**2).sum() / jnp.maximum(total - 1, 1))
+    advantages = centred if spread == "none" else centred / (std + ADVANTAGE_EPS)
     return jnp.where(informative[:, None], advantages, 0.0), informative
 
 
 def grpo_totals(mask: jax.Array) -> dict[str, jax.Array]:
-    """Denominators of a whole step: completions that count, and their tokens; mask [B, R, C]."""
+    """Counts the completions and tokens that take part in a whole step; mask bool [B, R, C]."""
     return {
         "sequences": jnp.maximum(mask.any(-1).sum(), 1).astype(jnp.float32),
         "tokens": jnp.maximum(mask.sum(), 1).astype(jnp.float32),
@@ -193,67 +238,117 @@ def grpo_totals(mask: jax.Array) -> dict[str, jax.Array]:
 
 
 def grpo_loss(
-    logprobs, advantages, mask, totals, config, *, old=None, reference=None, sampler=None
+    logprobs,
+    advantages,
+    mask,
+    totals,
+    config: LossOptions,
+    *,
+    old=None,
+    reference=None,
+    sampler=None,
+    entropy=None,
 ):
-    """The policy-gradient loss of some groups, float32 scalar, and metrics that add up over groups.
+    """Computes the policy-gradient loss of some groups: a float32 scalar, and metrics.
 
-    logprobs float32 [B, R, C] of the policy; advantages [B, R]; mask bool [B, R, C], True on tokens
-    that count; totals of `grpo_totals` over the whole step. old: those of the policy that the first
-    update started from (None: this is it, the ratio is 1 and its gradient flows). reference: for
-    the divergence, needed when beta > 0. sampler: what the rollout recorded, for importance
-    weights.
+    Loss and metrics are shares of the whole step's, so they add up over groups.
 
-        ratio     exp(logprobs - old); gspo: of the mean over a completion, one for all its tokens
-        token     -min(ratio A, clip(ratio, 1 - low, 1 + high) A)
-                  cispo: -stop(min(ratio, 1 + high)) A logprobs
-        grpo      mean over completions of the mean over tokens (the paper's); so gspo
+    logprobs float32 [B, R, C]: of each token under the policy. advantages [B, R]. mask bool
+    [B, R, C]: True on tokens that count. totals: `grpo_totals` of the whole step. old: logprobs
+    before the first update of the step; None says that this is the first update, where each ratio
+    is 1 and only its gradient counts. reference: logprobs under the reference policy, needed where
+    beta is above 0. sampler: logprobs that the rollout recorded. entropy: of each token's
+    distribution, needed for an entropy bonus.
+
+        ratio     exp(logprobs - old); gspo: exp of the mean of that over a completion, one number
+                  for all its tokens
+        token     -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
+                  cispo: -stop_gradient(min(ratio, 1 + clip_high)) A logprobs
+                  sapo: -A 4 sigmoid(t (ratio - 1)) / t, t by the sign of A (SAPO_TEMPERATURES)
+        grpo      mean over completions of the mean over tokens (the paper's); so gspo and sapo
         dapo      sum over tokens / tokens of the step; so cispo
         dr_grpo   sum over tokens / (completions * max_length)
 
-    DAPO's clip-higher is clip_high > clip_low. KL estimators are Schulman's k1, k2, k3 of D =
-    reference - logprobs clipped to +-10 as in the original; all pass gradients.
+    Clip-higher (DAPO) is clip_high > clip_low. `dual_clip` c bounds the token's term of a negative
+    A from above by -c A (Ye et al. 2020). The divergence per token is estimated from
+    d = reference - logprobs, clipped to +-10 as in the original:
+
+        k2           d^2 / 2; its gradient is that of KL(policy || reference)
+        k3           exp(d) - d - 1, the paper's; it estimates KL(policy || reference), but its
+                     gradient is that of KL(reference || policy)
+        k3_weighted  ratio * k3 (TRL's default); value and gradient are those of
+                     KL(policy || reference), also in later updates
     """
     mask = mask.astype(jnp.float32)
     length = jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
     old = jax.lax.stop_gradient(logprobs if old is None else old)
-    log_ratio = jnp.where(mask > 0, logprobs - old, 0.0)
+    log_ratio = own = jnp.where(mask > 0, logprobs - old, 0.0)
     if config.variant == "gspo":
         log_ratio = jnp.broadcast_to(log_ratio.sum(-1, keepdims=True) / length, mask.shape)
-    ratio, advantage = jnp.exp(log_ratio), advantages[..., None]
-    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
-    if config.variant == "cispo":
-        weight = jax.lax.stop_gradient(jnp.minimum(ratio, high))
-        token = -weight * advantage * logprobs
-        clipped = (ratio > high) & (advantage > 0)
-    else:
-        bounded = jnp.clip(ratio, low, high)
-        token = -jnp.minimum(ratio * advantage, bounded * advantage)
-        clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
+    token, clipped = _policy_term(jnp.exp(log_ratio), advantages[..., None], logprobs, config)
     metrics = {"clip_fraction": (clipped * mask).sum() / totals["tokens"]}
     if sampler is not None:
         gap = jnp.where(mask > 0, old - sampler, 0.0)
         metrics["sampler_gap"] = jnp.abs(gap).sum() / totals["tokens"]
         if config.sampler_cap:
-            token = token * jnp.minimum(jnp.exp(gap), config.sampler_cap)
+            token = token * _sampler_weight(gap, config)
     if reference is not None:
         divergence = _divergence(logprobs, reference, mask, config.kl)
+        if config.kl == "k3_weighted":
+            divergence = jnp.exp(own) * divergence
         metrics["kl"] = divergence.sum() / totals["tokens"]
         token = token + config.beta * divergence
     elif config.beta:
         raise ValueError("grpo: beta is above 0; give the reference policy's log-probabilities")
+    if config.entropy_bonus:
+        if entropy is None:
+            raise ValueError("grpo: entropy_bonus is above 0; give the entropy of each token")
+        token = token - config.entropy_bonus * entropy
     token = jnp.where(mask > 0, token, 0.0)
     match config.variant:
-        case "grpo" | "gspo":
-            loss = (token.sum(-1, keepdims=True) / length).sum() / totals["sequences"]
         case "dapo" | "cispo":
             loss = token.sum() / totals["tokens"]
         case "dr_grpo":
             loss = token.sum() / (totals["sequences"] * config.max_length)
+        case _:
+            loss = (token.sum(-1, keepdims=True) / length).sum() / totals["sequences"]
     return loss, metrics
 
 
+def _policy_term(ratio, advantage, logprobs, config):
+    """The token's term of the loss and whether clipping took its gradient, [B, R, C] each."""
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    if config.variant == "cispo":
+        weight = jax.lax.stop_gradient(jnp.minimum(ratio, high))
+        return -weight * advantage * logprobs, (ratio > high) & (advantage > 0)
+    if config.variant == "sapo":
+        above, below = SAPO_TEMPERATURES
+        slope = jnp.where(advantage > 0, above, below)
+        gate = jax.nn.sigmoid(slope * (ratio - 1.0)) * 4.0 / slope
+        return -gate * advantage, jnp.zeros(ratio.shape, bool)
+    bounded = jnp.clip(ratio, low, high)
+    token = -jnp.minimum(ratio * advantage, bounded * advantage)
+    clipped = ((ratio < low) & (advantage < 0)) | ((ratio > high) & (advantage > 0))
+    if config.dual_clip:
+        most = -config.dual_clip * advantage
+        clipped = clipped | ((advantage < 0) & (token > most))
+        token = jnp.where(advantage < 0, jnp.minimum(token, most), token)
+    return token, clipped
+
+
+def _sampler_weight(gap, config):
+    """The importance weight of each token, [B, R, C], from gap = old - sampler (0 where masked)."""
+    if config.sampler_level == "sequence":
+        gap = jnp.broadcast_to(gap.sum(-1, keepdims=True), gap.shape)
+    weight, cap, floor = jnp.exp(gap), config.sampler_cap, config.sampler_floor
+    if config.sampler_rule == "mask":
+        return jnp.where((weight >= floor) & (weight <= cap), weight, 0.0)
+    weight = jnp.minimum(weight, cap)
+    return jnp.maximum(weight, floor) if floor else weight
+
+
 def _divergence(logprobs, reference, mask, kl):
-    """KL(policy || reference) per token by one sample each; 0 where masked."""
+    """Estimates KL(policy || reference) per token from one sample each; 0 where masked."""
     d = jnp.where(mask > 0, reference - logprobs, 0.0)
     d = jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return {"k1": -d, "k2": d**2 / 2, "k3": jnp.exp(d) - d - 1.0}[kl]
+    return d**2 / 2 if kl == "k2" else jnp.exp(d) - d - 1.0

@@ -38,7 +38,21 @@ def draw(seed=0):
     "fields",
     [
         *({"variant": variant} for variant in losses.VARIANTS),
-        {"kl": "k1"},
+        {"kl": "k3_weighted"},
+        {"kl": "k3_weighted", "variant": "gspo"},
+        {"dual_clip": 1.1, "clip_high": 0.05},
+        {"dual_clip": 1.3, "variant": "dapo"},
+        {"entropy_bonus": 0.1},
+        {"sampler_cap": 1.1, "sampler_floor": 0.9},
+        {"sampler_cap": 1.1, "sampler_floor": 0.9, "sampler_rule": "mask"},
+        {"sampler_cap": 2.0, "sampler_level": "sequence"},
+        {
+            "sampler_cap": 2.0,
+            "sampler_floor": 0.5,
+            "sampler_level": "sequence",
+            "sampler_rule": "mask",
+            "variant": "dapo",
+        },
         {"kl": "k2", "variant": "dapo"},
         {"beta": 0.0, "sampler_cap": 1.1},
         {"variant": "cispo", "sampler_cap": 2.0, "clip_high": 0.05},
@@ -53,16 +67,19 @@ def test_loss_equals_naive(fields, on_policy):
         "reference": reference if c.beta else None,
         "sampler": sampler,
     }
+    scale = np.random.default_rng(5).uniform(0.5, 2, logprobs.shape).astype(np.float32)
 
     def ours(logprobs):
         totals = losses.grpo_totals(jnp.asarray(mask))
-        return losses.grpo_loss(logprobs, advantages, jnp.asarray(mask), totals, c, **given)[0]
+        return losses.grpo_loss(
+            logprobs, advantages, jnp.asarray(mask), totals, c, **given, entropy=scale * logprobs**2
+        )[0]
 
     loss, grad = jax.jit(jax.value_and_grad(ours))(logprobs)
     leaf = torch.tensor(logprobs, requires_grad=True)
     expected = naive(
         leaf, None if on_policy else torch.tensor(old), torch.tensor(reference),
-        torch.tensor(sampler), mask, torch.tensor(advantages), c,
+        torch.tensor(sampler), mask, torch.tensor(advantages), c, torch.tensor(scale) * leaf**2,
     )  # fmt: skip
     expected.backward()
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5, atol=1e-6)
@@ -109,8 +126,8 @@ def test_masked_values_reach_nothing():
         np.testing.assert_array_equal(got, wanted)
 
 
-@pytest.mark.parametrize("divide", [True, False])
-def test_advantages_equal_naive(divide):
+@pytest.mark.parametrize("spread", losses.SPREADS)
+def test_advantages_equal_naive(spread):
     rng = np.random.default_rng(3)
     rewards = rng.integers(0, 4, (6, 5)).astype(np.float32)
     rewards[1] = 2.0  # all alike
@@ -118,14 +135,16 @@ def test_advantages_equal_naive(divide):
     valid[2] = False
     valid[3] = [True, False, False, False, False]
     rewards[~valid] = np.nan
-    got, informative = losses.group_advantages(rewards, jnp.asarray(valid), divide_by_std=divide)
+    got, informative = losses.group_advantages(rewards, jnp.asarray(valid), spread=spread)
+    every = torch.tensor(rewards[valid])
     for b in range(6):
         kept = torch.tensor(rewards[b][valid[b]])
         wanted = np.zeros(5, np.float32)
         says = len(kept) > 1 and bool((kept != kept[0]).any())
         if says:
             centred = kept - kept.mean()
-            wanted[valid[b]] = centred / (kept.std() + 1e-4) if divide else centred
+            std = {"group": kept.std(), "batch": every.std()}.get(spread, 1 - 1e-4)
+            wanted[valid[b]] = centred / (std + 1e-4)
         assert bool(informative[b]) == says
         np.testing.assert_allclose(got[b], wanted, rtol=1e-5, atol=1e-6)
 
@@ -135,6 +154,17 @@ def test_bad_settings():
         config(variant="ppo")
     with pytest.raises(ValueError, match="kl is 'k4'; choose one of"):
         config(kl="k4")
+    with pytest.raises(ValueError, match="kl is 'k1', whose gradient is 0 in expectation"):
+        config(kl="k1")
+    for fields, message in (
+        ({"dual_clip": 0.9}, "dual_clip is 0.9; give a number above 1"),
+        ({"dual_clip": 2.0, "variant": "cispo"}, "dual_clip does nothing in cispo"),
+        ({"sampler_floor": 0.5}, "give a sampler_cap above it"),
+        ({"sampler_level": "word"}, "sampler_level is 'word'; choose one of"),
+        ({"sampler_rule": "drop"}, "sampler_rule is 'drop'; choose one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**fields)
     with pytest.raises(ValueError, match="max_length is 0"):
         config(max_length=0)
     logprobs, *_, mask, advantages = draw()

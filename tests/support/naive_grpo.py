@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def loss(logprobs, old, reference, sampler, mask, advantages, c):
+def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
     """Tensors [B, R, C]; mask a NumPy array; None stands for what is not given."""
     per_sequence, total_tokens = [], int(mask.sum())
     for b, r in itertools.product(*map(range, mask.shape[:2])):
@@ -24,19 +24,34 @@ def loss(logprobs, old, reference, sampler, mask, advantages, c):
             ratio = torch.exp(log_ratio[i])
             if c.variant == "cispo":
                 value = -ratio.detach().clamp(max=1 + c.clip_high) * advantage * lp[i]
+            elif c.variant == "sapo":
+                slope = 1.0 if advantage > 0 else 1.05
+                value = -advantage * torch.sigmoid(slope * (ratio - 1)) * 4 / slope
             else:
                 bounded = ratio.clamp(1 - c.clip_low, 1 + c.clip_high)
                 value = -torch.minimum(ratio * advantage, bounded * advantage)
+                if c.dual_clip and advantage < 0:
+                    value = torch.minimum(value, -c.dual_clip * advantage)
             if c.sampler_cap:
-                weight = torch.exp(start[i] - sampler[b, r, place]).clamp(max=c.sampler_cap)
+                gaps = start - sampler[b, r, places]
+                gap = gaps.sum() if c.sampler_level == "sequence" else gaps[i]
+                weight = torch.exp(gap)
+                if c.sampler_rule == "mask":
+                    weight = weight if c.sampler_floor <= weight <= c.sampler_cap else 0.0
+                else:
+                    weight = weight.clamp(c.sampler_floor, c.sampler_cap)
                 value = value * weight
             if c.beta:
                 d = (reference[b, r, place] - lp[i]).clamp(-10, 10)
-                kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - d - 1}[c.kl]
+                k3 = torch.exp(d) - d - 1
+                weighted = torch.exp(lp[i] - start[i]) * k3
+                kl = {"k2": d**2 / 2, "k3": k3, "k3_weighted": weighted}[c.kl]
                 value = value + c.beta * kl
+            if c.entropy_bonus:
+                value = value - c.entropy_bonus * entropy[b, r, place]
             values.append(value)
         per_sequence.append(torch.stack(values))
-    if c.variant in ("grpo", "gspo"):
+    if c.variant in ("grpo", "gspo", "sapo"):
         return torch.stack([values.mean() for values in per_sequence]).mean()
     total = torch.cat(per_sequence).sum()
     if c.variant == "dr_grpo":

@@ -111,7 +111,7 @@ class Collector:
         self.shares_visual = shares_visual(options, weights)
         self._encode = make_encode(options, weights.model, mesh)
         self._advantages = jax.jit(
-            functools.partial(losses.group_advantages, divide_by_std=options.divide_by_std)
+            functools.partial(losses.group_advantages, spread=options.spread)
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from videorft_jax.losses import LossOptions
+from videorft_jax.losses import SPREADS, LossOptions
 from videorft_jax.rewards.combine import RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions
 from videorft_jax.rollout.options import RolloutOptions
@@ -22,7 +22,7 @@ class GrpoOptions:
       num_updates: optimizer steps on the completions of one rollout.
       max_draws: batches drawn at most to replace groups of equal rewards; 1 replaces none.
       length_buckets: completion lengths that the update is compiled for.
-      divide_by_std: divides the advantages of a group by the spread of its rewards.
+      spread: whose spread of rewards divides the advantages: group, batch or none.
       mask_truncated: leaves completions without an end out of the loss.
       reference_on_host: keeps the reference policy in the host's memory between steps.
 
@@ -37,7 +37,7 @@ class GrpoOptions:
     num_updates: int
     max_draws: int
     length_buckets: int
-    divide_by_std: bool
+    spread: str
     mask_truncated: bool
     reference_on_host: bool
 
@@ -48,6 +48,10 @@ class GrpoOptions:
                     f"{self.train.name}: grpo.{field} is {getattr(self, field)}; give at least 1"
                 )
         name, rollout = self.train.name, self.rollout
+        if self.spread not in SPREADS:
+            raise ValueError(
+                f"{name}: grpo.scale_rewards is {self.spread!r}; choose one of {SPREADS}"
+            )
         if rollout.num_rollouts < 2:
             raise ValueError(
                 f"{name}: rollout.num_rollouts is {rollout.num_rollouts}; a group needs at least 2 "

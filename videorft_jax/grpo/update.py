@@ -78,7 +78,7 @@ def make_loss(options: GrpoOptions, weights: Weights):
             )
         value, metrics = losses.grpo_loss(
             logprobs, rows.advantages, rows.groups.mask, counts, options.loss,
-            old=rows.old, reference=known, sampler=rows.sampler,
+            old=rows.old, reference=known, sampler=rows.sampler, entropy=entropy,
         )  # fmt: skip
         return value, metrics | {"entropy": entropy.sum() / counts["tokens"]}
 
