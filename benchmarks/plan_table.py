@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
 from videorft_jax.commands.plan import read_options  # noqa: E402
 from videorft_jax.planning import compile as measure  # noqa: E402
-from videorft_jax.planning import machines as topology  # noqa: E402
+from videorft_jax.planning import machines  # noqa: E402
 from videorft_jax.planning import plan, report  # noqa: E402
 from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
@@ -59,7 +59,7 @@ class Entry:
 
     def job(self):
         config = importlib.import_module(self.recipe).get_config()
-        machine = topology.find(self.machine)
+        machine = machines.find(self.machine)
         config.media.min_frames = config.media.max_frames = self.frames
         config.mesh.tensor = self.tensor
         config.data.rows = self.rows

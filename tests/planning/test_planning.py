@@ -14,7 +14,7 @@ from tiny_run import finish, start, wait_for
 from videorft_jax.commands import plan as plan_command
 from videorft_jax.commands.plan import read_options
 from videorft_jax.planning import compile as plan_measure
-from videorft_jax.planning import machines as topology
+from videorft_jax.planning import machines
 from videorft_jax.planning import plan, search
 from videorft_jax.planning.compile import Store, measure
 from videorft_jax.planning.jobs import find_programs
@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_with_a_remedy(capsys, arguments, error, text):
 
 
 def test_several_shapes_are_one_row_of_the_worst_memory_and_all_compile_time():
-    rows = make_rows(plan.make_job(read_options(load_recipe("grpo")), topology.find("H200:8")))
+    rows = make_rows(plan.make_job(read_options(load_recipe("grpo")), machines.find("H200:8")))
     row = dataclasses.replace(rows[0], peak_gib=3.0, fits=True, floor_s=2.0, compile_s=5.0)
     other = dataclasses.replace(row, peak_gib=4.0, floor_s=1.0, compile_s=7.0)
     small = dataclasses.replace(row, peak_gib=1.0, fits=False)  # the compiler gave up on it
@@ -98,7 +98,7 @@ def test_search_finds_what_fits_and_changes_no_more_than_the_fastest_needs():
     changes = {"data.rows": 64, "model.remat": "none", "media.max_frames": 16}
     config = load_recipe("grpo")
     config.update_from_flattened_dict(changes)
-    job = plan.make_job(read_options(config), topology.find("H100:8"))
+    job = plan.make_job(read_options(config), machines.find("H100:8"))
     assert not all(row.fits for row in make_rows(job))
     found = search.search(job, Store())
     assert all(row.fits for row in found.rows)

@@ -19,7 +19,7 @@ from videorft_jax.commands import flags
 from videorft_jax.commands.plan import read_options
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.models.siglip.hf_folder import TowerConfig
-from videorft_jax.planning import machines as topology
+from videorft_jax.planning import machines
 from videorft_jax.planning import plan
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.training.trees import path_of
@@ -56,7 +56,7 @@ def narrow_job(place, mode, **changes):
     config.rollout.num_rollouts, config.rollout.max_new_tokens = ROLLOUTS, NEW
     config.train.accumulate = 1
     config.update_from_flattened_dict(changes)
-    job = plan.make_job(read_options(config, mode), topology.find(place))
+    job = plan.make_job(read_options(config, mode), machines.find(place))
     weights = make_weights(job.train, narrow_model())
     tower = TowerConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2)
     siglip = job.siglip and dataclasses.replace(

@@ -25,9 +25,13 @@ _REMIND_S = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one device, in GiB; `peak` is the program's own, arguments included. `compile_s` are
-    seconds of a processor, which do not grow where other programs run. `known` is False where the
-    compiler gave up for want of memory: the figures are then what it asked for."""
+    """What a program needs of one device, in GiB, and how long it took to compile.
+
+    `peak` is the program's own need, arguments included. `compile_s` are seconds of a processor,
+    which do not grow where other programs run beside it. `known` is False where the compiler gave
+    up for want of memory: the figures are then what it asked for. `estimated` is True where formulas
+    gave the figures.
+    """
 
     arguments: float
     temporaries: float

@@ -16,7 +16,7 @@ from videorft_jax.training.counts import train_settings
 
 
 def program_costs(job: Job) -> dict[str, Cost]:
-    """Cost of one run of each program; of decode, of all tokens but the first."""
+    """Counts what one run of each program costs, and for decode what all tokens but the first cost."""
     if job.mode == "sft":
         return {"update": _train(job, _packed(job))}
     prompts, clips = _prompts(job), _clips(job)
@@ -43,15 +43,15 @@ def program_costs(job: Job) -> dict[str, Cost]:
 
 
 def floor_seconds(job: Job, cost: Cost) -> float:
-    """What arithmetic and memory allow at the least; see `chips.roofline_seconds`."""
+    """Gives the least seconds that arithmetic and memory allow; see `chips.roofline_seconds`."""
     return chips.roofline_seconds(
         cost.hardware_flops, cost.bytes, job.topology.num_devices, job.topology.chip
     )
 
 
 def naive_floor(job: Job) -> float:
-    """Least seconds of the same GRPO step with every completion in a row of its own: clip and
-    prompt once for each of them, in rollout and update."""
+    """Gives the least seconds of the same GRPO step if every completion had a row of its own, so that
+    clip and prompt were computed once for each completion, in the rollout and in the update."""
     rollouts, parts = job.grpo.rollout.num_rollouts, job.parts
     model = job.weights.model
     prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)
@@ -82,7 +82,7 @@ def _shares(job):
 
 
 def _clips(job):
-    """Frame pairs of all rows."""
+    """Counts the work of the vision tower on the frame pairs of all rows."""
     shape = job.shape
     patches = shape.frame * 4
     frames = shape.rows * shape.pairs
@@ -100,7 +100,7 @@ def _prompts(job):
 
 
 def _packed(job):
-    """Rows of packed samples as long as a clip and its text."""
+    """Counts the work of rows of packed samples, each as long as a clip and its text."""
     shape = job.shape
     length = shape.length / shape.samples
     pairs = round(shape.rows * shape.samples * length * (length + 1) / 2)
@@ -109,7 +109,7 @@ def _packed(job):
 
 
 def _groups(job, *, shared):
-    """The rows of an update without their clips."""
+    """Counts the work of an update's rows without the vision tower."""
     rows, length = job.shape.rows, job.shape.length
     rollouts, size = job.grpo.rollout.num_rollouts, job.grpo.rollout.max_new_tokens
     if not shared:
@@ -128,7 +128,7 @@ def _decode(job, *, shared=True):
         flops.decode_cost(job.weights.model, prompts, np.full((rows, rollouts), own))
         for own in (2, size)
     )
-    steps = size - 1  # each costs as much more than the one before it
+    steps = size - 1  # Each step costs as much more than the one before it.
     total = _times(first + last, steps / 2)
     if job.grpo.rollout.int8_weights:
         half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
@@ -137,7 +137,7 @@ def _decode(job, *, shared=True):
 
 
 def _cache_bytes(job):
-    """Keys and values of all rows, prompts and completions."""
+    """Counts the bytes of keys and values of all rows, prompts and completions together."""
     text, rollout = job.weights.model.text, job.grpo.rollout
     tokens = job.shape.rows * (job.shape.length + rollout.num_rollouts * rollout.max_new_tokens)
     each = 2 * text.num_layers * text.num_kv_heads * text.head_dim

@@ -15,7 +15,7 @@ _WIDE, _NARROW = 4, 2  # float32, bf16
 
 
 def estimate(job: Job, name: str) -> Figures:
-    """Figures of the program called `name`."""
+    """Estimates the memory of the program called `name`, in GiB of a device."""
     arguments, temporaries = _PROGRAMS[name](job)
     parts = (arguments / GIB, temporaries / GIB, (arguments + temporaries) / GIB)
     return Figures(*parts, compile_s=0.0, estimated=True)
@@ -26,14 +26,15 @@ def _rows(job):
 
 
 def _layer(job, tokens, width=_NARROW):
-    """The working set of one decoder layer for so many tokens of a device."""
+    """Bytes that one decoder layer works on at once for so many tokens of a device."""
     text, tensor = job.weights.model.text, job.mesh.shape["tensor"]
     heads = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     return width * tokens * (4 * text.dim + (heads + 3 * text.mlp_dim) / tensor)
 
 
 def _gathered(job, size=_NARROW):
-    """Weights of two decoder layers, and the head, whole but for the tensor axis."""
+    """Bytes of the weights of two decoder layers and of the head, as gathered over `fsdp`: each device
+    then holds all of them but for the tensor axis."""
     text = job.weights.model.text
     qkvo = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim
     layer = text.dim * (qkvo + 3 * text.mlp_dim)
@@ -41,7 +42,7 @@ def _gathered(job, size=_NARROW):
 
 
 def _vision(job, rows):
-    """The working set of one layer of the tower."""
+    """Bytes that one layer of the vision tower works on at once."""
     vision, shape = job.weights.model.vision, job.shape
     patches = rows * shape.pairs * shape.windows * job.geometry.slots
     pixels = patches * job.geometry.patch_dim * _WIDE
@@ -67,7 +68,7 @@ def _logits(job, positions):
 
 
 def _reshard(job):
-    """Beside what is kept, a layer and the head as they are gathered."""
+    """The new weights, and beside them a layer and the head as they are gathered."""
     return device_bytes((job.state.params, job.state.frozen)), prepared_bytes(job) + _gathered(job)
 
 
@@ -118,7 +119,7 @@ def _update_arguments(job):
 
 
 def _slice(job):
-    """(rows, decoder tokens) of a device that an update goes through at once."""
+    """Gives (rows, decoder tokens) of a device that an update goes through at once."""
     rows = max(1, _rows(job) // job.train.accumulate)
     tokens = rows * job.shape.length
     if job.mode == "grpo":
@@ -127,7 +128,8 @@ def _slice(job):
 
 
 def _kept_inputs(job):
-    """Bytes of the inputs of all layers, from which the backward pass starts each."""
+    """Bytes of the inputs of all layers, which are kept so that the backward pass can compute each
+    layer again from its input."""
     (rows, tokens), text, vision = _slice(job), job.weights.model.text, job.weights.model.vision
     kept = text.num_layers * tokens * text.dim * _NARROW
     if job.weights.trains_vision:

@@ -119,7 +119,7 @@ class Program:
 
 
 def device_bytes(tree) -> int:
-    """Of one device's memory that a tree of abstract arrays takes."""
+    """Counts the bytes of one device's memory that a tree of abstract arrays takes."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -132,7 +132,8 @@ def total_bytes(tree) -> int:
 
 
 def prepared_bytes(job: Job) -> int:
-    """Of one device's memory that the weights of the rollout take: split over tensor alone."""
+    """Counts the bytes of one device's memory that the rollout's weights take. They are split over
+    `tensor` alone, since every token that is decoded reads all of them."""
 
     def whole(leaf):
         spec = (None if axis == "fsdp" else axis for axis in leaf.sharding.spec)

@@ -26,14 +26,21 @@ _ENVIRONMENT = {  # libtpu asks a metadata server where it is, unless it is told
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """usable_gib is of a device, what JAX counts; chips that hold two devices say so. Accelerator
-    types (`v5p-8`) count chips, or cores, of which a chip of some kinds has two."""
+    """One kind of chip.
+
+    Attributes:
+      usable_gib: memory that programs may use of a device, which is what JAX counts.
+      per_host: chips of a host.
+      devices: devices of a chip.
+      cores: cores of a chip as the names of accelerator types count them: `v5p-8` are four chips.
+      dims: dims of a topology such as `4x4`; 0 where machines are only counted.
+    """
 
     usable_gib: float
-    per_host: int  # chips
-    devices: int = 1  # of a chip
-    cores: int = 1  # of a chip, in the name of an accelerator type
-    dims: int = 2  # of a topology; 0: a mere count
+    per_host: int
+    devices: int = 1
+    cores: int = 1
+    dims: int = 2
 
 
 # usable_gib of TPUs is what their compiler says when a program does not fit; of GPUs the data
@@ -55,7 +62,11 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`devices` are JAX's; of GPUs, for which nothing compiles here, they are stand-ins."""
+    """A machine that a run is planned for.
+
+    `devices` are JAX's own; for GPUs, for which nothing compiles here, they are stand-ins.
+    `limit_gib` is the memory of a device, `chip` its speed.
+    """
 
     name: str
     kind: str
@@ -63,8 +74,8 @@ class Topology:
     num_devices: int
     num_chips: int
     num_hosts: int
-    limit_gib: float  # of a device
-    chip: Chip  # speed of a device
+    limit_gib: float
+    chip: Chip
     slices: int = 1
 
     @property
@@ -73,14 +84,14 @@ class Topology:
 
     @property
     def attention(self) -> str:
-        """The path that "auto" means there."""
+        """The path of attention that "auto" means on this machine."""
         if self.kind == "cpu":
             return "chunked"
         return "splash" if KINDS[self.kind].dims else "flash"
 
 
 def known() -> list[str]:
-    """Names that are sure to be understood."""
+    """Lists names of machines that `find` is sure to understand."""
     names = []
     for kind, about in KINDS.items():
         shapes = {2: _FLAT, 3: _CUBES, 0: ("1", "8")}[about.dims]
@@ -89,7 +100,7 @@ def known() -> list[str]:
 
 
 def types() -> dict[str, str]:
-    """Accelerator types (`v5e-64`) of the names that are known."""
+    """Maps accelerator types such as `v5e-64` to the names of their topologies."""
     found = {}
     for name in known():
         kind, shape = name.split(":")

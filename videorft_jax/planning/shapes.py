@@ -14,8 +14,9 @@ from videorft_jax.models.geometry import WINDOW_TOKENS, Geometry
 from videorft_jax.models.siglip.hf_folder import SiglipConfig, TowerConfig, parse_config
 from videorft_jax.training.options import TrainOptions
 
-TEXT_TOKENS = 256  # of a question with its template, where no data say otherwise
-ANSWER_TOKENS = 384  # of a chain of thought
+# How long a question with its template and a chain of thought are taken to be, where no data say.
+TEXT_TOKENS = 256
+ANSWER_TOKENS = 384
 _WIDE = 16 / 9
 
 # google/siglip-so400m-patch14-384, the judge of the paper.
@@ -90,7 +91,7 @@ def expected_shape(options: TrainOptions, packed: bool) -> Shape:
 
 
 def measured_shape(bucket, packed: bool) -> Shape:
-    """That of a loader's bucket; its windows are taken to be full and its samples to be one."""
+    """The shape of a loader's bucket. Its windows are taken to be full and its row to hold one sample."""
     frame = bucket.windows * WINDOW_TOKENS
     text = max(bucket.length - bucket.pairs * frame, 0)
     answers = round(text * ANSWER_TOKENS / (TEXT_TOKENS + ANSWER_TOKENS)) if packed else 0
@@ -98,7 +99,7 @@ def measured_shape(bucket, packed: bool) -> Shape:
 
 
 def _grid(contract):
-    """Visual tokens down and across of a frame that uses up the pixels, the nearest to 16:9."""
+    """Gives the visual tokens down and across of the frame nearest to 16:9 that uses up the pixels."""
     pixels = min(contract.max_pixels, 2 * contract.total_pixels // contract.max_frames)
     most = pixels // contract.factor**2
     return min(
@@ -108,7 +109,7 @@ def _grid(contract):
 
 
 def batch_shapes(shape: Shape, geometry: Geometry, sharding=None) -> Batch:
-    """Abstract arrays of a batch."""
+    """Makes a batch of abstract arrays, which take no memory."""
     rows, length = shape.rows, shape.length
     slots = (rows, shape.pairs, shape.windows, geometry.slots)
 
@@ -128,7 +129,7 @@ def batch_shapes(shape: Shape, geometry: Geometry, sharding=None) -> Batch:
 
 
 def siglip_config(folder: str) -> SiglipConfig:
-    """Of a Hugging Face folder, or of so400m where none is named."""
+    """Reads the config of a Hugging Face folder, or takes that of so400m where none is named."""
     if not folder:
         return SO400M
     path = pathlib.Path(folder)
@@ -137,11 +138,12 @@ def siglip_config(folder: str) -> SiglipConfig:
         processor = json.loads((path / "preprocessor_config.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"reward.siglip={folder}: {error}; give a SigLIP folder") from None
-    return parse_config(raw, processor, "v1")  # the rule for texts changes no shape
+    return parse_config(raw, processor, "v1")  # The rule for texts changes no shape.
 
 
 def siglip_batch(config: SiglipConfig, rows, rollouts, sentences, frames, sharding):
-    """What the program of the semantic reward reads, as `SemanticReward` hands it over."""
+    """Makes the abstract arrays that the program of the semantic reward reads, as `SemanticReward`
+    hands them over."""
 
     def array(dtype, *sizes):
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
