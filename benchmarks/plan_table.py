@@ -25,8 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
 
 from videorft_jax.commands.plan import read_options  # noqa: E402
 from videorft_jax.planning import compile as measure  # noqa: E402
-from videorft_jax.planning import machines  # noqa: E402
-from videorft_jax.planning import plan, report  # noqa: E402
+from videorft_jax.planning import machines, plan, report  # noqa: E402
 from videorft_jax.planning.costs import program_costs  # noqa: E402
 from videorft_jax.planning.estimate import estimate  # noqa: E402
 from videorft_jax.planning.jobs import find_programs  # noqa: E402

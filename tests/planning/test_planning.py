@@ -14,8 +14,7 @@ from tiny_run import finish, start, wait_for
 from videorft_jax.commands import plan as plan_command
 from videorft_jax.commands.plan import read_options
 from videorft_jax.planning import compile as plan_measure
-from videorft_jax.planning import machines
-from videorft_jax.planning import plan, search
+from videorft_jax.planning import machines, plan, search
 from videorft_jax.planning.compile import Store, measure
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.planning.report import make_rows, merge_rows

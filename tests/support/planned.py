@@ -19,8 +19,7 @@ from videorft_jax.commands import flags
 from videorft_jax.commands.plan import read_options
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.models.siglip.hf_folder import TowerConfig
-from videorft_jax.planning import machines
-from videorft_jax.planning import plan
+from videorft_jax.planning import machines, plan
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.training.trees import path_of
 from videorft_jax.training.weights import make_weights

@@ -29,8 +29,8 @@ class Figures:
 
     `peak` is the program's own need, arguments included. `compile_s` are seconds of a processor,
     which do not grow where other programs run beside it. `known` is False where the compiler gave
-    up for want of memory: the figures are then what it asked for. `estimated` is True where formulas
-    gave the figures.
+    up for want of memory: the figures are then what it asked for. `estimated` is True where
+    formulas gave the figures.
     """
 
     arguments: float

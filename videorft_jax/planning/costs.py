@@ -16,7 +16,7 @@ from videorft_jax.training.counts import train_settings
 
 
 def program_costs(job: Job) -> dict[str, Cost]:
-    """Counts what one run of each program costs, and for decode what all tokens but the first cost."""
+    """Counts what one run of each program costs; of decode, all tokens but the first."""
     if job.mode == "sft":
         return {"update": _train(job, _packed(job))}
     prompts, clips = _prompts(job), _clips(job)
@@ -50,8 +50,8 @@ def floor_seconds(job: Job, cost: Cost) -> float:
 
 
 def naive_floor(job: Job) -> float:
-    """Gives the least seconds of the same GRPO step if every completion had a row of its own, so that
-    clip and prompt were computed once for each completion, in the rollout and in the update."""
+    """Gives the least seconds of the same GRPO step if every completion had a row of its own, so
+    that clip and prompt were computed once for each completion, in rollout and update."""
     rollouts, parts = job.grpo.rollout.num_rollouts, job.parts
     model = job.weights.model
     prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)

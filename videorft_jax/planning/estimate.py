@@ -33,8 +33,8 @@ def _layer(job, tokens, width=_NARROW):
 
 
 def _gathered(job, size=_NARROW):
-    """Bytes of the weights of two decoder layers and of the head, as gathered over `fsdp`: each device
-    then holds all of them but for the tensor axis."""
+    """Bytes of the weights of two decoder layers and of the head, as gathered over `fsdp`: each
+    device then holds all of them but for the tensor axis."""
     text = job.weights.model.text
     qkvo = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim
     layer = text.dim * (qkvo + 3 * text.mlp_dim)

@@ -91,7 +91,7 @@ def expected_shape(options: TrainOptions, packed: bool) -> Shape:
 
 
 def measured_shape(bucket, packed: bool) -> Shape:
-    """The shape of a loader's bucket. Its windows are taken to be full and its row to hold one sample."""
+    """The shape of a loader's bucket, taken to have full windows and one sample a row."""
     frame = bucket.windows * WINDOW_TOKENS
     text = max(bucket.length - bucket.pairs * frame, 0)
     answers = round(text * ANSWER_TOKENS / (TEXT_TOKENS + ANSWER_TOKENS)) if packed else 0
@@ -99,7 +99,7 @@ def measured_shape(bucket, packed: bool) -> Shape:
 
 
 def _grid(contract):
-    """Gives the visual tokens down and across of the frame nearest to 16:9 that uses up the pixels."""
+    """Gives the visual tokens down and across of the frame nearest to 16:9 within the pixels."""
     pixels = min(contract.max_pixels, 2 * contract.total_pixels // contract.max_frames)
     most = pixels // contract.factor**2
     return min(
