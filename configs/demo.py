@@ -3,7 +3,8 @@ clips, held-out accuracy beside two controls. `bash launch/demo.sh` installs fir
 
 videorft demo --config=configs/demo.py --workdir=runs/demo
 
-and `--config=configs/demo.py:smoke` is the same in under two minutes, too small to learn.
+and `--config=configs/demo.py:smoke` is the same in under two minutes, too small to learn. With
+`:qwen3vl` and `:qwen3vl_smoke` the model is a small Qwen3-VL.
 """
 
 import common
@@ -11,7 +12,13 @@ import common
 TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
 
 
+SIZES = ("full", "smoke", "qwen3vl", "qwen3vl_smoke")
+
+
 def get_config(size="full"):
+    if size not in SIZES:
+        known = ", ".join(f"configs/demo.py:{name}" for name in SIZES[1:])
+        raise ValueError(f"configs/demo.py:{size}; write configs/demo.py, or one of {known}")
     config = common.ConfigDict()
     config.name = "demo"
     config.seed = 0  # of clips, weights, order and draws
@@ -89,11 +96,24 @@ def get_config(size="full"):
     config.grpo.grpo.divide_by_std = False  # else groups that are all right learn SigLIP's noise
     config.grpo.grpo.length_buckets = 1
     config.grpo.reward.frames = 4
-    if size == "smoke":
+    if size.startswith("qwen3vl"):
+        _change_family(config)
+    if size.endswith("smoke"):
         _shrink(config)
-    elif size != "full":
-        raise ValueError(f"configs/demo.py:{size}; write configs/demo.py or configs/demo.py:smoke")
     return config
+
+
+def _change_family(config):
+    """The same with Qwen3-VL: frames of as many visual tokens, and room for times in the prompt."""
+    config.world.size = (128, 128)
+    config.world.background = (128, 128, 128)
+    config.model.model_type = "qwen3_vl"
+    config.model.vision_num_position_embeddings = 64
+    config.sft.data.row_tokens = 192
+    for stage in (config.sft, config.grpo):
+        stage.media.patch_size = 16
+        stage.media.min_pixels = 32 * 32
+        stage.media.max_pixels = 128 * 128
 
 
 def _shrink(config):

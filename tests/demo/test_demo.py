@@ -23,15 +23,15 @@ def load_demo(*arguments):
     return sys.modules["demo"].get_config(*arguments)
 
 
-@pytest.mark.parametrize("size", ["full", "smoke"])
+@pytest.mark.parametrize("size", ["full", "smoke", "qwen3vl", "qwen3vl_smoke"])
 def test_recipe_holds_whole_stages_and_a_world(size):
     config = load_demo(size)
     WorldConfig(**config.world.to_dict())
     for stage in (config.sft, config.grpo):
         assert {name for name, _ in options_help.flatten(stage, "")} == {f".{n}" for n in OPTIONS}
-    assert config.clips.sft < config.clips.rl or size == "smoke"
+    assert config.clips.sft < config.clips.rl or size.endswith("smoke")
     planned = config.grpo.data.rows * config.grpo.train.max_steps
-    assert planned <= config.clips.rl or size == "smoke"  # every clip of GRPO is fresh
+    assert planned <= config.clips.rl or size.endswith("smoke")  # every clip of GRPO is fresh
 
 
 def test_unknown_size_is_refused():

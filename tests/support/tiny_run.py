@@ -42,7 +42,7 @@ def make_model(
     texts = []
     for record in (source[i] for i in range(len(source))):
         texts += [render_text(build_messages(record), made.geometry), build_target(record)]
-    tokenizer = train_tiny_tokenizer(texts, vocab)
+    tokenizer = train_tiny_tokenizer(texts, vocab, made.geometry)
     ids = find_control_ids(tokenizer)
     values = made.tiny_values(vocab_size=vocab, **ids, **overrides)
     config = made.parse_config(values, "the tiny model")

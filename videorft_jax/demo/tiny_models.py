@@ -19,6 +19,7 @@ from videorft_jax.demo.options import DemoOptions
 from videorft_jax.demo.scenes import draw_frames
 from videorft_jax.demo.tiny_tokenizer import find_control_ids, train_tiny_tokenizer
 from videorft_jax.models.family import find_family, init_params, parse_config
+from videorft_jax.models.geometry import WINDOWED_14, Geometry
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.siglip import hf_folder as siglip
 from videorft_jax.rewards.sentences import describe
@@ -71,10 +72,18 @@ def write_model(
     for record in (source[i] for i in range(len(source))):
         prompt = render_text(build_messages(record, template), family.geometry)
         texts += [prompt, build_target(record)]
+    if family.geometry.timestamps:  # words of the times that stand in its prompts
+        texts += [f"<{tenth / 10:.1f} seconds>" for tenth in range(40)] * 4
     make_values = functools.partial(family.demo_values, **values)
     shutil.rmtree(folder, ignore_errors=True)
     write_random_model(
-        folder, texts, values["vocab_size"], make_values, gain=options.init_gain, seed=options.seed
+        folder,
+        texts,
+        values["vocab_size"],
+        make_values,
+        gain=options.init_gain,
+        seed=options.seed,
+        geometry=family.geometry,
     )
 
 
@@ -86,14 +95,15 @@ def write_random_model(
     *,
     gain: float = 1.0,
     seed: int = 0,
+    geometry: Geometry = WINDOWED_14,
 ) -> None:
     """Writes a Hugging Face folder with random weights and a tokenizer trained on `texts`.
 
     make_values: the ids of control tokens, by keyword -> the JSON of the model's config. gain:
     factor on all matrices, which are drawn from N(0, 0.02^2), the scale of models a hundred times
-    as wide.
+    as wide. geometry: the family's, for the tokenizer's chat template.
     """
-    tokenizer = train_tiny_tokenizer(texts, vocab_size)
+    tokenizer = train_tiny_tokenizer(texts, vocab_size, geometry)
     config = parse_config(make_values(**find_control_ids(tokenizer)), "the tiny model")
     quick = {"xla_backend_optimization_level": 0}  # it runs once
     init = jax.jit(functools.partial(init_params, config), compiler_options=quick)

@@ -11,6 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from videorft_jax.models.geometry import WINDOWED_14, Geometry
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -38,8 +40,6 @@ WORDS = (
 )
 NUM_BYTES = 256
 CHAT_TEMPLATE = (
-    "{%- if messages[0].role != 'system' -%}"
-    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
     "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' }}"
     "{%- if turn.content is string -%}{{ turn.content }}{%- else -%}"
     "{%- for part in turn.content -%}"
@@ -51,7 +51,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tiny_tokenizer(
+    texts: Iterable[str], vocab_size: int, geometry: Geometry = WINDOWED_14
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most `vocab_size` ids: 256 bytes, merges learnt from
     `texts`, and the Qwen control tokens last. The same texts give the same tokenizer.
     A small corpus may run out of merges, so read the true size with `len(tokenizer)`.
@@ -83,9 +85,17 @@ def train_tiny_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
         extra_special_tokens=[
             t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")
         ],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=_default_turn(geometry) + CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _default_turn(geometry: Geometry) -> str:
+    """The part of a chat template that opens a chat without a system turn."""
+    if not geometry.default_system:
+        return ""
+    turn = f"<|im_start|>system\\n{geometry.default_system}<|im_end|>\\n"
+    return f"{{%- if messages[0].role != 'system' -%}}{{{{ '{turn}' }}}}{{%- endif -%}}"
 
 
 def find_control_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
