@@ -250,16 +250,16 @@ def open_run(
     agreed = expected_meta(weights, options.contract)
     kept = {"keep_last": options.checkpoint.keep_last, "keep_every": options.checkpoint.keep_every}
     mirror = Mirror(workdir)
-    mirror.pull()
     with (
         contextlib.ExitStack() as last,
         lock_workdir(workdir, gather),
         jax.set_mesh(mesh),
         Checkpointer(resolve(workdir), **kept) as checkpointer,
     ):
+        mirror.pull()
         last.callback(mirror.push)
         checkpointer.check_disk(abstract)
-        state, next_batch = None, 0
+        state, saved = None, {"data": {"next_batch": 0}}
         step = checkpointer.latest_step()
         if step is not None:
             _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
@@ -272,17 +272,12 @@ def open_run(
             state = fresh_state(options, weights, optimizer, abstract, mesh)
         else:
             loader.check_digest(saved["data"]["plan"])
-            next_batch = saved["data"]["next_batch"]
-        meta = agreed | {
-            "mode": mode,
-            "data": {"plan": loader.digest},
-            "seed": options.seed,
-            "config": options.recorded,
-        }
+        meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
+        meta |= agreed | {"data": {"plan": loader.digest}}
         if jax.process_index() == 0:
             _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
-            next_batch, total, updates, meta, mirror,
+            saved["data"]["next_batch"], total, updates, meta, mirror,
         )  # fmt: skip
     log.info("%s: done; next: videorft export --checkpoint=%s --out=DIR", options.name, workdir)

@@ -59,7 +59,9 @@ def make_step(
 
     `totals(batch)` are the denominators of the whole batch; `loss(params, rows, totals, *fixed)`
     gives the share of some rows in the loss and in metrics, all of which add up over rows. `params`
-    is the joined tree in `dtype`; `fixed` is whatever else a loss reads and no gradient enters.
+    is the joined tree in `dtype`. fixed: inputs without gradient, such as the weights of the
+    reference policy.
+
     With `accumulate` > 1 the batch [B, ...] is taken in as many slices of rows b, b + accumulate,
     ..., gradients adding up in float32. `shardings` are the state's.
 
@@ -73,25 +75,11 @@ def make_step(
         (value, metrics), grads = jax.value_and_grad(share, has_aux=True)(params)
         return cast(grads, jnp.float32), {"loss": value} | metrics
 
-    def accumulated(params, frozen, batch, counts, fixed):
-        if accumulate == 1:
-            return gradient(params, frozen, batch, counts, fixed)
-
-        def slices(x):  # strided, so that every device keeps its own rows
-            return jnp.swapaxes(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1)
-
-        def add(total, rows):
-            return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, counts, fixed)), None
-
-        parts = jax.tree.map(slices, batch)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shape = jax.eval_shape(gradient, params, frozen, first, counts, fixed)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        return jax.lax.scan(add, zeros, parts)[0]
-
     def step(state: TrainState, batch, *fixed):
         params, frozen = cast(state.params, dtype), cast(state.frozen, dtype)
-        grads, metrics = accumulated(params, frozen, batch, totals(batch), fixed)
+        grads, metrics = _accumulated(
+            gradient, accumulate, params, frozen, batch, totals(batch), fixed
+        )
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         norm = optax.tree.norm(grads)
@@ -124,3 +112,21 @@ def make_step(
 
     out = None if shardings is None else (shardings, None)
     return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def _accumulated(gradient, accumulate, params, frozen, batch, counts, fixed):
+    """(gradients, metrics) of the batch, the sum over `accumulate` slices of its rows."""
+    if accumulate == 1:
+        return gradient(params, frozen, batch, counts, fixed)
+
+    def slices(x):  # strided, so that every device keeps its own rows
+        return jnp.swapaxes(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1)
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, counts, fixed)), None
+
+    parts = jax.tree.map(slices, batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shape = jax.eval_shape(gradient, params, frozen, first, counts, fixed)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    return jax.lax.scan(add, zeros, parts)[0]
