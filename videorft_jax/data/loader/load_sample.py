@@ -44,7 +44,7 @@ class Load:
         if index in self.known:
             return self.known[index]
 
-        def lay_out(found: tuple[Record, list[Clip]] | Failure) -> Loaded | Failure:
+        def finish(found: tuple[Record, list[Clip]] | Failure) -> Loaded | Failure:
             if isinstance(found, Failure):
                 return found
             found = self._lay_out(index, *found)
@@ -53,11 +53,12 @@ class Load:
             return found._replace(sample=place(found.sample))
 
         try:
-            return call_within(patience(m.limits, m.isolate), self._read, index, then=lay_out)
+            return call_within(patience(m.limits, m.isolate), self.read, index, then=finish)
         except TimeoutError as error:
             return Failure(index, m.source.where(index), "timeout", str(error))
 
-    def _read(self, index: int) -> tuple[Record, list[Clip]] | Failure:
+    def read(self, index: int) -> tuple[Record, list[Clip]] | Failure:
+        """The record and its decoded clips."""
         m = self.measurer
         try:
             record = m.source[index]
@@ -82,28 +83,29 @@ class Load:
         return load_media(media, root, m.contract, **span, limits=m.limits, isolate=m.isolate)
 
     def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:
-        m = self.measurer
-        media = [
-            pair_planes(
-                clip.planes, None if item.kind == "image" else clip.fps, m.contract.geometry
-            )
-            for item, clip in zip(record.media, clips, strict=True)
-        ]
-        messages = build_messages(record, m.template)
-        target = build_target(record) if m.target else None
-        written = [
-            write_media(item.grid, clip.stamps, m.contract)
-            for item, clip in zip(media, clips, strict=True)
-        ]
-        text = render(
-            m.tokenizer, messages, written, target, m.target, geometry=m.contract.geometry
-        )
-        starts = [start for start, _ in text.visual_spans]
-        rule = m.contract.mrope_rule
-        sample = make_sample(text.tokens, text.loss_mask, starts, media, rule)
+        sample = lay_out(self.measurer, record, clips)
         found = (len(sample.tokens), sample.num_pairs, sample.num_windows)
         if found != tuple(self.needs[index]):
             measured = tuple(map(int, self.needs[index]))
             what = f"tokens, frame pairs, windows {found}, measured {measured}"
             return Failure(index, record.path, "changed", what)
         return Loaded(record, sample)
+
+
+def lay_out(measurer: Measurer, record: Record, clips: list[Clip]) -> Sample:
+    """The sample of one record, whose clips are decoded: tokens, targets, positions and pixels."""
+    contract = measurer.contract
+    media = [
+        pair_planes(clip.planes, None if item.kind == "image" else clip.fps, contract.geometry)
+        for item, clip in zip(record.media, clips, strict=True)
+    ]
+    messages = build_messages(record, measurer.template)
+    target = build_target(record) if measurer.target else None
+    written = [
+        write_media(item.grid, clip.stamps, contract)
+        for item, clip in zip(media, clips, strict=True)
+    ]
+    learns, geometry = measurer.target, contract.geometry
+    text = render(measurer.tokenizer, messages, written, target, learns, geometry=geometry)
+    starts = [start for start, _ in text.visual_spans]
+    return make_sample(text.tokens, text.loss_mask, starts, media, contract.mrope_rule)
