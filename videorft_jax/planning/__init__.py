@@ -1,1 +1,1 @@
-"""What a run will need of a machine that is not here: programs, memory, least time."""
+"""Finds out what a run needs of a machine that is not here: programs, memory and least time."""

@@ -1,7 +1,7 @@
-"""Compiling a program and reading off what it needs; what is known already is not compiled again.
+"""Compiles a program and reads off what it needs; what is known already is not compiled again.
 
-Figures are kept in a JSON file under the digest of the lowered program, of the compiler's version
-and of the topology, so that they hold exactly as long as they are true.
+Figures are kept in a JSON file under the fingerprint of the lowered program, the compiler's version
+and the topology, so that they hold exactly as long as they are true.
 """
 
 import contextlib
@@ -42,8 +42,7 @@ class Figures:
 
 
 class Store:
-    """Figures on disk, where several processes may add to them; a path of None keeps them in memory
-    alone."""
+    """Figures in a file that several processes may add to. A path of None keeps them in memory."""
 
     def __init__(self, path=None):
         self._path = path and pathlib.Path(path)
@@ -51,6 +50,7 @@ class Store:
         self._read()
 
     def get(self, key: str) -> Figures | None:
+        """The figures of the program with this fingerprint; None where it was never compiled."""
         return Figures(**self._known[key]["figures"]) if key in self._known else None
 
     def compile_minutes(self) -> float:
@@ -63,6 +63,7 @@ class Store:
         self._write()
 
     def put(self, key: str, figures: Figures, what: dict) -> None:
+        """Adds figures; `what` tells people which program they are of."""
         entry = {key: what | {"figures": dataclasses.asdict(figures)}}
         with self._alone():
             self._read()
@@ -92,7 +93,7 @@ class Store:
 
 @contextlib.contextmanager
 def reminded(what: str, say):
-    """Says `what` at the beginning, and every half minute how long it has taken so far."""
+    """Tells `say` at the beginning what is done inside, and every half minute for how long."""
     done, started = threading.Event(), time.monotonic()
 
     def remind():
@@ -137,7 +138,8 @@ def _compile(job, program, store, lowered, key):
 
 
 def _read(memory, seconds):
-    """The larger of the sum of the parts and of what the compiler calls the peak, code included."""
+    """The figures of a compiled program. Its peak is the larger of two: the sum of its parts, and
+    what the compiler calls the peak, which includes its code."""
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = max(arguments + temporaries + made, memory.peak_memory_in_bytes)
@@ -145,7 +147,8 @@ def _read(memory, seconds):
 
 
 def _refused(text, seconds):
-    """The compiler says what it wanted: `Used 20.1G of 15.75G hbm`, or `(400.00G) exceeds ...`."""
+    """The figures of a program that does not fit, read off the compiler's refusal: `Used 20.1G of
+    15.75G hbm`, or `(400.00G) exceeds ...`. Raises RuntimeError for any other failure."""
     if "RESOURCE_EXHAUSTED" not in text:
         raise RuntimeError(text.splitlines()[0])
     match = re.search(r"Used ([\d.]+)([GM]) of", text) or re.search(

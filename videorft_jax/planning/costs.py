@@ -1,8 +1,8 @@
-"""Operations, bytes and least time of each program of a step, from sizes alone.
+"""Counts operations, bytes and the least time of each program of a step, from sizes alone.
 
-Useful work of full shapes: prompts and completions as long as they may be, a causal mask taken for
-what it shows. Bytes are those of all devices together; a part of the mesh that holds rows of its
-own reads every weight. Traffic between devices is not counted.
+The work counted is that of full shapes: prompts and completions are as long as they may be, and a
+causal mask costs what it shows. Bytes are those of all devices together, and every part of the mesh
+that holds rows of its own reads every weight. Traffic between devices is not counted.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""What a program needs of a device by formulas, where nothing can compile for it.
+"""Estimates what a program needs of a device by formulas, where no compiler for it is at hand.
 
 Arguments are exact, they follow from shapes and shardings. Temporaries are the arrays that cannot
 be avoided: gathered weights of two layers, layer inputs kept for the backward pass, the working set
-of one layer, a chunk of logits, gradients. Held against the compiler for 7B with 16 frames, with
-all that lies on a device meanwhile (launch/PLANS.md), they are right within 15 %; but of TPU7x,
-whose prefill and decode they put a quarter too low.
+of one layer, a chunk of logits, gradients. For 7B with 16 frames, with all that lies on a device
+meanwhile, they are within 15 % of the compiler's figures (launch/PLANS.md). TPU7x is the exception:
+its prefill and decode are estimated a quarter too low.
 """
 
 from videorft_jax.ops.masked import CHUNK

@@ -1,7 +1,8 @@
-"""Every program that a config runs, from shapes alone.
+"""Every program of a run, lowered from shapes alone.
 
-They are the programs of the mains themselves, lowered with abstract arguments that carry shardings;
-no array is made. Beside each stands what lies on the devices meanwhile and is no argument of it.
+The commands run these same programs; here they are lowered with abstract arguments that carry
+shardings, so that no array is made. Each program comes with the bytes that lie on a device while it
+runs and are no argument of it.
 """
 
 import dataclasses
@@ -73,6 +74,7 @@ class Job:
 
     @functools.cached_property
     def state(self) -> TrainState:
+        """The abstract state of training, with bfloat16 for weights that do not train."""
         return abstract_state(self.train, self.weights, self.mesh, jnp.bfloat16)
 
     @functools.cached_property
@@ -108,8 +110,12 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """`lower()` gives JAX's lowered program; `beside` are bytes of a device that lie there while it
-    runs; `runs` in a step; `shapes` it is compiled for at most."""
+    """A program of a step.
+
+    lower: gives JAX's lowered program. beside: bytes that lie on a device while it runs and are no
+    argument of it. runs: how often a step runs it. shapes: how many shapes it is compiled for, at
+    most.
+    """
 
     name: str
     lower: Callable[[], Any]
@@ -128,6 +134,7 @@ def device_bytes(tree) -> int:
 
 
 def total_bytes(tree) -> int:
+    """Bytes that a tree of abstract arrays takes on all devices together, without copies."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -162,14 +169,14 @@ def _sft_step(job):
 
 
 def _grpo_programs(job):
-    plan = _GrpoPlan(job)
-    found = [plan.reshard(), plan.vision(), plan.prefill(), plan.decode(), plan.compact()]
-    found += [plan.siglip(), plan.score(), plan.update()]
+    own = _GrpoPrograms(job)
+    found = [own.reshard(), own.vision(), own.prefill(), own.decode(), own.compact()]
+    found += [own.siglip(), own.score(), own.update()]
     return [program for program in found if program is not None]
 
 
-class _GrpoPlan:
-    """The programs of a GRPO step; a method gives None where a config does without one."""
+class _GrpoPrograms:
+    """The programs of a GRPO step. A method gives None where the options do without its program."""
 
     def __init__(self, job: Job):
         self.job, self.options, model = job, job.grpo, job.weights.model

@@ -80,6 +80,7 @@ class Topology:
 
     @property
     def compiles(self) -> bool:
+        """Whether a compiler for the machine is at hand."""
         return self.kind == "cpu" or KINDS[self.kind].dims > 0
 
     @property

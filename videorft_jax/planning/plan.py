@@ -1,4 +1,4 @@
-"""`videorft plan`: what a config needs of a machine, before the machine is paid for.
+"""Plans a run: the programs of every compiled shape, what they need, and whether they fit.
 
 Every program of a run is compiled for the machine on this host, from shapes and shardings alone: no
 weight is read and no array is made. TPUs are described by libtpu; GPUs are estimated by formulas.
@@ -9,13 +9,14 @@ use up the media contract are taken.
 import dataclasses
 import os
 import sys
+from typing import Any
 
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models.family import check_contract, published_config, size_in
 from videorft_jax.planning import machines, shapes
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.jobs import Job
-from videorft_jax.planning.report import advise, make_rows, merge_rows, summarise
+from videorft_jax.planning.report import Row, advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import check_cpus, load_model_files, make_loader, make_mesh
@@ -29,9 +30,12 @@ def make_jobs(
     *,
     size: str | None = None,
 ) -> list[Job]:
-    """What is planned, a job for each compiled shape, the largest first: of `data.records`, or one
-    of clips that use up the media contract. Checks all that a run would check before it reads a
-    weight. `size` names a published model that is not here."""
+    """What is planned: a job for each compiled shape of `data.records`, the largest first, or one
+    job of clips that use up the media contract where no records are named.
+
+    size: name of a published model that is not here, such as 7b. Raises ValueError for everything
+    that a run would refuse before it reads a weight.
+    """
     train = _common(options)
     if not train.data.records:
         return [make_job(options, machine, size=size)]
@@ -54,7 +58,7 @@ def make_jobs(
 def make_job(
     options: TrainOptions | GrpoOptions, machine: machines.Topology, *, size=None, bucket=None
 ) -> Job:
-    """One shape: that of a loader's bucket, else of clips that use up the media contract."""
+    """The job of one shape: of a loader's bucket, or of clips that use up the media contract."""
     train = _common(options)
     if train.model.attention == "auto":
         model = dataclasses.replace(train.model, attention=machine.attention)
@@ -83,12 +87,18 @@ def make_job(
 
 
 def _common(options: TrainOptions | GrpoOptions) -> TrainOptions:
+    """The options that SFT and GRPO have in common."""
     return options if isinstance(options, TrainOptions) else options.train
 
 
-def plan(jobs: list[Job], store: Store, try_others: bool = False):
-    """(rows, step, problem): problem is None, or one line with numbers and a remedy. Times are of
-    the first of the shapes, memory of the worst; other settings are tried on the first."""
+def plan(
+    jobs: list[Job], store: Store, try_others: bool = False
+) -> tuple[list[Row], dict[str, Any], str | None]:
+    """(rows, step, problem), where problem is None or one line with numbers and a remedy.
+
+    Times are those of the first shape, memory is that of the worst. With `try_others` other
+    settings are tried on the first shape.
+    """
 
     def say(text):
         print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From figures and costs to rows, the step's totals, and a table."""
+"""Makes rows, the totals of a step, refusals with remedies, and a table of figures and costs."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ _BATCHES = 4  # that a loader holds
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A program with what it needs. `peak_gib` is of a device, `beside_gib` of it taken by what is
-    no argument of the program; times and costs are of all its runs in a step."""
+    """What a program needs. Memory is that of one device; `peak_gib` includes `beside_gib`, which
+    lies there and is no argument of the program. Times and costs are of all its runs in a step."""
 
     name: str
     arguments_gib: float
@@ -45,7 +45,7 @@ class Row:
 
 
 def make_rows(job: Job, store: Store | None = None, say=lambda text: None) -> list[Row]:
-    """A row for each program: compiled where the machine has a compiler here, else estimated."""
+    """A row for each program, compiled where a compiler for the machine is here, else estimated."""
     rows, costs = [], program_costs(job)
     for program in find_programs(job):
         if not job.topology.compiles:
@@ -95,7 +95,7 @@ def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
 
 
 def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
-    """The step: its least time and what that means."""
+    """The totals of a step: whether it fits, its least time, and what follows from that."""
     floor = sum(row.floor_s for row in rows)
     shares: dict[str, float] = {}
     for row in rows:
@@ -130,8 +130,8 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
 
 
 def host_gib(job: Job) -> float:
-    """Memory of a host: the share of the state that a save holds, of a reference kept there, the
-    loader's batches and the process itself."""
+    """Memory of a host in GiB: its share of the state while a checkpoint is saved, of a reference
+    policy that is kept there and of the loader's batches, and the process itself."""
     hosts = job.topology.num_hosts
     held = total_bytes(job.state)
     if job.reference is not None and job.grpo.reference_on_host:
@@ -182,7 +182,7 @@ def _remedies(job, name):
 
 
 def _wider(job):
-    """The next size of the tensor axis that heads and devices allow; None when there is none."""
+    """The next larger tensor axis that divides the heads and the devices; None without one."""
     heads = job.weights.model.text.num_kv_heads
     mesh = dataclasses.asdict(job.train.mesh) | {"fsdp": -1}
     for tensor in range(job.mesh.shape["tensor"] + 1, heads + 1):
@@ -194,7 +194,7 @@ def _wider(job):
 
 
 def as_text(rows: list[Row], step: dict[str, Any]) -> str:
-    """The table and the lines under it."""
+    """The table of a plan with the lines under it, for people."""
     head = "program   arguments  temps  beside    peak  limit  fits   TFLOP       GB  floor s"
     lines = [f"{head}  compile s  shapes"]
     for row in rows:

@@ -1,8 +1,8 @@
-"""Other ways to run the same config: mesh, rematerialisation, slices of a batch, optimizer dtype.
+"""Searches other ways to run the same recipe: mesh, remat, slices of a batch, optimizer dtype.
 
 Candidates are ordered by their least time, ruled out by formulas where they are far too large, and
-compiled one after another until one fits. What a config learns does not change, but for the
-rounding of the first moment.
+compiled one after another until one fits. What is learnt does not change, except by the rounding of
+the first moment.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Found:
 
 
 def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
-    """(least seconds, changes, job) of everything worth trying, the fastest first; of equally fast
-    ones that which changes least."""
+    """(least seconds, changes, job) of everything worth trying, the fastest first. Of several that
+    are equally fast, the one that changes fewest options comes first."""
     heads, devices = job.weights.model.text.num_kv_heads, job.topology.num_devices
     tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
     moments = ("float32", "bfloat16") if job.train.optim.name == "adamw" else ("float32",)
@@ -57,7 +57,7 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
 
 
 def search(job: Job, store: Store, say=lambda text: None) -> Found | None:
-    """The first candidate that fits; None when none of those that were tried does."""
+    """The first candidate that fits, or None when none of the few that are tried does."""
     tries = 0
     for seconds, changes, other in candidates(job):
         if not _may_fit(other):

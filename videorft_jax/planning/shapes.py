@@ -1,4 +1,4 @@
-"""The shapes a run compiles: of its batches, from the media contract or from measured data."""
+"""The shapes that a run compiles for, from its media contract or from measured data."""
 
 import json
 import math
@@ -36,8 +36,12 @@ SO400M = SiglipConfig(
 
 
 class Shape(NamedTuple):
-    """One compiled shape: B rows of T tokens, F frame pairs, W windows; `frame` visual tokens of a
-    frame pair, `targets` tokens of a row that are learnt, `samples` in a row."""
+    """One compiled shape of a batch.
+
+    rows: B. length: T, tokens of a row. pairs: F, frame pairs of a row. windows: W of a frame pair.
+    frame: visual tokens of a frame pair. targets: tokens of a row that are learnt. samples: samples
+    of a row, on average.
+    """
 
     rows: int
     length: int
@@ -49,7 +53,7 @@ class Shape(NamedTuple):
 
 
 class PublishedTokenizer:
-    """What sampling asks of the tokenizer of every published Qwen2.5-VL."""
+    """Answers what sampling asks of the tokenizer that all published models share."""
 
     _IDS = {"<|im_end|>": 151645, "<|endoftext|>": 151643}
 
