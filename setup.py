@@ -15,7 +15,12 @@ setup(
     # The recipes are in the wheel as `videorft_jax/recipes`, where --config=sft_7b finds them.
     packages=[*find_packages(include=["videorft_jax", "videorft_jax.*"]), "videorft_jax.recipes"],
     package_dir={"videorft_jax.recipes": "configs"},
-    package_data={"videorft_jax": ["py.typed"], "videorft_jax.reporting": ["assets/*"]},
+    package_data={
+        "videorft_jax": ["py.typed"],
+        "videorft_jax.curation": ["templates/*"],
+        "videorft_jax.recipes": ["*.toml"],
+        "videorft_jax.reporting": ["assets/*"],
+    },
     install_requires=[
         "absl-py",
         "array_record>=0.8",
@@ -41,15 +46,19 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],
+        "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2"],
         "test": [
             "decord==0.6.0",
+            "httpx2>=2.16,<3",
             "hypothesis",
+            "json-repair",
             "libtpu",
             "mkdocs-material",  # the documentation's pages
             "mkdocstrings[python]",
             "mypy",
             "peft",
             "psutil",
+            "pydantic>=2",
             "pytest",
             "pytest-xdist",
             "ruff",

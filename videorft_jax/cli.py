@@ -25,6 +25,7 @@ COMMANDS = {
     "cache": "decode and resize every clip once",
     "convert": "records from the formats of the field",
     "inspect": "a record as the model sees it: frames, tokens, targets",
+    "curate": "verified chains of thought out of questions and clips",
     "tfds": "a TFDS data set of records",
 }
 WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate")  # their --help lists configs/common.py

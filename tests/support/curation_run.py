@@ -1,0 +1,79 @@
+"""A small pool of pictures and a config file against a fake server, for tests of curation."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def make_pool(folder, questions, *, clips=None, problem_type="free-form"):
+    """Writes one picture a question (or `clips` in turn) and the record file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = clips or len(questions)
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(0, 255, (56, 56, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    rows = [
+        {
+            "problem_id": index, "problem": text, "data_type": "image",
+            "problem_type": problem_type, "options": [], "process": "",
+            "solution": f"<answer>blue ball {index}</answer>", "path": f"./{index % number}.png",
+            "data_source": "made up",
+        }
+        for index, text in enumerate(questions)
+    ]  # fmt: skip
+    path = folder / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def ask(index, drill=""):
+    mark = f" [drill:{drill}]" if drill else ""
+    return f"What rolls in picture {index}? (gold blue ball {index}){mark}"
+
+
+def write_config(
+    path, pool, url, *, budget="", stages="", endpoint="", per_stage=None, val_fraction=0.0
+):
+    ends = "\n".join(
+        f'[endpoints.{name}]\nmodel = "fake-{name}"\n'
+        f'base_urls = ["{(per_stage or {}).get(name, url)}"]\nmax_output = 600\n{endpoint}\n'
+        for name in ("describe", "think", "revise")
+    )
+    path.write_text(
+        f'[data]\nrecords = "{pool}"\nval_fraction = {val_fraction}\nisolate = false\n'
+        f"[stages]\n{stages}\n[budget]\n{budget}\n{ends}"
+    )
+    return path
+
+
+def command(config, workdir, *flags):
+    name = [sys.executable, "-m", "videorft_jax.cli", "curate"]
+    return [*name, f"--config={config}", f"--workdir={workdir}", *flags]
+
+
+def run(config, workdir, *flags, env=None, timeout=240):
+    """(exit code, last line of standard output as JSON or {}, standard error)."""
+    done = subprocess.run(
+        command(config, workdir, *flags),
+        capture_output=True, text=True, cwd=ROOT, timeout=timeout,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return done.returncode, summary, done.stderr + done.stdout
+
+
+def files(workdir):
+    """Every file that curation wrote, without its store."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(pathlib.Path(workdir).glob("*"))
+        if path.suffix in (".jsonl", ".md")
+    }

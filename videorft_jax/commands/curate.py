@@ -1,0 +1,77 @@
+"""`videorft curate`: verified chains of thought for a file of questions."""
+
+import argparse
+import logging
+import sys
+
+from videorft_jax.curation.config_file import read_config
+from videorft_jax.curation.endpoints import NANO, HideSecrets
+
+
+def main(argv: list[str]) -> int:
+    """videorft curate --config=configs/curate.toml --workdir=DIR
+    Exit code: 0 done, 1 stopped by an endpoint's refusal, 2 wrong usage or input, 75 stopped by the
+    budget or a server that is away (start again later), 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="videorft curate", description=main.__doc__)
+    add = parser.add_argument
+    add("--config", required=True, help="TOML file, see configs/curate.toml")
+    add("--workdir", required=True, help="folder of the store and of all files, on a local disk")
+    add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
+    add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")
+    add("--merge", action="store_true", help="take all shards into one; sends nothing")
+    add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(HideSecrets())
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
+    shard = _read_shard(options.shard)
+    if options.merge and options.shard:
+        raise ValueError("--merge takes all shards; leave --shard out")
+    config, licences = read_config(options.config)
+    try:
+        from videorft_jax.curation import run
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install 'videorft_jax[curate]'") from None
+    if options.merge:
+        counts = run.merge(config, options.workdir, licences)
+        print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
+        return 0
+    with run.Curation(config, options.workdir, shard) as curation:
+        if options.retry_dead:
+            logging.info("%d dead letters are asked again", curation.store.revive())
+        if options.dry_run:
+            return _print_estimate(curation)
+        result = curation.run(licences)
+    for reason in result.reasons:
+        print(f"videorft curate: {reason}", file=sys.stderr)
+    print(run.summarise(result))
+    return result.exit_code
+
+
+def _print_estimate(curation) -> int:
+    """What would be asked next, at most, beside the budget; 1 if that alone exceeds it."""
+    total, tokens = 0, 0
+    for stage, row in curation.estimate().items():
+        money = row["most_nano_dollars"]
+        total, tokens = total + money, tokens + row["most_tokens"]
+        print(
+            f"{stage}: {row['requests']:,} requests are next, at most {row['most_tokens']:,} "
+            f"tokens and ${money / NANO:.4f}; what follows depends on the replies"
+        )
+    limits, ledger = curation.ledger.limits, curation.ledger
+    print(f"spent so far: ${ledger.spent / NANO:.4f} and {ledger.tokens:,} tokens, at most")
+    over_money = limits.dollars is not None and total + ledger.spent > limits.dollars * NANO
+    over_tokens = limits.tokens is not None and tokens + ledger.tokens > limits.tokens
+    if over_money or over_tokens:
+        print("the budget may not cover these requests alone")
+    return int(over_money or over_tokens)
+
+
+def _read_shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts) <= 4096):
+        raise ValueError(f"--shard={text}: write I/N with I from 0 to N - 1")
+    return int(number), int(parts)

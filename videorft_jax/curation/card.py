@@ -1,0 +1,116 @@
+"""The data card: every number in it is counted from the files of the run."""
+
+import collections
+import json
+from collections.abc import Mapping
+
+from videorft_jax.curation.options import STAGES, CurationOptions
+from videorft_jax.curation.pipeline import Pipeline
+from videorft_jax.curation.publish import RL, SFT, Counts
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
+
+
+def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) -> str:
+    """The text of README.md. licences: source -> licence, as the user states them."""
+    options = pipeline.options
+    size = next((name for most, name in SIZES if counts.rl < most), "n>1M")
+    front = [
+        "---", "license: other", "license_name: see-the-tables-below", "language: [en]",
+        f"size_categories: [{size}]", "task_categories: [video-text-to-text]",
+        "annotations_creators: [machine-generated]",
+        "tags: [synthetic, chain-of-thought, reinforcement-learning, video-reasoning]",
+        "configs:", "- config_name: cot", f"  data_files: {SFT}", "- config_name: rl",
+        f"  data_files: {RL}", "---", "",
+    ]  # fmt: skip
+    body = [
+        "# Curated chains of thought", "", *_warnings(counts, options, licences), "",
+        "Questions about clips and pictures, with machine-made chains of thought whose answers",
+        "equal the source's. Media are not part of this set; paths are relative to your own copy.",
+        "", "## Acceptance by stage", "", *_funnel(counts), "", "## Where records ended", "",
+        *_table("ended at", counts.ended), "", "## Leaks found in revised chains, by rule", "",
+        *_table("rule", counts.leaks), "", "## Accepted, by source and by type", "",
+        *_table("source", counts.sources), "", *_table("type", counts.types), "",
+        "## Models", "", *_models(options), "", *_table("returned name", counts.models), "",
+        "## Licences of the sources", "", *_licences(counts, licences), "", "## Templates", "",
+        *(f"- {name}: `{template.digest}`" for name, template in pipeline.templates.items()), "",
+        f"Media contract: `{json.dumps(options.contract.to_dict(), sort_keys=True)}`", "",
+        "## Known limits", "",
+        "A right answer does not prove the chain that leads to it. Chains were not read by people:"
+        " not audited. Texts are machine-made and may repeat errors of the models above.",
+    ]  # fmt: skip
+    return "\n".join([*front, *body]) + "\n"
+
+
+def _warnings(counts: Counts, options: CurationOptions, licences) -> list[str]:
+    lines = []
+    for stage in STAGES:
+        end = options.endpoints[stage]
+        if end.terms[2] != "yes":
+            said = {"no": "do not allow", "unknown": "are not known to allow"}[end.terms[2]]
+            lines.append(f"> The terms of `{end.model}` ({stage}) {said} training on its outputs.")
+    if not options.benchmarks:
+        lines.append("> Not decontaminated: no benchmark files were given.")
+    unknown = sorted(set(counts.sources) - set(licences))
+    if unknown:
+        lines.append(f"> Licences not stated for: {', '.join(unknown)}.")
+    if counts.pending:
+        lines.append(f"> Not finished: {counts.pending} records wait for replies.")
+    if counts.revised >= 20 and counts.unchanged > 0.8 * counts.revised:
+        lines.append("> More than 80 % of the chains came back unchanged from the revision.")
+    return lines
+
+
+def _funnel(counts: Counts) -> list[str]:
+    rows = (
+        ("records in the pool", counts.pool),
+        ("quarantined (row or media)", counts.quarantined),
+        ("duplicates left out", counts.duplicates),
+        ("known from a benchmark, left out", counts.contaminated),
+        ("held out for validation", counts.held_out),
+        ("clips described", counts.described_clips),
+        ("questions asked", counts.asked),
+        ("chains without a readable answer", counts.unparseable),
+        ("right by the strict rules", counts.right),
+        ("revised on the frames", counts.revised),
+        ("came back unchanged", counts.unchanged),
+        ("accepted", counts.accepted),
+        ("in the RL set", counts.rl),
+    )
+    share = f"{counts.accepted / counts.asked:.1%}" if counts.asked else "none asked"
+    lines = [
+        "| stage | number |",
+        "|---|---|",
+        *(f"| {name} | {value:,} |" for name, value in rows),
+    ]
+    return [*lines, "", f"Accepted of the questions asked: {share}."]
+
+
+def _table(name: str, counter: collections.Counter) -> list[str]:
+    rows = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    return [f"| {name} | number |", "|---|---|", *(f"| {_cell(k)} | {v:,} |" for k, v in rows)]
+
+
+def _models(options: CurationOptions) -> list[str]:
+    lines = ["| stage | model | revision | training on outputs | terms | read on |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for stage in STAGES:
+        end = options.endpoints[stage]
+        url, read_on, allowed = end.terms
+        cells = (stage, end.model, end.revision, allowed, url or "not given", read_on)
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return lines
+
+
+def _licences(counts: Counts, licences) -> list[str]:
+    rows = [(name, licences.get(name, "not stated")) for name in sorted(counts.sources)]
+    lines = [f"| {_cell(name)} | {_cell(licence)} |" for name, licence in rows]
+    return ["| source | licence |", "|---|---|", *lines]
+
+
+def _cell(text: object) -> str:
+    """Text of data as a cell of a table: one line, no markup."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text))[:120]
+    for mark, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "'")):
+        plain = plain.replace(mark, name)
+    return plain

@@ -1,0 +1,103 @@
+"""The config file of a curation, TOML: read, checked name by name, and turned into options."""
+
+import dataclasses
+import os
+import pathlib
+import tomllib
+from typing import Any
+
+from videorft_jax.curation.budget import Limits
+from videorft_jax.curation.endpoints import Endpoint, Price
+from videorft_jax.curation.options import STAGES, CurationOptions
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.rewards.combine import GATES
+
+SECTIONS: dict[str, dict[str, type]] = {
+    "data": {"records": str, "data_root": str, "benchmarks": list, "val_fraction": float,
+             "isolate": bool, "templates": str},
+    "frames": {"fps": float, "max_frames": int, "max_pixels": int},
+    "stages": {"attempts": int, "revise_frames": int, "people": bool, "least_kept": float,
+               "least_words": int, "most_words": int},
+    "budget": {"dollars": float, "tokens": int},
+}  # fmt: skip
+LEAST_PIXELS = 4 * 28 * 28
+
+
+def read_config(path: str | os.PathLike) -> tuple[CurationOptions, dict[str, str]]:
+    """(options, licences by source) of a file. Raises ValueError, one line with the place."""
+    try:
+        table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; give a file such as configs/curate.toml") from None
+    known = {*SECTIONS, "endpoints", "licences"}
+    if wrong := sorted(set(table) - known):
+        raise ValueError(f"{path}: no section [{wrong[0]}]; there are {', '.join(sorted(known))}")
+    own = {name: _section(path, name, table.get(name, {})) for name in SECTIONS}
+    licences = table.get("licences", {})
+    if not all(isinstance(text, str) for text in licences.values()):
+        raise ValueError(f"{path}: licences: write a string for each source")
+    endpoints = table.get("endpoints", {})
+    if set(endpoints) != set(STAGES):
+        raise ValueError(f"{path}: write exactly [endpoints.NAME] for {', '.join(STAGES)}")
+    data, frames = own["data"], own["frames"]
+    pixels = frames.pop("max_pixels", 256 * 28 * 28)
+    try:
+        contract = MediaContract(
+            fps=frames.pop("fps", 1.0), min_frames=2, max_frames=frames.pop("max_frames", 64),
+            min_pixels=LEAST_PIXELS, max_pixels=pixels,
+            image_min_pixels=LEAST_PIXELS, image_max_pixels=pixels,
+        )  # fmt: skip
+        root = data.pop("data_root", "") or os.path.dirname(os.path.abspath(data["records"]))
+        benchmarks = tuple((str(file), str(folder)) for file, folder in data.pop("benchmarks", []))
+        options = CurationOptions(
+            endpoints={name: _endpoint(path, name, endpoints[name]) for name in STAGES},
+            contract=contract, gates=dict(GATES["strict"]), data_root=root, benchmarks=benchmarks,
+            limits=Limits(**own["budget"]), **data, **own["stages"],
+        )  # fmt: skip
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]} is missing; see configs/curate.toml") from None
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}; see configs/curate.toml") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return options, licences
+
+
+def _section(path, name: str, values: Any) -> dict[str, Any]:
+    """The values of one section, each of the type that it must have."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {name} is no section; write [{name}]")
+    checked = {}
+    for key, value in values.items():
+        kind = SECTIONS[name].get(key)
+        if kind is None:
+            known = ", ".join(SECTIONS[name])
+            raise ValueError(f"{path}: [{name}] has no {key!r}; choose of {known}")
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{path}: [{name}] {key} is {value!r}; give a {kind.__name__}")
+        checked[key] = value
+    return checked
+
+
+def _endpoint(path, name: str, values: Any) -> Endpoint:
+    fields = {field.name: field for field in dataclasses.fields(Endpoint)}
+    given = dict(values)
+    for key, value in given.items():
+        if key not in fields or key == "name":
+            raise ValueError(f"[endpoints.{name}] has no {key!r}; see configs/curate.toml")
+        default = fields[key].default
+        kinds = {bool: bool, int: int, float: (int, float), str: str}.get(type(default))
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
+            raise ValueError(f"[endpoints.{name}] {key} is {value!r}; give one like {default!r}")
+    price = given.pop("price", None)
+    body = given.pop("extra_body", {})
+    return Endpoint(
+        name=name,
+        base_urls=tuple(given.pop("base_urls", ())),
+        terms=tuple(given.pop("terms", ("", "", "unknown"))),
+        extra_body=tuple(sorted(body.items())),
+        price=Price(**price) if price is not None else None,
+        **{"model": ""} | given,
+    )

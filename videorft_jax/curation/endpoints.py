@@ -1,0 +1,153 @@
+"""Endpoints: the models that curation asks, what they cost, and keys that never show.
+
+An amount of money is an integer of nano-dollars, since one token at $0.03 a million costs 30 of
+them and sums of floats would drift over a million requests.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+from fractions import Fraction
+from urllib.parse import urlsplit
+
+NANO = 10**9
+STRUCTURED = ("json_schema", "json_object", "none")
+TRAINING_TERMS = ("yes", "no", "unknown")
+_SECRET = re.compile(r"(Bearer\s+|\bsk-)[^\s'\"\\,;]+", re.IGNORECASE)
+
+
+class Secret:
+    """An API key whose `repr` never shows it; `reveal` is called where a header is made."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def __reduce__(self):
+        raise TypeError("a secret is not pickled")
+
+
+class HideSecrets(logging.Filter):
+    """A filter of log handlers that blanks what looks like a key in any message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if _SECRET.search(text):
+            record.msg, record.args = _SECRET.sub(r"\1...", text), ()
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens, as of a date that the data card prints."""
+
+    input: float
+    cached: float
+    output: float
+    as_of: str = ""
+
+    def __post_init__(self):
+        for name in ("input", "cached", "output"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"price: {name} is {value}; give dollars per million tokens")
+
+    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+        """Nano-dollars of one request, rounded up."""
+        cached = min(cached_tokens, input_tokens)
+        dollars = (
+            Fraction(str(self.input)) * (input_tokens - cached)
+            + Fraction(str(self.cached)) * cached
+            + Fraction(str(self.output)) * output_tokens
+        ) / 1_000_000
+        return math.ceil(dollars * NANO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """One model to ask.
+
+    Attributes:
+      name: how configs, reports and the card call it; no part of a request's key.
+      model, revision: what is asked for; both are part of the key.
+      base_urls: addresses, up to and with /v1, of servers that speak the OpenAI protocol; requests
+        are spread over them by their keys.
+      key_env: environment variable that holds the API key; empty: no key is sent.
+      structured: what the server enforces: a JSON schema, any JSON object, or nothing.
+      context, max_output: most tokens of a request altogether, and of its reply.
+      image_tokens: input tokens of one image; 0: one for each 784 pixels.
+      rpm, tpm: requests and tokens a minute that the provider allows; 0: not known.
+      concurrency: most requests in flight. deadline_s: most seconds from sending to the last byte.
+      breaker_failures, breaker_s: failures in a row, or seconds without a success, that stop it.
+      temperature, top_p: how it draws. extra_body: further fields of the request body.
+      pin_model: stop when the server says that another model answered.
+      terms: (url, date read, whether outputs may train a model) for the licence table.
+    """
+
+    name: str
+    model: str
+    revision: str = ""
+    base_urls: tuple[str, ...] = ()
+    key_env: str = ""
+    structured: str = "json_schema"
+    context: int = 32768
+    max_output: int = 4096
+    image_tokens: int = 0
+    rpm: int = 0
+    tpm: int = 0
+    concurrency: int = 32
+    deadline_s: float = 300.0
+    breaker_failures: int = 20
+    breaker_s: float = 600.0
+    temperature: float = 0.6
+    top_p: float = 0.95
+    extra_body: tuple[tuple[str, object], ...] = ()
+    pin_model: bool = False
+    price: Price | None = None
+    terms: tuple[str, str, str] = ("", "", "unknown")
+
+    def __post_init__(self):
+        def require(ok, what):
+            if not ok:
+                raise ValueError(f"endpoint {self.name}: {what}")
+
+        require(self.model, "model is empty; name the model that the server serves")
+        require(
+            self.structured in STRUCTURED,
+            f"structured is {self.structured!r}; choose one of {', '.join(STRUCTURED)}",
+        )
+        require(
+            self.terms[2] in TRAINING_TERMS,
+            f"terms say {self.terms[2]!r}; say yes, no or unknown to training on outputs",
+        )
+        require(self.base_urls, "base_urls is empty; give the server's address, with /v1")
+        for url in self.base_urls:
+            parts = urlsplit(url)
+            require(
+                parts.scheme in ("http", "https") and parts.hostname and not parts.username,
+                f"{url!r} is no address of a server; write http(s)://host:port/v1, no key in it",
+            )
+        require(self.concurrency >= 1, "concurrency is below 1; allow one request at least")
+        require(self.deadline_s > 0, "deadline_s is not positive; give seconds")
+        require(self.max_output >= 1, "max_output is below 1; give tokens")
+
+    def read_key(self) -> Secret | None:
+        """The key of this endpoint; ValueError names the variable that is not set."""
+        if not self.key_env:
+            return None
+        text = os.environ.get(self.key_env, "")
+        if not text or not text.isascii() or any(c.isspace() for c in text):
+            raise ValueError(
+                f"endpoint {self.name}: the environment variable {self.key_env} holds no key; "
+                f"export {self.key_env}=..., or clear key_env if the server wants none"
+            )
+        return Secret(text)
