@@ -14,7 +14,7 @@ from videorft_jax.data.batch import layout
 from videorft_jax.models import family
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout.compaction import Bucket, choose_buckets, fits, place
+from videorft_jax.rollout.compaction import Grid, choose_grids, fits, place
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import SamplingConfig, media_ids
 
@@ -58,7 +58,7 @@ def sampling(twin):
 
 @pytest.fixture(scope="module")
 def base(twin, sampling):
-    """Three batch buckets, calls of at most five tokens."""
+    """Three batch grids, calls of at most five tokens."""
     engine = RolloutEngine(twin.config, sampling, dtype="float32", num_buckets=3, chunk=5)
     return engine, engine.prepare(twin.params)
 
@@ -184,9 +184,7 @@ def same(ours, wanted, rows=slice(None)):
     np.testing.assert_allclose(ours.logprobs, wanted.logprobs[rows], atol=2e-5)
 
 
-def test_same_tokens_in_another_batch_bucket_and_without_compaction(
-    twin, sampling, samples, drawn, base
-):
+def test_same_tokens_in_another_grid_and_without_compaction(twin, sampling, samples, drawn, base):
     assert drawn.counters["compactions"] > 0
     engine = RolloutEngine(
         twin.config, sampling, dtype="float32", num_buckets=1, prompt_lengths=(64, 50)
@@ -234,7 +232,7 @@ def test_programs_are_compiled_once_and_memory_is_given_back(base, batch, drawn)
     compiles = engine.programs.compiles
     assert compiles["prefill"] == 1
     assert compiles["decode"] <= 3
-    assert compiles["compact"] <= 3  # pairs of three buckets
+    assert compiles["compact"] <= 3  # pairs of three grids
     assert engine.num_compiles == count
     assert sum(array.nbytes for array in jax.live_arrays()) <= before
 
@@ -328,7 +326,7 @@ def bad_requests(batch):
     index[0, np.flatnonzero(index[0] >= 0)[-1]] = -1
     swapped = np.where(batch.visual_index == 0, 47, batch.visual_index)
     return {
-        "prompt 0 (uid 7) has 56 tokens, the largest bucket holds 50": (long, {}),
+        "prompt 0 (uid 7) has 56 tokens, the largest grid holds 50": (long, {}),
         "prompt 1 (uid 3) has no tokens": (empty, {}),
         "prompt 0 (uid 7) is not one right-padded sample": (packed, {}),
         "30 visual tokens, 29 places for them and 30 media tokens": (
@@ -353,28 +351,28 @@ def test_bad_requests_are_refused_by_name(twin, sampling, batch):
     assert engine.num_compiles == 0
 
 
-# Batch buckets
+# Batch grids
 
 
 def finish(costs, lengths):
     """Share of computed slots that nobody needed, completions of these lengths [D, b, R]."""
-    bucket, executed, useful = next(iter(costs)), 0, 0
+    grid, executed, useful = next(iter(costs)), 0, 0
     for step in range(1, lengths.max()):
         live = (lengths > step).sum(-1)
         best = min((b for b in costs if fits(live, b)), key=costs.get)
-        bucket = best if costs[best] < costs[bucket] else bucket
-        executed += bucket.size * len(lengths)
+        grid = best if costs[best] < costs[grid] else grid
+        executed += grid.size * len(lengths)
         useful += live.sum()
     return 1 - useful / executed
 
 
 @pytest.mark.parametrize(("prompts", "shards", "most"), [(2, 1, 0.15), (8, 1, 0.15), (8, 4, 0.22)])
-def test_buckets_keep_the_waste_low(prompts, shards, most):
-    """Lengths uniform in 8..64, where one bucket wastes over 30 %; shards move together."""
-    chosen = choose_buckets(prompts, 8, shards, 8, lambda bucket: bucket.size + 0.5 * bucket.rows)
-    assert chosen[0] == Bucket(prompts, 8)
+def test_grids_keep_the_waste_low(prompts, shards, most):
+    """Lengths uniform in 8..64, where one grid wastes over 30 %; shards move together."""
+    chosen = choose_grids(prompts, 8, shards, 8, lambda grid: grid.size + 0.5 * grid.rows)
+    assert chosen[0] == Grid(prompts, 8)
     assert len(chosen) <= 8
-    costs = {bucket: bucket.size + 0.5 * bucket.rows for bucket in chosen}
+    costs = {grid: grid.size + 0.5 * grid.rows for grid in chosen}
     rng = np.random.default_rng(0)
     waste = [finish(costs, rng.integers(8, 65, (shards, prompts, 8))) for _ in range(10)]
     assert np.mean(waste) < most
@@ -386,9 +384,9 @@ def test_place_keeps_every_live_completion_with_its_prompt():
     rng = np.random.default_rng(0)
     source = np.arange(2 * 3 * 4).reshape(2, 3, 4)  # two shards, three prompts, four completions
     live = rng.random(source.shape) < 0.5
-    bucket = Bucket(5, 2)
-    assert fits(live.sum(-1), bucket)
-    new, from_row, from_slot = place(source, live, 4, bucket)
+    grid = Grid(5, 2)
+    assert fits(live.sum(-1), grid)
+    new, from_row, from_slot = place(source, live, 4, grid)
     np.testing.assert_array_equal(np.sort(new[new >= 0]), np.sort(source[live]))
     for shard in range(2):
         flat, rows = source[shard].reshape(-1), new[shard]

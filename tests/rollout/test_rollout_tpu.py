@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import SamplingConfig
 
@@ -52,7 +52,7 @@ def test_decode_neither_copies_the_cache_nor_takes_memory(topology, name):
     sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW, num_real_tokens=151665)
     engine = RolloutEngine(config, sampling, mesh, **options)
     with jax.default_matmul_precision("default"):  # what runs on the chip, not the tests' float32
-        program = engine.programs.decode(LENGTH, Bucket(prompts, ROLLOUTS))
+        program = engine.programs.decode(LENGTH, Grid(prompts, ROLLOUTS))
 
     text = config.text
     each = text.num_kv_heads // shape[2] * text.head_dim * prompts  # values of one layer's keys

@@ -27,7 +27,7 @@ from videorft_jax.parallel import sharding
 from videorft_jax.planning.machines import Topology
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.rewards.semantic import make_program
-from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.compaction import Grid
 from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.sft_step import make_sft_step
@@ -186,8 +186,8 @@ class _GrpoPrograms:
         self.own = update.GrpoPrograms(*made)
         engine = experience.make_engine(job.grpo, model, job.mesh, job.tokenizer)
         self.engine = engine.programs
-        self.bucket = Bucket(job.shape.rows // job.parts, job.grpo.rollout.num_rollouts)
-        self.buckets = engine.batch_buckets(job.shape.length, self.bucket)
+        self.grid = Grid(job.shape.rows // job.parts, job.grpo.rollout.num_rollouts)
+        self.grids = engine.batch_grids(job.shape.length, self.grid)
         self.draws = job.grpo.max_draws
         self.batch = batch_shapes(job.shape, job.geometry, self.rows)
         self.visual = None
@@ -251,24 +251,24 @@ class _GrpoPrograms:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
             (self._prompts, uids, limits, self.visual),
         )
-        lower = functools.partial(self.engine.lower_prefill, inputs, self.bucket)
+        lower = functools.partial(self.engine.lower_prefill, inputs, self.grid)
         beside = self._beside("state", "reference", "siglip")
         return Program("prefill", lower, beside, self.draws, self.job.num_shapes)
 
     def decode(self):
         length = self.job.shape.length
-        lower = functools.partial(self.engine.lower_decode, length, self.bucket)
+        lower = functools.partial(self.engine.lower_decode, length, self.grid)
         beside = self._beside("state", "reference", "siglip")
         runs = self.draws * (self.options.rollout.max_new_tokens - 1)
-        return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.buckets))
+        return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.grids))
 
     def compact(self):
-        smaller = [other for other in self.buckets if other != self.bucket]
+        smaller = [other for other in self.grids if other != self.grid]
         if not smaller:
             return None
         into = max(smaller, key=lambda other: other.size)
-        length, count = self.job.shape.length, len(self.buckets)
-        lower = functools.partial(self.engine.lower_compact, length, self.bucket, into)
+        length, count = self.job.shape.length, len(self.grids)
+        lower = functools.partial(self.engine.lower_compact, length, self.grid, into)
         beside = self._beside("state", "reference", "siglip", "prepared")
         shapes = self.job.num_shapes * count * (count - 1) // 2
         return Program("compact", lower, beside, self.draws, shapes)

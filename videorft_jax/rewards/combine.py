@@ -19,12 +19,6 @@ from videorft_jax.rewards import accuracy as rules
 from videorft_jax.rewards.user import UserReward
 
 BUILT_IN = ("accuracy", "format", "length")
-# The original adds 0.2 for its favoured lengths and does not say so (defect 13): repo only.
-RECIPES = {
-    "repo": (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0), ("length", 0.2)),
-    "paper": (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0)),
-    "strict": (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0)),
-}
 # Above what accuracy the gate of a type opens. One shared word gives a free-form answer a positive
 # ROUGE, so a gate at 0 is always open (defect 5); the strict values are our choice.
 GATES: dict[str, tuple[tuple[str, float], ...]] = {

@@ -1,9 +1,9 @@
 """Chooses the batch shapes that decoding is compiled for, and where each completion sits in them.
 
-A batch bucket has rows and slots: a row holds the keys and values of one prompt, its slots hold
-completions of that prompt. As completions finish, the live ones move into a smaller bucket, in
+A batch grid has rows and slots: a row holds the keys and values of one prompt, its slots hold
+completions of that prompt. As completions finish, the live ones move into a smaller grid, in
 which a prompt may take several rows of fewer slots. Every part of the mesh (a shard) moves its own
-completions, so nothing crosses devices, and all shards change bucket together. NumPy only.
+completions, so nothing crosses devices, and all shards change grid together. NumPy only.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 _ORDERS, _LEVELS = 8, 48  # simulated finishing orders, and the moments looked at in each
-# The sizes that are considered for a bucket, as shares of the full one.
+# The sizes that are considered for a grid, as shares of the full one.
 _SHARES = tuple(2.0**-n * part for n in range(20) for part in (1, 7 / 8, 3 / 4, 5 / 8))
 
 
-class Bucket(NamedTuple):
+class Grid(NamedTuple):
     """The shape of one shard's decoding batch."""
 
     rows: int
@@ -27,26 +27,26 @@ class Bucket(NamedTuple):
         return self.rows * self.slots
 
 
-def fits(live: np.ndarray, bucket: Bucket) -> np.ndarray:
-    """Tells whether the live completions fit into `bucket`, bool [...].
+def fits(live: np.ndarray, grid: Grid) -> np.ndarray:
+    """Tells whether the live completions fit into `grid`, bool [...].
 
     live: int [..., shards, prompts], how many completions of each prompt of each shard live.
     """
-    return (-(-live // bucket.slots)).sum(-1).max(-1) <= bucket.rows
+    return (-(-live // grid.slots)).sum(-1).max(-1) <= grid.rows
 
 
-def choose_buckets(
-    prompts: int, rollouts: int, shards: int, count: int, cost: Callable[[Bucket], float]
-) -> tuple[Bucket, ...]:
-    """Chooses at most `count` buckets, the costliest first, which is the full one.
+def choose_grids(
+    prompts: int, rollouts: int, shards: int, count: int, cost: Callable[[Grid], float]
+) -> tuple[Grid, ...]:
+    """Chooses at most `count` grids, the costliest first, which is the full one.
 
-    A bucket is added while it shortens a simulated rollout whose completions finish one after
+    A grid is added while it shortens a simulated rollout whose completions finish one after
     another in random order; each time the one that shortens it most. `cost` is the time of one
-    decode step in a bucket. The choice is the same on every process.
+    decode step in a grid. The choice is the same on every process.
     """
-    full = Bucket(prompts, rollouts)
+    full = Grid(prompts, rollouts)
     smaller = {
-        Bucket(int(np.ceil(full.size * share / slots)), slots)
+        Grid(int(np.ceil(full.size * share / slots)), slots)
         for share in _SHARES
         for slots in {-(-rollouts // 2**n) for n in range(20)}
     }
@@ -62,7 +62,7 @@ def choose_buckets(
             break
         best = np.minimum(best, prices[pick])
         chosen.append(candidates[pick])
-    return tuple(sorted(chosen, key=lambda bucket: (-cost(bucket), bucket)))
+    return tuple(sorted(chosen, key=lambda grid: (-cost(grid), grid)))
 
 
 def _random_counts(prompts, rollouts, shards):
@@ -77,11 +77,11 @@ def _random_counts(prompts, rollouts, shards):
     return np.reshape(counts, (-1, shards, prompts))
 
 
-def place(source: np.ndarray, live: np.ndarray, rollouts: int, bucket: Bucket):
-    """Gives each live completion a slot of `bucket`.
+def place(source: np.ndarray, live: np.ndarray, rollouts: int, grid: Grid):
+    """Gives each live completion a slot of `grid`.
 
     source: int [shards, G, r], the completion (prompt * rollouts + number) in each slot of the
-    present bucket, -1 for none. live: bool of the same shape, which of them go on.
+    present grid, -1 for none. live: bool of the same shape, which of them go on.
 
     Returns the new source [shards, rows, slots]; from_row int32 [shards, rows], the present row
     whose prompt each new row takes; from_slot int32 [shards, rows * slots], the present slot
@@ -92,9 +92,9 @@ def place(source: np.ndarray, live: np.ndarray, rollouts: int, bucket: Bucket):
     into 2 rows of 1 slot as source [[1], [2]], from_row [0, 1], from_slot [1, 2].
     """
     shards, _, slots = source.shape
-    new = np.full((shards, bucket.rows, bucket.slots), -1, source.dtype)
-    from_row = np.zeros((shards, bucket.rows), np.int32)
-    from_slot = np.zeros((shards, bucket.rows, bucket.slots), np.int32)
+    new = np.full((shards, grid.rows, grid.slots), -1, source.dtype)
+    from_row = np.zeros((shards, grid.rows), np.int32)
+    from_slot = np.zeros((shards, grid.rows, grid.slots), np.int32)
     for shard in range(shards):
         held = np.flatnonzero(live[shard])
         held = held[np.argsort(source[shard].reshape(-1)[held])]
@@ -102,8 +102,8 @@ def place(source: np.ndarray, live: np.ndarray, rollouts: int, bucket: Bucket):
         row = 0
         for prompt in np.unique(ids // rollouts):
             own = held[ids // rollouts == prompt]
-            for start in range(0, len(own), bucket.slots):
-                part = own[start : start + bucket.slots]
+            for start in range(0, len(own), grid.slots):
+                part = own[start : start + grid.slots]
                 from_row[shard, row] = part[0] // slots
                 from_slot[shard, row, : len(part)] = part
                 new[shard, row, : len(part)] = source[shard].reshape(-1)[part]

@@ -18,7 +18,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.metrics import flops
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout.compaction import Bucket, choose_buckets
+from videorft_jax.rollout.compaction import Grid, choose_grids
 from videorft_jax.rollout.programs import Programs
 from videorft_jax.rollout.requests import check_request
 from videorft_jax.rollout.results import Rollout
@@ -26,7 +26,7 @@ from videorft_jax.rollout.sampling import SamplingConfig
 from videorft_jax.rollout.session import Session
 
 # Arithmetic operations that take as long as reading one byte of memory, by which the cost of a
-# batch bucket weighs computing against reading. A TPU v5e has 240, an H100 295.
+# batch grid weighs computing against reading. A TPU v5e has 240, an H100 295.
 _BALANCE, _BALANCE_CPU = 250, 10
 
 
@@ -34,7 +34,7 @@ class RolloutEngine:
     """Draws completions of one model, in one way of sampling, on one mesh.
 
     config: the model's. sampling: how tokens are drawn and when a completion ends. mesh: default
-    is the first device alone. prompt_lengths: the prompt buckets; a batch is cut or padded to the
+    is the first device alone. prompt_lengths: the prompt grids; a batch is cut or padded to the
     smallest that holds its longest prompt, and () means the batch's own length. num_buckets: batch
     sizes that finished completions are compacted to, at most, each compiled when first needed.
     chunk: most tokens that one call of the decode program draws, and so the interval of
@@ -65,7 +65,7 @@ class RolloutEngine:
             chunk=min(chunk, sampling.max_new_tokens), dtype=dtype, attention=attention,
             int8_weights=int8_weights, int8_cache=int8_cache,
         )  # fmt: skip
-        self._buckets: dict[tuple[int, Bucket], dict[Bucket, float]] = {}
+        self._grids: dict[tuple[int, Grid], dict[Grid, float]] = {}
 
     @property
     def num_compiles(self) -> int:
@@ -94,7 +94,7 @@ class RolloutEngine:
         called after each chunk with (tokens [B, R, C], lengths [B, R]) drawn so far.
 
         Raises ValueError, before anything reaches a device, for a prompt that is empty, longer than
-        the largest bucket or not one right-padded segment, for visual tokens that do not match
+        the largest grid or not one right-padded segment, for visual tokens that do not match
         their places, and for uids, limits, seed or step out of range.
         """
         rows = check_request(
@@ -114,8 +114,8 @@ class RolloutEngine:
             rows[2][count:] = 0
         inputs = (*sharding.place_batch(rows, self.mesh), visual)
         total, length = inputs[0].tokens.shape
-        full = Bucket(total // self.programs.shards, inputs[2].shape[1])
-        costs, filled = self.batch_buckets(length, full), float((rows[0].segment_ids > 0).mean())
+        full = Grid(total // self.programs.shards, inputs[2].shape[1])
+        costs, filled = self.batch_grids(length, full), float((rows[0].segment_ids > 0).mean())
         session = Session(self.programs, costs, inputs, filled)
         session.prefill(params, inputs, seed, step)
         while session.live.any():
@@ -127,22 +127,22 @@ class RolloutEngine:
         session.free()
         return session.result(count)
 
-    def batch_buckets(self, length: int, full: Bucket) -> dict[Bucket, float]:
-        """Chooses the batch buckets of a shard for prompts of `length` tokens.
+    def batch_grids(self, length: int, full: Grid) -> dict[Grid, float]:
+        """Chooses the batch grids of a shard for prompts of `length` tokens.
 
-        full: the bucket that holds all completions. Returns each bucket with the relative time of
+        full: the grid that holds all completions. Returns each grid with the relative time of
         one decode step in it, the largest first. The choice is kept for the next call.
         """
-        if (length, full) not in self._buckets:
+        if (length, full) not in self._grids:
             platform = self.mesh.devices.flat[0].platform
             balance = _BALANCE_CPU if platform == "cpu" else _BALANCE
             size = self.sampling.max_new_tokens
 
-            def price(bucket):
-                own = np.full(bucket, size)
-                cost = flops.decode_cost(self.config, np.full(bucket.rows, length), own)
+            def price(grid):
+                own = np.full(grid, size)
+                cost = flops.decode_cost(self.config, np.full(grid.rows, length), own)
                 return cost.bytes + cost.forward / balance  # Reading and computing hardly overlap.
 
-            chosen = choose_buckets(*full, self.programs.shards, self.num_buckets, price)
-            self._buckets[length, full] = {bucket: price(bucket) for bucket in chosen}
-        return self._buckets[length, full]
+            chosen = choose_grids(*full, self.programs.shards, self.num_buckets, price)
+            self._grids[length, full] = {grid: price(grid) for grid in chosen}
+        return self._grids[length, full]

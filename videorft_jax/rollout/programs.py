@@ -22,7 +22,7 @@ from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
-from videorft_jax.rollout.compaction import Bucket
+from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
 
@@ -41,7 +41,7 @@ _SHARED, _OWN = (
 
 
 class Slots(NamedTuple):
-    """The state of the completions in a batch bucket, each field [B, R]."""
+    """The state of the completions in a batch grid, each field [B, R]."""
 
     token: jax.Array  # int32, drawn last and not yet run
     position: jax.Array  # int32, M-RoPE position of the completion's first token
@@ -96,7 +96,7 @@ class Programs:
     # Each phase has a method that lowers it from shapes alone, which the planner uses, and one that
     # gives the compiled executable, kept by its shapes.
 
-    def lower_prefill(self, batch_shapes, bucket: Bucket):
+    def lower_prefill(self, batch_shapes, grid: Grid):
         """Lowers the prefill program for a tree of shapes (Batch, uids [B], limits [B, R], visual
         tokens or None)."""
         args = (self.params.shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
@@ -104,38 +104,38 @@ class Programs:
         out = (*self._cache, self._rows, self._rows, self._all)
         return self._lower(self._run_prompts, args, into, out)
 
-    def prefill(self, batch_shapes, bucket: Bucket):
+    def prefill(self, batch_shapes, grid: Grid):
         """Gives the compiled prefill program; arguments as in `lower_prefill`."""
         length, visual = batch_shapes[0].tokens.shape[1], batch_shapes[3] is not None
-        key = (length, bucket, batch_shapes[0].patches.shape[1:3], visual)
-        return self._compile("prefill", key, self.lower_prefill, batch_shapes, bucket)
+        key = (length, grid, batch_shapes[0].patches.shape[1:3], visual)
+        return self._compile("prefill", key, self.lower_prefill, batch_shapes, grid)
 
-    def lower_decode(self, length: int, bucket: Bucket):
+    def lower_decode(self, length: int, grid: Grid):
         """Lowers the decode program for prompts of `length` tokens; see `_run_completions`."""
-        prefix, suffix, slots = self._state_shapes(length, bucket)
+        prefix, suffix, slots = self._state_shapes(length, grid)
         scalars = [jax.ShapeDtypeStruct((), jnp.int32)] * 2
         args = (self.params.shapes, prefix, suffix, slots, *scalars)
         into = (self.params.formats, *self._cache, self._rows, self._all, self._all)
         out = (self._cache[1], self._rows, self._rows, self._all)
         return self._lower(self._run_completions, args, into, out, (2, 3))
 
-    def decode(self, length: int, bucket: Bucket):
+    def decode(self, length: int, grid: Grid):
         """Gives the compiled decode program; arguments as in `lower_decode`."""
-        return self._compile("decode", (length, bucket), self.lower_decode, length, bucket)
+        return self._compile("decode", (length, grid), self.lower_decode, length, grid)
 
-    def lower_compact(self, length: int, bucket: Bucket, smaller: Bucket):
-        """Lowers the program that moves completions from one batch bucket into another; see
+    def lower_compact(self, length: int, grid: Grid, smaller: Grid):
+        """Lowers the program that moves completions from one batch grid into another; see
         `_move`."""
         sizes = (smaller.rows, jnp.int32), (smaller.size, jnp.int32), (smaller.size, bool)
         index = [jax.ShapeDtypeStruct((self.shards, size), kind) for size, kind in sizes]
-        args = (*self._state_shapes(length, bucket), *index)
+        args = (*self._state_shapes(length, grid), *index)
         into = (*self._cache, self._rows, *[self._rows] * 3)
         out = (*self._cache, self._rows)
         return self._lower(functools.partial(self._move, smaller), args, into, out)
 
-    def compact(self, length: int, bucket: Bucket, smaller: Bucket):
+    def compact(self, length: int, grid: Grid, smaller: Grid):
         """Gives the compiled program of `lower_compact`."""
-        key = (length, bucket, smaller)
+        key = (length, grid, smaller)
         return self._compile("compact", key, self.lower_compact, *key)
 
     def _lower(self, function, args, into, out, donated=()):
@@ -157,8 +157,8 @@ class Programs:
             )  # fmt: skip
         return self._made[kind, key]
 
-    def _state_shapes(self, length, bucket):
-        text, rows, slots = self.config.text, self.shards * bucket.rows, bucket.slots
+    def _state_shapes(self, length, grid):
+        text, rows, slots = self.config.text, self.shards * grid.rows, grid.slots
 
         def cached(*shape):
             if not self.int8_cache:
@@ -217,10 +217,10 @@ class Programs:
         slots, drawn = self._advance(slots, logits, 0)
         if self.int8_cache:
             prefix = [quantise(part, -1, keep=False) for part in prefix]
-        bucket = Bucket(len(limits) // self.shards, limits.shape[1])
+        grid = Grid(len(limits) // self.shards, limits.shape[1])
         suffix = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            self._state_shapes(batch.tokens.shape[1], bucket)[1],
+            self._state_shapes(batch.tokens.shape[1], grid)[1],
         )
         drawn = jax.tree.map(lambda leaf: leaf[..., None], drawn)
         return (*prefix, valid), suffix, slots, drawn, Report(1, slots.length, slots.end)

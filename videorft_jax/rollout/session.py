@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from videorft_jax.metrics import chips, flops
-from videorft_jax.rollout.compaction import Bucket, fits, place
+from videorft_jax.rollout.compaction import Grid, fits, place
 from videorft_jax.rollout.programs import FAILED, LIVE, STOPPED, Programs
 from videorft_jax.rollout.results import Rollout
 
@@ -22,22 +22,22 @@ log = logging.getLogger(__name__)
 class Session:
     """The state of one rollout: caches on the devices, and the tokens that came back from them.
 
-    A shard is one part of data x fsdp; it holds G = rows of its bucket, r slots each.
+    A shard is one part of data x fsdp; it holds G = rows of its grid, r slots each.
     """
 
-    def __init__(self, programs: Programs, costs: dict[Bucket, float], inputs, filled: float):
+    def __init__(self, programs: Programs, costs: dict[Grid, float], inputs, filled: float):
         """Prepares to draw the completions of `inputs`, (Batch, uids, limits, visual) on the mesh.
 
-        costs: the batch buckets of a shard and the relative time of a step in each, the full one
+        costs: the batch grids of a shard and the relative time of a step in each, the full one
         first. filled: share of real tokens among the prompt tokens of this process's rows.
         """
         self.programs, self.costs = programs, costs
         total, self.length = inputs[0].tokens.shape
         self.rollouts, size = inputs[2].shape[1], programs.sampling.max_new_tokens
         self.filled, self.shards = filled, programs.shards
-        self.bucket = Bucket(total // self.shards, self.rollouts)
-        # The completion (prompt * R + number) in each slot of each shard's bucket; -1 is none.
-        self.source = np.arange(total * self.rollouts).reshape(self.shards, *self.bucket)
+        self.grid = Grid(total // self.shards, self.rollouts)
+        # The completion (prompt * R + number) in each slot of each shard's grid; -1 is none.
+        self.source = np.arange(total * self.rollouts).reshape(self.shards, *self.grid)
         shape = (total, self.rollouts, size)
         self.tokens = np.full(shape, programs.sampling.pad_id, np.int32)
         self.logprobs, self.truncation = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -54,7 +54,7 @@ class Session:
     def prefill(self, params, inputs, seed, step):
         """Encodes the clips, runs the prompts and draws the first token of every completion."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-        program = self.programs.prefill(shapes, self.bucket)
+        program = self.programs.prefill(shapes, self.grid)
         started = time.perf_counter()
         *self.state, drawn, report = program(params, inputs, np.uint32(seed), np.uint32(step))
         self.rows = np.concatenate([first + np.arange(len(x)) for first, x in _parts(drawn[0])])
@@ -62,21 +62,21 @@ class Session:
         self.prefill_s = time.perf_counter() - started
 
     def compact(self):
-        """Moves the live completions into the cheapest bucket that holds them, if it is cheaper
+        """Moves the live completions into the cheapest grid that holds them, if it is cheaper
         than the present one."""
         live = self.live
         best = min(
             (b for b in self.costs if fits(self._per_prompt(live), b)),
-            key=lambda bucket: self.costs[bucket],
+            key=lambda grid: self.costs[grid],
         )
-        if self.costs[best] >= self.costs[self.bucket]:
+        if self.costs[best] >= self.costs[self.grid]:
             return
-        program = self.programs.compact(self.length, self.bucket, best)
+        program = self.programs.compact(self.length, self.grid, best)
         self.programs.decode(self.length, best)  # A compilation is no decoding time.
         started = time.perf_counter()
         self.source, *moves = place(self.source, live, self.rollouts, best)
         held = (self.source >= 0).reshape(self.shards, -1)
-        old, self.bucket = self.state, best
+        old, self.grid = self.state, best
         self.state = list(program(*old, *moves, held))
         for leaf in jax.tree.leaves(old):
             leaf.delete()
@@ -84,12 +84,12 @@ class Session:
         self.decode_s += time.perf_counter() - started
 
     def decode(self, params):
-        """Draws tokens until the buffer of the program is full or a cheaper bucket may do."""
-        program = self.programs.decode(self.length, self.bucket)
+        """Draws tokens until the buffer of the program is full or a cheaper grid may do."""
+        program = self.programs.decode(self.length, self.grid)
         started, before = time.perf_counter(), self.places
-        # The program returns once so few completions live that a cheaper bucket might hold them,
+        # The program returns once so few completions live that a cheaper grid might hold them,
         # but not before at least one more has finished.
-        cheaper = [b.size for b in self.costs if self.costs[b] < self.costs[self.bucket]]
+        cheaper = [b.size for b in self.costs if self.costs[b] < self.costs[self.grid]]
         most = self.live.sum((1, 2)).max()
         wake = min(max(cheaper), most - 1) if cheaper else 0
         prefix, suffix, slots = self.state
@@ -115,7 +115,7 @@ class Session:
 
     def _take(self, drawn, report):
         """Copies what a program drew, [rows, slots, steps], to the completions it belongs to."""
-        flat = self.source.reshape(-1, self.bucket.slots)
+        flat = self.source.reshape(-1, self.grid.slots)
         held, steps = flat >= 0, int(report.steps)
         for mine, given in ((self.lengths, report.length), (self.ends, report.end)):
             mine.reshape(-1)[flat[held]] = np.asarray(given)[held]
@@ -128,12 +128,12 @@ class Session:
         self.places += steps
 
     def _ideal_step(self, place):
-        """Estimates the least seconds that a step of this bucket can take at token `place`.
+        """Estimates the least seconds that a step of this grid can take at token `place`.
 
-        Every slot of the bucket is counted, also those whose completion has ended.
+        Every slot of the grid is counted, also those whose completion has ended.
         """
-        prompts = np.full(self.bucket.rows, round(self.length * self.filled))
-        cost = flops.decode_cost(self.programs.config, prompts, np.full(self.bucket, place))
+        prompts = np.full(self.grid.rows, round(self.length * self.filled))
+        cost = flops.decode_cost(self.programs.config, prompts, np.full(self.grid, place))
         mesh = self.programs.mesh
         chip = chips.find_chip(mesh.devices.flat[0])
         return chips.roofline_seconds(cost.forward, cost.bytes, mesh.shape["tensor"], chip)

@@ -38,13 +38,13 @@ def export(
         )
     config = load_config(source)
     target = dtype or checkpoint_dtype(source).name
-    check_room(out, saved, jnp.dtype(target).itemsize)
+    check_target(out, saved, jnp.dtype(target).itemsize)
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
     write_checkpoint(out, params, config, dtype=target, source_folder=source)
     print(f"{saved.name} written to {out} in {target}; next: videorft ask --model={out} ...")
 
 
-def check_room(out: str, saved: restore.Saved, itemsize: int) -> None:
+def check_target(out: str, saved: restore.Saved, itemsize: int) -> None:
     """Finds out, before an array is read, whether the folder can be written and has room for the
     weights of `itemsize` bytes each. Raises ValueError."""
     size = sum(
