@@ -89,6 +89,62 @@ def test_what_we_would_compute_differently_is_refused(change, message):
         parse_config(tiny_values(**change))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logit_softcap": 30.0}, "unknown 'logit_softcap'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised .awq."),
+        ({"layer_types": ["sliding_attention"]}, "only full_attention"),
+        ({"head_dim": 4}, "head_dim must be hidden_size"),
+        ({"rope_scaling": {"type": "dynamic", "mrope_section": [1, 1, 2]}}, "'dynamic' is not"),
+        (
+            {"rope_scaling": {"type": "linear", "mrope_section": [1, 1, 2]}},
+            "'linear' needs a factor",
+        ),
+        (
+            {"rope_scaling": {"type": "mrope", "factor": 2.0, "mrope_section": [1, 1, 2]}},
+            "'default' has no key 'factor'",
+        ),
+    ],
+)
+def test_a_key_that_nobody_reads_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config(tiny_values() | change)
+
+
+def test_keys_that_switch_nothing_on_pass():
+    assert parse_config(tiny_values() | {"logit_softcap": None, "new": False}) == parse_config(
+        tiny_values()
+    )
+
+
+@pytest.mark.parametrize("version", ["4.49.0", "4.50.0.dev0"])
+def test_what_transformers_4_49_leaves_out_is_filled(version):
+    """The file of a published 7B, without every value that equals the default of the class."""
+    whole = hf_values("7b")
+    defaults = transformers.models.qwen2_5_vl.configuration_qwen2_5_vl.Qwen2_5_VLVisionConfig()
+    renamed = {"in_chans": "in_channels"}
+    kept = {
+        key: value
+        for key, value in whole["vision_config"].items()
+        if json.dumps(value) != json.dumps(getattr(defaults, renamed.get(key, key), None))
+    }
+    assert kept.keys() == {"hidden_size", "tokens_per_second"} | (kept.keys() & {"model_type"})
+    short = whole | {"vision_config": kept, "transformers_version": version}
+    assert parse_config(short) == parse_config(whole)
+    with pytest.raises(ValueError, match="is missing"):
+        parse_config(short | {"transformers_version": "4.57.1"})
+
+
+@pytest.mark.parametrize("places", ["root", "text", "both"])
+def test_embeddings_are_tied_where_either_place_says_so(places):
+    values = hf_values("3b")
+    text = {key: value for key, value in values.items() if key not in ("vision_config",)}
+    values |= {"text_config": text, "tie_word_embeddings": places != "text"}
+    text["tie_word_embeddings"] = places != "root"
+    assert parse_config(values).text.tied
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         load_config(tmp_path)

@@ -186,9 +186,9 @@ def test_only_the_rows_a_process_needs_are_read(hub, monkeypatch):
     folder, config, _ = hub
     read, counted = tensor_files.read_rows, []
 
-    def counting(descriptor, entry, start, stop):
+    def counting(descriptor, entry, start, stop, scratch):
         counted.append((stop - start) * entry.nbytes // entry.shape[0])
-        return read(descriptor, entry, start, stop)
+        return read(descriptor, entry, start, stop, scratch)
 
     class OnlyFirst:
         """The sharding as the first of eight processes sees it."""
@@ -287,6 +287,19 @@ def test_wrong_tensors_are_listed_all_at_once_with_both_names(hub, tmp_path):
         assert part in text
     write(tmp_path / "in", {"other": torch.zeros(1)}, config)
     assert re.search(r"and \d+ more; take", refused(tmp_path / "in", config, "tensors do not fit"))
+
+
+def test_a_stack_of_several_dtypes_is_read_where_one_is_asked_for(hub, tmp_path):
+    """One layer in float16 among float32: refused as it is, cast each on its own with a dtype."""
+    _, config, tensors = hub
+    name = "model.layers.2.mlp.up_proj.weight"
+    mixed = dict(tensors) | {name: tensors[name].half()}
+    folder = write(tmp_path / "in", mixed, config)
+    assert name in refused(folder, config, "float16, layer 0 float32")
+    found = convert.read_checkpoint(folder, config, dtype="float32")["text"]["layers"]["mlp"]["up"]
+    for layer in range(config.text.num_layers):
+        expected = mixed[f"model.layers.{layer}.mlp.up_proj.weight"].float().numpy().T
+        np.testing.assert_array_equal(np.asarray(found[layer]), expected)
 
 
 def test_params_that_do_not_fit_are_not_written(hub, tmp_path):

@@ -23,6 +23,7 @@ from videorft_jax.models.attention.dispatch import attention
 from videorft_jax.models.attention.masks import Mask
 from videorft_jax.models.compute_plan import ComputePlan
 from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.models.rotary import frequencies
 from videorft_jax.ops.masked import at_masked
 
 
@@ -233,11 +234,14 @@ class Text(nnx.Module):
     def _rotary(self, positions, dtype):
         """cos, sin [B, T, H / 2]; angles in float32, then cast, as the reference does."""
         config = self.config
-        exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-        frequency = (1.0 / config.rope_theta**exponent).astype(np.float32)
+        scaling = config.rope_scaling
+        frequency = frequencies(config.rope_theta, config.head_dim, scaling)
         angles = positions[:, np.array(self.axes)].astype(jnp.float32) * frequency[:, None]
         angles = jnp.moveaxis(angles, 1, 2)
-        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if scaling is not None and scaling.attention_factor != 1:
+            cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+        return cos.astype(dtype), sin.astype(dtype)
 
 
 def _write(suffix, new, layer, index):

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -37,8 +38,8 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     mis-shaped, and a tied checkpoint's head that differs from its embedding.
     """
     leaves = family_of(config).leaves_of(config)
-    entries = _match(pathlib.Path(folder), config, leaves)
     target = None if dtype is None else known_dtype(dtype)
+    entries = _match(pathlib.Path(folder), config, leaves, is_mixed_fine=target is not None)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = dict.fromkeys(entries, device) if shardings is None else flatten(shardings)
     compare_paths(places, leaves, "shardings")
@@ -88,8 +89,9 @@ def check_vocabulary(config: ModelConfig, tokenizer_folder) -> None:
         )
 
 
-def _match(folder, config, leaves):
-    """The entries of every leaf, one per layer; everything is checked from the headers."""
+def _match(folder, config, leaves, *, is_mixed_fine):
+    """The entries of every leaf, one per layer; everything is checked from the headers. The layers
+    of a stack may differ in dtype where all of them are cast."""
     found, problems, old_name = {}, [], family_of(config).old_name
     for name, entry in tensor_files.read_folder(folder).items():
         old = old_name(name)
@@ -113,7 +115,7 @@ def _match(folder, config, leaves):
                     f"mis-shaped {name} ({ours}): {list(entry.shape)} in the file, "
                     f"{list(leaf.hf_shape)} by the config"
                 )
-            elif entry.dtype != group[0].dtype:
+            elif entry.dtype != group[0].dtype and not is_mixed_fine:
                 problems.append(f"{name} ({ours}) is {entry.dtype}, layer 0 {group[0].dtype}")
         groups[leaf.path] = group
     problems += [f"unknown {name} (no parameter of ours)" for name in found]
@@ -152,6 +154,7 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
     first = leaf.perm.index(0) + stacked  # our dim that holds HF's dim 0
     num_rows = leaf.split[0]
     rows = max(1, _BLOCK * num_rows // entries[0].nbytes)
+    scratches = threading.local()
 
     def fill(job):
         layer, start, stop = job
@@ -164,7 +167,8 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
         if not hits:
             return
         entry = entries[layer]._replace(shape=leaf.split)
-        block = tensor_files.read_rows(files[entry.path], entry, start, stop)
+        scratch = _scratch(scratches, (stop - start) * (entry.nbytes // num_rows))
+        block = tensor_files.read_rows(files[entry.path], entry, start, stop, scratch)
         block = block.astype(dtype, copy=False).transpose(leaf.perm)
         for ranges, buffer in hits:
             if stacked:
@@ -185,6 +189,13 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
     return jax.make_array_from_callback(
         leaf.shape, sharding, lambda index: buffers[_ranges(index, leaf.shape)]
     )
+
+
+def _scratch(scratches, nbytes):
+    """This thread's block of memory. Fresh memory for every read would cost more than the read."""
+    if getattr(scratches, "block", None) is None or len(scratches.block) < nbytes:
+        scratches.block = np.empty(nbytes, np.uint8)
+    return scratches.block[:nbytes]
 
 
 def _ranges(index, shape):

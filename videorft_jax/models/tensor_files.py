@@ -150,9 +150,17 @@ def read_folder(folder) -> dict[str, Entry]:
     return entries
 
 
-def read_rows(descriptor: int, entry: Entry, start: int, stop: int) -> np.ndarray:
-    """Reads rows `start:stop` of dim 0 from an open file: `[stop - start, *entry.shape[1:]]`."""
-    block = np.empty((stop - start, *entry.shape[1:]), entry.dtype)
+def read_rows(
+    descriptor: int, entry: Entry, start: int, stop: int, scratch: np.ndarray | None = None
+) -> np.ndarray:
+    """Reads rows `start:stop` of dim 0 from an open file: `[stop - start, *entry.shape[1:]]`.
+
+    scratch: uint8 memory of exactly their size to read into, by default a new block."""
+    shape = (stop - start, *entry.shape[1:])
+    if scratch is None:
+        block = np.empty(shape, entry.dtype)
+    else:
+        block = scratch.view(entry.dtype).reshape(shape)
     row = entry.nbytes // max(entry.shape[0], 1)
     view = memoryview(block.view(np.uint8).reshape(-1))
     done = 0

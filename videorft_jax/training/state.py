@@ -97,5 +97,7 @@ def expected_meta(weights: Weights, contract: MediaContract) -> dict[str, Any]:
     media contract, as JSON values."""
     fields = dataclasses.asdict(weights.model)
     fields.pop("source")
+    if fields["text"]["rope_scaling"] is None:
+        fields["text"].pop("rope_scaling")  # checkpoints of before have no such field
     lora = weights.lora and dataclasses.asdict(weights.lora)
     return json.loads(json.dumps({"model": fields, "lora": lora, "media": contract.to_dict()}))

@@ -1,7 +1,8 @@
 """The config of Qwen2.5-VL, parsed from the checkpoint's own `config.json`.
 
 Nothing is filled in from a class default (transformers has tokens_per_second 4 and rms_norm_eps
-1e-5, which no published checkpoint has): a missing key is an error that names it. Both the flat
+1e-5, which no published checkpoint has) but for what transformers 4.49 leaves out when it saves: a
+missing key is an error that names it, and so is a key that nobody reads. Both the flat
 form of the hub and the nested form of transformers >= 4.52 are read.
 """
 
@@ -10,7 +11,9 @@ import json
 from typing import Any, ClassVar
 
 from videorft_jax.models.config import ModelConfig, TokenIds, check_values, get_key, override
+from videorft_jax.models.config_keys import check_keys, fill_vision, is_tied
 from videorft_jax.models.geometry import WINDOWED_14
+from videorft_jax.models.rotary import RopeScaling, parse_scaling
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -66,6 +69,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     tied: bool
+    rope_scaling: RopeScaling | None = None
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +91,8 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     Raises ValueError, one line, for a missing key or for values that the architecture cannot hold.
     """
     text_values = values.get("text_config") or values
-    vision_values = get_key(values, "vision_config", where)
+    vision_values = fill_vision(values, get_key(values, "vision_config", where), where)
+    check_keys(values, text_values, vision_values, where)
 
     def text(key):
         return get_key(text_values, key, where, "text_config." if text_values is not values else "")
@@ -101,9 +106,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     theta = rope.get("rope_theta", text_values.get("rope_theta"))
     if theta is None:
         raise ValueError(f"{where}: key 'rope_theta' is missing; add it")
-    tied = values.get("tie_word_embeddings", text_values.get("tie_word_embeddings"))
-    if tied is None:
-        raise ValueError(f"{where}: key 'tie_word_embeddings' is missing; add it")
+    tied = is_tied(values, text_values, where)
     config = Config(
         vision=VisionConfig(
             num_layers=vision("depth"),
@@ -130,6 +133,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
             rope_theta=theta,
             mrope_section=tuple(rope["mrope_section"]),
             tied=tied,
+            rope_scaling=parse_scaling(rope, text_values.get("max_position_embeddings"), where),
         ),
         token_ids=TokenIds(
             image=get_key(values, "image_token_id", where),
@@ -155,6 +159,11 @@ def _check(config, text_values, vision_values, where):
     """Refuses what the port would compute differently from the reference."""
     text, vision, cut = config.text, config.vision, WINDOWED_14
     conditions = [
+        (
+            text_values.get("head_dim") in (None, text.head_dim),
+            "head_dim must be hidden_size / num_attention_heads",
+        ),
+        (text_values.get("attention_bias", True), "attention_bias must be true"),
         (text.dim % text.num_heads == 0, "hidden_size must divide by num_attention_heads"),
         (text.num_heads % text.num_kv_heads == 0, "num_attention_heads must divide by kv heads"),
         (2 * sum(text.mrope_section) == text.head_dim, "mrope_section must sum to head_dim / 2"),

@@ -11,7 +11,9 @@ import math
 from typing import Any, ClassVar
 
 from videorft_jax.models.config import ModelConfig, TokenIds, check_values, get_key
+from videorft_jax.models.config_keys import check_keys, is_tied
 from videorft_jax.models.geometry import PLAIN_16
+from videorft_jax.models.rotary import RopeScaling, parse_scaling
 
 MODEL_TYPE = "qwen3_vl"
 
@@ -68,6 +70,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     tied: bool
+    rope_scaling: RopeScaling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,8 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     text_values = get_key(values, "text_config", where)
     vision_values = get_key(values, "vision_config", where)
 
+    check_keys(values, text_values, vision_values, where)
+
     def text(key):
         return get_key(text_values, key, where, "text_config.")
 
@@ -104,9 +109,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     ):
         if found is None:
             raise ValueError(f"{where}: key 'text_config.{key}' is missing; add it")
-    tied = values.get("tie_word_embeddings", text_values.get("tie_word_embeddings"))
-    if tied is None:
-        raise ValueError(f"{where}: key 'tie_word_embeddings' is missing; add it")
+    tied = is_tied(values, text_values, where)
     config = Config(
         vision=VisionConfig(
             num_layers=vision("depth"),
@@ -133,6 +136,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
             rope_theta=theta,
             mrope_section=tuple(rope["mrope_section"]),
             tied=tied,
+            rope_scaling=parse_scaling(rope, text_values.get("max_position_embeddings"), where),
         ),
         token_ids=TokenIds(
             image=get_key(values, "image_token_id", where),
@@ -161,7 +165,6 @@ def _check(config, rope, text_values, vision_values, where):
             rope.get("mrope_interleaved", True) is True,
             "mrope_interleaved must be true, the reference knows no other layout",
         ),
-        (rope.get("rope_type", "default") == "default", "rope_type must be default"),
         (vision.dim % vision.num_heads == 0, "vision hidden_size must divide by num_heads"),
         (vision.head_dim % 4 == 0, "vision head_dim must divide by 4"),
         (vision.out_dim == text.dim, "vision out_hidden_size must equal text hidden_size"),
