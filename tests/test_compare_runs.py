@@ -59,10 +59,15 @@ def test_an_option_that_one_side_lacks_does_not_count(tmp_path):
     assert not differing(tmp_path, config=CONFIG | {"serve": {"port": 8000}})
 
 
-def test_an_output_that_one_side_lacks_counts(tmp_path):
+def test_what_is_lost_counts_and_what_is_added_does_not(tmp_path):
     first = write_run(tmp_path / "first")
     second = tmp_path / "second"
     shutil.copytree(first, second)
     (second / "metrics.jsonl").unlink()
     (row,) = (row for row in compare_folders(first, second) if row.differing)
     assert (row.name, row.first) == ("metrics.jsonl", "only in the first")
+    assert not any(row.differing for row in compare_folders(second, first))
+    line = json.loads((first / "metrics.jsonl").read_text())
+    (second / "metrics.jsonl").write_text(json.dumps(line | {"lr": 0.1}) + "\n")
+    assert not any(row.differing for row in compare_folders(first, second))
+    assert any(row.differing for row in compare_folders(second, first))

@@ -1,6 +1,7 @@
 """What a report reads, counts and refuses, without a browser."""
 
 import json
+import shutil
 
 import pytest
 from written_runs import grpo_row, write_grpo
@@ -78,6 +79,15 @@ def test_a_run_that_is_still_going_says_so(tmp_path):
         "The run is at step 1 of at most 9.",
     ]
     assert len(run.groups) == 1
+
+
+def test_options_are_known_before_the_first_checkpoint(tmp_path):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0, stopped=False)])
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "config.json").write_text(json.dumps({"grpo": {"mask_truncated": True}}))
+    run = read_run(folder)
+    assert "untrained" in run.groups[0].completions[0].flags
+    assert run.notes == ["No checkpoint yet, and so no media contract: the clips are not shown."]
 
 
 def test_an_evaluation_has_results_and_records_without_completions(tmp_path):

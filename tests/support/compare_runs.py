@@ -13,6 +13,7 @@ NUMBERED = re.compile(r"\d{6}\.(?=mp4$|png$)")
 MODIFIED_NS = re.compile(r"\b1\d{18}\b")  # when a clip was written, in the indices of the loader
 IGNORED_FOLDERS = {"compiled", "done", "tensorboard"}
 IGNORED_SUFFIXES = {".html", ".lock", ".log"}
+
 IGNORED_FILES = {"report.md", "demo.out"}  # tell how many seconds each stage took
 
 
@@ -27,18 +28,25 @@ class Compared:
 
 
 def compare_folders(first: pathlib.Path, second: pathlib.Path) -> list[Compared]:
-    """A row for each output of either folder, in the order of their names; clips count as one."""
+    """A row for each output of either folder, in the order of their names; clips count as one.
+
+    What only the second folder has, be it a file, a metric or a field, is an addition and no
+    difference; what only the first has is one.
+    """
     sides = [_read_folder(folder) for folder in (first, second)]
     rows: list[Compared] = []
     for name in sorted(sides[0].keys() | sides[1].keys()):
         there, here = (side.get(name) for side in sides)
         if there is None or here is None:
-            rows.append(Compared(name, 1, 1, f"only in the {'first' if there else 'second'}"))
+            lost = here is None
+            rows.append(
+                Compared(name, 1, int(lost), f"only in the {'first' if lost else 'second'}")
+            )
             continue
         if name.endswith("manifest.json"):
             there, here = _common_options(there, here)
-        paths = sorted(there.keys() | here.keys())
-        wrong = [path for path in paths if not _equal(there.get(path), here.get(path))]
+        paths = sorted(there)
+        wrong = [path for path in paths if not _equal(there[path], here.get(path))]
         text = f"{wrong[0]}: {_show(there, here, wrong[0])}" if wrong else ""
         rows.append(Compared(name, len(paths), len(wrong), text))
     return _merge_clips(rows)
@@ -138,6 +146,8 @@ def _equal(there, here):
     if isinstance(there, np.ndarray) and isinstance(here, np.ndarray):
         same = (there.dtype, there.shape) == (here.dtype, here.shape)
         return same and there.tobytes() == here.tobytes()
+    if isinstance(there, dict) and isinstance(here, dict):
+        here = {name: here[name] for name in there if name in here}
     return type(there) is type(here) and _canonical(there) == _canonical(here)
 
 

@@ -17,6 +17,7 @@ from videorft_jax.reporting.groups import Completion, Group
 from videorft_jax.rewards.answers import extract_answer, first_block
 
 METRICS, COMPLETIONS, RESULTS = "metrics.jsonl", "completions*.jsonl", "results.json"
+CONFIG = "config.json"  # the options of a run, from its start
 _TOLERANCE = 1e-5  # between a total and the sum of its rewards; totals are kept in float32
 
 
@@ -24,9 +25,9 @@ _TOLERANCE = 1e-5  # between a total and the sum of its rewards; totals are kept
 class Run:
     """One work directory.
 
-    kind: sft, grpo or evaluation. config: the options that a checkpoint keeps, {} where there is
-    none. contract: the media contract, None where it is not known. results: of an evaluation.
-    notes: what a reader of the page should know about missing parts.
+    kind: sft, grpo or evaluation. config: the options of the run, or the settings of an evaluation;
+    {} where they are not known. contract: the media contract, None where it is not known. results:
+    those of an evaluation. notes: what a reader of the page should know about missing parts.
     """
 
     folder: pathlib.Path
@@ -65,7 +66,7 @@ def read_run(folder: str | pathlib.Path) -> Run:
         hint = hint or f"; a run writes {METRICS} there with its first step"
         raise ValueError(f"{folder}: no {METRICS} and no completions{hint}")
     meta = _read_meta(folder, notes)
-    config = meta.get("config", {})
+    config = meta.get("config") or _read_json(folder / CONFIG)
     groups = _group(rows, _read_sampled, config, folder)
     if rows and metrics and metrics[-1]["step"] > rows[-1].get("step", 0):
         notes.append(f"Completions end with step {rows[-1].get('step')}.")
@@ -110,7 +111,7 @@ def _read_meta(folder, notes):
             return manifest.read(epath.Path(path))["meta"]
         except (ValueError, KeyError):
             continue
-    notes.append("No checkpoint yet: the options of the run, and so its clips, are not known.")
+    notes.append("No checkpoint yet, and so no media contract: the clips are not shown.")
     return {}
 
 
