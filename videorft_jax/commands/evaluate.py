@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 
 from ml_collections import ConfigDict
 
@@ -10,7 +11,10 @@ from videorft_jax.commands import flags
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
+from videorft_jax.evaluation.benchmarks.catalogue import find_missing, find_task, load_items
+from videorft_jax.evaluation.benchmarks.variants import check_variant, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
+from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
@@ -27,14 +31,61 @@ log = logging.getLogger(__name__)
 EXAMPLES = """videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/mmvu \\
     --config.model.init_from=DIR --config.data.records=eval_mmvu.json
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/grpo_7b/mmvu \\
-    --config.evaluate.checkpoint=runs/grpo_7b --config.evaluate.other_media=True ..."""
+    --config.evaluate.checkpoint=runs/grpo_7b --config.evaluate.other_media=True ...
+videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/all \\
+    --benchmarks=vsibench,mvbench --data_root=benchmarks --variant=as_paper ..."""
 
 
 def main(argv: list[str]) -> int:
-    """videorft evaluate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
-    config, workdir = flags.parse(argv, "videorft evaluate", EXAMPLES)
-    evaluate(config, workdir)
+    """videorft evaluate --config=FILE --workdir=DIR [--benchmarks=NAME,NAME --data_root=DIR
+    [--variant=as_paper|official]] [--config.section.option=value ...]"""
+    own, rest = _split_flags(argv)
+    config, workdir = flags.parse(rest, "videorft evaluate", EXAMPLES)
+    if not own["benchmarks"]:
+        if own["data_root"] or own["variant"]:
+            raise ValueError("--data_root and --variant are of --benchmarks; name some")
+        evaluate(config, workdir)
+        return 0
+    names = own["benchmarks"].split(",")
+    evaluate_benchmarks(
+        config, workdir, names, own["data_root"] or ".", own["variant"] or "as_paper"
+    )
     return 0
+
+
+def _split_flags(argv):
+    """The flags that name benchmarks, and the other arguments."""
+    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant"), ""), []
+    for argument in argv:
+        name, found, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and found and name in own:
+            own[name] = value
+        else:
+            rest.append(argument)
+    return own, rest
+
+
+def evaluate_benchmarks(
+    config: ConfigDict, workdir: str, names: list[str], data_root: str, variant: str
+) -> None:
+    """Evaluates benchmarks from their own files, each in a folder of the work directory.
+
+    Questions whose clip is missing or damaged are written down with their reason and never end the
+    run. Raises ValueError, before the first question, for an unknown benchmark or variant and for
+    files that are missing.
+    """
+    check_variant(variant)
+    loaded = {name: load_items(find_task(name), data_root) for name in names}
+    for name, (folder, items) in loaded.items():
+        missing = find_missing(folder, items)
+        log.info("%s: %d questions, %d media missing", name, len(items), len(missing))
+        records = os.path.join(workdir, name, RECORDS)
+        write_records(records, items, name, variant)
+        own = ConfigDict(config.to_dict())
+        own.name = f"{config.name}, {name}"
+        own.data.records, own.data.root = records, str(folder)
+        own.data.max_bad_fraction = 1.0
+        evaluate(own, os.path.join(workdir, name))
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict:

@@ -1,0 +1,114 @@
+"""Benchmarks in the layouts of their releases: what is read, what is missing, what is asked."""
+
+import json
+import pathlib
+
+import pytest
+from benchmark_layouts import make_layouts
+
+from videorft_jax import cli
+from videorft_jax.data.records.prompts import build_messages
+from videorft_jax.data.records.records import parse_row
+from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
+from videorft_jax.evaluation.benchmarks.variants import make_record, paper_prompt, write_records
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("benchmarks")
+    return root, make_layouts(root)
+
+
+def test_all_layouts_are_read(layouts):
+    root, counts = layouts
+    assert counts.keys() == TASKS.keys()
+    for name, count in counts.items():
+        found = describe(TASKS[name], root)
+        assert found["rows"] == count, name
+        missing = ["video/nturgbd/S001_rgb.avi"] if name == "mvbench" else []
+        assert found["missing"] == missing, name
+        assert f"{count} rows, its release has {TASKS[name].num_rows}" in found["problems"]
+
+
+def items_of(root, name):
+    return {item.id: item for item in load_items(TASKS[name], root)[1]}
+
+
+def test_gold_answers_and_kinds(layouts):
+    root, _ = layouts
+    vsi = items_of(root, "vsibench")
+    assert (vsi["0"].kind, vsi["0"].gold) == ("regression", "4")
+    assert (vsi["1"].kind, vsi["1"].options) == ("multiple choice", ("left", "right"))
+    mvbench = items_of(root, "mvbench")
+    assert mvbench["action_sequence/0"].gold == "B"
+    assert mvbench["moving_count/0"].problem == "its gold answer 'one' is no candidate"
+    assert mvbench["episodic_reasoning/0"].media[0]["fps"] == 3.0
+    assert items_of(root, "longvideobench")["a_0"].gold == "B"
+    assert items_of(root, "lvbench")["0"].options == ("left", "right")
+    assert items_of(root, "mmvu")["validation_0"].media[0]["path"] == "videos/Art/1.mp4"
+    kinds = {item.kind for item in items_of(root, "tempcompass").values()}
+    assert kinds == {"multiple choice", "yes_no", "caption_matching", "captioning"}
+    assert {item.categories["track"] for item in items_of(root, "videommmu").values()} == {
+        "Perception", "Comprehension", "Adaptation",
+    }  # fmt: skip
+    paths = {item.media[0]["path"] for item in items_of(root, "videomme").values()}
+    assert paths == {"data/abc.MP4", "data/def.mkv"}
+
+
+def test_records_are_those_of_the_loader(layouts, tmp_path):
+    root, counts = layouts
+    for name, count in counts.items():
+        for variant in ("as_paper", "official"):
+            path = tmp_path / f"{name}.jsonl"
+            write_records(path, load_items(TASKS[name], root)[1], name, variant)
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            assert len(rows) == count
+            for row in rows:
+                parse_row(row)
+
+
+def test_variants_differ_in_bounds_and_wording(layouts):
+    root, _ = layouts
+    item = items_of(root, "mvbench")["action_sequence/0"]
+    paper, official = (make_record(item, "mvbench", v) for v in ("as_paper", "official"))
+    assert "start" not in paper["media"][0]
+    assert (official["media"][0]["start"], official["media"][0]["end"]) == (0.2, 0.8)
+    messages = build_messages(parse_row(official))
+    assert [message["role"] for message in messages] == ["user"]
+    assert messages[0]["content"][1]["text"] == (
+        "Question:Q?\nOption:\n(A) left\n(B) right\n(C) up\nOnly give the best option.\n"
+    )
+    said = build_messages(parse_row(paper))[0]["content"]
+    assert said[0]["type"] == "video"
+    assert said[1]["text"] == paper_prompt(item)
+    assert said[1]["text"].startswith("Q?\nA. left\nB. right\nC. up\n\nPlease think about")
+    assert said[1]["text"].endswith("D, etc.) within the <answer> </answer> tags.")
+    with pytest.raises(ValueError, match="variant is 'mine'; choose one of as_paper, official"):
+        write_records("unused", [], "mvbench", "mine")
+
+
+def test_command_lists_what_is_there(layouts, capsys):
+    root, counts = layouts
+    assert cli.main(["benchmarks", f"--data_root={root}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {own["name"]: own["rows"] for own in found} == counts
+    assert set(found[0]) == {"name", "rows", "found", "missing", "problems"}
+    assert cli.main(["benchmarks"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in TASKS)
+    assert "OpenGVLab/MVBench" in out
+
+
+def test_what_is_wrong_is_said_in_one_line(layouts, tmp_path):
+    with pytest.raises(ValueError, match="no 'mme'; choose among vsibench"):
+        find_task("mme")
+    with pytest.raises(ValueError, match=r"no lvb_val.json or .*; get longvideobench/"):
+        load_items(TASKS["longvideobench"], tmp_path)
+    path = tmp_path / "LongVideoBench/lvb_val.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps([{"id": "a", "question": "Q?"}]))
+    with pytest.raises(ValueError, match="another split or version; get longvideobench"):
+        load_items(TASKS["longvideobench"], tmp_path)
+    found = describe(TASKS["longvideobench"], pathlib.Path(tmp_path))
+    assert found["rows"] == 0
+    assert "another split or version" in found["problems"][0]

@@ -1,0 +1,118 @@
+"""Headlines by hand, outputs read back and scored anew, and runs side by side."""
+
+import json
+
+import pytest
+
+from videorft_jax import cli
+from videorft_jax.evaluation.compare import compare
+from videorft_jax.evaluation.headline import (
+    group_score,
+    headline,
+    mmvu_areas,
+)
+from videorft_jax.evaluation.outputs import read_outputs, rescore
+from videorft_jax.evaluation.scoreboard import tabulate
+
+
+def row(score, kind="multiple choice", **categories):
+    return {"score": score, "question_type": kind, "categories": categories}
+
+
+def test_vsi_bench_is_the_mean_of_eight():
+    kinds = ["object_counting", "object_abs_distance", "object_size_estimation",
+             "room_size_estimation", "object_rel_distance", "route_planning",
+             "obj_appearance_order"]  # fmt: skip
+    rows = [row(1.0, question_type=kind) for kind in kinds for _ in range(3)]
+    for level, score in (("easy", 1.0), ("medium", 0.5), ("hard", 0.0)):
+        rows += [row(score, question_type=f"object_rel_direction_{level}")] * 7
+    assert headline(rows, "vsibench", "official")[0] == pytest.approx((7 + 0.5) / 8)
+
+
+def test_other_headlines():
+    rows = [row(1.0, task_type="a")] * 3 + [row(0.0, task_type="b")]
+    assert headline(rows, "mlvu", "robust")[0] == 0.5
+    assert headline(rows, "videomme", "robust")[0] == 0.75
+    rows = [row(1.0)] * 3 + [row(0.5, "regression")]
+    assert headline(rows, "vsibench", "videorft")[0] == 0.75
+    rows = [row(1.0, subject="Art"), row(0.0, subject="Chemistry"), row(1.0, subject="Pharmacy"),
+            row(0.0, subject="Computer Science")]  # fmt: skip
+    assert mmvu_areas(rows) == {
+        "Engineering": 0.0, "Healthcare": 1.0, "Humanities & Social Science": 1.0, "Science": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("right", "kind", "structure", "worth"),
+    [
+        ("1100", "relevance", [1, 2, 3, 4], 0.25),
+        ("1110", "relevance", [1, 2, 3, 4], 0.5625),
+        ("1101", "logic", [1, 2, 3, 4], 4 / 16),
+        ("0111", "logic", [1, 2, 3, 4], 0.0),
+        ("1010", "logic", [1, [2, 3], 4], 4 / 12),
+        ("1110", "logic", "[1, [2, 3], 4]", 7 / 12),
+        ("0100", "logic", [[1, 2], 3, 4], 0.1),
+        ("1111", "logic", [[1, 2], 3, 4], 1.0),
+    ],
+)
+def test_groups_of_videomme_v2(right, kind, structure, worth):
+    assert group_score([float(x) for x in right], kind, structure) == pytest.approx(worth)
+
+
+def write_run(folder, outputs):
+    """An evaluation of four questions about two clips; an output None is a missing clip."""
+    (folder / "toy").mkdir(parents=True)
+    records, lines = [], []
+    for number, output in enumerate(outputs):
+        records.append(
+            {"problem_id": f"q{number}", "problem": "Q?", "problem_type": "multiple choice",
+             "solution": "B", "benchmark": "toy", "question_type": "multiple choice",
+             "choices": ["left", "right"], "categories": {"task": "ab"[number % 2]},
+             "cluster": f"{number // 2}.mp4"}
+        )  # fmt: skip
+        lines.append(
+            {"index": number, "rollout": 0, "problem_id": f"q{number}", "problem": "Q?",
+             "problem_type": "multiple choice", "path": "x", "solution": "B", "score": 0.0,
+             "completion": output, "reason": "missing" if output is None else "",
+             "outcome": "quarantined" if output is None else "scored", "stopped": True}
+        )  # fmt: skip
+    for name, rows in (("records", records), ("completions", lines)):
+        text = "".join(json.dumps(line) + "\n" for line in rows)
+        (folder / "toy" / f"{name}.jsonl").write_text(text)
+    return str(folder)
+
+
+def test_every_row_stays_in_the_denominator(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", ["B", "the right one", None, "right"])
+    table = tabulate(rescore(read_outputs(folder), "robust"), "robust")["toy"]
+    assert (table["rows"], table["scored"], table["absent"]) == (4, 3, 1)
+    assert table["decodable_rows"] == 1.0
+    assert table["all_rows"] == 0.75
+    assert table["categories"] == {"task": {"a": 1.0, "b": 1.0}}
+    assert cli.main(["score", folder, "--scorer=videorft"]) == 0
+    assert "scorer videorft" in capsys.readouterr().out
+    body = json.loads((tmp_path / "run/scores-videorft.json").read_text())
+    assert [own["score"] for own in body["rows"]] == [1.0, 0.0, None, 0.0]
+    assert cli.main(["score", folder, "--scorer=best"]) == 2
+    assert cli.main(["score", str(tmp_path)]) == 2
+
+
+def test_comparison_is_paired_and_counts_the_others(tmp_path, capsys):
+    first = write_run(tmp_path / "first", ["A", "A", "B", "B"])
+    second = write_run(tmp_path / "second", ["B", "A", "B", None])
+    runs = {name: [rescore(read_outputs(name), "robust")] for name in (first, second)}
+    lines = compare(runs)
+    whole = [line for line in lines if not line["category"]]
+    assert [line["accuracy"] for line in whole] == [0.5, pytest.approx(2 / 3)]
+    mean, low, high = whole[1]["difference"]
+    assert mean == pytest.approx(1 / 3)
+    assert low < mean < high
+    assert (whole[1]["only_here"], whole[1]["only_there"]) == (0, 1)
+    out = tmp_path / "forest.png"
+    assert cli.main(["compare", first, second, f"--out={out}"]) == 0
+    assert "| toy | all |" in capsys.readouterr().out
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["compare", first]) == 2
+    seeds = compare({first: runs[first], "both": [runs[first][0], runs[second][0]]})
+    spread = next(line["seeds"] for line in seeds if line["run"] == "both" and not line["category"])
+    assert spread == pytest.approx(abs(2 / 3 - 1 / 2) / 2**0.5)

@@ -1,0 +1,47 @@
+"""`videorft benchmarks`: the benchmarks that can be evaluated, and what of them is on this disk."""
+
+import argparse
+import json
+
+from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe
+
+EXAMPLES = """videorft benchmarks
+videorft benchmarks --data_root=benchmarks
+videorft benchmarks --data_root=benchmarks --json"""
+_SHOWN = 3  # missing files and problems of a benchmark
+
+
+def main(argv: list[str]) -> int:
+    """Lists each benchmark: rows, the files it wants and where to get them, its licence, and with a
+    data root what is found there, what is missing and what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="videorft benchmarks", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--data_root", help="folder that holds a folder for each benchmark")
+    parser.add_argument("--json", action="store_true", help="print a list for programs")
+    own = parser.parse_args(argv)
+    found = {name: describe(task, own.data_root) for name, task in TASKS.items() if own.data_root}
+    if own.json:
+        whole = found or {
+            name: {"name": name, "rows": task.num_rows, "found": 0, "missing": [], "problems": []}
+            for name, task in TASKS.items()
+        }
+        print(json.dumps(list(whole.values()), indent=1))
+        return 0
+    for name, task in TASKS.items():
+        print(f"{name:<16}{task.num_rows:>6} rows  {task.title}")
+        print(f"    get     {task.source} ({task.licence})")
+        print(f"    files   {' or '.join(task.files)} in {' or '.join(task.folders)}")
+        if found:
+            _print_found(found[name])
+    return 0
+
+
+def _print_found(own):
+    missing, problems = own["missing"], own["problems"]
+    print(f"    here    {own['rows']} rows, {own['found']} clips, {len(missing)} files missing")
+    for text in [f"missing {path}" for path in missing[:_SHOWN]] + problems[:_SHOWN]:
+        print(f"            {text}")
+    hidden = max(0, len(missing) - _SHOWN) + max(0, len(problems) - _SHOWN)
+    if hidden:
+        print(f"            and {hidden} more; --json lists them all")

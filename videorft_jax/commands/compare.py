@@ -1,0 +1,36 @@
+"""`videorft compare`: evaluations side by side, paired by question; needs no model."""
+
+import argparse
+import json
+
+from videorft_jax.evaluation.compare import compare, format_comparison, plot
+from videorft_jax.evaluation.outputs import read_outputs, rescore
+from videorft_jax.evaluation.scoring.score import SCORERS
+
+EXAMPLES = """videorft compare runs/base/all runs/grpo_7b/all
+videorft compare runs/base/all runs/seed_0/all,runs/seed_1/all --out=compared.png"""
+
+
+def main(argv: list[str]) -> int:
+    """Compares work directories of `videorft evaluate` with the first of them: a table, and a
+    forest plot. Folders that are joined by commas are seeds of one run."""
+    parser = argparse.ArgumentParser(
+        prog="videorft compare", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", metavar="DIR", help="the first is the baseline")
+    parser.add_argument("--scorer", default="robust", help=", ".join(SCORERS))
+    parser.add_argument("--out", default="comparison.png", help="file of the forest plot")
+    parser.add_argument("--json", action="store_true", help="print the lines for programs")
+    own = parser.parse_args(argv)
+    if len(own.runs) < 2:
+        raise ValueError("one run is given; give two or more to compare")
+    if len(set(own.runs)) < len(own.runs):
+        raise ValueError("a run is given twice; give each once")
+    runs = {
+        name: [rescore(read_outputs(folder), own.scorer) for folder in name.split(",")]
+        for name in own.runs
+    }
+    lines = compare(runs)
+    plot(lines, own.out)
+    print(json.dumps(lines, indent=1) if own.json else f"{format_comparison(lines)}\n{own.out}")
+    return 0

@@ -1,0 +1,41 @@
+"""`videorft score`: what the outputs of an evaluation are worth under a scorer; needs no model."""
+
+import argparse
+import json
+import os
+import pathlib
+
+from videorft_jax.evaluation.outputs import read_outputs, rescore
+from videorft_jax.evaluation.scoreboard import format_scores, tabulate
+from videorft_jax.evaluation.scoring.score import SCORERS
+
+EXAMPLES = """videorft score runs/base/all
+videorft score runs/base/all --scorer=official"""
+
+
+def main(argv: list[str]) -> int:
+    """Scores every output below a work directory of `videorft evaluate` again, and writes
+    scores-SCORER.json there."""
+    parser = argparse.ArgumentParser(
+        prog="videorft score", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("folder", metavar="DIR", help="work directory of videorft evaluate")
+    parser.add_argument("--scorer", default="robust", help=", ".join(SCORERS))
+    parser.add_argument("--json", action="store_true", help="print the figures for programs")
+    own = parser.parse_args(argv)
+    rows = rescore(read_outputs(own.folder), own.scorer)
+    table = tabulate(rows, own.scorer)
+    path = pathlib.Path(own.folder, f"scores-{own.scorer}.json")
+    names = ("benchmark", "id", "rollout", "score", "outcome")
+    body = {
+        "scorer": own.scorer,
+        "benchmarks": table,
+        "rows": [{name: row[name] for name in names} for row in rows],
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    print(
+        json.dumps(table, indent=1) if own.json else f"{format_scores(table, own.scorer)}\n{path}"
+    )
+    return 0

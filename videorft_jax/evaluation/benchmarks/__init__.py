@@ -1,0 +1,1 @@
+"""The field's benchmarks, read from the files that their users have downloaded."""

@@ -1,0 +1,78 @@
+"""All benchmarks by name, and what of them is on a disk."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from videorft_jax.evaluation.benchmarks import long_video, reasoning, temporal
+from videorft_jax.evaluation.benchmarks.task import Item, Task
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (*reasoning.TASKS, *temporal.TASKS, *long_video.TASKS)
+}
+
+
+def find_task(name: str) -> Task:
+    """Raises ValueError for a name that is no benchmark's."""
+    if name not in TASKS:
+        raise ValueError(f"benchmarks: no {name!r}; choose among {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def load_items(task: Task, data_root: str | pathlib.Path) -> tuple[pathlib.Path, list[Item]]:
+    """The benchmark's folder and its questions. Raises ValueError, one line, where its files are
+    missing, saying which and where to get them, and where they have other fields than its release.
+    """
+    folder = task.find_folder(data_root)
+    if folder is None:
+        raise ValueError(
+            f"{task.title}: no {' or '.join(task.files)} in {data_root}/{task.folders[0]}; get "
+            f"{task.source} ({task.licence})"
+        )
+    try:
+        return folder, list(task.read(folder))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{task.title}: {folder} has rows without {error}: another split or version; get "
+            f"{task.source}"
+        ) from None
+
+
+def find_missing(folder: pathlib.Path, items: Iterable[Item]) -> list[str]:
+    """The media that the questions want and that the folder lacks, each once, in order."""
+    paths = dict.fromkeys(str(part["path"]) for item in items for part in item.media)
+    return [path for path in paths if not (folder / path).exists()]
+
+
+def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
+    """What of a benchmark is on the disk.
+
+    `rows` counts the questions in its files, `found` the media that are there; `missing` names the
+    files that are not, and `problems` says, a line each, what else is wrong.
+    """
+    try:
+        folder, items = load_items(task, data_root)
+    except ValueError as error:
+        files = [f"{task.folders[0]}/{pattern}" for pattern in task.files]
+        is_absent = task.find_folder(data_root) is None
+        return {
+            "name": task.name,
+            "rows": 0,
+            "found": 0,
+            "missing": files if is_absent else [],
+            "problems": [str(error)],
+        }
+    missing = find_missing(folder, items)
+    paths = {str(part["path"]) for item in items for part in item.media}
+    problems = [f"{item.id}: {item.problem}" for item in items if item.problem]
+    if len(items) != task.num_rows:
+        problems.append(f"{len(items)} rows, its release has {task.num_rows}")
+    if len({item.id for item in items}) < len(items):
+        problems.append("ids are repeated")
+    return {
+        "name": task.name,
+        "rows": len(items),
+        "found": len(paths) - len(missing),
+        "missing": missing,
+        "problems": problems,
+    }

@@ -1,0 +1,162 @@
+"""Video-MME, Video-MME-v2, LVBench, MLVU and LongVideoBench as their releases have them."""
+
+import pathlib
+from collections.abc import Iterator
+
+from videorft_jax.evaluation.benchmarks.task import (
+    LETTERS,
+    Item,
+    Task,
+    choose,
+    find_files,
+    find_media,
+    join,
+    lettered,
+    read_rows,
+    without_letters,
+)
+from videorft_jax.evaluation.scoring.choices import find_options
+
+_VIDEO_MME = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond "
+    "with only the letter (A, B, C, or D) of the correct option."
+)
+_MLVU = {"1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco",
+         "7_topic_reasoning"}  # fmt: skip
+
+
+def read_videomme(folder: pathlib.Path) -> Iterator[Item]:
+    for path in find_files(folder, "videomme/test-*.parquet", "test-*.parquet", "*.json"):
+        for row in read_rows(path):
+            options, name = without_letters(row["options"]), row["videoID"]
+            names = [f"{place}/{name}{end}" for place in ("data", "videos") for end in
+                     (".mp4", ".MP4", ".mkv")]  # fmt: skip
+            yield Item(
+                id=str(row["question_id"]),
+                question=row["question"],
+                kind="multiple choice",
+                gold=str(row["answer"]),
+                media=(find_media(folder, *names),),
+                options=options,
+                categories={
+                    name: row.get(name, "")
+                    for name in ("duration", "domain", "sub_category", "task_type")
+                },
+                prompt=join(_VIDEO_MME, row["question"], *lettered(options), "The best answer is:"),
+            )
+
+
+def read_videomme_v2(folder: pathlib.Path) -> Iterator[Item]:
+    for path in find_files(folder, "*test*.parquet", "data/*.parquet", "*.json"):
+        for number, row in enumerate(read_rows(path)):
+            options = without_letters(row["options"])
+            name = str(row.get("videoID") or row.get("video_id"))
+            group = str(row.get("group_id", row.get("video_id", name)))
+            yield Item(
+                id=str(row.get("question_id", number)),
+                question=row["question"],
+                kind="multiple choice",
+                gold=str(row["answer"]),
+                media=(find_media(folder, f"videos/{name}.mp4", f"data/{name}.mp4"),),
+                options=options,
+                categories={
+                    "group": group,
+                    "group_type": row.get("group_type", ""),
+                    "group_structure": row.get("group_structure") or [],
+                    "level": row.get("level", ""),
+                },
+                prompt=join(row["question"], *lettered(options), "The best answer is:"),
+            )
+
+
+def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
+    (path, *_) = find_files(folder, "video_info.meta.jsonl", "*.parquet")
+    for row in read_rows(path):
+        for own in row.get("qa") or [row]:
+            text = own["question"]
+            options = without_letters(own.get("options")) or tuple(find_options(text)[1])
+            name = row.get("video_path") or f"{row['key']}.mp4"
+            yield Item(
+                id=str(own.get("uid", own.get("id", ""))),
+                question=text,
+                kind="multiple choice",
+                gold=str(own["answer"]),
+                media=(find_media(folder, f"videos/{name}", name),),
+                options=options,
+                categories={"question_type": list(own.get("question_type") or [])},
+                prompt=f"{text}\nAnswer the question with the option letter",
+            )
+
+
+def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
+    """The multiple-choice tasks: the development set's JSON files, or a table of either set."""
+    paths = find_files(folder, "MLVU/json/*.json", "json/*.json")
+    for path in paths or find_files(folder, "*/test-*.parquet", "test-*.parquet"):
+        if paths and path.stem not in _MLVU:
+            continue  # summaries and sub-scenes are judged, not chosen
+        for number, row in enumerate(read_rows(path)):
+            options = tuple(map(str, row["candidates"]))
+            task = row.get("task_type") or row["question_type"]
+            gold, problem = str(row["answer"]), ""
+            if paths or gold not in LETTERS:
+                gold, problem = choose(gold, options)
+            name = row.get("video_name") or row["video"]
+            places = [f"MLVU/video/{path.stem}/{name}", f"video/{path.stem}/{name}"]
+            if not paths:
+                places = [f"videos/{name}", f"video/{name}", name]
+                places += [str(found.relative_to(folder)) for found in folder.rglob(name)][:1]
+            question = row["question"].split("\n(A)")[0]
+            lines = lettered(options, "({letter}) {text}")
+            yield Item(
+                id=str(row.get("question_id") or f"{path.stem}/{number}"),
+                question=question,
+                kind="multiple choice",
+                gold=gold,
+                media=(find_media(folder, *places),),
+                options=options,
+                categories={"task_type": task},
+                prompt=join(question, *lines, "Only give the best option.", "Best option: ("),
+                problem=problem,
+            )
+
+
+def read_longvideobench(folder: pathlib.Path) -> Iterator[Item]:
+    (path, *_) = find_files(folder, "lvb_val.json", "validation*.parquet")
+    for row in read_rows(path):
+        options = row.get("candidates")
+        if options is None:
+            options = [row.get(f"option{number}", "N/A") for number in range(5)]
+            options = [option for option in options if option != "N/A"]
+        yield Item(
+            id=str(row["id"]),
+            question=row["question"],
+            kind="multiple choice",
+            gold=LETTERS[row["correct_choice"]],
+            media=(find_media(folder, f"videos/{row['video_path']}"),),
+            options=tuple(options),
+            categories={
+                "duration_group": row["duration_group"],
+                "question_category": row["question_category"],
+            },
+            prompt=join(
+                f"Question: {row['question']}", *lettered(options),
+                "Answer with the option's letter from the given choices directly.",
+            ),
+        )  # fmt: skip
+
+
+TASKS = (
+    Task("videomme", "Video-MME", 2700, ("videomme/test-*.parquet", "test-*.parquet"),
+         ("Video-MME", "videomme"), "lmms-lab/Video-MME", "research only, no redistribution",
+         read_videomme),
+    Task("lvbench", "LVBench", 1549, ("video_info.meta.jsonl",), ("LVBench", "lvbench"),
+         "zai-org/LVBench; the videos from their own site", "CC BY-NC-SA 4.0", read_lvbench),
+    Task("mlvu", "MLVU (development set)", 2175, ("MLVU/json/*.json", "json/1_plotQA.json",
+         "*/test-*.parquet"), ("MLVU", "mlvu", "MVLU"), "MLVU/MVLU", "CC BY-NC-SA 4.0", read_mlvu),
+    Task("longvideobench", "LongVideoBench (validation)", 1337,
+         ("lvb_val.json", "validation*.parquet"), ("LongVideoBench", "longvideobench"),
+         "longvideobench/LongVideoBench", "CC BY-NC-SA 4.0; gated", read_longvideobench),
+    Task("videomme-v2", "Video-MME-v2", 3200, ("*test*.parquet", "data/*.parquet"),
+         ("Video-MME-v2", "videomme_v2"), "MME-Benchmarks/Video-MME-v2", "see the dataset's card",
+         read_videomme_v2),
+)  # fmt: skip

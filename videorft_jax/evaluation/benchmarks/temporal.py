@@ -1,0 +1,160 @@
+"""MVBench, TempCompass and Charades-STA as their releases have them."""
+
+import pathlib
+from collections.abc import Iterator
+
+from videorft_jax.evaluation.benchmarks.task import (
+    Item,
+    Task,
+    choose,
+    find_files,
+    find_media,
+    join,
+    lettered,
+    read_rows,
+)
+from videorft_jax.evaluation.scoring.choices import find_options
+
+# The folder of each task's clips in the revision "main", and in "video", whose clips are cut.
+_MVBENCH = {
+    "action_sequence": ("star/Charades_v1_480", "star/Charades_segment"),
+    "action_prediction": ("star/Charades_v1_480", "star/Charades_segment"),
+    "object_interaction": ("star/Charades_v1_480", "star/Charades_segment"),
+    "action_antonym": ("ssv2_video", "ssv2_video_mp4"),
+    "fine_grained_action": ("Moments_in_Time_Raw/videos",),
+    "unexpected_action": ("FunQA_test/test",),
+    "object_existence": ("clevrer/video_validation",),
+    "moving_direction": ("clevrer/video_validation",),
+    "moving_count": ("clevrer/video_validation",),
+    "moving_attribute": ("clevrer/video_validation",),
+    "counterfactual_inference": ("clevrer/video_validation",),
+    "object_shuffle": ("perception/videos",),
+    "action_count": ("perception/videos",),
+    "state_change": ("perception/videos",),
+    "character_order": ("perception/videos",),
+    "action_localization": ("sta/sta_video", "sta/sta_video_segment"),
+    "scene_transition": ("scene_qa/video",),
+    "fine_grained_pose": ("nturgbd", "nturgbd_convert"),
+    "egocentric_navigation": ("vlnqa",),
+    "episodic_reasoning": ("tvqa/frames_fps3_hq", "tvqa/video_fps3_hq_segment"),
+}
+_FRAMES_FPS = 3.0  # of the frame folders of episodic_reasoning
+_ENDINGS = {
+    "multi-choice": ("multiple choice", "\nPlease directly give the best option:"),
+    "yes_no": ("yes_no", "\nPlease answer yes or no:"),
+    "caption_matching": ("caption_matching", "\nPlease directly give the best option:"),
+    "captioning": ("captioning", ""),
+}
+
+
+def read_mvbench(folder: pathlib.Path) -> Iterator[Item]:
+    """The 20 tasks; clips of the revision "main" are cut by their bounds, those of "video" are cut
+    already."""
+    for path in find_files(folder, "json/*.json", "*.json"):
+        task = path.stem
+        if task not in _MVBENCH:
+            continue
+        for number, row in enumerate(read_rows(path)):
+            options = tuple(map(str, row["candidates"]))
+            gold, problem = choose(str(row["answer"]), options)
+            yield Item(
+                id=f"{task}/{number}",
+                question=row["question"],
+                kind="multiple choice",
+                gold=gold,
+                media=(_mvbench_clip(folder, task, row),),
+                options=options,
+                categories={"task": task},
+                prompt=(
+                    f"Question:{row['question']}\nOption:\n"
+                    + "".join(f"{line}\n" for line in lettered(options, "({letter}) {text}"))
+                    + "Only give the best option.\n"
+                ),
+                problem=problem,
+            )
+
+
+def _mvbench_clip(folder, task, row):
+    whole, *cut = _MVBENCH[task]
+    stem = row["video"].removesuffix(".webm")
+    names = [f"{root}/{place}/{row['video']}" for root in ("video", ".") for place in (whole,)]
+    names = [name.removeprefix("./") for name in names]
+    item = find_media(folder, *names)
+    if not (folder / item["path"]).exists():
+        other = [f"{root}{place}/{name}" for root in ("video/", "") for place in cut
+                 for name in (row["video"], f"{stem}.mp4")]  # fmt: skip
+        found = next((name for name in other if (folder / name).exists()), None)
+        if found:
+            return {"type": "video", "path": found}
+    if (folder / item["path"]).is_dir():
+        item["fps"] = float(row.get("fps") or _FRAMES_FPS)
+    if row.get("end") is not None:
+        item |= {"start": float(row["start"]), "end": float(row["end"])}
+    return item
+
+
+def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
+    for form, (kind, ending) in _ENDINGS.items():
+        paths = find_files(folder, f"questions/{form}.json", f"{form}/*.parquet")
+        for row in (row for path in paths for row in _tempcompass_rows(path)):
+            clip, dim, number = row["video_id"], row["dim"], row["number"]
+            gold, options = str(row["answer"]), ()
+            if kind == "multiple choice":
+                options = tuple(find_options(row["question"])[1])
+            yield Item(
+                id=f"{form}/{clip}/{dim}/{number}",
+                question=row["question"],
+                kind=kind,
+                gold=gold,
+                media=(find_media(folder, f"videos/{clip}.mp4", f"{clip}.mp4"),),
+                options=options,
+                categories={"format": form, "dim": dim},
+                prompt=f"{row['question']}{ending}",
+            )
+
+
+def _tempcompass_rows(path):
+    """Rows of the nested JSON file {video: {dim: [row]}}, or of a flat table."""
+    rows = read_rows(path)
+    if not isinstance(rows, dict):
+        for number, row in enumerate(rows):
+            yield row | {"number": number}
+        return
+    for clip, dims in rows.items():
+        for dim, questions in dims.items():
+            for number, row in enumerate(questions):
+                yield row | {"video_id": clip, "dim": dim, "number": number}
+
+
+def read_charades(folder: pathlib.Path) -> Iterator[Item]:
+    paths = find_files(folder, "data/test*.parquet", "test*.parquet", "*.jsonl", "*.json")
+    for path in paths:
+        for number, row in enumerate(read_rows(path)):
+            start, end = row["timestamp"]
+            name = str(row["video"])
+            name = name if name.endswith(".mp4") else f"{name}.mp4"
+            yield Item(
+                id=str(number),
+                question=row["caption"],
+                kind="temporal grounding",
+                gold=f"[{start}, {end}]",
+                media=(find_media(folder, f"videos/{name}", name, f"Charades_v1_480/{name}"),),
+                prompt=join(
+                    f'When does "{row["caption"]}" happen in the video?',
+                    "Answer with the start and the end in seconds: s - e seconds.",
+                ),
+            )
+
+
+TASKS = (
+    Task("mvbench", "MVBench", 4000, ("json/action_*.json", "json/*.json"), ("MVBench", "mvbench"),
+         "OpenGVLab/MVBench; the NTU RGB+D clips of fine_grained_pose from their owner",
+         "MIT for the annotations; gated", read_mvbench),
+    Task("tempcompass", "TempCompass", 7540,
+         ("questions/multi-choice.json", "questions/yes_no.json", "multi-choice/*.parquet"),
+         ("TempCompass", "tempcompass"), "lmms-lab/TempCompass", "CC BY-NC 4.0", read_tempcompass),
+    Task("charades_sta", "Charades-STA", 3720,
+         ("data/test*.parquet", "test*.parquet", "charades*.json*"),
+         ("charades_sta", "Charades-STA"), "lmms-lab/charades_sta", "see the dataset's card",
+         read_charades),
+)  # fmt: skip

@@ -1,0 +1,127 @@
+"""The number that a benchmark is known by, which is seldom the mean over its rows."""
+
+import collections
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_DIRECTIONS = "object_rel_direction"
+_AREAS = {
+    "Science": "Biology Chemistry Modern_Physics Astronomy Geography Materials_Science "
+    "Neurobiology Electromagnetism Thermodynamics Mechanics",
+    "Engineering": "Civil_Engineering Electrical_Engineering Mechanical_Engineering "
+    "Biomedical_Engineering Electronics_and_Communication Computer_Science",
+    "Healthcare": "Clinical_Medicine Basic_Medicine Preventive_Medicine Pharmacy Dentistry",
+    "Humanities & Social Science": "Art Literature History Law Economics Management",
+}
+MMVU_AREAS = {subject: area for area, own in _AREAS.items() for subject in own.split()}
+
+Row = Mapping[str, Any]  # score (a number), question_type, categories
+
+
+def micro(rows: Sequence[Row]) -> float:
+    """The mean over all rows."""
+    return statistics.fmean(row["score"] for row in rows)
+
+
+def macro(rows: Sequence[Row], name: str) -> float:
+    """The plain mean of the means of a category's values."""
+    return statistics.fmean(by_category(rows, name).values())
+
+
+def by_category(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """The mean of each value of a category; a row with a list of values counts in each."""
+    found = collections.defaultdict(list)
+    for row in rows:
+        values = row["categories"].get(name, "")
+        for value in values if isinstance(values, list) else [values]:
+            found[str(value)].append(row["score"])
+    return {value: statistics.fmean(own) for value, own in sorted(found.items())}
+
+
+def vsi_bench(rows: Sequence[Row]) -> float:
+    """VSI-Bench: the mean of eight types, the three directions taken together as one."""
+    means = by_category(rows, "question_type")
+    directions = [means.pop(name) for name in list(means) if name.startswith(_DIRECTIONS)]
+    if directions:
+        means[_DIRECTIONS] = statistics.fmean(directions)
+    return statistics.fmean(means.values())
+
+
+def mmvu_areas(rows: Sequence[Row]) -> dict[str, float]:
+    """MMVU's four groups of subjects."""
+    found = collections.defaultdict(list)
+    for row in rows:
+        subject = str(row["categories"].get("subject", "")).replace(" ", "_")
+        found[MMVU_AREAS.get(subject, "other")].append(row["score"])
+    return {area: statistics.fmean(own) for area, own in sorted(found.items())}
+
+
+# Worth of the longest right beginning of a logic group, by the numbers of questions in its steps.
+_BEGINNINGS = {
+    (1, 1, 1, 1): (0, 1 / 16, 4 / 16, 9 / 16, 1),
+    (1, 2, 1): (0, 1 / 12, 4 / 12, 7 / 12, 1),
+    (2, 1, 1): (0, 0.1, 0.2, 0.5, 1),
+}
+
+
+def group_score(scores: Sequence[float], group_type: str, structure: Any) -> float:
+    """Video-MME-v2: what one group of four answers is worth, in [0, 1].
+
+    Relevance groups give the square of the share that is right. Logic groups give the worth of the
+    longest right beginning along `structure`, such as [1, [2, 3], 4], whose steps hold questions
+    (from 1) that count in either order.
+    """
+    right = [score >= 1 for score in scores]
+    if group_type != "logic":
+        return (sum(right) / len(right)) ** 2
+    structure = json.loads(structure) if isinstance(structure, str) and structure else structure
+    steps = [step if isinstance(step, list) else [step] for step in structure or ()]
+    steps = steps or [[number + 1] for number in range(len(right))]
+    length = 0
+    for step in steps:
+        own = sum(right[number - 1] for number in step)
+        length += own
+        if own < len(step):
+            break
+    shape = tuple(map(len, steps))
+    worth = _BEGINNINGS.get(shape)
+    return worth[length] if worth else (length / len(right)) ** 2
+
+
+def videomme_v2(rows: Sequence[Row]) -> float:
+    """Video-MME-v2: the mean worth of its groups."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["categories"].get("group", "")].append(row)
+    worth = [
+        group_score(
+            [row["score"] for row in own],
+            own[0]["categories"].get("group_type", ""),
+            own[0]["categories"].get("group_structure") or (),
+        )
+        for own in groups.values()
+    ]
+    return statistics.fmean(worth)
+
+
+def videorft(rows: Sequence[Row]) -> float:
+    """The paper's headline: the mean of accuracy and of regression's score where there are both."""
+    parts = collections.defaultdict(list)
+    for row in rows:
+        parts[row["question_type"] == "regression"].append(row["score"])
+    return statistics.fmean(statistics.fmean(own) for own in parts.values())
+
+
+def headline(rows: Sequence[Row], benchmark: str, scorer: str) -> tuple[float, str]:
+    """(the number, how it is made) of rows that have a score."""
+    if scorer == "videorft":
+        return videorft(rows), "mean of accuracy and MRA"
+    rules: dict[str, tuple[Callable[[Sequence[Row]], float], str]] = {
+        "vsibench": (vsi_bench, "mean of the question types"),
+        "mlvu": (lambda own: macro(own, "task_type"), "mean of the tasks"),
+        "videomme-v2": (videomme_v2, "mean of the groups"),
+    }
+    rule, name = rules.get(benchmark, (micro, "mean of the rows"))
+    return rule(rows), name

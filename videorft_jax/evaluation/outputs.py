@@ -1,0 +1,77 @@
+"""The outputs of finished or running evaluations, read back for scoring and comparing."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from videorft_jax.evaluation.scoring.score import score_outputs
+
+RECORDS = "records.jsonl"  # beside the completions of a benchmark
+
+
+def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The completions below a folder, of one evaluation or of one for each benchmark.
+
+    A row has benchmark, id, rollout, question_type, gold, output, options, question, categories,
+    cluster, score (of the run itself), reason ("" where the clip was read), stopped.
+
+    Raises ValueError where there are none.
+    """
+    root = pathlib.Path(folder)
+    paths = sorted(root.glob("completions*.jsonl")) or sorted(root.glob("*/completions*.jsonl"))
+    if not paths:
+        raise ValueError(f"{folder}: no completions.jsonl; give the workdir of videorft evaluate")
+    rows: dict[tuple, dict[str, Any]] = {}
+    for path in paths:
+        source = path.parent / RECORDS
+        records = _read_lines(source) if source.exists() else []
+        for row in _read_lines(path):
+            if "outcome" not in row:
+                raise ValueError(f"{path}: is not of an evaluation; give one of videorft evaluate")
+            record = records[row["index"]] if records else {}
+            made = _join(row, record, path.parent.name)
+            rows[made["benchmark"], made["id"], made["rollout"]] = made
+    return list(rows.values())
+
+
+def rescore(rows: Sequence[dict[str, Any]], scorer: str) -> list[dict[str, Any]]:
+    """The rows with the scores of another scorer; None for rows that were never shown to the model
+    and for those that a judge must read (`outcome` "open")."""
+    shown = [row for row in rows if not row["reason"]]
+    values = iter(score_outputs(shown, scorer))
+    out = []
+    for row in rows:
+        if row["reason"]:
+            out.append(row | {"score": None, "outcome": "undecodable"})
+            continue
+        value = next(values)
+        is_open = math.isnan(value)
+        score = None if is_open else value
+        out.append(row | {"score": score, "outcome": "open" if is_open else "scored"})
+    return out
+
+
+def _read_lines(path):
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
+    return [json.loads(line) for line in lines]
+
+
+def _join(row, record, folder):
+    fields = {name: record.get(name, row.get(name)) for name in ("problem_type", "solution")}
+    return {
+        "benchmark": record.get("benchmark", folder),
+        "id": str(record.get("problem_id", row["problem_id"] or row["index"])),
+        "rollout": row["rollout"],
+        "question_type": record.get("question_type") or fields["problem_type"] or "",
+        "gold": fields["solution"] or "",
+        "output": row["completion"] or "",
+        "options": record.get("choices") or [],
+        "question": record.get("problem") or row["problem"] or "",
+        "categories": record.get("categories") or {"type": fields["problem_type"] or ""},
+        "cluster": record.get("cluster") or row["path"],
+        "score": row["score"],
+        "reason": row["reason"],
+        "stopped": row["stopped"],
+    }
