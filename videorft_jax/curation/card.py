@@ -92,12 +92,13 @@ def _table(name: str, counter: collections.Counter) -> list[str]:
 
 
 def _models(options: CurationOptions) -> list[str]:
-    lines = ["| stage | model | revision | training on outputs | terms | read on |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| stage | model | revision | training on outputs | terms | read on | price as of |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for stage in STAGES:
         end = options.endpoints[stage]
         url, read_on, allowed = end.terms
-        cells = (stage, end.model, end.revision, allowed, url or "not given", read_on)
+        as_of = end.price.as_of if end.price else ""
+        cells = (stage, end.model, end.revision, allowed, url or "not given", read_on, as_of)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return lines
 

@@ -15,8 +15,8 @@ KEEP, RETRY, DEAD, STOP = "keep", "retry", "dead", "stop"
 class Kind:
     """billed: "no", or "unknown", which stays booked at the worst case. tries: how often the same
     request is sent altogether, 0 for no limit but the breaker's. pace: "none", "cut" the rate, or
-    "overload", which halves the number in flight. exit_code: of a stop: 75, if a later start may
-    go on by itself, else 1. final: whether a dead letter of this kind is worth asking again."""
+    "overload", which halves the number in flight. exit_code of a stop: 75, if a later start may
+    go on by itself, else 1. remedy: what a person can do about it."""
 
     action: str
     billed: str = "no"

@@ -36,9 +36,6 @@ class Bucket:
         self._at = now
         return max(-self._level / self.rate, 0.0)
 
-    def give_back(self, amount: float) -> None:
-        self._level += amount
-
 
 class Pace:
     """Admits the requests of one endpoint; raises EndpointStopped once the breaker opened."""
