@@ -68,18 +68,9 @@ def make_step(
     When the loss or the gradient's norm is not finite the state keeps everything but its counters.
     """
 
-    def gradient(params, frozen, rows, counts, fixed):
-        def share(params):
-            return loss(join(params, frozen), rows, counts, *fixed)
-
-        (value, metrics), grads = jax.value_and_grad(share, has_aux=True)(params)
-        return cast(grads, jnp.float32), {"loss": value} | metrics
-
     def step(state: TrainState, batch, *fixed):
         params, frozen = cast(state.params, dtype), cast(state.frozen, dtype)
-        grads, metrics = _accumulated(
-            gradient, accumulate, params, frozen, batch, totals(batch), fixed
-        )
+        grads, metrics = _accumulated(loss, accumulate, params, frozen, batch, totals(batch), fixed)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         norm = optax.tree.norm(grads)
@@ -114,8 +105,16 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
-def _accumulated(gradient, accumulate, params, frozen, batch, counts, fixed):
+def _accumulated(loss, accumulate, params, frozen, batch, counts, fixed):
     """(gradients, metrics) of the batch, the sum over `accumulate` slices of its rows."""
+
+    def gradient(params, frozen, rows, counts, fixed):
+        def share(params):
+            return loss(join(params, frozen), rows, counts, *fixed)
+
+        (value, metrics), grads = jax.value_and_grad(share, has_aux=True)(params)
+        return cast(grads, jnp.float32), {"loss": value} | metrics
+
     if accumulate == 1:
         return gradient(params, frozen, batch, counts, fixed)
 
