@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from videorft_jax.data.records.quarantine import reason_table
+from videorft_jax.data.records.records import PAGE
 
 MOST_KINDS = 20  # kinds of records and frame sizes that are shown
 
@@ -40,6 +41,8 @@ def print_report(report: dict[str, Any], most: int) -> None:
         print("  row {index}: {where}: {reason}: {detail}; {remedy}".format(**fault))
     if len(report["faults"]) > most:
         print(f"  and {len(report['faults']) - most} more; --faults N shows N, --json all of them")
+    if "schema" in report["reasons"]:
+        print(f"  {PAGE} has a row of each type")
     for name, count in report["unused_fields"].items():
         print(
             f"  {count} records: {name}: changes nothing; remove it, or give --allow_extra {name}"

@@ -44,6 +44,7 @@ CHAT_GIVES = ("problem", "problem_type", "options", "process", "solution")
 SYNONYMS = {"video_start": "start", "video_end": "end"}  # of qwen-vl-utils
 LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):：、]\s*(.*)", re.DOTALL)
 DUPLICATE_KEY = "\0duplicate"
+PAGE = "docs/how_to/record_format.md"  # a row of each type, named by every error
 
 
 class RecordError(ValueError):
@@ -58,7 +59,8 @@ class RecordError(ValueError):
     def __str__(self) -> str:
         value = self.value.encode("unicode_escape", "backslashreplace").decode()
         value = value if len(value) <= 80 else value[:77] + "..."
-        return f"{self.where}: {self.field}: bad {self.reason}: {value}; {self.remedy}"
+        said = f"{self.where}: {self.field}: bad {self.reason}: {value}; {self.remedy}"
+        return f"{said} ({PAGE})"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
