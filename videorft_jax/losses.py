@@ -140,12 +140,31 @@ SAPO_TEMPERATURES = (1.0, 1.05)  # for advantages above 0 and the others, as in 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The options of the policy-gradient loss; `grpo_loss` says what each does in a formula.
+    """The options of the policy-gradient loss, of an advantage A and log-probabilities of tokens.
+
+        ratio     exp(logprobs - old); gspo: exp of the mean of that over a completion, one number
+                  for all its tokens
+        token     -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
+                  cispo: -stop_gradient(min(ratio, 1 + clip_high)) A logprobs
+                  sapo: -A 4 sigmoid(t (ratio - 1)) / t, t by the sign of A (SAPO_TEMPERATURES)
+        grpo      mean over completions of the mean over tokens (the paper's); so gspo and sapo
+        dapo      sum over tokens / tokens of the step; so cispo
+        dr_grpo   sum over tokens / (completions * max_length)
+
+    Clip-higher (DAPO) is clip_high > clip_low. `dual_clip` c bounds the token's term of a negative
+    A from above by -c A (Ye et al. 2020). The divergence per token is estimated from
+    d = reference - logprobs, clipped to +-10 as in the original:
+
+        k2           d^2 / 2; its gradient is that of KL(policy || reference)
+        k3           exp(d) - d - 1, the paper's; it estimates KL(policy || reference), but its
+                     gradient is that of KL(reference || policy)
+        k3_weighted  ratio * k3 (TRL's default); value and gradient are those of
+                     KL(policy || reference), also in later updates
 
     Attributes:
       variant: grpo (the paper's), dapo, dr_grpo, gspo, cispo or sapo.
       beta: weight of the divergence from the reference policy; 0 does without a reference.
-      kl: estimator of the divergence, see `grpo_loss`.
+      kl: estimator of the divergence.
       clip_low, clip_high: the ratio stays in [1 - clip_low, 1 + clip_high].
       max_length: C, the constant denominator of dr_grpo.
       sampler_cap: largest importance weight between sampler and trainer; 0 weighs nothing.
@@ -259,25 +278,6 @@ def grpo_loss(
     is 1 and only its gradient counts. reference: logprobs under the reference policy, needed where
     beta is above 0. sampler: logprobs that the rollout recorded. entropy: of each token's
     distribution, needed for an entropy bonus.
-
-        ratio     exp(logprobs - old); gspo: exp of the mean of that over a completion, one number
-                  for all its tokens
-        token     -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
-                  cispo: -stop_gradient(min(ratio, 1 + clip_high)) A logprobs
-                  sapo: -A 4 sigmoid(t (ratio - 1)) / t, t by the sign of A (SAPO_TEMPERATURES)
-        grpo      mean over completions of the mean over tokens (the paper's); so gspo and sapo
-        dapo      sum over tokens / tokens of the step; so cispo
-        dr_grpo   sum over tokens / (completions * max_length)
-
-    Clip-higher (DAPO) is clip_high > clip_low. `dual_clip` c bounds the token's term of a negative
-    A from above by -c A (Ye et al. 2020). The divergence per token is estimated from
-    d = reference - logprobs, clipped to +-10 as in the original:
-
-        k2           d^2 / 2; its gradient is that of KL(policy || reference)
-        k3           exp(d) - d - 1, the paper's; it estimates KL(policy || reference), but its
-                     gradient is that of KL(reference || policy)
-        k3_weighted  ratio * k3 (TRL's default); value and gradient are those of
-                     KL(policy || reference), also in later updates
     """
     mask = mask.astype(jnp.float32)
     length = jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
@@ -304,15 +304,16 @@ def grpo_loss(
         if entropy is None:
             raise ValueError("grpo: entropy_bonus is above 0; give the entropy of each token")
         token = token - config.entropy_bonus * entropy
-    token = jnp.where(mask > 0, token, 0.0)
-    match config.variant:
-        case "dapo" | "cispo":
-            loss = token.sum() / totals["tokens"]
-        case "dr_grpo":
-            loss = token.sum() / (totals["sequences"] * config.max_length)
-        case _:
-            loss = (token.sum(-1, keepdims=True) / length).sum() / totals["sequences"]
-    return loss, metrics
+    return _aggregate(jnp.where(mask > 0, token, 0.0), length, totals, config), metrics
+
+
+def _aggregate(token, length, totals, config):
+    """Sums the tokens' terms [B, R, C] up to the share of these groups in the step's loss."""
+    if config.variant in ("dapo", "cispo"):
+        return token.sum() / totals["tokens"]
+    if config.variant == "dr_grpo":
+        return token.sum() / (totals["sequences"] * config.max_length)
+    return (token.sum(-1, keepdims=True) / length).sum() / totals["sequences"]
 
 
 def _policy_term(ratio, advantage, logprobs, config):

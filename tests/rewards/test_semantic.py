@@ -17,7 +17,7 @@ from videorft_jax.demo.siglip import sigmoid_loss
 from videorft_jax.models.siglip.hf_folder import Siglip, load_siglip
 from videorft_jax.parallel.sharding import make_mesh, place_batch, state_shardings
 from videorft_jax.rewards.combine import RewardConfig, Rewards
-from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
+from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_frames, identify_siglip
 from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticReward, require_siglip
 
@@ -383,3 +383,16 @@ def test_sigmoid_loss_equals_a_naive_computation():
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
     for ours, theirs in zip(gradients, inputs, strict=True):
         np.testing.assert_allclose(ours, theirs.grad.numpy(), atol=1e-5)
+
+
+def test_clips_of_one_file_share_no_embeddings():
+    """Spans of one file, and files of one name in two folders, have frames of their own."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    other, longer = first.copy(), np.concatenate([first, first[:1]])
+    other[3, 7, 7, 2] ^= 1
+    turned = first.reshape(4, 4, 16, 3)
+    clips = [identify_frames(clip) for clip in (first, other, longer, turned, first[::2])]
+    assert len(set(clips)) == len(clips)
+    assert identify_frames(first.copy()) == clips[0]
+    assert identify_frames(np.asfortranarray(first)) == clips[0]

@@ -39,6 +39,7 @@ OPTIONS = (
     "grpo.divide_by_std",
     "grpo.dual_clip",
     "grpo.entropy_bonus",
+    "grpo.filter",
     "grpo.kl",
     "grpo.length_buckets",
     "grpo.mask_truncated",

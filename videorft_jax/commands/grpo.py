@@ -77,6 +77,7 @@ def _make_options(config, has_semantic):
         semantic=semantic,
         num_updates=grpo.num_updates,
         max_draws=grpo.max_draws,
+        filter=grpo.filter,
         length_buckets=grpo.length_buckets,
         spread=grpo.scale_rewards if grpo.divide_by_std else "none",
         mask_truncated=grpo.mask_truncated,

@@ -10,6 +10,7 @@ from videorft_jax import losses
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.steps import Step
+from videorft_jax.grpo.dynamic_sampling import find_differing
 from videorft_jax.grpo.judge import Judge, Verdict
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models import family
@@ -34,6 +35,7 @@ class Experience(NamedTuple):
     verdict: Verdict
     advantages: np.ndarray  # float32 [B, R]
     informative: np.ndarray  # bool [B], the rewards of the group differ
+    differing: np.ndarray  # bool [B], dynamic sampling keeps the group
     visual: jax.Array | None  # visual tokens [B, Z, D] on the mesh, where the tower is frozen
 
 
@@ -126,8 +128,8 @@ class Collector:
         """Draws completions of `policy`, see `GrpoPrograms.policy`, for one step.
 
         Without dynamic sampling that is one batch of `items`. With it (max_draws > 1) batches are
-        drawn until their informative groups fill an update, or the draws are used up. The list is
-        empty where the data has ended.
+        drawn until the groups whose `grpo.filter` reward differs fill an update, or the draws are
+        used up. The list is empty where the data has ended.
         """
         prepared, parts = self.engine.prepare(policy), []
         for _ in range(self.options.max_draws):
@@ -136,8 +138,7 @@ class Collector:
             if item is None:
                 break
             parts.append(self._collect_one(prepared, item, tracker))
-            same = [part for part in parts if part.item.bucket == item.bucket]
-            enough = sum(int(part.informative.sum()) for part in same) >= self.rows
+            enough = sum(int(part.differing.sum()) for part in parts) >= self.rows
             if self.options.max_draws == 1 or all(gather(enough)):
                 break
         return parts
@@ -153,7 +154,9 @@ class Collector:
             verdict = self.judge(item, rollout, shuffled)
             placed = sharding.place_batch((verdict.total, verdict.valid), self.mesh)
             advantages, informative = map(sharding.local_rows, self._advantages(*placed))
-        return Experience(item, batch, rollout, verdict, advantages, informative, visual)
+            taking = taking_part(self.options, verdict, rollout)
+            differing = find_differing(verdict.scores, verdict.total, taking, self.options.filter)
+        return Experience(item, batch, rollout, verdict, advantages, informative, differing, visual)
 
     def _draw(self, prepared, item: Step, batch: Batch, visual):
         """Draws the completions and, for the reward "order", others from shuffled frames."""
@@ -173,6 +176,12 @@ class Collector:
             prepared, frames, uids, seed=seed, step=step | _SHUFFLED, limits=limits
         )
         return rollout, shuffled
+
+
+def taking_part(options: GrpoOptions, verdict: Verdict, rollout: Rollout) -> np.ndarray:
+    """Tells which completions are learnt from, bool [B, R]: those with a reward and, where
+    `mask_truncated` asks for it, an end."""
+    return verdict.valid & rollout.stopped if options.mask_truncated else verdict.valid
 
 
 def fill_rows(batch: Batch, valid: np.ndarray, model: ModelConfig) -> Batch:

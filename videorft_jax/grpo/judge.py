@@ -20,7 +20,11 @@ from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score
-from videorft_jax.rewards.embedding_cache import EmbeddingCache, identify_siglip
+from videorft_jax.rewards.embedding_cache import (
+    EmbeddingCache,
+    identify_frames,
+    identify_siglip,
+)
 from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticOptions, SemanticReward, SemanticScores
 from videorft_jax.rollout.results import Rollout
@@ -111,7 +115,7 @@ class Judge:
 
     def _compare_with_frames(self, step, texts):
         frames = [rebuild_frames(step.batch, row) for row in range(len(texts))]
-        clips = [row[0].path if row else "" for row in step.records]
+        clips = ["" if clip is None else identify_frames(clip) for clip in frames]
         # A mesh is set for one thread only; without it the rows would lie on the first device.
         with jax.set_mesh(self._mesh):
             assert self._semantic is not None

@@ -21,6 +21,7 @@ class GrpoOptions:
       semantic: the options of the semantic reward; None where it is not computed.
       num_updates: optimizer steps on the completions of one rollout.
       max_draws: batches drawn at most to replace groups of equal rewards; 1 replaces none.
+      filter: the reward that must differ within a group for dynamic sampling to keep it.
       length_buckets: completion lengths that the update is compiled for.
       spread: whose spread of rewards divides the advantages: group, batch or none.
       mask_truncated: leaves completions without an end out of the loss.
@@ -36,6 +37,7 @@ class GrpoOptions:
     semantic: SemanticOptions | None
     num_updates: int
     max_draws: int
+    filter: str
     length_buckets: int
     spread: str
     mask_truncated: bool
@@ -48,6 +50,11 @@ class GrpoOptions:
                     f"{self.train.name}: grpo.{field} is {getattr(self, field)}; give at least 1"
                 )
         name, rollout = self.train.name, self.rollout
+        names = [reward for reward, _ in self.rewards.rewards]
+        if self.filter not in (*names, "accuracy"):
+            raise ValueError(
+                f"{name}: grpo.filter is {self.filter!r}; name one of the rewards, {names}"
+            )
         if self.spread not in SPREADS:
             raise ValueError(
                 f"{name}: grpo.scale_rewards is {self.spread!r}; choose one of {SPREADS}"

@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.grpo.completion_log import CompletionLog
-from videorft_jax.grpo.experience import Collector, Experience, describe
+from videorft_jax.grpo.dynamic_sampling import choose_rows, join_batches
+from videorft_jax.grpo.experience import Collector, Experience, describe, taking_part
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
@@ -89,18 +90,11 @@ class Trainer:
     def make_rows(self, parts: list[Experience]) -> GroupRows:
         """Lays the groups of an update out on the mesh, one row each.
 
-        Of several draws those of one shape are taken, the shape with the most informative groups;
-        informative groups come first, others fill the rows that are left.
+        Of several draws (`grpo.max_draws`) the groups that differ are taken in the order in which
+        they were drawn, each padded to a shape that holds all; others fill what is left.
         """
         options, last = self.options, parts[-1]
-        if len(parts) > 1:
-            parts = _of_richest_shape(parts)
-        rows = [self._host_rows(part) for part in parts]
-        rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-        if len(parts) > 1:
-            informative = np.concatenate([part.informative for part in parts])
-            chosen = np.argsort(~informative, kind="stable")[: len(last.informative)]
-            rows = jax.tree.map(lambda leaf: leaf[np.sort(chosen)], rows)
+        rows = self._join_rows(parts) if len(parts) > 1 else self._host_rows(last)
         longest = max(gather(int(rows.groups.lengths.max())))
         size = fit_length(longest, options.rollout.max_new_tokens, options.length_buckets)
         groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
@@ -108,18 +102,42 @@ class Trainer:
         placed = sharding.place_batch(rows, self.mesh)
         return placed._replace(groups=placed.groups._replace(visual=last.visual))
 
+    def _join_rows(self, parts: list[Experience]) -> GroupRows:
+        """The rows of several draws that an update learns from."""
+        found = [self._host_rows(part) for part in parts]
+        batch = join_batches([rows.groups.batch for rows in found])
+        leaves: Any = [
+            (rows.groups.completions, rows.groups.lengths, rows.advantages, rows.sampler)
+            for rows in found
+        ]
+        completions, lengths, *weights = map(np.concatenate, zip(*leaves, strict=True))
+        rows = GroupRows(Groups(batch, completions, lengths), *weights)
+        differing = np.concatenate([part.differing for part in parts])
+        chosen = choose_rows(differing, len(parts[-1].differing))
+        return jax.tree.map(lambda leaf: leaf[chosen], rows)
+
     def _host_rows(self, part: Experience) -> GroupRows:
         """The groups of one batch as NumPy rows; a completion that takes no part has length 0."""
-        taking = part.verdict.valid
-        if self.options.mask_truncated:
-            taking = taking & part.rollout.stopped
-        batch = part.batch
+        taking, batch = self.taking_part(part), part.batch
         if part.visual is not None:  # The visual tokens stand for the pixels.
             batch = batch._replace(patches=batch.patches[:, :0])
         lengths = np.where(taking, part.rollout.lengths, 0).astype(np.int32)
         arrays: tuple[Any, ...] = (part.rollout.tokens, lengths)
         weights: tuple[Any, ...] = (part.advantages, part.rollout.logprobs)
         return GroupRows(Groups(batch, *arrays), *weights)
+
+    def taking_part(self, part: Experience) -> np.ndarray:
+        """Tells which completions are learnt from, bool [B, R]."""
+        return taking_part(self.options, part.verdict, part.rollout)
+
+    def pass_over(self, state):
+        """Counts a step in which no completion takes part; returns (state, metrics).
+
+        No program runs, since an optimizer moves weights also where the gradient is 0: by its
+        momentum and by weight decay.
+        """
+        passed = state._replace(step=state.step + self.options.num_updates)
+        return passed, {"loss": 0.0, "skipped": state.skipped, "skipped_in_row": 0}
 
     def update(self, state, rows: GroupRows):
         """Takes all optimizer steps of one rollout; returns (state, metrics of the last step).
@@ -134,20 +152,6 @@ class Trainer:
         for _ in range(self.options.num_updates):
             state, metrics = self.programs.step(state, rows, *self.reference)
         return state, metrics
-
-
-def _of_richest_shape(parts: list[Experience]) -> list[Experience]:
-    """Keeps the draws of the shape that has the most informative groups on every process."""
-    counts = {
-        shape: min(gather(_num_informative(parts, shape)))
-        for shape in sorted({part.item.bucket for part in parts})
-    }
-    shape = max(counts, key=lambda shape: counts[shape])
-    return [part for part in parts if part.item.bucket == shape]
-
-
-def _num_informative(parts: list[Experience], shape: int) -> int:
-    return sum(int(part.informative.sum()) for part in parts if part.item.bucket == shape)
 
 
 def fit_length(longest: int, limit: int, num_buckets: int) -> int:
@@ -194,7 +198,11 @@ def _loop(run: Run, trainer: Trainer, start: int) -> None:
                 return None
             with tracker.phase("update"):
                 rows = trainer.make_rows(parts)
-                state, metrics = trainer.update(state, rows)
+                own = any(bool(trainer.taking_part(part).any()) for part in parts)
+                is_empty = not any(gather(own))
+                state, metrics = (
+                    trainer.pass_over(state) if is_empty else trainer.update(state, rows)
+                )
             for part in parts:  # The devices run the update meanwhile.
                 completions.write(number, part.item, part.rollout, part.verdict, part.advantages)
             logged = describe(parts) | {"perf/programs": trainer.num_programs}
@@ -202,7 +210,6 @@ def _loop(run: Run, trainer: Trainer, start: int) -> None:
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
             records = [row for part in parts for row in part.item.records]
-            is_empty = not any(gather(any(bool(part.verdict.valid.any()) for part in parts)))
             next_batch = parts[-1].item.index + 1
             return Taken(state, metrics | logged, counts, records, next_batch, is_empty)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from videorft_jax.rewards import accuracy as rules
-from videorft_jax.rewards.user import UserReward
+from videorft_jax.rewards.user import NOT_APPLICABLE, UserReward
 
 BUILT_IN = ("accuracy", "format", "length")
 # Above what accuracy the gate of a type opens. One shared word gives a free-form answer a positive
@@ -75,7 +75,7 @@ class RewardBatch:
     """Rewards of B prompts with R completions each.
 
     Attributes:
-      scores: name -> float64 [B, R] before weights and gates, NaN where failed.
+      scores: name -> float64 [B, R] before weights and gates, NaN where failed or not applicable.
       total: float64 [B, R], the weighted and gated sum; NaN where not valid.
       valid: bool [B, R], every reward that counts has a value.
       is_open: bool [B, R], the gate; None when nothing is gated.
@@ -135,16 +135,10 @@ class Rewards:
         started = {n: user.start(prompts, completions, records) for n, user in self._user.items()}
         scores: dict[str, np.ndarray] = {}
         counts: collections.Counter[str] = collections.Counter()
-        for name in names:  # the built-in ones work while the users' threads do
-            if name == "accuracy":
-                outcomes = _score_batch(completions, records, config.mode)
-                counts.update(f"{name}/{o}" for o in outcomes if isinstance(o, rules.Outcome))
-                values = [rules.to_float(outcome) for outcome in outcomes]
-                scores[name] = np.array(values, np.float64).reshape(shape)
-            elif name == "format":
-                texts = [text for group in completions for text in group]
-                values = [rules.score_format(text, config.mode) for text in texts]
-                scores[name] = np.array(values, np.float64).reshape(shape)
+        for name in {"accuracy", "format"} & set(names):  # The users' threads work meanwhile.
+            values, outcomes = _score_texts(name, completions, records, config.mode)
+            scores[name] = np.array(values, np.float64).reshape(shape)
+            counts.update(f"{name}/{outcome}" for outcome in outcomes)
         for name, array in given.items():
             array = array() if callable(array) else array
             _check_shape(name, array, shape)
@@ -157,9 +151,10 @@ class Rewards:
         for name, collect in started.items():
             scores[name], reasons = collect(deadline)
             counts.update({f"{name}/{reason}": number for reason, number in reasons.items()})
-        scores = {name: scores[name] for name in names}
+        absent = {name: scores[name] == NOT_APPLICABLE for name in started}
+        scores = {n: np.where(absent.get(n, False), np.nan, scores[n]) for n in names}
         types = [record.problem_type for record in records]
-        total, valid, is_open = combine(scores, types, config)
+        total, valid, is_open = combine(scores, types, config, absent)
         return RewardBatch(scores, total, valid, is_open, dict(counts))
 
 
@@ -194,13 +189,18 @@ def score(
 
 
 def combine(
-    scores: Mapping[str, np.ndarray], problem_types: Sequence[str], config: RewardConfig
+    scores: Mapping[str, np.ndarray],
+    problem_types: Sequence[str],
+    config: RewardConfig,
+    absent: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Weighted, gated sum: R = sum_i w_i R_i, gated ones times 1[R_a > threshold] (paper, R).
 
     Args:
       scores: name -> float [B, R], NaN where failed.
       problem_types: B type names.
+      absent: name -> bool [B, R], where a reward does not apply: it adds nothing, and a completion
+        to which no reward that counts applies is not valid (as in TRL).
 
     Returns:
       total float64 [B, R] (NaN where not valid), valid bool [B, R], is_open bool [B, R] or None.
@@ -210,16 +210,20 @@ def combine(
     if gated:
         gate = GATES[config.mode] if config.gate is None else config.gate
         is_open = open_gate(scores["accuracy"], problem_types, dict(gate))
+    absent = absent or {}
     total = np.zeros(next(iter(scores.values())).shape)
+    says_nothing = np.full(total.shape, any(weight for _, weight in config.rewards))
     for name, weight in config.rewards:
         if weight:
             reward = scores[name]
             if name in gated and is_open is not None:
                 reward = close_gate(reward, is_open)
-            total += weight * reward
+            missing = absent.get(name, np.zeros(total.shape, bool))
+            total += weight * np.where(missing, 0.0, reward)
+            says_nothing &= missing
     if any(weight for name, weight in config.rewards if name in gated):
         total[np.isnan(scores["accuracy"])] = np.nan  # nobody knows whether the gate was open
-    valid = np.isfinite(total)
+    valid = np.isfinite(total) & ~says_nothing
     return np.where(valid, total, np.nan), valid, is_open
 
 
@@ -288,6 +292,16 @@ def reward_order(
 
     helps = mean(accuracy) >= ratio * mean(shuffled_accuracy)
     return ((accuracy > threshold) & (helps & is_video)[:, None]).astype(np.float64)
+
+
+def _score_texts(name, completions, records, mode) -> tuple[list[float], list[rules.Outcome]]:
+    """Scores of a built-in reward, and the outcomes that are no number."""
+    if name == "accuracy":
+        found = _score_batch(completions, records, mode)
+        outcomes = [outcome for outcome in found if isinstance(outcome, rules.Outcome)]
+        return [rules.to_float(score) for score in found], outcomes
+    texts = [text for group in completions for text in group]
+    return [rules.score_format(text, mode) for text in texts], []
 
 
 def _score_batch(

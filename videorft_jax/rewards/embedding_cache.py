@@ -39,6 +39,17 @@ def identify_siglip(siglip: Siglip) -> str:
     return digest.hexdigest()
 
 
+def identify_frames(frames: np.ndarray) -> str:
+    """Hex digest of decoded frames uint8 [n, h, w, 3], the key under which embeddings are kept.
+
+    The pixels themselves decide the numbers: another file of the same name, another span of the
+    same file and another folder of media all give other pixels, and equal pixels may share.
+    """
+    digest = hashlib.blake2b(repr((frames.dtype.str, frames.shape)).encode(), digest_size=32)
+    digest.update(np.ascontiguousarray(frames).data)
+    return digest.hexdigest()
+
+
 class EmbeddingCache:
     """Embeddings float32 [n, D] by clip, the least recently used leave the memory first.
 

@@ -4,8 +4,9 @@ A user reward is any `module:function` in the form that TRL users write,
 
     def reward(prompts, completions, **kwargs) -> list[float | None]
 
-with `kwargs` holding each record field as a list. It is called once per record, with that record's
-R completions, so one bad record costs one group. All calls of a batch run in one worker thread.
+or the same with `async def`, or a generator. `kwargs` holds each record field as a list. The
+function is called once per record, with that record's R completions, so one bad record costs one
+group. All calls of a batch run in one worker thread.
 
 A Python thread cannot be killed. When the deadline passes, what is finished is kept, the rest is
 masked, and the thread is left behind: it stops by itself before its next record, its late results
@@ -15,16 +16,18 @@ function that hangs inside C code without releasing the interpreter lock stops e
 such a thing in a process of its own.
 """
 
+import asyncio
 import collections
 import importlib
 import inspect
+import itertools
 import logging
 import math
 import numbers
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,11 @@ FIELDS = (
     "problem_id", "problem", "data_type", "problem_type", "options", "process", "solution",
     "path", "data_source",
 )  # fmt: skip
+
+
+NOT_APPLICABLE = math.inf  # in place of a score: the reward says nothing of this completion
+# Arguments that TRL gives and we do not.
+_NOT_GIVEN = ("completion_ids", "prompt_ids", "trainer_state", "log_extra", "log_metric")
 
 
 def load_function(spec: str) -> Callable[..., Any]:
@@ -54,7 +62,18 @@ def load_function(spec: str) -> Callable[..., Any]:
         raise ValueError(f"reward {spec}: {error}; name a function written in Python") from None
     if inspect.Parameter.VAR_KEYWORD not in kinds or inspect.Parameter.POSITIONAL_ONLY in kinds:
         raise ValueError(f"reward {spec}: takes no **kwargs; take (prompts, completions, **kwargs)")
+    _refuse_unknown_arguments(spec, function)
     return function
+
+
+def _refuse_unknown_arguments(spec, function):
+    """Raises ValueError for an argument without a default that no call would ever give."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in _NOT_GIVEN and parameter.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"reward {spec}: needs {name}, which is not given here; give it a default, or use "
+                "prompts, completions and the fields of the record"
+            )
 
 
 def record_fields(record: Any, num_completions: int) -> dict[str, list[Any]]:
@@ -81,9 +100,9 @@ class UserReward:
 
         Returns:
           `collect(deadline)`, which waits until done or until `time.monotonic()` reaches
-          `deadline`, and gives float64 [B, R] (NaN where failed, 0 where the function returned
-          None, which in TRL means: not applicable) and the number of samples for each reason:
-          raised, timeout, busy, wrong_type, wrong_length, not_finite, not_applicable.
+          `deadline`, and gives float64 [B, R] (NaN where failed, NOT_APPLICABLE where the function
+          returned None) and the number of samples for each reason: raised, timeout, busy,
+          wrong_type, wrong_length, not_finite, not_applicable.
         """
         results: list[tuple[list[float], dict[str, int], str] | None] = [None] * len(records)
         sizes = [len(texts) for texts in completions]
@@ -118,6 +137,10 @@ class UserReward:
                 completions=list(completions),
                 **record_fields(record, num),
             )
+            if inspect.iscoroutine(returned):
+                returned = asyncio.run(returned)
+            if isinstance(returned, Iterator):
+                returned = list(itertools.islice(returned, num + 1))  # it may have no end
             return *_to_floats(returned, num), ""
         except BaseException as error:  # SystemExit too: it is not for us
             line = " ".join(traceback.format_exception_only(error)[-1].split())
@@ -133,7 +156,7 @@ def _to_floats(returned: Any, num: int) -> tuple[list[float], dict[str, int]]:
     values = []
     for value in returned:
         if value is None:
-            values.append(0.0)
+            values.append(NOT_APPLICABLE)
             reasons["not_applicable"] += 1
             continue
         is_number = isinstance(value, numbers.Real) or hasattr(value, "__float__")
