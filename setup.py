@@ -24,7 +24,8 @@ setup(
     install_requires=[
         "absl-py",
         "array_record>=0.8",
-        "av>=15,<19",  # 19 drops Python 3.11 and changes the rational type
+        # Below 18 .mpg, .vob and .flv end the process; 19 drops Python 3.11.
+        "av>=18,<19",
         "etils[epath]",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18",
