@@ -5,6 +5,7 @@ Training has its own mains; this is for inspection, inference and programs of ot
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from typing import Any
@@ -18,6 +19,7 @@ from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.contract_file import FILE_NAME, read_contract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
@@ -164,27 +166,35 @@ class Model:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
-        write_checkpoint(folder, self.params, self.config, source_folder=self.folder)
+        media = {FILE_NAME: self.contract.to_dict()}
+        write_checkpoint(
+            folder, self.params, self.config, source_folder=self.folder, side_files=media
+        )
 
 
 def load(
     folder: str | os.PathLike,
     dtype: str | None = "bfloat16",
     mesh: jax.sharding.Mesh | None = None,
-    mrope_rule: str = "qwen",
+    mrope_rule: str | None = None,
 ) -> Model:
     """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
 
     dtype None keeps that of the files, of a checkpoint float32. mesh: where the weights are
-    sharded; default: the first device. mrope_rule "qwen" is what the weights were trained with,
-    "hf5" that of transformers >= 5.18. Raises ValueError, one line, before anything is allocated.
+    sharded; default: the first device. Clips are read by the media contract that the run was
+    trained under, which its checkpoints and exports hold, and in other folders by
+    `MediaContract.evaluate`. mrope_rule replaces the contract's: "qwen" is what the weights were
+    trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
+    whatever its name. Raises ValueError, one line, before anything is allocated.
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     saved = None
     path = pathlib.Path(folder)
     is_step = path.parent.name == "checkpoints" and path.name.isdigit()
-    if is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir():
+    is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
+    is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
+    if is_run and not is_model:
         from videorft_jax.training import restore as restoring  # brings what training needs
 
         saved = restoring.find_checkpoint(os.fspath(folder))
@@ -196,13 +206,17 @@ def load(
     else:
         shardings = sharding.state_shardings(family.abstract_params(config), mesh, str(folder))
         params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
+    contract = saved.contract if saved else read_contract(folder)
+    where = "of its training" if contract else "of an evaluation, since none lies with the weights"
+    contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
+    if mrope_rule is not None:
+        contract = dataclasses.replace(contract, mrope_rule=mrope_rule)
+    logging.info("%s: clips are read by the media contract %s", folder, where)
     return Model(
         config=config,
         params=params,
         tokenizer=transformers.AutoTokenizer.from_pretrained(source, local_files_only=True),
-        contract=dataclasses.replace(
-            MediaContract.evaluate(family.family_of(config).geometry), mrope_rule=mrope_rule
-        ),
+        contract=contract,
         mesh=mesh,
         folder=str(source),
     )

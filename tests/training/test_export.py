@@ -135,6 +135,23 @@ def test_transformers_computes_the_same(place, tmp_path, capsys):
     np.testing.assert_allclose(ours, expected, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_the_media_contract_travels(place, tmp_path):
+    """A run, its step and its export read clips as the run did, whatever the folder is called."""
+    trained = MediaContract.train()
+    out = tmp_path / "checkpoints" / "00000003"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints").rmdir()
+    assert place.export("full", out) == 0
+    (out / "checkpoints").mkdir()
+    for folder in (place.folder / "full", place.folder / "full/checkpoints/00000003", out):
+        assert vr.load(folder, dtype="float32").contract == trained
+    assert vr.load(out, mrope_rule="hf5").contract.mrope_rule == "hf5"
+    assert vr.load(place.model).contract == MediaContract.evaluate()
+    (out / "media_contract.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        vr.load(out)
+
+
 def test_frozen_parts_are_those_of_the_start(place, tmp_path):
     assert place.export("part", tmp_path / "hf") == 0
     trained, frozen, _ = place.arrays["part"]

@@ -42,13 +42,15 @@ def write_checkpoint(
     dtype=None,
     source_folder=None,
     max_shard_bytes: int = 5_000_000_000,
+    side_files: dict[str, Any] | None = None,
 ) -> None:
     """Writes a Hugging Face folder with the names of the hub, one tensor in memory at a time.
 
     `params` leaves are numpy or jax arrays, sharded or not; `dtype` None keeps theirs, which must
-    then agree. Tokenizer, processor and generation files are copied from `source_folder`. The
-    folder appears whole: it is written beside as `<folder>.partial` and renamed. Every process of a
-    multi-process run calls this; the first one writes.
+    then agree. Tokenizer, processor and generation files are copied from `source_folder`, and
+    `side_files`, name -> JSON values, are written beside them. The folder appears whole: it is
+    written beside as `<folder>.partial` and renamed. Every process of a multi-process run calls
+    this; the first one writes.
 
     Raises ValueError when `folder` is there and not empty, when params do not fit the config (all
     listed at once), and for leaves of several dtypes without `dtype`.
@@ -72,6 +74,8 @@ def write_checkpoint(
         _write_tensors(partial, shards, flat, target, writes)
         if writes:
             _write_side_files(partial, config, target, source_folder)
+            for name, values in (side_files or {}).items():
+                _write_json(partial / name, values)
             if folder.exists():
                 folder.rmdir()
             os.replace(partial, folder)

@@ -8,6 +8,7 @@ import tempfile
 
 import jax.numpy as jnp
 
+from videorft_jax.data.media.contract_file import FILE_NAME
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.tensor_files import DTYPES
@@ -40,7 +41,8 @@ def export(
     target = dtype or checkpoint_dtype(source).name
     check_target(out, saved, jnp.dtype(target).itemsize)
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
-    write_checkpoint(out, params, config, dtype=target, source_folder=source)
+    media = {FILE_NAME: saved.contract.to_dict()}
+    write_checkpoint(out, params, config, dtype=target, source_folder=source, side_files=media)
     print(f"{saved.name} written to {out} in {target}; next: videorft ask --model={out} ...")
 
 
