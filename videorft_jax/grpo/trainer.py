@@ -110,8 +110,8 @@ class Trainer:
             (rows.groups.completions, rows.groups.lengths, rows.advantages, rows.sampler)
             for rows in found
         ]
-        completions, lengths, *weights = map(np.concatenate, zip(*leaves, strict=True))
-        rows = GroupRows(Groups(batch, completions, lengths), *weights)
+        whole: Any = tuple(map(np.concatenate, zip(*leaves, strict=True)))
+        rows = GroupRows(Groups(batch, *whole[:2]), *whole[2:])
         differing = np.concatenate([part.differing for part in parts])
         chosen = choose_rows(differing, len(parts[-1].differing))
         return jax.tree.map(lambda leaf: leaf[chosen], rows)
