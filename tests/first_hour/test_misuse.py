@@ -41,7 +41,7 @@ MISUSES = [
         2,
         "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir Qwen2.5-VL-7B-Instruct",
     ),
-    (f"sft {TINY} --config.data.records=", 2, "data.records is empty; give a JSON or JSONL file"),
+    (f"sft {TINY} --config.data.records=", 2, "data.records is empty; give a"),
     (f"sft {TINY} --config.data.records=none.jsonl", 2, "none.jsonl: No such file or directory"),
     (f"sft {TINY} --config.data.root=runs", 2, "give another folder by --config.data.root=DIR"),
     (f"sft {TINY} --config.data.template_file=none.json", 2, "none.json"),

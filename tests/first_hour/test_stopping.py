@@ -31,7 +31,7 @@ def test_ctrl_c_writes_a_checkpoint(hour, workers):
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 0, text
     assert "Ctrl-C: stopping after this step, with a checkpoint" in text
-    assert "the same command goes on from there" in text.splitlines()[-1]
+    assert "; the same command goes on from there" in text  # workers may leave a word behind it
     assert "Traceback" not in text
     assert list((hour.folder / f"runs/stopped{workers}/checkpoints").glob("*/manifest.json"))
 
