@@ -23,6 +23,7 @@ from videorft_jax.data.media.contract_file import FILE_NAME, read_contract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
+from videorft_jax.data.records.parts import place_media, read_keys
 from videorft_jax.data.records.render import render, write_media
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
@@ -63,7 +64,10 @@ class Model:
         A part is {"type": "video", "video": path, "start": s, "end": s}, {"type": "image",
         "image": path} or {"type": "text", "text": ...}. In place of a path, pixels already decoded:
         uint8 [n, h, w, 3] with "fps" (an image: [h, w, 3]); they are resized only when their sides
-        are no multiples of a visual token's or lie outside the budget. A chat that ends in an
+        are no multiples of a visual token's or lie outside the budget. Frames may also be a folder
+        or list of pictures with "fps". The keys of qwen-vl-utils (fps, nframes, max_pixels,
+        video_start ...) change the contract for their part. Where a text holds placeholders such as
+        <video>, the media of its turn stand there. A chat that ends in an
         assistant's turn is laid out with that turn as the target. Raises ValueError, MediaError
         among them.
         """
@@ -80,7 +84,7 @@ class Model:
         )
 
     def _sample(self, chat):
-        chat, target = list(chat), None
+        chat, target = place_media(chat), None
         if chat and chat[-1]["role"] == "assistant":
             target = chat.pop()["content"]
             if not isinstance(target, str):
@@ -100,15 +104,18 @@ class Model:
         """The part's pixels as pairs, and the times of its frame pairs."""
         kind, source, cut = part["type"], part[part["type"]], self.contract.geometry
         still = kind == "image"
+        is_file = isinstance(source, str | os.PathLike | bytes) and not os.path.isdir(source)
+        contract, span = read_keys(part, self.contract, is_file)
         if not isinstance(source, np.ndarray):
             if still:
-                return patches.make_media(read_image(source, self.contract).frames, None, cut), ()
-            clip = read_video(source, self.contract, part.get("start"), part.get("end"))
+                return patches.make_media(read_image(source, contract).frames, None, cut), ()
+            rate = None if is_file else part.get("fps") or part.get("sample_fps")
+            clip = read_video(source, contract, **span, fps=rate)
             return patches.make_media(clip.frames, clip.fps, cut), clip.stamps
         if not still and "fps" not in part:
             raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
         frames = source[None] if still and source.ndim == 3 else source
-        frames = resize_frames(frames, self.contract, image=still)
+        frames = resize_frames(frames, contract, image=still)
         if still:
             return patches.make_media(frames, None, cut), ()
         stamps = pair_times(np.arange(len(frames)) / part["fps"], cut.temporal_patch)

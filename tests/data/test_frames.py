@@ -3,7 +3,7 @@
 import hf_twin as hf
 import numpy as np
 
-from videorft_jax.data.batch import layout
+from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.frames import rebuild_frames, shuffle_frames
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
@@ -47,3 +47,24 @@ def test_shuffled_frames_are_the_frames_in_another_order():
     np.testing.assert_array_equal(again.patches, shuffled.patches)
     other = shuffle_frames(batch, [(0, 8, row) for row in range(4)])
     assert (rebuild_frames(other, 0) != found).any()
+
+
+def test_clips_of_different_sizes_in_one_row():
+    """Each is found again, the second resized to the first one's size; each is shuffled alone."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 255, (4, 56, 84, 3), np.uint8)
+    second = np.full((2, 112, 56, 3), 77, np.uint8)
+    media = [patches.make_media(first, 2.0), patches.make_media(second, 2.0)]
+    counts = [item.num_tokens for item in media]
+    tokens = np.zeros(sum(counts) + 3, np.int32)
+    starts = [1, 2 + counts[0]]
+    sample = layout.make_sample(tokens, tokens > 0, starts, media)
+    batch = layout.pack([[sample]], 128, 3, 4)
+    frames = rebuild_frames(batch, 0)
+    assert np.array_equal(frames[:4], first)
+    assert frames.shape == (6, 56, 84, 3)
+    assert (frames[4:] == 77).all()
+    other = rebuild_frames(shuffle_frames(batch, [(7,)]), 0)
+    assert (other[4:] == 77).all()
+    assert sorted(f.tobytes() for f in other[:4]) == sorted(f.tobytes() for f in first)
+    assert not np.array_equal(other[:4], first)
