@@ -1,6 +1,6 @@
 """Which shapes to compile, and which samples share a row: integer arithmetic on sizes, no pixels.
 
-One design decision is worth knowing: everything is decided from the measured sizes of all samples
+Everything is decided from the measured sizes of all samples
 before anything is decoded. The buckets (the shapes that the accelerator compiles) are chosen once
 and hold for every epoch; which samples meet in a row is a pure function of (sizes, seed, epoch).
 A batch index alone therefore says what is in the batch, on any number of processes and workers.

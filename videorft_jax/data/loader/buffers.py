@@ -1,6 +1,6 @@
 """Memory for the pixels of batches: filled by many threads at once, and used again.
 
-One design decision is worth knowing: nobody gives memory back by hand. A block is lent as an array
+Nobody gives memory back by hand. A block is lent as an array
 whose base is a lease, and every view of that array, and whatever looks at its memory without a copy
 (`jax.device_put` on a CPU does), keeps the lease alive. The block is free when the lease dies, and
 no sooner. Fresh memory for every batch costs more than filling it, because the system clears each

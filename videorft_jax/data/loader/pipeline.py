@@ -20,7 +20,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
 from videorft_jax.data.records.quarantine import Failure, Quarantine
 from videorft_jax.data.records.source import Source
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Loader:
@@ -84,7 +84,7 @@ class Loader:
             what = ", ".join(
                 f"{name} in {count}" for name, count in sorted(measured.unused.items())
             )
-            logger.warning("fields that change nothing but user rewards: %s records", what)
+            log.warning("fields that change nothing but user rewards: %s records", what)
 
     def _measure(self, measurer: Measurer, sizes: SizeCache) -> Measured:
         try:
@@ -130,7 +130,7 @@ class Loader:
 
     def _report(self, schedule: Schedule, num_records: int, num_bad: int) -> None:
         shapes = ", ".join(str(tuple(map(int, bucket[:3]))) for bucket in schedule.buckets)
-        logger.info(
+        log.info(
             "%d records, %d bad; %d batches in %d epochs; %d compiled shapes (tokens, frame pairs,"
             " windows): %s; padding %.1f %% of tokens, %.1f %% of visual slots",
             num_records,

@@ -1,6 +1,6 @@
 """Nothing waits for ever: bounded calls, workers that die with their parent, and their process ids.
 
-One design decision is worth knowing: a thread that hangs inside the operating system cannot be
+A thread that hangs inside the operating system cannot be
 stopped, only left behind. So each thread that loads clips has a daemon thread of its own decode
 them, and takes a new one when a clip hangs; the run goes on (and ends) without it.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Progress:
@@ -32,7 +32,7 @@ class Progress:
         if now - self.last >= self.every or (done == self.total and now - self.start > self.every):
             self.last = now
             rate = done / max(now - self.start, 1e-9)
-            logger.info("%s: %d of %d, %.1f a second", self.what, done, self.total, rate)
+            log.info("%s: %d of %d, %.1f a second", self.what, done, self.total, rate)
 
 
 class _Caller:

@@ -1,6 +1,6 @@
 """Exact frames of a video by PyAV, decoding as little as possible.
 
-One design decision is worth knowing: every packet is looked at once without decoding, which gives
+Every packet is looked at once without decoding, which gives
 the true frame list, the keyframes and the signs of damage. Wanted frames are then decoded group by
 group (seek to the keyframe in front, packets that nobody wants or needs are skipped inside the
 decoder). The result is bit-identical to decoding everything. Wherever that cannot be promised (a

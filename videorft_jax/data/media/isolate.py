@@ -1,6 +1,6 @@
 """Decoding in a process that can be killed: for media of unknown origin.
 
-One design decision is worth knowing: a thread that hangs inside a decoder cannot be stopped, and a
+A thread that hangs inside a decoder cannot be stopped, and a
 decoder that eats memory takes the run with it. Here the operating system holds the limits (address
 space, processor time, wall time), and the answer comes back as one line of JSON and raw bytes; no
 pickle crosses the border.

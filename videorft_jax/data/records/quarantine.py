@@ -1,6 +1,6 @@
 """Bad records: written down, counted, and a reason to stop when there are too many.
 
-One design decision is worth knowing: the file is the memory. A record is written once, with its
+The file is the memory. A record is written once, with its
 reason, however many epochs meet it; a resumed run reads the file back and goes on counting. Only
 what was found in measuring is forgotten: it is measured again, and may have been repaired.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from videorft_jax.data.media.contract import REASONS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 LEAST_SEEN = 100  # samples before which a fraction means nothing
 REMEDIES = {
     "too_many_tokens": "raise data.row_tokens, or ask for fewer or smaller frames",
@@ -123,9 +123,9 @@ class Quarantine:
         if len(self) <= MOST_LOGGED:
             what = f"{failure.path}: {failure.reason}: {failure.detail}"
             what += "" if failure.detail.endswith(failure.remedy) else f"; {failure.remedy}"
-            logger.warning("%s", one_line(what))
+            log.warning("%s", one_line(what))
         elif len(self) == MOST_LOGGED + 1:
-            logger.warning("further bad records are named in %s alone", self.path or "no file")
+            log.warning("further bad records are named in %s alone", self.path or "no file")
         if self._file is not None:
             line = failure._asdict() | {"remedy": failure.remedy, "stage": stage}
             self._file.write(json.dumps(line) + "\n")

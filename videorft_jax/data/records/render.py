@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CONTROL_TOKENS = (
     "<|im_start|>",
@@ -258,7 +258,7 @@ class _Encoder:
                 " edition does, but rewards expect the model to write it; use the Instruct edition"
             )
         if theirs != ours:
-            logger.warning(
+            log.warning(
                 "the tokenizer's chat template is not the model's; prompts follow the model's"
                 " (ours %r, theirs %r)",
                 ours,
