@@ -38,6 +38,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow",
+        "pyarrow",  # parquet files and data sets on disk
         "rouge-score==0.1.2",  # the version the original scored free-form answers with
         "safetensors>=0.6",
         "tensorflow-datasets>=4.9.10",

@@ -1,16 +1,8 @@
 """The robust scorer on what models write, output by output: what a person reads and no other."""
 
 import pytest
-from scoring_cases import (
-    CHOICES,
-    NUMBERS,
-    OPEN_ENDED,
-    OPTIONS,
-    SPANS,
-    TEN_CHOICES,
-    TEN_OPTIONS,
-    YES_NO,
-)
+from scoring_cases import CHOICES, NUMBERS, OPTIONS, TEN_CHOICES, TEN_OPTIONS, YES_NO
+from scoring_cases_words import OPEN_ENDED, SPANS
 
 import videorft_jax as vr
 

@@ -41,7 +41,7 @@ def place_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def read_keys(
     part: Mapping[str, Any], contract: MediaContract, is_file: bool
-) -> tuple[MediaContract, dict[str, float | None]]:
+) -> tuple[MediaContract, dict[str, Any]]:
     """The contract of one part, with its own limits in place of the run's, and its start and end.
 
     is_file: a file, whose `fps` says how densely it is sampled; of frames it is their own rate.
