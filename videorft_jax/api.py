@@ -30,6 +30,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.lora import load_adapter, merge_lora
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
@@ -184,6 +185,7 @@ def load(
     dtype: str | None = "bfloat16",
     mesh: jax.sharding.Mesh | None = None,
     mrope_rule: str | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> Model:
     """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
@@ -193,7 +195,8 @@ def load(
     trained under, which its checkpoints and exports hold, and in other folders by
     `MediaContract.evaluate`. mrope_rule replaces the contract's: "qwen" is what the weights were
     trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
-    whatever its name. Raises ValueError, one line, before anything is allocated.
+    whatever its name. adapter: a PEFT folder of plain LoRA, which is merged into the weights.
+    Raises ValueError, one line, before anything is allocated.
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     saved = None
@@ -213,6 +216,9 @@ def load(
     else:
         shardings = sharding.state_shardings(family.abstract_params(config), mesh, str(folder))
         params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
+    if adapter is not None:
+        factors, lora = load_adapter(os.fspath(adapter), config)
+        params = jax.jit(functools.partial(merge_lora, config=lora))(params, factors)
     contract = saved.contract if saved else read_contract(folder)
     where = "of its training" if contract else "of an evaluation, since none lies with the weights"
     contract = contract or MediaContract.evaluate(family.family_of(config).geometry)

@@ -246,3 +246,16 @@ def test_weights_lie_on_the_whole_mesh(place):
     for leaf, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == wanted
         assert leaf.dtype == jnp.bfloat16
+
+
+def test_adapters_are_written_alone_and_merged_again(place, tmp_path, capsys):
+    """The adapter folder on its base gives the weights of the merged export."""
+    assert place.export("lora", tmp_path / "adapter", "--adapter") == 0
+    assert place.export("lora", tmp_path / "merged") == 0
+    apart = vr.load(place.model, dtype="float32", adapter=tmp_path / "adapter")
+    merged = vr.load(tmp_path / "merged", dtype="float32")
+    for path, leaf in flatten(merged.params).items():
+        got = flatten(apart.params)[path]
+        np.testing.assert_allclose(np.asarray(got), np.asarray(leaf), atol=1e-6, err_msg=path)
+    assert place.export("full", tmp_path / "none", "--adapter") == 2
+    assert "trained no adapters; leave --adapter out" in capsys.readouterr().err

@@ -18,8 +18,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--adapter", help="PEFT folder of plain LoRA, merged into the weights")
     options = parser.parse_args(argv)
-    model = api.load(options.model, dtype=options.dtype)
+    model = api.load(options.model, dtype=options.dtype, adapter=options.adapter)
     content = [{"type": "text", "text": options.question}]
     for kind in ("video", "image"):
         if getattr(options, kind):

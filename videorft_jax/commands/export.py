@@ -6,7 +6,8 @@ import logging
 from videorft_jax.training.export import export
 
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
-videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16"""
+videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16
+videorft export --checkpoint=runs/sft_7b_lora --out=adapter --adapter"""
 
 
 def main(argv: list[str]) -> int:
@@ -23,8 +24,18 @@ def main(argv: list[str]) -> int:
     add("--dtype", help="of the weights; default: that of the folder the run started from")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--model", help="the folder that the run started from, if it has moved")
+    add("--adapter", action="store_true", help="the adapters alone, as a folder that PEFT reads")
     options = parser.parse_args(argv)
+    if options.adapter and options.dtype:
+        raise ValueError("--adapter keeps the dtype of the run; leave --dtype out")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    export(options.checkpoint, options.out, options.dtype, ema=options.ema, model=options.model)
+    export(
+        options.checkpoint,
+        options.out,
+        options.dtype,
+        ema=options.ema,
+        model=options.model,
+        adapter=options.adapter,
+    )
     return 0

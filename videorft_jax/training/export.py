@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from videorft_jax.data.media.contract_file import FILE_NAME
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.lora import save_adapter
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore
@@ -18,14 +19,21 @@ from videorft_jax.training.state import checkpoint_dtype
 
 
 def export(
-    checkpoint: str, out: str, dtype: str | None = None, *, ema: bool = False, model=None
+    checkpoint: str,
+    out: str,
+    dtype: str | None = None,
+    *,
+    ema: bool = False,
+    model: str | None = None,
+    adapter: bool = False,
 ) -> None:
     """Writes the weights of a checkpoint and all that belongs to them as a Hugging Face folder.
 
     checkpoint: work directory of a run, or one of its steps. dtype: of the weights, by default that
     of the folder the run started from. ema: write the moving average. model: that folder, where it
-    has moved. The folder appears whole or not at all. Raises ValueError, one line, before an
-    array is read: no checkpoint, a folder that is not empty, an unknown dtype."""
+    has moved. adapter: write the adapters alone, as a folder that PEFT reads. The folder appears
+    whole or not at all. Raises ValueError, one line, before an array is read: no checkpoint, a
+    folder that is not empty, an unknown dtype, no adapters."""
     known = [kind.name for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
@@ -38,6 +46,11 @@ def export(
             f"{source}: the folder that the run started from is not there; give it by --model"
         )
     config = load_config(source)
+    if adapter:
+        lora = restore.read_adapter(saved, config, ema=ema)
+        save_adapter(out, lora, saved.lora, config, base_model=source)
+        print(f"adapters of {saved.name} written to {out}; next: videorft ask --adapter={out} ...")
+        return
     target = dtype or checkpoint_dtype(source).name
     check_target(out, saved, jnp.dtype(target).itemsize)
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)

@@ -30,6 +30,7 @@ class Saved(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The folder of this step, for messages."""
         return f"{self.workdir}/checkpoints/{self.step:08d}"
 
     @property
@@ -38,7 +39,14 @@ class Saved(NamedTuple):
         return self.meta["config"]["model"]["init_from"]
 
     @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that the run trained, None where it trained the weights themselves."""
+        lora = self.meta["lora"]
+        return lora and LoraConfig(**lora | {"targets": tuple(lora["targets"])})
+
+    @property
     def contract(self) -> MediaContract:
+        """The media contract under which the run read clips."""
         return MediaContract.from_dict(self.meta["media"])
 
 
@@ -72,26 +80,8 @@ def read_params(
     Raises ValueError for a damaged checkpoint, one of another model, and when no average was kept.
     """
     part = "ema" if ema else "params"
-    if ema and not any(path.startswith("ema/") for path in saved.arrays):
-        raise ValueError(f"{saved.name}: no average was kept (optim.ema_decay); leave ema out")
-    shapes = {
-        path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kept))
-        for path, (kept, shape) in saved.arrays.items()
-        if path.startswith((f"{part}/", "frozen/"))
-    }
-    tree = {"frozen": {}} | nest(shapes)
-    places = sharding.state_shardings(tree, mesh, saved.name)
-    wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree, places,
-    )  # fmt: skip
-    lora = saved.meta["lora"]
-    lora = lora and LoraConfig(**lora | {"targets": tuple(lora["targets"])})
-    weights = Weights(model, (), lora)
-    expected = expected_meta(weights, saved.contract)
-    with Checkpointer(saved.workdir) as checkpointer:
-        found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)
-
+    found = _read(saved, model, mesh, part, (f"{part}/", "frozen/"))
+    lora = saved.lora
     dtype = jnp.dtype(dtype)
     joined = join(
         *(jax.tree.map(lambda leaf: _cast(leaf, dtype), found[name]) for name in (part, "frozen"))
@@ -102,6 +92,39 @@ def read_params(
     places = sharding.state_shardings(joined, mesh, saved.name)
     merge = functools.partial(merge_lora, config=lora)
     return jax.jit(merge, donate_argnums=0, out_shardings=places)(joined, factors)
+
+
+def read_adapter(saved: Saved, model: ModelConfig, *, ema: bool = False) -> dict[str, Any]:
+    """The adapters of a run that trained them, on the first device; nothing else is read.
+
+    Raises ValueError for a run without adapters, and as `read_params` does.
+    """
+    if saved.lora is None:
+        raise ValueError(f"{saved.name}: its run trained no adapters; leave --adapter out")
+    part = "ema" if ema else "params"
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    return _read(saved, model, mesh, part, (f"{part}/lora/",))[part]["lora"]
+
+
+def _read(saved, model, mesh, part, prefixes):
+    """Restores the arrays whose paths begin with one of `prefixes`, in their shards."""
+    if part == "ema" and not any(path.startswith("ema/") for path in saved.arrays):
+        raise ValueError(f"{saved.name}: no average was kept (optim.ema_decay); leave ema out")
+    shapes = {
+        path: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kept))
+        for path, (kept, shape) in saved.arrays.items()
+        if path.startswith(prefixes)
+    }
+    tree = {"frozen": {}} | nest(shapes)
+    places = sharding.state_shardings(tree, mesh, saved.name)
+    wanted = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree, places,
+    )  # fmt: skip
+    expected = expected_meta(Weights(model, (), saved.lora), saved.contract)
+    with Checkpointer(saved.workdir) as checkpointer:
+        found, _ = checkpointer.restore(saved.step, wanted, expected, part=True)
+    return found
 
 
 def _cast(leaf, dtype):
