@@ -56,7 +56,7 @@ def token_logprobs(
 
 
 def _token_logprobs(hidden, head, targets, mask, most, *, temperature, chunk):
-    """Of one device's rows; `most` wanted positions in a row of any device."""
+    """Scores the rows that one device holds; `most` positions are wanted in a row of any device."""
 
     def score(hidden, targets):
         return _score(hidden, head, targets, temperature)
@@ -66,7 +66,7 @@ def _token_logprobs(hidden, head, targets, mask, most, *, temperature, chunk):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _score(hidden, head, targets, temperature):
-    """Of one chunk, whose logits are its only large array; see `token_logprobs`."""
+    """Scores one chunk of positions; its logits are the only large array. See `token_logprobs`."""
     return _score_forward(hidden, head, targets, temperature)[0]
 
 
@@ -83,7 +83,8 @@ def _score_forward(hidden, head, targets, temperature):
 
 def _score_backward(temperature, saved, cotangents):
     hidden, head, targets, logits, total, entropy = saved
-    # A comparison, not a scatter: it stays in the vocabulary's shards and in one pass.
+    # The one-hot target is made by a comparison and not by a scatter, which would leave the shards
+    # of the vocabulary and take another pass.
     wanted = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     logprobs = logits - total[..., None]
     p, (picked, uncertain) = jnp.exp(logprobs), (x[..., None] for x in cotangents)

@@ -13,12 +13,13 @@ import shutil
 import jax
 from etils import epath
 
-_OWN = re.compile(r"-(\d+)\.jsonl$")  # of the process of that number; all others are of process 0
-_APART = ("checkpoints", "compiled", ".lock")  # written there directly
+# A file belongs to the process whose number it bears; all others belong to process 0.
+_OWN = re.compile(r"-(\d+)\.jsonl$")
+_APART = ("checkpoints", "compiled", ".lock")  # These are written to the bucket directly.
 
 
 def resolve(workdir: str) -> str:
-    """A path as other libraries take it: absolute, without `~` or a last slash, `gs://...` as
+    """Gives a path as other libraries take it: absolute, without `~` or a last slash, `gs://...` as
     it is, no `file://`."""
     path = workdir.removeprefix("file://")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
@@ -80,7 +81,7 @@ def _walk(folder, prefix=""):
 
 
 def _copy(source, target):
-    """Through another name, so that a reader on the same disk never finds half a file."""
+    """Copies a file through another name, so that no reader on this disk finds half a file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     with source.open("rb") as reader, partial.open("wb") as writer:

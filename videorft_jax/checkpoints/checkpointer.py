@@ -29,7 +29,7 @@ from videorft_jax.checkpoints import manifest
 log = logging.getLogger(__name__)
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
-_PROBE = 1 << 20  # bytes written to find out whether the folder takes any
+_PROBE = 1 << 20  # Bytes written on trial, to find out whether the folder takes any.
 
 
 class Checkpointer:
@@ -55,8 +55,8 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._told: set[int] = set()  # damaged steps that were spoken of
-        self._current: int | None = None  # the step this process saved or restored last
+        self._told: set[int] = set()  # Damaged steps that a warning has named.
+        self._current: int | None = None  # The step that this process saved or restored last.
 
     def check_disk(self, abstract_state) -> None:
         """Finds out, before anything is computed, whether checkpoints of this state can be saved.
@@ -88,7 +88,7 @@ class Checkpointer:
                     child.rmtree()
             kept = len(self._valid_steps())
             needed = size * max(1, self._keep_last + 1 - kept)
-            if os.path.isdir(self.folder):  # other kinds of storage do not say what is free
+            if os.path.isdir(self.folder):  # Other kinds of storage do not say what is free.
                 free = shutil.disk_usage(self.folder).free
                 if free < needed:
                     return (
@@ -142,7 +142,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 manifest.write(folder, body)
                 self._prune(body["step"])
-        except BaseException as error:  # raised again by wait()
+        except BaseException as error:  # `wait` raises it again.
             self._error = error
 
     def _prune(self, newest):
@@ -187,8 +187,8 @@ class Checkpointer:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The newest step with a sound manifest and files of the right sizes; None without one.
-        Says which newer ones are passed over, and why."""
+        """Gives the newest step with a sound manifest and files of the right sizes; None without
+        one. Warns of newer ones that are passed over, with the reason."""
         found = self._newest(None)
         for step in self._steps():
             if step in self._told or (found is not None and step <= found):
@@ -203,7 +203,7 @@ class Checkpointer:
         return found
 
     def describe_kept(self) -> str:
-        """What a run that ends now leaves behind, for a person."""
+        """Says in a sentence what a run that ends now leaves behind."""
         step = self._newest(None)
         if step is None:
             return "no checkpoint is kept; the same command begins anew"
@@ -256,7 +256,7 @@ class Checkpointer:
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), body["meta"]
 
     def read_meta(self, step: int) -> dict:
-        """The metadata of a checkpoint alone. Raises ValueError when its manifest is damaged."""
+        """Reads the metadata of a checkpoint. Raises ValueError when its manifest is damaged."""
         return manifest.read(self._path(step))["meta"]
 
     def _path(self, step):
@@ -271,7 +271,7 @@ class Checkpointer:
         return [step for step in self._steps() if not manifest.find_damage(self._path(step))]
 
     def _newest(self, below):
-        """The newest valid step under `below`, as process 0 sees it."""
+        """Gives the newest valid step before `below`, as process 0 sees it."""
         steps = self._valid_steps() if jax.process_index() == 0 else []
         found = max((step for step in steps if below is None or step < below), default=-1)
         if jax.process_count() > 1:
@@ -279,7 +279,7 @@ class Checkpointer:
         return None if found < 0 else found
 
     def _verify(self, step):
-        """(manifest, ""), or (None, what is wrong); each process hashes its share of the files."""
+        """Gives (manifest, "") or (None, what is wrong); each process hashes its share of files."""
         folder = self._path(step)
         damage = manifest.find_damage(folder)
         if not damage:
@@ -310,7 +310,7 @@ def _failed(folder, error):
 
 
 def _flatten(tree) -> dict:
-    """path -> leaf; tuples and classes give their field names or indices."""
+    """Maps paths to leaves; tuples and classes give their field names or indices."""
     flat = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
@@ -332,7 +332,8 @@ def _nest(flat):
 
 
 def _as_json(value):
-    """As it will be read back: tuples become lists. NaN is refused, it is equal to nothing."""
+    """Gives a value as it will be read back: tuples become lists. NaN is refused, since it equals
+    nothing and no later comparison could hold."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:

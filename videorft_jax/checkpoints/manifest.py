@@ -11,8 +11,8 @@ import numpy as np
 from etils import epath
 
 MANIFEST = "manifest.json"
-_CHUNK = 8 << 20  # bytes hashed at once
-_THREADS = 4  # files hashed at once; hashlib lets go of the interpreter lock
+_CHUNK = 8 << 20  # Bytes hashed at once.
+_THREADS = 4  # Files hashed at once; hashlib lets go of the interpreter lock.
 
 
 def _walk(folder, prefix=""):
@@ -24,7 +24,7 @@ def _walk(folder, prefix=""):
 
 
 def hash_files(folder: epath.Path, names: list[str]) -> dict[str, list]:
-    """name -> [bytes, SHA-256], the form of `body["files"]`."""
+    """Maps each file's name to [bytes, SHA-256], the form of `body["files"]`."""
 
     def digest(name):
         size, state = 0, hashlib.sha256()
@@ -50,7 +50,7 @@ def write(folder: epath.Path, body: dict) -> None:
 
 
 def read(folder: epath.Path) -> dict:
-    """The `body` that was written, with its `files`. Raises ValueError when it does not hold."""
+    """Reads the `body` that was written, with its `files`. Raises ValueError for a broken seal."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         body, digest = manifest["body"], manifest["sha256"]
@@ -66,7 +66,7 @@ def read(folder: epath.Path) -> dict:
 
 
 def find_damage(folder: epath.Path) -> str:
-    """What a look at names and sizes tells; "" when all is there."""
+    """Says what names and sizes show to be wrong; "" when all files are there."""
     if not folder.exists():
         return "no such folder"
     try:
@@ -83,7 +83,7 @@ def find_damage(folder: epath.Path) -> str:
 
 
 def describe(leaf) -> list:
-    """Dtype and shape of an array, the form of `body["arrays"]`."""
+    """Gives dtype and shape of an array, the form of `body["arrays"]`."""
     return [str(np.dtype(leaf.dtype)), list(leaf.shape)]
 
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder to parameters, through the name table of its family.
+"""Reads a Hugging Face folder as parameters, through the name table of its family.
 
 Reading goes from the file by small blocks into the buffers of this process's shards, which jax
 adopts without a copy on CPU, so that host memory stays at the size of the parameters. Everything
@@ -126,7 +126,7 @@ def _match(folder, config, leaves, *, is_mixed_fine):
 def _check_tied(folder, head, embed):
     """A tied checkpoint may carry its head as well, but only the same one."""
     if embed is None:
-        return  # reported as missing
+        return  # It is reported as missing later.
     same = head.shape == embed.shape and head.dtype == embed.dtype
     with open(head.path, "rb") as file, open(embed.path, "rb") as other:
         rows = max(1, _BLOCK * head.shape[0] // max(head.nbytes, 1))
@@ -185,7 +185,7 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
         for layer in range(len(entries))
         for start in range(0, num_rows, rows)
     ]
-    list(pool.map(fill, jobs))  # raises what a job raised
+    list(pool.map(fill, jobs))  # This raises what a job raised.
     return jax.make_array_from_callback(
         leaf.shape, sharding, lambda index: buffers[_ranges(index, leaf.shape)]
     )
@@ -203,7 +203,7 @@ def _ranges(index, shape):
 
 
 def _aligned(shape, dtype):
-    """An empty array on a 64-byte boundary, which is what jax needs to adopt it without a copy."""
+    """Makes an empty array on a 64-byte boundary, so that jax can adopt it without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -245,7 +245,7 @@ def _raise_listed(message, problems, remedy):
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """A nested dict as {"text/layers/attn/q": leaf}."""
+    """Flattens a nested dict to {"text/layers/attn/q": leaf}."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -256,7 +256,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Makes a nested dict of a flat one; the inverse of `flatten`."""
     tree = {}
     for path, value in flat.items():
         *parents, last = path.split("/")

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Dims that a product sums over: their values share one scale per output channel. The embedding
-# stays as it is, rows of it are read one at a time; so does a head that is tied to it.
+# For each weight, the dims that its product sums over. All values along them share one scale, so
+# that each output channel has one. The embedding is not quantised, since single rows of it are
+# read; nor is a head that is tied to the embedding.
 _SUMMED = (
     (r"text/layers/attn/[qkv]", (1,)),
     (r"text/layers/attn/o", (1, 2)),
@@ -26,7 +27,11 @@ _SUMMED = (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """values int8; scale in the compute dtype, 1 where values share it, or without the last dim."""
+    """An array as 8-bit values and their scales.
+
+    values: int8. scale: in the dtype of the computation, with size 1 in the dims whose values share
+    a scale, or without the last dim. `[...]` gives the array back in the dtype of the scale.
+    """
 
     values: jax.Array
     scale: jax.Array
@@ -36,16 +41,20 @@ class Int8:
 
 
 def quantise(x, axes, *, keep: bool) -> Int8:
-    """Symmetric: the largest magnitude along `axes` becomes 127. `keep` keeps those dims as 1."""
+    """Quantises symmetrically: the largest magnitude along `axes` becomes 127.
+
+    keep: leave those dims in the scale with size 1.
+    """
     wide = x.astype(jnp.float32)
     peak = jnp.abs(wide).max(axes, keepdims=True)
-    scale = (jnp.where(peak > 0, peak, 1.0) / 127).astype(x.dtype)  # first rounded, then used
+    # The scale is rounded to the dtype of the computation before anything is divided by it.
+    scale = (jnp.where(peak > 0, peak, 1.0) / 127).astype(x.dtype)
     values = jnp.clip(jnp.round(wide / scale), -127, 127).astype(jnp.int8)
     return Int8(values, scale if keep else scale.squeeze(axes))
 
 
 def quantise_weights(params):
-    """The parameters with the decoder's matrices as `Int8`; call it inside `jax.jit`."""
+    """Replaces the decoder's matrices by `Int8`; call it inside `jax.jit`."""
 
     def convert(keys, leaf):
         axes = _summed(keys)
@@ -55,7 +64,7 @@ def quantise_weights(params):
 
 
 def quantised_formats(formats):
-    """Shardings (or Formats) of what `quantise_weights` returns, from those of the parameters."""
+    """Gives the shardings (or Formats) of what `quantise_weights` returns."""
 
     def convert(keys, held):
         axes = _summed(keys)

@@ -10,8 +10,8 @@ from jax.experimental import multihost_utils
 
 
 def gather(value: Any) -> list[Any]:
-    """The value of every process, in their order; all of them must call it. Floats keep all bits
-    and NaN."""
+    """Gives the value of every process, in their order; all processes must call it. Floats keep all
+    bits and NaN."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -23,7 +23,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def describe_environment() -> str:
-    """One line that names the devices, their number, this process and its pid."""
+    """Gives one line that names the devices, their number, this process and its pid."""
     kind = jax.devices()[0].device_kind
     host = f"process {jax.process_index()} of {jax.process_count()}, pid {os.getpid()}"
     return f"{jax.device_count()} x {kind}, {host}"

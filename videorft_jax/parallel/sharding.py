@@ -17,7 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins; every path must match and every rule must be used. A pattern is a path suffix.
+# The first pattern that matches the end of a path counts. Every path must match some pattern, and
+# every pattern must be used.
 # SigLIP shares most rows; adapters are `<path>/a` [L, in..., r] and `<path>/b` [L, r, out...].
 PARAM_AXES = (
     (r"text/(embed|head)", ("vocab", "embed")),  # SigLIP's head [D, out] lies the same way
@@ -120,9 +121,9 @@ def make_mesh(
 
 
 def _laid_out(sizes, devices):
-    """The devices as JAX lays such axes along the links between them."""
+    """Orders the devices as JAX lays such axes along the links between them."""
     cores = {(device.device_kind, getattr(device, "core_on_chip", 0)) for device in devices}
-    if ("TPU v4", 1) in cores:  # libtpu describes single cores, which no run sees; any order does
+    if ("TPU v4", 1) in cores:  # libtpu describes single cores here, which no run sees.
         return np.asarray(devices).reshape(sizes)
     try:
         return jax.make_mesh(sizes, AXES, devices=devices).devices
@@ -146,7 +147,7 @@ def _tensors_that_work(devices):
 
 
 def _count_slices(devices):
-    """How many TPU slices the devices lie in; None where devices do not say."""
+    """Counts the TPU slices that the devices lie in; None where devices do not say."""
     indices = {getattr(device, "slice_index", None) for device in devices}
     return None if None in indices else len(indices)
 
@@ -170,7 +171,7 @@ def _check_slices(sizes, slices, devices):
 
 
 def state_shardings(tree, mesh: Mesh, name: str = "this tree"):
-    """A `NamedSharding` for every leaf of a tree of (abstract) arrays.
+    """Gives a `NamedSharding` for every leaf of a tree of (abstract) arrays.
 
     `tree` holds parameters, or anything whose paths end in parameter paths, such as optax states.
     Scalars are replicated. `name` is what errors call it, best the config's.
@@ -217,7 +218,7 @@ def state_shardings(tree, mesh: Mesh, name: str = "this tree"):
 
 
 def unused_rules(trees: Iterable) -> list[str]:
-    """Patterns of PARAM_AXES that no leaf of `trees` uses; tests hold it empty."""
+    """Lists the patterns of PARAM_AXES that no leaf of `trees` uses; a test keeps it empty."""
     used = {
         _find_rule(_join(keys))
         for tree in trees
@@ -228,7 +229,7 @@ def unused_rules(trees: Iterable) -> list[str]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; the tensor axis sees the same rows."""
+    """Gives the sharding of a batch: rows over data and fsdp, the same rows along tensor."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -256,7 +257,7 @@ def place_batch(batch, mesh: Mesh):
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of this process, in order, of an array placed as by `place_batch`."""
+    """Gives the rows of this process, in order, of an array that `place_batch` placed."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 

@@ -15,7 +15,7 @@ from videorft_jax.models.geometry import WINDOW_TOKENS
 
 # A visual token costs four patches of the 0.63 B tower beside one token of a 3 B to 7 B decoder.
 VISION_COST = 0.5
-LOOKAHEAD = 2048  # samples packed together; more pack tighter, fewer mix less of the epoch
+LOOKAHEAD = 2048  # Samples packed together: more pack tighter, fewer mix less of the epoch.
 NUM_TRIED = 512  # samples on which a shape is tried before it is chosen
 MAX_CLASSES = 200  # distinct shapes from which merging starts
 SHORTEST = 0.75  # of `row_tokens`: packed rows are not made shorter than this
@@ -44,7 +44,7 @@ class Bucket(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """Of a row, in decoder tokens."""
+        """What a row costs, in decoder tokens."""
         return float(_cost(self.length, self.pairs, self.windows))
 
     def price(self, sizes: Sizes, packed: bool) -> np.ndarray:

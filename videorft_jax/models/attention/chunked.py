@@ -16,8 +16,8 @@ from videorft_jax.models.attention.masks import Causal, Full, Mask, SharedPrefix
 from videorft_jax.models.attention.partition import per_device
 from videorft_jax.ops.sums import sum_last
 
-_BLOCK = 192  # tokens
-_SCORES = 2**18  # alive at once; 1 MiB, half of what a core's cache holds
+_BLOCK = 192  # Most tokens of a block.
+_SCORES = 2**18  # Scores in memory at once: 1 MiB, half of what a core's cache holds.
 _HIDDEN = jnp.finfo(jnp.float32).min
 
 # XLA for CPU multiplies blocks at full speed unless the sum is over the first dim of the left one,
@@ -26,16 +26,16 @@ _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def attention(q, k, v, mask: Mask, places: jax.Array | None = None) -> jax.Array:
-    """q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `attention.attention`.
+    """Computes attention: q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `dispatch`.
 
-    places int32 [B, T]: which of the row's S queries these are, where they are not all of them in
-    their order.
+    places: int32 [B, T], the position in the row of each query; None where the queries are all of
+    the row's positions in order.
     """
     return per_device(_local, q, k, v, (mask, places))
 
 
 def _local(q, k, v, seen):
-    """One device's rows and heads."""
+    """Computes attention for the rows and heads that one device holds."""
     mask, places = seen
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -68,12 +68,13 @@ def _local(q, k, v, seen):
 
 
 def _block(length: int) -> int:
-    """The size of as few equal blocks as stay within _BLOCK."""
+    """Gives the size of the blocks when a row is cut into as few equal ones as _BLOCK allows."""
     return -(-length // -(-length // _BLOCK))
 
 
 def _split(x, block, kv_heads, at_once):
-    """[B, T, heads, ...] -> [B K / n, blocks, n, G * block, ...], n = at_once; pads T with 0."""
+    """Cuts [B, T, heads, ...] into blocks [B K / n, blocks, n, G * block, ...], n being `at_once`.
+    T is padded with 0 to whole blocks."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)) + ((0, 0),) * (x.ndim - 2))
     x = x.reshape(len(x), -1, block, kv_heads, x.shape[2] // kv_heads, *x.shape[3:])
     x = jnp.moveaxis(x, (3, 1, 4, 2), (1, 2, 3, 4))  # [B, K, blocks, G, block, ...]
@@ -82,7 +83,8 @@ def _split(x, block, kv_heads, at_once):
 
 
 def _places(mask, queries: int, keys: int):
-    """By place alone, the first query that sees each key, and the one past the last; int [S]."""
+    """Gives, for each key, the first query that may see it and the one past the last, int [S] each.
+    Only positions count here; padding and segments do not."""
     index = np.arange(keys)
     if isinstance(mask, Full):
         return np.zeros_like(index), np.full_like(index, queries)
@@ -95,7 +97,8 @@ def _places(mask, queries: int, keys: int):
 
 
 def _seen_by(mask, queries: int):
-    """`_places` less padding and other segments, which are runs of equal ids; int32 [B, S]."""
+    """Gives the same as `_places`, int32 [B, S] each, but leaves out queries that are padding or
+    belong to another segment. A segment is a run of equal ids."""
     real = mask.valid if isinstance(mask, Full) else mask.segment_ids
     first, stop = (np.int32(x) for x in _places(mask, queries, real.shape[1]))
     if isinstance(mask, Causal):
@@ -108,7 +111,7 @@ def _seen_by(mask, queries: int):
 
 
 def _pairs(mask, queries, keys, rows, columns):
-    """((i, j), ...): every block i of queries with each block j of keys that it may see."""
+    """Lists (i, j) for every block i of queries and each block j of keys that it may see."""
     first, stop = _places(mask, queries, keys)
     blocks = [slice(start, start + columns) for start in range(0, keys, columns)]
     return tuple(
@@ -137,7 +140,7 @@ def _visible(places, first, stop):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _mix(q, k, v, places, first, stop, pairs):
-    """The blocks of `pairs`, U sets of n heads one after another.
+    """Computes the pairs of blocks, for U sets of n heads one set after another.
 
     q [U, I, n, T, H], scaled; k, v [U, J, n, S, H]; places int [U, I, n, T], of the queries in
     their row; first, stop int [U, J, n, S], the queries that see a key. Returns [U, I, n, T, H].
@@ -146,7 +149,8 @@ def _mix(q, k, v, places, first, stop, pairs):
 
 
 def _forward(q, k, v, places, first, stop, pairs):
-    # Or a scan over layers has every block's mask made before its first turn, and kept.
+    # Without this barrier a scan over layers computes the masks of all blocks before its first turn
+    # and keeps them in memory.
     q, places, first, stop = jax.lax.optimization_barrier((q, places, first, stop))
 
     def unit(parts):

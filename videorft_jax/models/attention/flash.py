@@ -1,10 +1,11 @@
 """Flash attention on GPU through `jax.nn.dot_product_attention`.
 
-A group's row is two calls: the prompt by itself, and each completion against the prompt and itself,
-as rows of one completion each. Keys and values of the prompt are repeated for that; a token's are
-few beside its queries. One call over prompt and one over completions, merged by their
-log-sum-exps, would repeat nothing, but JAX rounds cuDNN's log-sum-exp to the dtype of the values
-(in bfloat16 that costs twice the error of everything else) and drops its cotangent without a word.
+The row of a group takes two calls: one for the prompt by itself, and one in which each completion
+is a row of its own that sees the prompt and itself. The prompt's keys and values are repeated for
+the second call, which costs little, as a token has few of them beside its queries. One call over
+prompt and one over completions, merged by their log-sum-exps, would repeat nothing, but JAX
+rounds cuDNN's log-sum-exp to the dtype of the values (in bfloat16 that costs twice the error of
+everything else) and drops its cotangent without a word.
 
 The kernels take no segment ids. Padding must stand at the right, as the loader leaves it.
 """
@@ -18,7 +19,7 @@ from videorft_jax.models.attention.masks import Full, Mask, SharedPrefix
 
 
 def attention(q, k, v, mask: Mask, *, backend: str = "cudnn") -> jax.Array:
-    """q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `attention.attention`.
+    """Computes attention: q [B, T, N, H], k, v [B, S, K, H] -> [B, T, N, H]; see `dispatch`.
 
     `backend` "xla" runs the same arithmetic on any platform, for tests.
     """

@@ -16,13 +16,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from videorft_jax.models.attention.masks import Causal, Full, Mask, SharedPrefix
 from videorft_jax.models.attention.partition import per_device
 
-_LANES = 128  # every block is a multiple of it
+_LANES = 128  # Every block is a multiple of this many tokens.
 _LARGEST_BLOCK = 512
 
 
 class _GroupMask(masks._ComputableMask):
-    """`SharedPrefix.static_mask` computed inside the kernel: a stored mask of 8,448 positions
-    would take 71 MB. The base class is private; splash offers no public computable mask."""
+    """Computes `SharedPrefix.static_mask` inside the kernel, since a stored mask of 8,448 positions
+    would take 71 MB. The base class is private; splash offers no public mask of this kind."""
 
     def __init__(self, length: int, mask: SharedPrefix):
         self.identity = (length, mask.prompt_length, mask.completion_length)
@@ -36,7 +36,7 @@ class _GroupMask(masks._ComputableMask):
 
 
 def attention(q, k, v, mask: Mask, *, interpret: bool = False) -> jax.Array:
-    """q [B, T, N, H], k, v [B, T, K, H] -> [B, T, N, H]; see `attention.attention`.
+    """Computes attention: q [B, T, N, H], k, v [B, T, K, H] -> [B, T, N, H]; see `dispatch`.
 
     `interpret` runs the kernels in Python on any backend, for tests.
     """
@@ -46,7 +46,7 @@ def attention(q, k, v, mask: Mask, *, interpret: bool = False) -> jax.Array:
 
 
 class _Static:
-    """The static part of a mask, free of arrays, so that `shard_map` need not carry it."""
+    """Holds the part of a mask without arrays, so that `shard_map` need not carry it."""
 
     def __init__(self, mask: Mask):
         self.kind = type(mask)
@@ -63,7 +63,7 @@ class _Static:
 
 
 def _local(q, k, v, ids, *, mask, interpret):
-    """One device's rows and heads."""
+    """Computes attention for the rows and heads that one device holds."""
     length, heads, dim = q.shape[1:]
     padding = -length % _LANES
     if padding:
@@ -94,5 +94,5 @@ def _local(q, k, v, ids, *, mask, interpret):
 
 
 def _block(length: int) -> int:
-    """The largest multiple of 128 up to 512 that divides `length`."""
+    """Gives the largest multiple of 128 up to 512 that divides `length`."""
     return max(size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if length % size == 0)

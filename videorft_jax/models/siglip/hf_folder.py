@@ -109,7 +109,7 @@ _NAMES = {
 
 
 def _tensors(config: SiglipConfig) -> dict:
-    """Hugging Face name -> (path, layer or None, shape there, shape here, input dims)."""
+    """Maps Hugging Face names to (path, layer or None, shape there, shape here, input dims)."""
     tensors = {}
     for path, leaf in abstract(config)[2].items():
         name, num_in = _NAMES[path]
@@ -121,7 +121,7 @@ def _tensors(config: SiglipConfig) -> dict:
             theirs = (math.prod(shape),)
         else:
             theirs = (math.prod(shape[num_in:]), math.prod(shape[:num_in]))
-        if path == "vision/embed":  # a convolution there; its window is flattened (C, row, column)
+        if path == "vision/embed":  # Theirs is a convolution; its window is flattened.
             theirs = (shape[1], 3, config.patch_size, config.patch_size)
         elif path == "vision/pool/probe":
             theirs = (1, 1, *shape)
@@ -131,7 +131,7 @@ def _tensors(config: SiglipConfig) -> dict:
 
 
 def _read_params(folder: pathlib.Path, config: SiglipConfig, dtype: str) -> dict:
-    """Params on the device, read and cast tensor by tensor."""
+    """Reads the params onto the device, casting tensor by tensor."""
     expected, found = _tensors(config), tensor_files.read_folder(folder)
     faults = [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
     for name, (path, _, theirs, _, _) in expected.items():
@@ -160,7 +160,7 @@ def _read_params(folder: pathlib.Path, config: SiglipConfig, dtype: str) -> dict
 def save_siglip(
     folder: str, params: dict, config: SiglipConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write a Hugging Face folder: config, preprocessor, tokenizer and model.safetensors.
+    """Writes a Hugging Face folder: config, preprocessor, tokenizer and model.safetensors.
 
     `SiglipModel.from_pretrained` and `load_siglip` read it; tensors keep the dtype of `params`.
     Raises: ValueError when the vocabulary does not fit the config.
@@ -190,7 +190,7 @@ def save_siglip(
 
 
 def _side_files(config: SiglipConfig, dtype: str) -> dict[str, dict]:
-    """config.json and preprocessor_config.json."""
+    """Makes the contents of config.json and preprocessor_config.json."""
     constants = {key: CONSTANTS[key] for key in ("layer_norm_eps", "hidden_act")}
     sections = {
         name: dict(zip(BASE_TOWER, dataclasses.astuple(tower), strict=True)) | constants
@@ -254,7 +254,7 @@ def _text_rule(tokenizer: PreTrainedTokenizerFast) -> str:
 def tokenize(
     tokenizer: PreTrainedTokenizerFast, config: SiglipConfig, texts: list[str]
 ) -> np.ndarray:
-    """int32 `[n, text_length]`: cleaned, cut, ended by the end token (also when cut) and padded.
+    """Tokenizes texts to int32 `[n, text_length]`: cleaned, cut, ended by the end token and padded.
 
     v1 lower-cases, strips ASCII punctuation and joins runs of white space, as Hugging Face's
     SiglipTokenizer; v2 lower-cases only, as Siglip2Tokenizer and the training of SigLIP 2.
@@ -275,7 +275,7 @@ def tokenize(
 
 
 def _in_batches(encode, inputs: np.ndarray, width: int, sizes: tuple[int, ...]) -> np.ndarray:
-    """Run `encode` on slices padded to one of `sizes`, so that it compiles once per size."""
+    """Runs `encode` on slices padded to one of `sizes`, so that it compiles once per size."""
     out = np.empty((len(inputs), width), np.float32)
     for start in range(0, len(inputs), sizes[-1]):
         part = inputs[start : start + sizes[-1]]
@@ -293,11 +293,11 @@ class Siglip:
         self.config, self.params, self.tokenizer = config, params, tokenizer
 
     def tokenize(self, texts: list[str]) -> np.ndarray:
-        """int32 `[n, text_length]` for `encode_texts`."""
+        """Tokenizes texts to int32 `[n, text_length]` for `encode_texts`."""
         return tokenize(self.tokenizer, self.config, texts)
 
     def resize(self, images: np.ndarray) -> np.ndarray:
-        """uint8 `[n,h,w,3]` to `[n,S,S,3]`, ignoring the aspect ratio, with the folder's filter."""
+        """Resizes uint8 `[n,h,w,3]` to `[n,S,S,3]` by the folder's filter, aspect ratio or not."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"siglip images are {images.dtype} {images.shape}: must be uint8 [n, h, w, 3]"
@@ -311,7 +311,7 @@ class Siglip:
         return out
 
     def images(self, images: np.ndarray) -> np.ndarray:
-        """Unit-length float32 `[n,D]` of RGB uint8 `[n,h,w,3]`. Raises: ValueError."""
+        """Embeds RGB uint8 `[n,h,w,3]` as unit-length float32 `[n,D]`. Raises ValueError."""
         return _in_batches(
             lambda x: _encode_images({"vision": self.params["vision"]}, self.config, x),
             self.resize(images),
@@ -320,7 +320,7 @@ class Siglip:
         )
 
     def texts(self, texts: list[str]) -> np.ndarray:
-        """Unit-length float32 `[n,D]` of n strings. Raises: ValueError."""
+        """Embeds n strings as unit-length float32 `[n,D]`. Raises ValueError."""
         return _in_batches(
             lambda x: _encode_texts({"text": self.params["text"]}, self.config, x),
             self.tokenize(texts),
@@ -337,7 +337,7 @@ def _read_json(path: pathlib.Path) -> dict:
 
 
 def load_siglip(folder: str, dtype: str = "bfloat16") -> Siglip:
-    """Load SigLIP or SigLIP 2 (FixRes) from a Hugging Face folder with a tokenizer.json.
+    """Loads SigLIP or SigLIP 2 (FixRes) from a Hugging Face folder with a tokenizer.json.
 
     `dtype` is "bfloat16" or "float32", for storage and compute. No remote code is run and no pickle
     read. Raises: ValueError, in one line, for a folder that is incomplete or not SigLIP.

@@ -46,7 +46,7 @@ CONSTANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """Sizes of one transformer tower: width D, mlp M, layers L, heads N."""
+    """Holds the sizes of one transformer tower: width D, mlp M, layers L, heads N."""
 
     hidden_size: int
     intermediate_size: int
@@ -86,7 +86,7 @@ class SiglipConfig:
 
 
 def parse_config(raw: dict, processor: dict, text_rule: str) -> SiglipConfig:
-    """Config from the JSON of config.json and preprocessor_config.json. Raises: ValueError."""
+    """Reads the JSON of config.json and preprocessor_config.json. Raises ValueError."""
     vision_raw = raw.get("vision_config", {})
     if raw.get("model_type") != "siglip" or "num_patches" in vision_raw:
         raise ValueError(
@@ -146,7 +146,7 @@ def _parse_tower(section: dict) -> TowerConfig:
 
 
 def _dense(rngs: nnx.Rngs, lead: tuple, ins: tuple, outs: tuple) -> nnx.Param:
-    """Xavier-uniform weight `[*lead, *ins, *outs]`."""
+    """Makes a Xavier-uniform weight `[*lead, *ins, *outs]`."""
     bound = math.sqrt(6 / (math.prod(ins) + math.prod(outs)))
     return nnx.Param(
         jax.random.uniform(rngs.params(), lead + ins + outs, minval=-bound, maxval=bound)
@@ -173,7 +173,7 @@ def _layer_norm(x: jax.Array, scale: nnx.Param, bias: nnx.Param) -> jax.Array:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Full bidirectional attention, softmax in float32. q `[B,T,N,H]`, k and v `[B,S,N,H]`."""
+    """Full attention with softmax in float32: q is `[B,T,N,H]`, k and v are `[B,S,N,H]`."""
     scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5).astype(v.dtype)
     return jnp.einsum("bnts,bsnh->btnh", weights, v)
@@ -274,7 +274,8 @@ class VisionTower(nnx.Module):
     def __call__(self, pixels):
         patch, side = self.patch_size, pixels.shape[1] // self.patch_size
         x = shard_rows(pixels)
-        x = x[:, : side * patch, : side * patch]  # the remainder is dropped, as "valid" does
+        # The remainder of the pixels is dropped, as the padding "valid" of a convolution does.
+        x = x[:, : side * patch, : side * patch]
         x = x.reshape(-1, side, patch, side, patch, 3).transpose(0, 1, 3, 5, 2, 4)
         x = x.reshape(len(x), side * side, -1).astype(self.embed.dtype) @ self.embed[...]
         x = self.layers.scan(x + self.embed_bias[...] + self.position[...])
@@ -311,13 +312,13 @@ class Towers(nnx.Module):
 
 @functools.partial(jax.jit, static_argnames="config")
 def init(config: SiglipConfig, key: jax.Array) -> dict:
-    """Random float32 params as a nested dict, for training a SigLIP from scratch."""
+    """Makes random float32 params as a nested dict, for training a SigLIP from scratch."""
     return nnx.to_pure_dict(nnx.split(Towers(config, nnx.Rngs(params=key)))[1])
 
 
 @functools.cache
 def abstract(config: SiglipConfig) -> tuple:
-    """Graph definitions of the two towers and the flat dict path -> abstract array."""
+    """Gives the graph definitions of both towers and the flat dict path -> abstract array."""
     towers = nnx.eval_shape(lambda: Towers(config, nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.split(towers)[1])
     return nnx.split(towers.vision)[0], nnx.split(towers.text)[0], flatten_dict(params, sep="/")
@@ -329,7 +330,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def encode_images(params: dict, config: SiglipConfig, pixels: jax.Array) -> jax.Array:
-    """Unit-length float32 `[B,D]` of uint8 pixels `[B,S,S,3]`, S the image size. Pure: jit it."""
+    """Embeds uint8 pixels `[B,S,S,3]`, S the image size, as unit-length float32 `[B,D]`; pure."""
     size = (config.image_size, config.image_size, 3)
     if pixels.dtype != jnp.uint8 or pixels.shape[1:] != size:
         raise ValueError(
@@ -341,7 +342,7 @@ def encode_images(params: dict, config: SiglipConfig, pixels: jax.Array) -> jax.
 
 
 def encode_texts(params: dict, config: SiglipConfig, tokens: jax.Array) -> jax.Array:
-    """Unit-length float32 `[B,D]` of `tokenize`d int32 `[B,text_length]`. Pure: jit it."""
+    """Embeds `tokenize`d texts int32 `[B,text_length]` as unit-length float32 `[B,D]`; pure."""
     if tokens.shape[1:] != (config.text_length,):
         raise ValueError(
             f"siglip tokens have shape {tokens.shape}: must be [n, {config.text_length}]"
