@@ -134,8 +134,15 @@ def _window_classes(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, Callable]:
 
 
 def _merge(shapes: np.ndarray, member: np.ndarray, cost: Callable, max_buckets: int):
-    """Merges classes two by two, the cheapest first; yields each grouping of the samples that has
-    at most `max_buckets` groups, as index arrays. cost(shape, class) is of one sample."""
+    """Merges classes of samples two by two, the cheapest pair first, and yields each grouping that has
+    at most `max_buckets` groups, as index arrays into the samples.
+
+    cost: (shape, class) -> what one sample of the class costs in a row of that shape.
+
+    For example, let 10 samples have 100 tokens, 1 have 120 and 5 have 400, and let a sample cost
+    the tokens of its shape. Merging the first two classes pads 10 samples by 20 tokens and costs
+    200; merging the last two pads 1 sample by 280. So the first two merge, to 11 samples of 120.
+    """
     count = np.bincount(member, minlength=len(shapes)).astype(float)
     own = np.arange(len(shapes))
     while True:
@@ -144,7 +151,9 @@ def _merge(shapes: np.ndarray, member: np.ndarray, cost: Callable, max_buckets: 
         if len(shapes) == 1:
             return
         both = np.maximum(shapes[:, None], shapes[None])
-        rise = count * (cost(both, own[None]) - cost(shapes, own)[None])  # of the second's samples
+        rise = count * (
+            cost(both, own[None]) - cost(shapes, own)[None]
+        )  # What padding to the common shape costs.
         rise = rise + rise.T
         rise[np.tril_indices(len(shapes))] = np.inf
         first, second = np.unravel_index(np.argmin(rise), rise.shape)
