@@ -134,8 +134,8 @@ def _window_classes(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, Callable]:
 
 
 def _merge(shapes: np.ndarray, member: np.ndarray, cost: Callable, max_buckets: int):
-    """Merges classes of samples two by two, the cheapest pair first, and yields each grouping that has
-    at most `max_buckets` groups, as index arrays into the samples.
+    """Merges classes of samples two by two, the cheapest pair first, and yields each grouping that
+    has at most `max_buckets` groups, as index arrays into the samples.
 
     cost: (shape, class) -> what one sample of the class costs in a row of that shape.
 
