@@ -104,8 +104,10 @@ def call_within(
 
 def start_worker(folder: str, worker: int, num_workers: int) -> None:
     """Runs first in each worker process: leaves its process id in `folder`, and dies when the
-    parent does. (PR_SET_PDEATHSIG would kill it when the *thread* that started it ends.)"""
+    parent does. (PR_SET_PDEATHSIG would kill it when the *thread* that started it ends.) A terminal
+    sends Ctrl-C to workers too; only the trainer answers it, and workers go on until it ends."""
     del worker, num_workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open(os.path.join(folder, str(os.getpid())), "w"):
         pass
     parent = multiprocessing.parent_process()
