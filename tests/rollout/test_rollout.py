@@ -326,7 +326,7 @@ def bad_requests(batch):
     index[0, np.flatnonzero(index[0] >= 0)[-1]] = -1
     swapped = np.where(batch.visual_index == 0, 47, batch.visual_index)
     return {
-        "prompt 0 (uid 7) has 56 tokens, the largest grid holds 50": (long, {}),
+        "prompt 0 (uid 7) has 56 tokens, the largest bucket holds 50": (long, {}),
         "prompt 1 (uid 3) has no tokens": (empty, {}),
         "prompt 0 (uid 7) is not one right-padded sample": (packed, {}),
         "30 visual tokens, 29 places for them and 30 media tokens": (
