@@ -121,7 +121,13 @@ def test_surface_is_frozen():
         "score",
         "score_outputs",
     ]
-    assert list(inspect.signature(vr.load).parameters) == ["folder", "dtype", "mesh", "mrope_rule", "adapter"]
+    assert list(inspect.signature(vr.load).parameters) == [
+        "folder",
+        "dtype",
+        "mesh",
+        "mrope_rule",
+        "adapter",
+    ]
     from videorft_jax.api import Model
 
     public = {name: list(inspect.signature(getattr(Model, name)).parameters)[1:]
