@@ -116,7 +116,7 @@ np.savez(
     logits=logits,
 )
 """
-MORE_SFT_STEPS = 3  # of the demo's control, which otherwise trains as long as GRPO took
+MORE_SFT_STEPS = 3  # The demo's control trains as long as GRPO took unless this is given.
 
 
 def main() -> int:

@@ -239,7 +239,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = {"ours": {}, "peer": {}, "ratio": {}}
-    devices = min(PROMPTS, len(os.sched_getaffinity(0)))  # of the CPU, with prompts for each
+    devices = min(PROMPTS, len(os.sched_getaffinity(0)))  # Each device of the CPU gets prompts.
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         peer.write_model(folder)

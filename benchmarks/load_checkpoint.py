@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 LAYERS = {"num_hidden_layers": 8, "vision_depth": 5, "vision_fullatt_block_indexes": [2, 4]}
-TARGET = 1.2  # of the checkpoint's size
+TARGET = 1.2  # peak memory over the checkpoint's size
 
 
 def resident(key: str) -> float:

@@ -31,7 +31,7 @@ from videorft_jax.planning.estimate import estimate  # noqa: E402
 from videorft_jax.planning.jobs import find_programs  # noqa: E402
 from videorft_jax.training import compile_cache  # noqa: E402
 
-compile_cache.forget_folders()  # in each process: it imports this file
+compile_cache.forget_folders()  # Every worker process runs this, since it imports this file.
 TABLE, FIGURES = ROOT / "launch" / "PLANS.md", ROOT / "launch" / "plans.json"
 # Machine -> mesh.tensor, prompts of a GRPO step, rows of an SFT step.
 FULL = {

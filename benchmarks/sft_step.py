@@ -126,7 +126,7 @@ def main():
     seen = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as folder:
         peer.write_model(folder)
-        devices = min(ROWS, len(os.sched_getaffinity(0)))  # of the CPU, with rows for each
+        devices = min(ROWS, len(os.sched_getaffinity(0)))  # Each device of the CPU gets rows.
         with peer.Sides(folder, devices=devices, ours=run_ours, peer=run_peer) as sides:
             for round_ in range(options.rounds + 1):  # the first compiles
                 for name, rows in seen.items():

@@ -10,19 +10,19 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = ""  # what errors and logs call the recipe
-    config.seed = 0  # of weights that are drawn, order of the data and sampled completions
+    config.seed = 0  # seeds random weights, the order of the data and completions
     config.compile_cache = ""  # folder of compiled programs, also gs://; empty: in the workdir
 
     # The model that training starts from, and how it is computed.
     config.model = ConfigDict()
     config.model.init_from = ""  # Hugging Face folder with weights, tokenizer and configuration
-    config.model.dtype = "bfloat16"  # bfloat16 or float32, of the computation; weights stay float32
+    config.model.dtype = "bfloat16"  # bfloat16 or float32 computes; weights stay float32
     config.model.attention = "auto"  # auto, reference, chunked (CPU), splash (TPU), flash (GPU)
     config.model.remat = "full"  # what backward recomputes: none, full, save_attention, save_dots
 
     # LoRA adapters beside a frozen model, instead of training the weights themselves.
     config.lora = ConfigDict()
-    config.lora.rank = 0  # of the adapters; 0: train the weights themselves
+    config.lora.rank = 0  # rank of the adapters; 0: train the weights themselves
     config.lora.alpha = 64.0  # an adapter counts alpha / rank times
     # regular expressions of the parameter paths that get an adapter
     config.lora.targets = (r"text/layers/attn/(q|k|v|o)$", r"text/layers/mlp/(gate|up|down)$")
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     # The records that are read, and how they become batches.
     config.data = ConfigDict()
     config.data.records = ""  # JSON, JSONL, CSV, parquet, a Hugging Face folder, or tfds:NAME
-    config.data.format = "auto"  # of the records: auto, videorft, messages, sharegpt, trl
+    config.data.format = "auto"  # form of the records: auto, videorft, messages, sharegpt, trl
     config.data.root = ""  # folder that the paths of media start from; empty: that of the records
     config.data.template_file = ""  # prompt template, .json or .toml; empty: the paper's
     config.data.cache = ""  # folder of decoded frames written by `videorft cache`; empty: none
@@ -47,12 +47,12 @@ def get_config() -> ConfigDict:
 
     # What a clip may cost at most; what is above is quarantined.
     config.limits = ConfigDict()
-    config.limits.max_bytes = 16 << 30  # of a file
-    config.limits.max_source_pixels = 8192 * 4320  # of a frame before resizing
-    config.limits.max_seconds = 4 * 3600.0  # of the part of a clip that is asked for
-    config.limits.max_packets = 2_000_000  # of a file's video, and files of a list of frames
+    config.limits.max_bytes = 16 << 30  # most bytes of a file
+    config.limits.max_source_pixels = 8192 * 4320  # most pixels of a frame before resizing
+    config.limits.max_seconds = 4 * 3600.0  # most seconds of the part of a clip that is read
+    config.limits.max_packets = 2_000_000  # most packets of a video, files of a list of frames
     config.limits.timeout_s = 120.0  # seconds for one clip
-    config.limits.memory_bytes = 2 << 30  # of a decoding process, with data.isolate
+    config.limits.memory_bytes = 2 << 30  # memory of a decoding process, with data.isolate
     config.limits.roots = ()  # folders beside data.root where paths and links may lead
 
     # How clips become frames; a field that is not 0 replaces that of the preset.
@@ -64,8 +64,8 @@ def get_config() -> ConfigDict:
     config.media.min_pixels = 0  # fewest pixels of a frame after resizing
     config.media.max_pixels = 0  # most pixels of a frame after resizing
     config.media.total_pixels = 0  # most pixels of all frames of a clip together
-    config.media.patch_size = 14  # of the model, in pixels: 14 for Qwen2.5-VL, 16 for Qwen3-VL
-    config.media.sampling = "qwen"  # whose rule takes frames: qwen (qwen-vl-utils), hf (processor)
+    config.media.patch_size = 14  # side of a patch in pixels: 14 for Qwen2.5-VL, 16 for Qwen3-VL
+    config.media.sampling = "qwen"  # rule that takes frames: qwen (qwen-vl-utils), hf (processor)
     config.media.budget = "frame"  # what pixel bounds hold for: frame (qwen-vl-utils), clip (hf)
     config.media.stamps = "index"  # times in Qwen3-VL's prompts: index (over the rate), time (true)
     config.media.video_wrapper = "qwen"  # Qwen3-VL's markers around a clip: qwen (none), hf5
@@ -80,10 +80,10 @@ def get_config() -> ConfigDict:
     config.optim.b1 = 0.9  # decay of AdamW's first moment
     config.optim.b2 = 0.999  # decay of AdamW's second moment
     config.optim.eps = 1e-8  # added to AdamW's denominator
-    config.optim.weight_decay = 0.0  # of matrices; norms and biases never decay
+    config.optim.weight_decay = 0.0  # decay of matrices; norms and biases never decay
     config.optim.clip = 5.0  # largest global norm of the gradient; 0: no clipping
-    config.optim.mu_dtype = "float32"  # of AdamW's first moment; bfloat16 saves 2 bytes a weight
-    config.optim.ema_decay = 0.0  # of a moving average of the weights; 0: no average is kept
+    config.optim.mu_dtype = "float32"  # AdamW's first moment; bfloat16 saves 2 bytes a weight
+    config.optim.ema_decay = 0.0  # decay of the moving average of weights; 0: no average is kept
 
     # Devices along each axis of the mesh; at most one is -1, which takes those that are left.
     config.mesh = ConfigDict()
@@ -122,10 +122,10 @@ def get_config() -> ConfigDict:
     config.grpo.clip_low = 0.2  # how far below 1 the ratio of policies may go
     config.grpo.clip_high = 0.2  # how far above 1 the ratio of policies may go
     config.grpo.divide_by_std = True  # divide advantages by the spread of their group
-    config.grpo.scale_rewards = "group"  # whose spread divides: group, batch, none
+    config.grpo.scale_rewards = "group"  # spread that divides: of the group, batch, none
     config.grpo.num_updates = 1  # optimizer steps on the completions of one rollout
     config.grpo.mask_truncated = False  # leave completions without an end out of the loss
-    config.grpo.sampler_cap = 0.0  # of importance weights between sampler and trainer; 0: none
+    config.grpo.sampler_cap = 0.0  # most importance weight of sampler to trainer; 0: no weights
     config.grpo.sampler_floor = 0.0  # least importance weight between sampler and trainer
     config.grpo.sampler_level = "token"  # weight each token or a whole sequence
     config.grpo.sampler_rule = "truncate"  # weights out of bounds: truncate, or mask the token
@@ -148,7 +148,7 @@ def get_config() -> ConfigDict:
     config.reward.frames = 16  # frames of a clip that SigLIP sees
     config.reward.averaging = "paper"  # paper: mean embedding, then scaled; repo: the reverse
     config.reward.order = config.reward.get_ref("averaging")  # the former name of averaging
-    config.reward.text_rule = "paper"  # which sentences of a completion SigLIP reads
+    config.reward.text_rule = "paper"  # rule for the sentences of a completion that SigLIP reads
     config.reward.scale = 2.0  # the cosine of the semantic reward is multiplied by it
     config.reward.cache = ""  # folder of frame embeddings; empty: in memory
 

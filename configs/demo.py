@@ -21,7 +21,7 @@ def get_config(size="full"):
         raise ValueError(f"configs/demo.py:{size}; write configs/demo.py, or one of {known}")
     config = common.ConfigDict()
     config.name = "demo"
-    config.seed = 0  # of clips, weights, order and draws
+    config.seed = 0  # seeds clips, weights, order and draws
     config.compile_cache = ""
 
     config.world = common.ConfigDict()  # see videorft_jax/data/scenes.py
@@ -53,7 +53,7 @@ def get_config(size="full"):
 
     config.model = common.ConfigDict()  # keys of a Hugging Face config.json; head dim 32
     config.model.model_type = "qwen2_5_vl"
-    config.model.init_gain = 2.0  # of random weights, over the N(0, 0.02^2) of large models
+    config.model.init_gain = 2.0  # random weights are N(0, 0.02^2), as in large models, times this
     config.model.num_hidden_layers = 2
     config.model.hidden_size = 96
     config.model.num_attention_heads = 3
@@ -93,7 +93,7 @@ def get_config(size="full"):
     config.grpo.rollout.num_buckets = 1
     config.grpo.grpo.variant = "dapo"  # all tokens count the same, so that brevity earns nothing
     config.grpo.grpo.beta = 0.0
-    config.grpo.grpo.divide_by_std = False  # else groups that are all right learn SigLIP's noise
+    config.grpo.grpo.divide_by_std = False  # a group that is all right would learn SigLIP's noise
     config.grpo.grpo.length_buckets = 1
     config.grpo.reward.frames = 4
     if size.startswith("qwen3vl"):

@@ -16,7 +16,7 @@ def get_config():
     config.optim.weight_decay = 0.01
     config.optim.clip = 5.0
     config.data.rows = 8  # prompts of a step
-    config.data.row_tokens = 2048  # of a prompt: 16 frames are at most 1,152
+    config.data.row_tokens = 2048  # tokens of a prompt; 16 frames are at most 1,152
     config.train.max_steps = 1000
     config.rollout.num_rollouts = 8
     config.rollout.max_new_tokens = 768

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_list_commands())
         return 0
-    if os.getcwd() not in sys.path:  # for rewards of the user's own; last, to hide nothing
+    if os.getcwd() not in sys.path:  # The user's own rewards lie here; last, it hides no module.
         sys.path.append(os.getcwd())
     name, *rest = argv
     if name not in COMMANDS:

@@ -136,7 +136,7 @@ SAMPLER_LEVELS = ("token", "sequence")
 SAMPLER_RULES = ("truncate", "mask")
 ADVANTAGE_EPS = 1e-4  # the value of the original and of TRL
 MAX_LOG_RATIO = 10.0  # the original clips log(p_ref / p) to it before it is raised
-SAPO_TEMPERATURES = (1.0, 1.05)  # for advantages above 0 and the others, as in SAPO's paper
+SAPO_TEMPERATURES = (1.0, 1.05)  # SAPO's paper, for advantages above 0 and others
 
 
 @dataclasses.dataclass(frozen=True)

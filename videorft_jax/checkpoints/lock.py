@@ -23,7 +23,7 @@ from videorft_jax.checkpoints.bucket import resolve
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
-_PATIENCE_S = 2.0  # for a process that is ending
+_PATIENCE_S = 2.0  # how long a process that is ending is waited for
 
 
 @contextlib.contextmanager

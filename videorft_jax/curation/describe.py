@@ -10,7 +10,7 @@ from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.prompts import Template
 from videorft_jax.curation.requests import Dead, Reply, Request, draw_seed
 
-TOKENS_A_FRAME, TOKENS_AROUND = 170, 300  # of a reply
+TOKENS_A_FRAME, TOKENS_AROUND = 170, 300  # length of a reply
 PROMPT_TOKENS = 1200
 FAMILY_OF_TYPE = {"OCR": "ocr", "regression": "spatial", "numerical": "math"}
 PEOPLE = (

@@ -17,7 +17,7 @@ BETA = 0.85  # share of the measured rate that remains after a refusal
 CUBIC = 0.4
 LEAST_CUT_S = 0.5
 PAUSE_ABOVE_S = 10.0  # a longer Retry-After holds the whole endpoint
-SHARE = 0.95  # of a configured limit, so that two clocks need not agree
+SHARE = 0.95  # This share of a configured limit is used, since two clocks may differ.
 EARLY_FAILURES = 5  # unreachable so often, and never a success: the address is wrong
 BODY_FAILURES = 10
 
@@ -56,7 +56,7 @@ class Pace:
         self._cut_at, self._top = -1e9, 0.0
         self._halved_at = -1e9
         self._paused_until = -1e9
-        self._failures = collections.Counter()  # in a row, by code
+        self._failures = collections.Counter()  # counts failures in a row, by code
         self._last_good = self._started = clock()
         self._ever_good = False
         self.stopped: EndpointStopped | None = None

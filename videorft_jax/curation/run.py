@@ -184,7 +184,7 @@ def _close_on_signals(runner: Runner) -> asyncio.Event:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 
-    with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
+    with contextlib.suppress(ValueError, RuntimeError):  # Only the main thread can set handlers.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
     return event

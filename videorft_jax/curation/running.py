@@ -79,7 +79,7 @@ class Runner:
         self.endpoints, self.clients = endpoints, clients
         self.paces = {name: Pace(endpoint) for name, endpoint in endpoints.items()}
         self.progress = Progress()
-        self.stopped: dict[str, Exception] = {}  # by endpoint or "budget"
+        self.stopped: dict[str, Exception] = {}  # The keys are endpoints and "budget".
         self._first_wait_s = first_wait_s
         self._asking: dict[str, asyncio.Future] = {}
         self._closing = False

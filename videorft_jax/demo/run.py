@@ -25,7 +25,7 @@ from videorft_jax.reporting.report import ReportOptions, write_report
 
 log = logging.getLogger(__name__)
 
-_FILMS_MIB = 8  # of each page, about a thousand clips
+_FILMS_MIB = 8  # films of a page, about a thousand clips
 
 
 class Demo:

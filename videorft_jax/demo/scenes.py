@@ -46,7 +46,7 @@ QUESTIONS = (
     "bounces",
     "touch",
 )
-ORDER_QUESTIONS = ("first_colour", "last_colour")  # not in the default mixture
+ORDER_QUESTIONS = ("first_colour", "last_colour")  # The default mixture has none of them.
 
 
 @dataclasses.dataclass(frozen=True)

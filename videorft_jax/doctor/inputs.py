@@ -16,7 +16,7 @@ from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
 from videorft_jax.planning.shapes import siglip_config
 from videorft_jax.training.run import load_model_files
 
-NUM_CLIPS = 8  # that are decoded, spread evenly over the records
+NUM_CLIPS = 8  # So many clips are decoded, spread evenly over the records.
 
 
 def check_model(folder: str) -> Finding:

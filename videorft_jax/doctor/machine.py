@@ -42,7 +42,7 @@ def read_memory() -> tuple[float, float]:
     if meminfo.exists():  # what can be had at once, caches of files included
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) / 2**20
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # of a container
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # a container's limit
     if limit.exists() and limit.read_text().strip() != "max":
         total = min(total, int(limit.read_text()) / GIB)
     return total, min(free, total)

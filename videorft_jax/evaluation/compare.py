@@ -7,7 +7,7 @@ from typing import Any
 
 from videorft_jax.evaluation.intervals import difference_interval, mean_interval
 
-Rows = Sequence[Mapping[str, Any]]  # of `outputs.rescore`
+Rows = Sequence[Mapping[str, Any]]  # what `outputs.rescore` returns
 
 
 def compare(runs: Mapping[str, Sequence[Rows]]) -> list[dict[str, Any]]:

@@ -31,8 +31,8 @@ class Work:
     pairs: int = 0
     targets: int = 0  # positions through the head
     patches: int = 0  # through the vision tower
-    window_pairs: int = 0  # of one windowed layer
-    frame_pairs: int = 0  # of one full layer
+    window_pairs: int = 0  # query-key pairs of one windowed layer
+    frame_pairs: int = 0  # query-key pairs of one full layer
 
     def __add__(self, other):
         sums = map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))

@@ -247,7 +247,7 @@ def _start_wandb(project, folder, config):
             "pip install wandb, or leave the project out"
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    name = folder / "wandb_run_id"  # so that a resumed run goes on in the same place
+    name = folder / "wandb_run_id"  # A resumed run goes on under this id.
     if not name.exists():
         name.write_text(uuid.uuid4().hex[:12])
     return wandb.init(

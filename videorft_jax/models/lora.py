@@ -207,7 +207,7 @@ def merge_lora(params: dict, lora: dict, config: LoraConfig) -> dict:
     flat = flatten_dict(params, sep="/")
     for path, (a, b) in _pairs(lora).items():
         layers = (_target(flat, path), a, b)
-        stacked = a.ndim + b.ndim - 2 > flat[path].ndim  # then L is counted twice
+        stacked = a.ndim + b.ndim - 2 > flat[path].ndim  # L is counted twice in such a stack.
         flat[path] = jax.lax.map(lambda x: merge(*x), layers) if stacked else merge(*layers)
     return unflatten_dict(flat, sep="/")
 
@@ -276,7 +276,7 @@ def load_adapter(folder: str, model: ModelConfig) -> tuple[dict, LoraConfig]:
             for i in range(*lead or (1,)):
                 name = f"{old_name(modules[path].format(i))}.{suffix}.weight"
                 rows[name] = (f"{path}/{kind}", theirs, ours)
-        if rows.keys() & found.keys():  # then every layer of it must be there
+        if rows.keys() & found.keys():  # A tensor found for one layer must be there for all.
             expected |= rows
             leaves |= {f"{path}/{kind}": bool(lead) for kind in kinds}
     faults = [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]

@@ -21,7 +21,7 @@ _PHASES = {
     "update": "update",
 }
 _PROCESS_GIB = 6.0  # interpreter, compiler, decoders of clips
-_BATCHES = 4  # that a loader holds
+_BATCHES = 4  # batches that a loader holds
 
 
 @dataclasses.dataclass(frozen=True)

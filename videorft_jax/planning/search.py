@@ -17,7 +17,7 @@ from videorft_jax.planning.report import Row, make_rows
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import make_mesh
 
-_MARGIN = 1.35  # by how much an estimate may be too high; a guess, not measured
+_MARGIN = 1.35  # An estimate may be this much too high; a guess, not measured.
 _TRIES = 6  # candidates that are compiled
 _OPTIONS = ("mesh.tensor", "mesh.data", "model.remat", "train.accumulate", "optim.mu_dtype")
 

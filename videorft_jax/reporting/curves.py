@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-MOST_POINTS = 300  # of a line; more steps are averaged
-MOST_LINES = 6  # of a panel
+MOST_POINTS = 300  # points of a line; more steps are averaged
+MOST_LINES = 6  # lines of a panel
 WIDTH, HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22  # margins
 # Title of a panel -> pattern of the names of its metrics. The group in it is the name of the line.

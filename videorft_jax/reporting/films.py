@@ -14,8 +14,8 @@ from videorft_jax.data.media.load import load_media
 from videorft_jax.data.records.chats import MediaItem
 
 HEIGHT = 96  # pixels of a strip
-MOST_FRAMES = 8  # of a strip
-_QUALITY = 70  # of JPEG
+MOST_FRAMES = 8  # frames of a strip
+_QUALITY = 70  # quality of the JPEG, of 100
 
 
 @dataclasses.dataclass(frozen=True)

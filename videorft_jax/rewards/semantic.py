@@ -248,7 +248,7 @@ class SemanticReward:
         rows, width, num = self._shape[0], self.siglip.config.vision.hidden_size, self._num_frames
         batch |= {
             "embeddings": np.zeros((rows, num, width), np.float32),
-            "is_known": np.ones(rows, bool),  # also of what needs no embedding
+            "is_known": np.ones(rows, bool),  # Texts without embedding count as known.
             "has_frame": np.zeros((rows, num), bool),
         }
         cache = self.cache if clips else None

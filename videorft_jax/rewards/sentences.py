@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from videorft_jax.rewards.answers import UNSPACED, first_block
 
 TEXT_RULES = ("paper", "repo", "pooled")
-MAX_CHARS = 4096  # of a description that are read; 64 tokens end long before
+MAX_CHARS = 4096  # read of a description; SigLIP's 64 tokens end long before
 _MAX_REASONING = 1 << 16  # characters; what a longer reasoning goes on with is not looked at
 
 _LOOK_BACK = 32

@@ -38,7 +38,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-NOT_APPLICABLE = math.inf  # in place of a score: the reward says nothing of this completion
+NOT_APPLICABLE = math.inf  # stands for no score: the reward says nothing of the completion
 # Arguments that TRL gives and we do not.
 _NOT_GIVEN = ("completion_ids", "prompt_ids", "trainer_state", "log_extra", "log_metric")
 

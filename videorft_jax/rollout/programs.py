@@ -176,7 +176,7 @@ class Programs:
         state = Slots(*[per_slot] * len(Slots._fields))._replace(key=key)
         return (prefix, prefix, valid), (suffix, suffix), state
 
-    # What is compiled
+    # The compiled programs follow.
 
     def _run_prompts(self, params, inputs, seed, step):
         """Runs clips and prompts and draws the first tokens.

@@ -42,7 +42,7 @@ class Session:
         self.tokens = np.full(shape, programs.sampling.pad_id, np.int32)
         self.logprobs, self.truncation = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.lengths, self.ends = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.int32)
-        self.rows = np.zeros(0, int)  # which prompts of the whole batch this process holds
+        self.rows = np.zeros(0, int)  # the prompts of the whole batch that this process holds
         self.places = self.executed = self.compactions = 0
         self.prefill_s = self.decode_s = self.ideal_s = 0.0
 

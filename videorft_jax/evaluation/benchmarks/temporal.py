@@ -38,7 +38,7 @@ _MVBENCH = {
     "egocentric_navigation": ("vlnqa",),
     "episodic_reasoning": ("tvqa/frames_fps3_hq", "tvqa/video_fps3_hq_segment"),
 }
-_FRAMES_FPS = 3.0  # of the frame folders of episodic_reasoning
+_FRAMES_FPS = 3.0  # rate of the frame folders of episodic_reasoning
 _ENDINGS = {
     "multi-choice": ("multiple choice", "\nPlease directly give the best option:"),
     "yes_no": ("yes_no", "\nPlease answer yes or no:"),

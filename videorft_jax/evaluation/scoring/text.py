@@ -4,7 +4,7 @@ import re
 
 from videorft_jax.rewards.answers import PLAIN
 
-MAX_CHARACTERS = 2_000  # of an answer; only the end of a longer one is read
+MAX_CHARACTERS = 2_000  # Only the end of a longer answer is read.
 # Signs that mean the same to a reader: ideographic stops and commas, quotation marks, arrows.
 _SIGNS = PLAIN | {
     ord(a): b for a, b in zip("。、｡“”„‘’→⇒≈～·", ".,." + '"""' + "''" + ">>~~.", strict=True)

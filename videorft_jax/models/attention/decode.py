@@ -41,7 +41,7 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
 
     def mixed(spec, weights, values, scale):
         weights = (weights * scale).astype(q.dtype)
-        # In the other order XLA for CPU has no such product of bfloat16.
+        # XLA for CPU lacks the bfloat16 product in the other order.
         return jnp.einsum(spec, values, weights, preferred_element_type=jnp.float32)
 
     # Rounded once, after the sum, as where the keys are not in two parts.
