@@ -1,6 +1,10 @@
 """What differs between the options that a run was begun with and those that it goes on with."""
 
+import os
+import pathlib
 from typing import Any
+
+_PATHS = ("model.init_from", "data.records", "data.root", "data.template_file", "data.cache")
 
 # Options and sections that change neither what is learnt nor from which data, but where, how fast
 # and how long. Records that changed are found by the digest of the loader's plan.
@@ -39,9 +43,17 @@ _FREE = (
 
 
 def find_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """option -> (value before, value now), of the options that both configs have."""
+    """option -> (value before, value now), of the options that both configs have.
+
+    Checkpoints of earlier releases hold paths as they were typed, later ones absolute paths, so a
+    relative path equals an absolute one that ends with it.
+    """
     old, new = _flatten(before), _flatten(now)
-    return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
+    return {
+        name: (old[name], new[name])
+        for name in old
+        if name in new and old[name] != new[name] and not _same_path(name, old[name], new[name])
+    }
 
 
 def decides_learning(name: str) -> bool:
@@ -52,6 +64,13 @@ def decides_learning(name: str) -> bool:
 def describe(changes: dict[str, tuple[Any, Any]]) -> str:
     """`optim.lr was 1e-06 and is 0.001, ...`"""
     return ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in changes.items())
+
+
+def _same_path(name, typed, absolute):
+    if name not in _PATHS or not typed or os.path.isabs(typed):
+        return False
+    steps = pathlib.PurePath(os.path.normpath(typed)).parts
+    return pathlib.PurePath(absolute).parts[-len(steps) :] == steps
 
 
 def _flatten(values, prefix=""):
