@@ -61,6 +61,12 @@ def get_key(values: dict[str, Any], key: str, where: str, prefix: str = "") -> A
     return values[key]
 
 
+def parse_token_ids(values: dict[str, Any], where: str) -> TokenIds:
+    """The ids of the root of a `config.json`. Raises ValueError for one that is missing."""
+    names = {field.name: f"{field.name}_token_id" for field in dataclasses.fields(TokenIds)}
+    return TokenIds(**{name: get_key(values, key, where) for name, key in names.items()})
+
+
 def check_values(conditions: list[tuple[bool, str]], where: str) -> None:
     """Raises ValueError for the first condition that does not hold; (holds, what must hold)."""
     for holds, message in conditions:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from videorft_jax.models.config import ModelConfig
+
 Row = tuple[str, str, str]  # our path, the hub's name, HF dims -> our dims without L
 
 
@@ -36,15 +38,48 @@ class Leaf(NamedTuple):
         return [(self.name.format(i), f"{self.path}[{i}]") for i in range(self.num_layers)]
 
 
+def letter_sizes(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """The size of every letter of a table, by the first part of a path: those of the house plan,
+    and in the tower S, the three of qkv, X, the values of one patch, E and U, merge^2 tokens side
+    by side, and O, the merger's output."""
+    text, vision = config.text, config.vision
+    merged = vision.dim * vision.merge**2
+    return {
+        "text": {
+            "V": text.vocab_size,
+            "D": text.dim,
+            "N": text.num_heads,
+            "K": text.num_kv_heads,
+            "H": text.head_dim,
+            "M": text.mlp_dim,
+        },
+        "vision": {
+            "D": vision.dim,
+            "N": vision.num_heads,
+            "H": vision.head_dim,
+            "M": vision.mlp_dim,
+            "S": 3,
+            "X": vision.patch_dim,
+            "E": merged,
+            "U": merged,
+            "O": vision.out_dim,
+        },
+    }
+
+
 def make_leaves(
     rows: Iterable[Row],
+    config: ModelConfig,
     sizes: dict[str, dict[str, int]],
     num_layers: dict[str, int],
-    patch: tuple[int, ...],
 ) -> list[Leaf]:
-    """The rows with sizes. `sizes` gives each letter a size for every first part of a path ("text",
-    "vision"), `num_layers` the length of the stack that a path with {} belongs to. The letter X
-    stands for one patch, whose dims `patch` the file keeps apart."""
+    """The rows that a config has, with sizes; a tied one has no head. `sizes` are those of
+    `letter_sizes` and of a family's own letters, `num_layers` the length of the stack that a path
+    with {} belongs to. A file keeps the dims of the letter X, a patch, apart."""
+    vision = config.vision
+    patch = (vision.in_channels, vision.temporal_patch, vision.patch, vision.patch)
+    if config.text.tied:
+        rows = [row for row in rows if row[0] != "text/head"]
     leaves = []
     for path, name, dims in rows:
         part = path.split("/")[0]

@@ -1,8 +1,6 @@
 """The name table between Hugging Face checkpoints of Qwen2.5-VL and our parameters; see `names`."""
 
-import math
-
-from videorft_jax.models.names import Leaf, make_leaves
+from videorft_jax.models.names import Leaf, letter_sizes, make_leaves
 from videorft_jax.models.qwen2_5_vl.config import ModelConfig
 
 # Names are in the old style of the hub. S are the three of qkv, X is one patch (C T P P), E and U
@@ -47,34 +45,12 @@ _NEW_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model.
 
 
 def leaves_of(config: ModelConfig) -> list[Leaf]:
-    """The table's rows that a config has; a tied one has no head."""
-    text, vision = config.text, config.vision
-    merged = vision.dim * vision.merge**2
-    patch = (vision.in_channels, vision.temporal_patch, vision.patch, vision.patch)
-    sizes = {
-        "text": {
-            "V": text.vocab_size,
-            "D": text.dim,
-            "N": text.num_heads,
-            "K": text.num_kv_heads,
-            "H": text.head_dim,
-            "M": text.mlp_dim,
-        },
-        "vision": {
-            "D": vision.dim,
-            "N": vision.num_heads,
-            "H": vision.head_dim,
-            "M": vision.mlp_dim,
-            "S": 3,
-            "X": math.prod(patch),
-            "E": merged,
-            "U": merged,
-            "O": vision.out_dim,
-        },
+    """The table with the sizes of a config."""
+    layers = {
+        "text/layers": config.text.num_layers,
+        "vision/layers": config.vision.num_layers,
     }
-    rows = [row for row in NAMES if not (row[0] == "text/head" and text.tied)]
-    layers = {"text/layers": text.num_layers, "vision/layers": vision.num_layers}
-    return make_leaves(rows, sizes, layers, patch)
+    return make_leaves(NAMES, config, letter_sizes(config), layers)
 
 
 def old_name(name: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Any, ClassVar
 
-from videorft_jax.models.config import ModelConfig, TokenIds, check_values, get_key
+from videorft_jax.models.config import ModelConfig, check_values, get_key, parse_token_ids
 from videorft_jax.models.config_keys import check_keys, is_tied
 from videorft_jax.models.geometry import PLAIN_16
 from videorft_jax.models.rotary import RopeScaling, parse_scaling
@@ -138,12 +138,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
             tied=tied,
             rope_scaling=parse_scaling(rope, text_values.get("max_position_embeddings"), where),
         ),
-        token_ids=TokenIds(
-            image=get_key(values, "image_token_id", where),
-            video=get_key(values, "video_token_id", where),
-            vision_start=get_key(values, "vision_start_token_id", where),
-            vision_end=get_key(values, "vision_end_token_id", where),
-        ),
+        token_ids=parse_token_ids(values, where),
         source=json.dumps(values),
     )
     _check(config, rope, text_values, vision_values, where)

@@ -1,8 +1,6 @@
 """The name table between Hugging Face checkpoints of Qwen3-VL and our parameters; see `names`."""
 
-import math
-
-from videorft_jax.models.names import Leaf, make_leaves
+from videorft_jax.models.names import Leaf, letter_sizes, make_leaves
 from videorft_jax.models.qwen3_vl.config import Config
 
 _TEXT, _BLOCK = "model.language_model.layers.{}.", "model.visual.blocks.{}."
@@ -56,45 +54,17 @@ NAMES = (
 
 
 def leaves_of(config: Config) -> list[Leaf]:
-    """The table's rows that a config has; a tied one has no head."""
-    text, vision = config.text, config.vision
-    merged = vision.dim * vision.merge**2
-    patch = (vision.in_channels, vision.temporal_patch, vision.patch, vision.patch)
-    sizes = {
-        "text": {
-            "V": text.vocab_size,
-            "D": text.dim,
-            "N": text.num_heads,
-            "K": text.num_kv_heads,
-            "H": text.head_dim,
-            "M": text.mlp_dim,
-        },
-        "vision": {
-            "D": vision.dim,
-            "N": vision.num_heads,
-            "H": vision.head_dim,
-            "M": vision.mlp_dim,
-            "P": vision.num_positions,
-            "S": 3,
-            "X": math.prod(patch),
-            "E": merged,
-            "U": merged,
-            "O": vision.out_dim,
-        },
-    }
-    deep = len(vision.deepstack_layers)
-    rows = [
-        row
-        for row in NAMES
-        if not (row[0] == "text/head" and text.tied)
-        and not (row[0].startswith("vision/deepstack/") and not deep)
-    ]
+    """The table with the sizes of a config; one without DeepStack has none of its mergers."""
+    deep = len(config.vision.deepstack_layers)
+    rows = [row for row in NAMES if deep or not row[0].startswith("vision/deepstack/")]
+    sizes = letter_sizes(config)
+    sizes["vision"]["P"] = config.vision.num_positions
     layers = {
-        "text/layers": text.num_layers,
-        "vision/layers": vision.num_layers,
+        "text/layers": config.text.num_layers,
+        "vision/layers": config.vision.num_layers,
         "vision/deepstack": deep,
     }
-    return make_leaves(rows, sizes, layers, patch)
+    return make_leaves(rows, config, sizes, layers)
 
 
 def old_name(name: str) -> str:
