@@ -226,10 +226,9 @@ def test_kept_and_cast_dtypes(hub, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
 
 
+@pytest.mark.parametrize("hub", ["tied"], indirect=True)
 def test_a_tied_file_may_carry_its_head_only_if_equal(hub, tmp_path):
     _, config, tensors = hub
-    if not config.text.tied:
-        pytest.skip("untied")
     embed = tensors["model.embed_tokens.weight"]
     folder = write(tmp_path / "in", tensors | {"lm_head.weight": embed.clone()}, config)
     assert "head" not in convert.read_checkpoint(folder, config)["text"]

@@ -3,6 +3,7 @@
 A JSONL file is never loaded: `RecordSource` keeps 16 bytes per row and reads rows where they lie.
 """
 
+import abc
 import contextlib
 import json
 import operator
@@ -84,7 +85,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-class Rows:
+class Rows(abc.ABC):
     """What all files of rows have in common: `source[i]` is a `Record`, or RecordError for a bad
     row. Rows are numbered from 0. Ids need not be unique: rows are addressed by position, and
     `iter_errors` reports repeated ids."""
@@ -92,12 +93,12 @@ class Rows:
     path: str
     form: str  # one of formats.FORMATS but auto
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
+    @abc.abstractmethod
     def raw_row(self, index: int) -> Any:
         """The row as the file has it."""
-        raise NotImplementedError
 
     def row(self, index: int) -> Any:
         """The decoded, unchecked row in our own schema. Raises RecordError or IndexError."""
