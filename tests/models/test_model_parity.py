@@ -11,7 +11,6 @@ import torch
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models import family
-from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 # Each case: config overrides, then rows of parts (Clip(frames, h, w, fps) or text counts).
@@ -149,32 +148,7 @@ def test_greedy_decoding_is_token_identical(tmp_path):
     )[:, length:].numpy()
 
     batch = place(samples, length=length, left=False)
-    text = twin.config.text
-
-    @jax.jit
-    def prefill(params, batch):
-        model = family.bind(twin.config, params)
-        hidden, keys, values = model.prefill(batch)
-        last = (batch.segment_ids > 0).sum(1) - 1
-        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
-        suffix = (text.num_layers, len(rows), 1, text.num_kv_heads, 48, text.head_dim)
-        cache = KVCache(keys, values, batch.segment_ids > 0, jnp.zeros(suffix), jnp.zeros(suffix))
-        return logits.argmax(-1), cache
-
-    @jax.jit
-    def step(params, tokens, positions, cache, index):
-        model = family.bind(twin.config, params)
-        x = model.embed(tokens, None, None)
-        hidden, cache = model.text.decode(x, positions, cache, index)
-        return model.logits(hidden).argmax(-1), cache
-
-    tokens, cache = prefill(twin.params, batch)
-    following = batch.positions.max((1, 2))[:, None] + 1
-    got = [tokens]
-    for index in range(47):
-        tokens, cache = step(twin.params, tokens, following + index, cache, index)
-        got.append(tokens)
-    np.testing.assert_array_equal(np.concatenate(got, axis=1), wanted)
+    np.testing.assert_array_equal(hf.decode_greedily(twin, batch, 48), wanted)
 
 
 def test_one_compile_for_different_clips_of_a_bucket():

@@ -12,7 +12,6 @@ import torch
 from videorft_jax.data.batch import layout
 from videorft_jax.models import family
 from videorft_jax.models.compute_plan import choose_plan
-from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.geometry import PLAIN_16
 
 # A row mixes counts of text tokens with clips (frames, tokens down, tokens across, fps); fps None
@@ -111,32 +110,7 @@ def test_greedy_decoding_is_token_identical(tmp_path):
     wanted = twin.hf.generate(
         **inputs, max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0
     )[:, length:].numpy()
-    text = twin.config.text
-
-    @jax.jit
-    def prefill(params, batch):
-        model = family.bind(twin.config, params)
-        hidden, keys, values = model.prefill(batch)
-        last = (batch.segment_ids > 0).sum(1) - 1
-        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
-        suffix = (text.num_layers, len(rows), 1, text.num_kv_heads, 48, text.head_dim)
-        cache = KVCache(keys, values, batch.segment_ids > 0, jnp.zeros(suffix), jnp.zeros(suffix))
-        return logits.argmax(-1), cache
-
-    @jax.jit
-    def step(params, tokens, positions, cache, index):
-        model = family.bind(twin.config, params)
-        x = model.embed(tokens, None, None)
-        hidden, cache = model.text.decode(x, positions, cache, index)
-        return model.logits(hidden).argmax(-1), cache
-
-    tokens, cache = prefill(twin.params, batch)
-    following = batch.positions.max((1, 2))[:, None] + 1
-    got = [tokens]
-    for index in range(47):
-        tokens, cache = step(twin.params, tokens, following + index, cache, index)
-        got.append(tokens)
-    np.testing.assert_array_equal(np.concatenate(got, axis=1), wanted)
+    np.testing.assert_array_equal(hf.decode_greedily(twin, batch, 48), wanted)
 
 
 def test_positions_equal_rope_index_on_random_rows(tmp_path):

@@ -4,13 +4,17 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
 
 from videorft_jax.data.batch import layout, patches
+from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.family import family_of, find_family, parse_config
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 from videorft_jax.models.hf_folder import read_checkpoint
@@ -143,3 +147,32 @@ def hf_inputs(config, samples, clips, *, length, left=False):
     if seconds and config.model_type == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.tensor(seconds, dtype=torch.float32)
     return inputs, torch.tensor(labels)
+
+
+def decode_greedily(twin, batch, steps):
+    """The likeliest tokens after every prompt of a batch, [B, steps], by the decoder's cache."""
+    rows, text = batch.tokens.shape[0], twin.config.text
+
+    @jax.jit
+    def prefill(params, batch):
+        model = family.bind(twin.config, params)
+        hidden, keys, values = model.prefill(batch)
+        last = (batch.segment_ids > 0).sum(1) - 1
+        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
+        suffix = jnp.zeros((text.num_layers, rows, 1, text.num_kv_heads, steps, text.head_dim))
+        return logits.argmax(-1), KVCache(keys, values, batch.segment_ids > 0, suffix, suffix)
+
+    @jax.jit
+    def step(params, tokens, positions, cache, index):
+        model = family.bind(twin.config, params)
+        x = model.embed(tokens, None, None)
+        hidden, cache = model.text.decode(x, positions, cache, index)
+        return model.logits(hidden).argmax(-1), cache
+
+    tokens, cache = prefill(twin.params, batch)
+    following = batch.positions.max((1, 2))[:, None] + 1
+    drawn = [tokens]
+    for index in range(steps - 1):
+        tokens, cache = step(twin.params, tokens, following + index, cache, index)
+        drawn.append(tokens)
+    return np.concatenate(drawn, axis=1)
