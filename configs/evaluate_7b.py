@@ -13,6 +13,7 @@ def get_config():
     config.name = "evaluate_7b"
     config.media.preset = "evaluate"  # the runs of the recipes were trained on fewer frames
     config.data.rows = 16
+    config.data.max_bad_fraction = 1.0  # what cannot be read is counted and ends no evaluation
     config.data.row_tokens = 5120  # tokens of a prompt; 32 frames are at most 4,096
     config.evaluate.max_new_tokens = 1024
     config.evaluate.temperature = 0.0  # the original's top_p of 0.001 leaves one token as well

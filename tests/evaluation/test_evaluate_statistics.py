@@ -132,6 +132,7 @@ ROWS = [
 def test_summary_by_hand():
     found = json.loads(json.dumps(summarise(ROWS), allow_nan=False))
     assert found["accuracy"] == pytest.approx((0.5 + 1.0 + 0.25) / 3)
+    assert found["all_rows"] == pytest.approx((0.5 + 1.0 + 0.25) / 5)
     assert found["low"] <= found["accuracy"] <= found["high"]
     expected = {
         "num_records": 5, "num_scored": 3, "num_completions": 8, "unparseable": 1, "failed": 2,
@@ -145,7 +146,9 @@ def test_summary_by_hand():
     assert (numerical["accuracy"], numerical["num_scored"]) == (0.75, 2)
     lines = format_table(found).splitlines()
     assert lines[3].split()[:4] == ["all", "5", "3", "0.5833"]
-    assert lines[-1] == "left out: 2 records (1 quarantined, corrupt 1)"
+    assert lines[-1] == (
+        "left out: 2 records (1 quarantined, corrupt 1); accuracy with them as wrong: 0.3500"
+    )
 
 
 def test_summary_of_nothing():

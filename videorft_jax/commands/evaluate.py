@@ -84,7 +84,6 @@ def evaluate_benchmarks(
         own = ConfigDict(config.to_dict())
         own.name = f"{config.name}, {name}"
         own.data.records, own.data.root = records, str(folder)
-        own.data.max_bad_fraction = 1.0
         evaluate(own, os.path.join(workdir, name))
 
 

@@ -20,7 +20,7 @@ from videorft_jax.data.records.prompts import PromptTemplate
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.progress import Progress
 from videorft_jax.evaluation.results_folder import ResultsFolder
-from videorft_jax.evaluation.runner import evaluate_records
+from videorft_jax.evaluation.runner import evaluate_records, find_batches, own_records
 from videorft_jax.evaluation.summary import format_table, summarise
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
@@ -50,14 +50,14 @@ def evaluate(
     """
     with ResultsFolder(workdir, settings, options.num_rollouts) as folder:
         loader = make_loader()
-        done = {row["index"] for row in folder.rows}
+        done = set().union(*gather(sorted({row["index"] for row in folder.rows})))
         log.info("media contract %s; %d records are there", _digest(settings), len(done))
-        performance = {}
-        if any(gather(any(int(index) not in done for index in loader.schedule.record))):
-            params = engine.prepare(read_params())
-            performance = _run(options, engine, params, tokenizer, loader, folder, done)
-        results = summarise(folder.gather_rows())
-        folder.finish(results, performance)
+        is_left = find_batches(loader, done | loader.failures.keys()).any()
+        params = engine.prepare(read_params()) if is_left else None
+        performance = _run(options, engine, params, tokenizer, loader, folder, done)
+        rows = folder.gather_rows()
+        results = summarise(rows)
+        folder.finish(rows, results, performance if is_left else {})
     if jax.process_index() == 0:
         print(format_table(results))
         print(f"{workdir}/results.json")
@@ -122,7 +122,7 @@ def _run(
 ) -> dict[str, float]:
     """Draws, scores and writes what is left; returns figures about the machine, over all
     processes."""
-    left = sum(int(index) not in done for index in loader.schedule.record)
+    left = len(own_records(loader) - done)
     progress = Progress(left, options.interval_s)
     drawing_s = 0.0
 

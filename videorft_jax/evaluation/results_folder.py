@@ -4,7 +4,10 @@
     results.json         settings from the start, results when all records are done
 
 An evaluation goes on where it was stopped: rows that are there whole are kept, and only with the
-settings they were made with.
+settings they were made with. Records that could not be read are tried again, as their media may
+have been mended. When all is done, the rows of all processes stand in completions.jsonl in the
+order of the records, so that the file is the same however often the run was stopped and however
+many processes took part.
 """
 
 import itertools
@@ -39,10 +42,10 @@ class ResultsFolder:
         self.rows: list[dict[str, Any]] = []
         for path in sorted({self._own, *self.folder.glob("completions*.jsonl")}):
             if path.exists():
-                rows, size = read_rows(path, num_rollouts)
+                rows = [row for row in read_rows(path, num_rollouts) if not row["reason"]]
                 self.rows += rows
                 if path == self._own:
-                    os.truncate(path, size)
+                    _replace(path, _to_lines(rows))
         gather(0)  # all have read before any writes
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = self._own.open("a", encoding="utf-8")
@@ -71,30 +74,36 @@ class ResultsFolder:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends rows of this process; they are in the file when it returns."""
         self.rows += rows
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._file.write(_to_lines(rows))
         self._file.flush()
 
     def gather_rows(self) -> list[dict[str, Any]]:
-        """All rows of all processes without their texts, in order of the records."""
-        texts = ("problem", "completion", "answer", "solution")
-        own = [{name: row[name] for name in row if name not in texts} for row in self.rows]
-        rows = {(row["index"], row["rollout"]): row for part in gather(own) for row in part}
+        """All rows of all processes, in order of the records."""
+        rows = {(row["index"], row["rollout"]): row for part in gather(self.rows) for row in part}
         return [rows[name] for name in sorted(rows)]
 
-    def finish(self, results: dict[str, Any], performance: dict[str, Any]) -> None:
-        """Process 0 writes the results; those about the machine stay when nothing new was run."""
-        if jax.process_index():
-            return
+    def finish(
+        self, rows: Sequence[dict[str, Any]], results: dict[str, Any], performance: dict[str, Any]
+    ) -> None:
+        """Process 0 writes the rows of all processes into one file, and the results; those about
+        the machine stay when nothing new was run."""
+        self.close()
+        if not jax.process_index():
+            _replace(self.folder / COMPLETIONS, _to_lines(rows))
+            self._finish_results(results, performance)
+        gather(0)  # the rows are safe before the files of the processes go
+        for path in self.folder.glob("completions-*.jsonl"):
+            path.unlink(missing_ok=True)
+
+    def _finish_results(self, results, performance):
         if not performance:
             before = json.loads((self.folder / RESULTS).read_text(encoding="utf-8"))
             performance = before.get("performance", {})
         self._write({"results": results, "performance": performance})
 
     def _write(self, body):
-        partial = self.folder / f"{RESULTS}.partial"
         text = json.dumps({"settings": self.settings} | body, indent=1, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / RESULTS)
+        _replace(self.folder / RESULTS, text + "\n")
 
     def close(self) -> None:
         if self._file is not None:
@@ -107,16 +116,27 @@ class ResultsFolder:
         self.close()
 
 
-def read_rows(path: pathlib.Path, num_rollouts: int) -> tuple[list[dict[str, Any]], int]:
-    """Rows of the records that are there whole, and the bytes they take up from the beginning.
+def _to_lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _replace(path, text):
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_rows(path: pathlib.Path, num_rollouts: int) -> list[dict[str, Any]]:
+    """Rows of the records that are there whole.
 
     A record is whole with a line for each of its completions, or one that says why it has none.
     """
-    lines, size = [], 0
+    lines = []
     for line in path.read_bytes().split(b"\n")[:-1]:  # behind the last newline: cut off, or nothing
         try:
             row = json.loads(line)
-            lines.append((row["index"], row["outcome"], row, len(line) + 1))
+            lines.append((row["index"], row["outcome"], row))
         except (ValueError, KeyError, TypeError):
             break
     rows = []
@@ -124,9 +144,8 @@ def read_rows(path: pathlib.Path, num_rollouts: int) -> tuple[list[dict[str, Any
         group = list(group)
         if group[0][1] != "quarantined" and len(group) != num_rollouts:
             break
-        rows += [row for *_, row, _ in group]
-        size += sum(length for *_, length in group)
-    return rows, size
+        rows += [row for *_, row in group]
+    return rows
 
 
 def _compare(found, settings, path):

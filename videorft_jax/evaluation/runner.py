@@ -4,7 +4,7 @@ The engine and its parameters are arguments, so that a program which evaluates s
 compiles once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.loader.steps import Step
+from videorft_jax.data.records.records import RecordError
 from videorft_jax.grpo.experience import fill_rows
 from videorft_jax.models.family import family_of
 from videorft_jax.models.geometry import Geometry
@@ -56,10 +57,13 @@ def evaluate_records(
     """
     check_mode(mode)
     done = set().union(*gather(sorted(map(int, done))))
-    needed = _find_batches(loader, done)
+    found, sampling = list(_make_bad_rows(loader, done)), engine.sampling
+    if found and on_batch:
+        on_batch(found, {"prefill_s": 0.0, "decode_s": 0.0})
+    done |= loader.failures.keys()
+    needed = find_batches(loader, done)
     if not needed.any():
-        return []
-    found, sampling = [], engine.sampling
+        return found
     with loader.steps(int(np.argmax(needed))) as items:
         for item in items:
             if not needed[item.index]:
@@ -71,7 +75,7 @@ def evaluate_records(
             limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
             limits[~item.valid] = 1
             rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits)
-            rows = _make_rows(item, rollout, tokenizer, mode)
+            rows = _make_rows(item, rollout, tokenizer, mode, loader.source)
             rows = [row for row in rows if row["index"] not in done]
             found += rows
             if on_batch:
@@ -79,9 +83,9 @@ def evaluate_records(
     return found
 
 
-def _find_batches(loader, done):
-    """bool [K]: the batches in which some process has a record to run. All processes of a mesh run
-    a batch together, so each must run it if one does."""
+def find_batches(loader: Loader, done: Collection[int]) -> np.ndarray:
+    """The batches in which some process has a record that is not in `done`, bool [K]. All processes
+    of a mesh run a batch together, so each must run it if one does."""
     schedule = loader.schedule
     own = [
         any(int(index) not in done for index in schedule.record[start:stop])
@@ -99,12 +103,24 @@ def blank_pixels(batch: Batch, geometry: Geometry) -> Batch:
     return batch._replace(patches=np.where(batch.patch_valid[..., None], patch, np.uint8(0)))
 
 
-def _make_rows(item: Step, rollout: Rollout, tokenizer, mode):
+def own_records(loader: Loader) -> set[int]:
+    """The places of this process's records. Where all records are bad there are no batches, and
+    every process has all."""
+    return set(loader.schedule.record.tolist()) if len(loader) else set(loader.failures)
+
+
+def _make_bad_rows(loader, done):
+    """The rows of this process's records that measuring found to be bad; they need no model."""
+    for index in sorted(own_records(loader) & loader.failures.keys() - done):
+        yield _quarantined(loader.failures[index], loader.source)
+
+
+def _make_rows(item: Step, rollout: Rollout, tokenizer, mode, source):
     """The rows of one batch: one a completion, or one for a record that could not be read."""
     failures = dict(item.failures)
     for row in range(len(item.valid)):
         if row in failures:
-            yield _quarantined(failures[row])
+            yield _quarantined(failures[row], source)
         for number in range(rollout.lengths.shape[1]) if item.valid[row] else ():
             index, record = item.indices[row][0], item.records[row][0]
             length = int(rollout.lengths[row, number])
@@ -132,15 +148,21 @@ def _judge(text, record, mode):
     return {"completion": text, "answer": answer, "score": score, "outcome": outcome}
 
 
-def _quarantined(failure):
-    unknown = (
-        "problem_id", "problem_type", "problem", "solution", "completion", "answer", "score",
-        "completion_tokens", "stopped", "finite",
-    )  # fmt: skip
-    return dict.fromkeys(unknown) | {
+def _quarantined(failure, source):
+    """The row of a record that was not shown to the model; it keeps what can be read of the
+    record, so that it is counted where it belongs."""
+    try:
+        record = source[failure.index]
+    except RecordError:
+        record = None
+    fields = {name: getattr(record, name, None) for name in RECORD_FIELDS}
+    unknown = ("completion", "answer", "score", "completion_tokens", "stopped", "finite")
+    return {
         "index": failure.index,
         "rollout": 0,
-        "path": failure.path,
+        **fields,
+        **dict.fromkeys(unknown),
+        "path": fields["path"] or failure.path,
         "outcome": QUARANTINED,
         "reason": failure.reason,
     }

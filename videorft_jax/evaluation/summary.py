@@ -18,7 +18,8 @@ from videorft_jax.evaluation.intervals import (
 )
 
 COUNTED = {
-    "accuracy": "mean over records of the mean over their completions",
+    "accuracy": "mean over records with a score of the mean over their completions",
+    "all_rows": "the same over all records, where those without a score count as wrong",
     "unparseable": "completions without an answer that can be read; scored 0",
     "failed": "completions whose record has no ground truth that can be read; left out",
     "quarantined": "records whose clip or row cannot be read, never shown to the model; left out",
@@ -31,8 +32,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Figures of all records and by problem type; `rows` are those of `evaluate_records`.
 
     accuracy, low, high (a 95 % interval, made as `interval` says; None where nothing has a score),
-    numbers of records, records with a score and completions, the counts that COUNTED explains, and
-    the mean length of a completion in tokens.
+    all_rows (the accuracy with every record in the denominator), numbers of records, records with
+    a score and completions, the counts that COUNTED explains, and the mean length of a completion
+    in tokens.
     """
     kinds = sorted({row["problem_type"] for row in rows if row["problem_type"]})
     by_type = {
@@ -79,7 +81,10 @@ def format_table(summary: dict[str, Any]) -> str:
     lines.append(f"interval: {summary['interval']}; unparseable answers count as wrong")
     if left := summary["num_records"] - summary["num_scored"]:
         reasons = "".join(f", {name} {count}" for name, count in summary["reasons"].items())
-        lines.append(f"left out: {left} records ({summary['quarantined']} quarantined{reasons})")
+        lines.append(
+            f"left out: {left} records ({summary['quarantined']} quarantined{reasons}); accuracy "
+            f"with them as wrong: {summary['all_rows']:.4f}"
+        )
     return "\n".join(lines)
 
 
@@ -95,6 +100,7 @@ def _figures(rows):
     outcomes = collections.Counter(row["outcome"] for row in rows)
     return {
         "accuracy": accuracy,
+        "all_rows": sum(scores) / len(records) if records else None,
         "low": low,
         "high": high,
         "interval": METHOD,

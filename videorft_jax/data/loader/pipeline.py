@@ -35,7 +35,8 @@ class Loader:
     len() is the number of batches of all epochs; `buckets` the compiled shapes, rows of this
     process only; `waste` the share of padding among tokens and among visual slots; `digest` names
     the schedule and the contract: all processes must have the same one, and a restored run the one
-    it was saved with.
+    it was saved with; `source` the records; `failures` those of all processes that measuring found
+    to be bad, by their index.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Loader:
     ):
         if cache is not None:
             cache.check_contract(contract)
-        self.options = options
+        self.options, self.source = options, source
         measurer = Measurer(
             source=source,
             contract=contract,
@@ -70,7 +71,7 @@ class Loader:
         self.quarantine = Quarantine(path, options.max_bad_fraction, len(source))
         sizes = SizeCache(sizes_dir, process_index, shared_sizes)
         measured = self._measure(measurer, sizes)
-        known = self._put_aside(measured, source)
+        self.failures = known = self._put_aside(measured, source)
         schedule = self._schedule_run(measured, known)
         self.waste = schedule.waste(measured.sizes, measured.visual_tokens)
         self.digest = f"{schedule.digest[:32]}{contract.digest[:32]}"
@@ -78,7 +79,7 @@ class Loader:
         self.buckets: tuple[Bucket, ...] = self.schedule.buckets
         self._load = Load(measurer, np.stack(measured.sizes, axis=1), known, cache)
         shapes = [patches_shape(bucket, contract.geometry) for bucket in self.buckets]
-        self._pool = Pool(max(map(math.prod, shapes)))
+        self._pool = Pool(max(map(math.prod, shapes), default=0))
         self._report(schedule, len(source), len(known))
         if measured.unused:
             what = ", ".join(
@@ -104,23 +105,19 @@ class Loader:
         return {failure.index: failure for failure in failures}
 
     def _schedule_run(self, measured: Measured, known: dict[int, Failure]) -> Schedule:
-        """The schedule of all processes. An evaluation keeps bad records, each in an empty row."""
+        """The schedule of all processes. An evaluation keeps bad records, each in an empty row, and
+        has no batch where all records are bad."""
         options, sizes = self.options, measured.sizes
         evaluate, packed = options.mode == "evaluate", options.mode == "sft"
         every = np.arange(len(sizes.tokens))
         good = np.array([i for i in every if i not in known], np.int64)
-        buckets = choose_buckets(
-            sizes.take(good),
-            options.rows,
-            options.row_tokens,
-            options.max_buckets,
-            options.multiple,
-            packed,
-        )
+        shape = (options.rows, options.row_tokens, options.max_buckets, options.multiple, packed)
+        is_empty = evaluate and not good.size
+        buckets = () if is_empty else choose_buckets(sizes.take(good), *shape)
         for size in sizes:
             size[list(known)] = 0
         return make_schedule(
-            every if evaluate else good,
+            every if evaluate and not is_empty else good,
             sizes,
             buckets,
             packed=packed,

@@ -66,6 +66,8 @@ class Schedule:
     def waste(self, sizes: Sizes, visual_tokens: np.ndarray) -> tuple[float, float]:
         """Padding as a share of all tokens, and of all visual token slots (empty rows included).
         visual_tokens int64 [N] of each sample, sizes of all records."""
+        if not len(self):
+            return 0.0, 0.0
         shapes = np.array(self.buckets, np.int64)[self.bucket]
         tokens = (shapes[:, 0] * shapes[:, 3]).sum()
         slots = (shapes[:, 1] * shapes[:, 2] * shapes[:, 3]).sum() * 16
@@ -109,6 +111,8 @@ def make_schedule(
 
 def _fill_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int, list]]:
     """(bucket, rows) of each batch; a row is an array of records."""
+    if not len(records):
+        return []
     if seed is not None:
         records = shuffled(seed, epoch, SAMPLES, records)
     needs = sizes.take(records)
