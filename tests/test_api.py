@@ -81,7 +81,7 @@ def test_generate(model):
         segment_ids=batch.segment_ids.copy(),
         positions=batch.positions.copy(),
     )
-    first = int(batch.positions.max()) + 1
+    first = int(batch.positions[0, 0, length - 1]) + 1
     for index in range(int(out.lengths[0, 0])):
         row = np.asarray(ours.forward(grown))[0, length + index - 1, : len(ours.tokenizer)].copy()
         row[[ours.config.token_ids.image, ours.config.token_ids.video]] = -np.inf

@@ -60,7 +60,7 @@ class Problem:
             for r in range(R):
                 own = self.completions[b, r]
                 tokens = np.concatenate([sample.tokens, own])
-                following = sample.positions.max() + 1 + np.arange(C)
+                following = sample.positions[0, -1] + 1 + np.arange(C)
                 longer = sample._replace(
                     tokens=tokens,
                     loss_mask=np.zeros(len(tokens), bool),

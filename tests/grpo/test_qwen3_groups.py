@@ -56,7 +56,7 @@ def single_rows(config, params, samples, completions):
     rows, starts = [], []
     for sample, group in zip(samples, completions, strict=True):
         for own in group:
-            following = sample.positions.max() + 1 + np.arange(C, dtype=np.int32)
+            following = sample.positions[0, -1] + 1 + np.arange(C, dtype=np.int32)
             longer = sample._replace(
                 tokens=np.concatenate([sample.tokens, own]),
                 loss_mask=np.zeros(len(sample.tokens) + C, bool),

@@ -13,6 +13,7 @@ from hlo import collectives
 from videorft_jax.data.batch import layout
 from videorft_jax.models import family
 from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.vision_language import next_position
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Grid, choose_grids, fits, place
 from videorft_jax.rollout.engine import RolloutEngine
@@ -74,7 +75,7 @@ def score(config, params, samples, out, temperature, dtype=jnp.float32):
     for sample, tokens in zip(samples, out.tokens, strict=True):
         count = len(sample.tokens)
         for completion in tokens:
-            following = sample.positions.max() + 1 + np.arange(NEW, dtype=np.int32)
+            following = sample.positions[0, -1] + 1 + np.arange(NEW, dtype=np.int32)
             row = sample._replace(
                 tokens=np.concatenate([sample.tokens, completion]),
                 loss_mask=np.zeros(count + NEW, bool),
@@ -147,7 +148,7 @@ def test_cached_decoding_equals_the_full_forward(twin, samples, batch):
         suffix = (text.num_layers, *tokens.shape[:2], text.num_kv_heads, NEW, text.head_dim)
         valid = batch.segment_ids > 0
         cache = KVCache(keys, values, valid, jnp.zeros(suffix), jnp.zeros(suffix))
-        start = jnp.where(valid[:, None], batch.positions, 0).max((1, 2))[:, None] + 1
+        start = next_position(batch)[:, None]
 
         def step(cache, inputs):
             index, token = inputs

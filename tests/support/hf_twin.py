@@ -18,6 +18,7 @@ from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.family import family_of, find_family, parse_config
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 from videorft_jax.models.hf_folder import read_checkpoint
+from videorft_jax.models.vision_language import next_position
 
 torch.set_num_threads(2)
 
@@ -170,7 +171,7 @@ def decode_greedily(twin, batch, steps):
         return model.logits(hidden).argmax(-1), cache
 
     tokens, cache = prefill(twin.params, batch)
-    following = batch.positions.max((1, 2))[:, None] + 1
+    following = np.asarray(next_position(batch))[:, None]
     drawn = [tokens]
     for index in range(steps - 1):
         tokens, cache = step(twin.params, tokens, following + index, cache, index)

@@ -65,7 +65,7 @@ def _measure_gap():
         )
         tokens[0, prompt : prompt + length] = out.tokens[0, 0, :length]
         segments[0, prompt : prompt + length] = 1
-        following = positions[0, :, :prompt].max() + 1 + np.arange(length)
+        following = positions[0, 0, prompt - 1] + 1 + np.arange(length)
         positions[0, :, prompt : prompt + length] = following
         whole = batch._replace(tokens=tokens, segment_ids=segments, positions=positions)
         logits = np.asarray(model.forward(whole))[0, prompt - 1 : prompt - 1 + length]

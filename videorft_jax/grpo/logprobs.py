@@ -14,7 +14,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.losses import token_logprobs
 from videorft_jax.models.attention.masks import SharedPrefix
 from videorft_jax.models.compute_plan import ComputePlan, choose_plan
-from videorft_jax.models.vision_language import VLM
+from videorft_jax.models.vision_language import VLM, next_position
 
 
 class Groups(NamedTuple):
@@ -55,7 +55,7 @@ def score_completions(
     prompt = model.embed(batch.tokens, visual, batch.visual_index)
     own = model.embed(groups.completions.reshape(rows, -1), None, None)
 
-    following = jnp.where(valid[:, None], batch.positions, 0).max((1, 2)) + 1
+    following = next_position(batch)
     places = jnp.tile(jnp.arange(size), rollouts) + following[:, None]
     places = jnp.broadcast_to(places[:, None], (rows, 3, rollouts * size))
     flat = mask.reshape(rows, -1)

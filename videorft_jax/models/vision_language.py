@@ -90,3 +90,11 @@ class VLM(nnx.Module):
         return jnp.einsum(
             "...D,VD->...V", hidden, self.text.output_weight, preferred_element_type=jnp.float32
         )
+
+
+def next_position(batch: Batch) -> jax.Array:
+    """int32 [B], the position of the first completion token: one after that of the prompt's last
+    token, as in the `generate` of transformers. Under the rule "hf5" a clip's time ids may lie
+    beyond it."""
+    last = (batch.segment_ids > 0).sum(1) - 1
+    return jnp.take_along_axis(batch.positions[:, 0], last[:, None], axis=1)[:, 0] + 1

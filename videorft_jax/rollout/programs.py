@@ -22,6 +22,7 @@ from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.models.vision_language import next_position
 from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
@@ -203,7 +204,7 @@ class Programs:
 
         rollouts = jnp.arange(self.sampling.num_rollouts)
         keys = jax.vmap(completion_key, (None, None, None, 0))
-        following = jnp.where(valid[:, None], batch.positions, 0).max((1, 2)) + 1
+        following = next_position(batch)
         zeros = jnp.zeros_like(limits)
         slots = Slots(
             token=zeros,
