@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.media.budget = "frame"  # what pixel bounds hold for: frame (qwen-vl-utils), clip (hf)
     config.media.stamps = "index"  # times in Qwen3-VL's prompts: index (over the rate), time (true)
     config.media.video_wrapper = "qwen"  # Qwen3-VL's markers around a clip: qwen (none), hf5
-    config.media.mrope_rule = "qwen"  # how time becomes positions: qwen, or hf5 as transformers 5
+    config.media.mrope_rule = "qwen"  # how time becomes positions: qwen, hf4 or hf5, see README
 
     # The optimizer and its learning rate.
     config.optim = ConfigDict()

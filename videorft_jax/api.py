@@ -224,6 +224,7 @@ def load(
     contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
     if mrope_rule is not None:
         contract = dataclasses.replace(contract, mrope_rule=mrope_rule)
+    family.check_contract(config, contract, str(folder))
     logging.info("%s: clips are read by the media contract %s", folder, where)
     return Model(
         config=config,

@@ -150,6 +150,23 @@ def test_first_text_position_after_a_video(frames, grid, fps, qwen, hf5):
         assert positions[:, -1].tolist() == [first + 1] * 3
 
 
+@pytest.mark.parametrize(
+    ("fps", "times", "after"),
+    [
+        (2.0, range(15, 31, 2), 30),
+        (1.3, range(15, 31, 2), 30),
+        (0.7, range(15, 47, 4), 44),
+        (2.4, [15] * 8, 18),
+    ],
+)
+def test_rule_hf4_cuts_the_seconds_of_a_pair(fps, times, after):
+    """What `get_rope_index` of transformers 4.57.1 gave for eight pairs of 2 x 3 tokens."""
+    item = patches.Media(None, (8, 2, 3), 2 / fps, WINDOWED_14)
+    positions = layout.mrope_positions(15 + 48 + 2, [15], [item], "hf4")
+    assert positions[0, 15:63:6].tolist() == list(times)
+    assert positions[:, -2:].tolist() == [[after, after + 1]] * 3
+
+
 def test_visual_index_finds_the_token_of_each_slot():
     """Every visual token names the slot that holds its own four patches."""
     rng = np.random.default_rng(1)

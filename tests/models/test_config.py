@@ -6,7 +6,8 @@ import json
 import pytest
 import transformers
 
-from videorft_jax.models.family import load_config, parse_config
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.models.family import check_contract, load_config, parse_config
 from videorft_jax.models.qwen2_5_vl.config import hf_values, tiny_values
 
 SIZES = ("3b", "7b", "32b", "72b")
@@ -155,3 +156,26 @@ def test_files_that_are_none(tmp_path):
         hf_values("8b")
     with pytest.raises(ValueError, match="'depth_of_text' is not a key"):
         hf_values("7b", depth_of_text=1)
+
+
+@pytest.mark.parametrize(
+    ("version", "rule", "said"),
+    [
+        ("4.51.3", "qwen", None),
+        ("4.57.1", "qwen", "mrope_rule should be hf4"),
+        ("4.57.1", "hf4", None),
+        ("5.3.0", "qwen", "no rule equals its own"),
+        ("5.17.0.dev0", "hf5", "no rule equals its own"),
+        ("5.23.0", "qwen", "mrope_rule should be hf5"),
+        ("5.23.0", "hf5", None),
+        (None, "qwen", None),
+    ],
+)
+def test_the_rule_of_the_writer_is_named(version, rule, said, caplog):
+    caplog.set_level("INFO")
+    config = parse_config(tiny_values() | {"transformers_version": version})
+    check_contract(config, MediaContract(mrope_rule=rule), "folder")
+    assert len(caplog.records) == (said is not None)
+    if said:
+        assert said in caplog.text
+        assert f"folder: mrope_rule is {rule}; transformers {version} wrote" in caplog.text

@@ -8,6 +8,9 @@ no family by name. docs/how_to/model.md tells how to add one.
 import dataclasses
 import functools
 import importlib
+import json
+import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +49,8 @@ class Family:
     build: a config and rngs -> the module, whose parameter paths are promises to checkpoints.
     names: the table of all parameters. leaves_of: its rows with the sizes of a config.
     old_name, new_name: a tensor's name as on the hub, and as transformers >= 4.52 has it.
+    position_rules: versions of transformers (major, minor) from which on it numbers the positions
+        of clips by another rule than that of the release, None where no rule of ours is its equal.
     """
 
     title: str
@@ -60,6 +65,7 @@ class Family:
     leaves_of: Callable[[ModelConfig], list[Leaf]]
     old_name: Callable[[str], str]
     new_name: Callable[[str], str]
+    position_rules: tuple[tuple[tuple[int, int], str | None], ...] = ()
 
 
 def find_family(model_type: str, where: str = "config.json") -> Family:
@@ -85,7 +91,8 @@ def all_families() -> list[Family]:
 
 
 def check_contract(config: ModelConfig, contract, name: str) -> None:
-    """Raises ValueError when a media contract cuts frames otherwise than the model wants them."""
+    """Raises ValueError when a media contract cuts frames otherwise than the model wants them, and
+    writes a line to the log where the folder's writer has another position rule."""
     family = family_of(config)
     if contract.geometry != family.geometry:
         raise ValueError(
@@ -93,6 +100,23 @@ def check_contract(config: ModelConfig, contract, name: str) -> None:
             f"{family.title} have {family.geometry.patch} pixels; set "
             f"media.patch_size={family.geometry.patch}"
         )
+    _name_positions(config, contract.mrope_rule, name)
+
+
+def _name_positions(config, rule, name):
+    """Says so where the transformers that wrote a folder numbers positions by another rule than
+    `rule`, since only the user knows whether it fine-tuned the weights or merely saved them."""
+    version = str(json.loads(config.source).get("transformers_version", ""))
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    rules = [theirs for first, theirs in family_of(config).position_rules if number >= first]
+    if not rules or rules[-1] == rule:
+        return
+    remedy = "no rule equals its own, and weights that it fine-tuned on clips suffer"
+    if rules[-1] is not None:
+        remedy = f"and where it fine-tuned them on clips, mrope_rule should be {rules[-1]}"
+    logging.info(
+        "%s: mrope_rule is %s; transformers %s wrote the weights, %s", name, rule, version, remedy
+    )
 
 
 def size_in(name: str) -> str:

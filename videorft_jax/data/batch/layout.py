@@ -13,7 +13,7 @@ from videorft_jax.data.batch.patches import Media
 from videorft_jax.models.geometry import WINDOW_TOKENS, WINDOWED_14, Geometry
 
 TOKENS_PER_SECOND = 2  # of the temporal position of a clip that stands in one piece
-MROPE_RULES = ("qwen", "hf5")
+MROPE_RULES = ("qwen", "hf4", "hf5")
 
 
 class Sample(NamedTuple):
@@ -57,9 +57,11 @@ def mrope_positions(
     `starts` says where each run of visual tokens begins, in order: one per image or clip, or one
     per frame pair where timestamps stand between them (`Media.runs`). Rule "qwen" is what the
     weights were trained with (transformers 4.49 to 4.51, vLLM): text goes on after the largest id
-    of the run. Rule "hf5" is transformers >= 5.18: text goes on after max(height, width), however
-    long the run is. For a run of one frame pair the two are the same. Both floor the time in
-    float32. Raises ValueError for another rule, and for runs that do not fit the prompt.
+    of the run. Rule "hf4" is transformers 4.52 to 5.2: the same, with the seconds of a frame pair
+    cut to a whole number first. Rule "hf5" is transformers >= 5.18: text goes on after
+    max(height, width), however long the run is. For a run of one frame pair all are the same, and
+    all floor the time in float32. Raises ValueError for another rule, and for runs that do not fit
+    the prompt.
     """
     if rule not in MROPE_RULES:
         raise ValueError(f"mrope_rule is {rule!r}; choose one of {MROPE_RULES}")
@@ -79,7 +81,7 @@ def mrope_positions(
             )
         positions[:, cursor:start] = following + np.arange(text)
         following += text
-        ids = _visual_ids(grid, seconds)
+        ids = _visual_ids(grid, int(seconds) if rule == "hf4" else seconds)
         cursor = start + count
         np.add(ids, following, out=positions[:, start:cursor])
         following += max(grid[1:]) if rule == "hf5" else int(ids.max()) + 1

@@ -12,7 +12,7 @@ _UNIT = WINDOWED_14.unit**2  # pixels of a visual token, where a contract names 
 CHOICES = {
     "sampling": ("qwen", "hf"),
     "budget": ("frame", "clip"),
-    "mrope_rule": ("qwen", "hf5"),
+    "mrope_rule": ("qwen", "hf4", "hf5"),
     "stamps": ("index", "time"),
     "video_wrapper": ("qwen", "hf5"),
 }

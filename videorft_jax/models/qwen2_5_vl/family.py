@@ -18,4 +18,6 @@ FAMILY = Family(
     leaves_of=hf_names.leaves_of,
     old_name=hf_names.old_name,
     new_name=hf_names.new_name,
+    # Versions 5.3 to 5.17 multiply a clip's place by its interval, or go on behind it otherwise.
+    position_rules=(((4, 52), "hf4"), ((5, 3), None), ((5, 18), "hf5")),
 )
