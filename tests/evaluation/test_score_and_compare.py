@@ -74,7 +74,8 @@ def write_run(folder, outputs):
             {"index": number, "rollout": 0, "problem_id": f"q{number}", "problem": "Q?",
              "problem_type": "multiple choice", "path": "x", "solution": "B", "score": 0.0,
              "completion": output, "reason": "missing" if output is None else "",
-             "outcome": "quarantined" if output is None else "scored", "stopped": True}
+             "outcome": "quarantined" if output is None else "scored", "stopped": True,
+             "finite": True}
         )  # fmt: skip
     for name, rows in (("records", records), ("completions", lines)):
         text = "".join(json.dumps(line) + "\n" for line in rows)
@@ -95,6 +96,39 @@ def test_every_row_stays_in_the_denominator(tmp_path, capsys):
     assert [own["score"] for own in body["rows"]] == [1.0, 0.0, None, 0.0]
     assert cli.main(["score", folder, "--scorer=best"]) == 2
     assert cli.main(["score", str(tmp_path)]) == 2
+
+
+def test_each_way_to_have_no_score_is_counted(tmp_path, capsys):
+    folder = tmp_path / "run"
+    write_run(folder, ["B", "who knows", "A", None, None, None, "B", "B"])
+    path = folder / "toy/completions.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2]["stopped"] = False
+    lines[4]["reason"], lines[5]["reason"] = "corrupt", "too_many_tokens"
+    lines[7]["finite"] = False
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = folder / "toy/records.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[6] |= {"question_type": "regression", "solution": "many"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = tabulate(rescore(read_outputs(folder), "robust"), "robust")["toy"]
+    expected = {"rows": 8, "scored": 4, "undecodable": 1, "absent": 1, "too_long": 1, "open": 0,
+                "unparsed": 1, "failed": 2, "truncated": 1}  # fmt: skip
+    assert {name: table[name] for name in expected} == expected
+    assert (table["all_rows"], table["decodable_rows"]) == (2 / 8, 2 / 4)
+    assert cli.main(["score", str(folder)]) == 0
+    said = capsys.readouterr().out
+    counts = "1 undecodable; 1 absent; 1 too long; 1 unparsed; 1 truncated; 2 failed"
+    assert counts in said
+
+
+def test_a_question_that_was_not_shown_weighs_as_much_as_one_with_two_completions():
+    common = {"benchmark": "toy", "question_type": "multiple choice", "categories": {},
+              "stopped": True, "finite": True}  # fmt: skip
+    shown = {"id": "a", "cluster": "a", "score": 1.0, "reason": "", "outcome": "scored"}
+    absent = {"id": "b", "cluster": "b", "score": None, "reason": "missing"}
+    rows = [common | shown, common | shown, common | absent | {"outcome": "undecodable"}]
+    assert tabulate(rows, "robust")["toy"]["all_rows"] == 0.5
 
 
 def test_comparison_is_paired_and_counts_the_others(tmp_path, capsys):

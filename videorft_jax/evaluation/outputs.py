@@ -1,12 +1,15 @@
 """The outputs of finished or running evaluations, read back for scoring and comparing."""
 
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from videorft_jax.evaluation.scoring.score import score_outputs
+from videorft_jax.evaluation.scoring.score import has_answer, score_outputs
+
+log = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"  # beside the completions of a benchmark
 
@@ -15,7 +18,7 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     """The completions below a folder, of one evaluation or of one for each benchmark.
 
     A row has benchmark, id, rollout, question_type, gold, output, options, question, categories,
-    cluster, score (of the run itself), reason ("" where the clip was read), stopped.
+    cluster, score (of the run itself), reason ("" where the clip was read), stopped, finite.
 
     Raises ValueError where there are none.
     """
@@ -37,20 +40,29 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def rescore(rows: Sequence[dict[str, Any]], scorer: str) -> list[dict[str, Any]]:
-    """The rows with the scores of another scorer; None for rows that were never shown to the model
-    and for those that a judge must read (`outcome` "open")."""
-    shown = [row for row in rows if not row["reason"]]
-    values = iter(score_outputs(shown, scorer))
-    out = []
-    for row in rows:
-        if row["reason"]:
-            out.append(row | {"score": None, "outcome": "undecodable"})
-            continue
-        value = next(values)
-        is_open = math.isnan(value)
-        score = None if is_open else value
-        out.append(row | {"score": score, "outcome": "open" if is_open else "scored"})
-    return out
+    """The rows with the scores of another scorer, in their order, none left out.
+
+    `score` is None and `outcome` says why where a row was never shown to the model ("undecodable"),
+    must be read by a judge ("open"), or has a ground truth that cannot be read ("failed"). Else it
+    is "scored", or "unparsed" where nobody can read an answer in the output. Raises ValueError for
+    an unknown scorer.
+    """
+    score_outputs([], scorer)
+    return [row | _score(row, scorer) for row in rows]
+
+
+def _score(row, scorer):
+    if row["reason"]:
+        return {"score": None, "outcome": "undecodable"}
+    try:
+        (value,) = score_outputs([row], scorer)
+        is_parsed = has_answer(row)
+    except ValueError as error:
+        log.warning("%s: %s", row["benchmark"], error)
+        return {"score": None, "outcome": "failed"}
+    if math.isnan(value):
+        return {"score": None, "outcome": "open"}
+    return {"score": value, "outcome": "scored" if is_parsed else "unparsed"}
 
 
 def _read_lines(path):
@@ -74,4 +86,5 @@ def _join(row, record, folder):
         "score": row["score"],
         "reason": row["reason"],
         "stopped": row["stopped"],
+        "finite": row["finite"],
     }

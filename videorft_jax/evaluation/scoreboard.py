@@ -1,11 +1,15 @@
 """Scored outputs as figures of each benchmark, and as a table."""
 
 import collections
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from videorft_jax.evaluation.headline import by_category, headline
 from videorft_jax.evaluation.intervals import mean_interval
+
+_APART = {"missing": "absent", "too_many_tokens": "too_long"}  # reasons with counts of their own
+_SHOWN = ("undecodable", "absent", "too_long", "open", "unparsed", "truncated", "failed")
 
 
 def tabulate(rows: Sequence[dict[str, Any]], scorer: str) -> dict[str, dict[str, Any]]:
@@ -14,9 +18,11 @@ def tabulate(rows: Sequence[dict[str, Any]], scorer: str) -> dict[str, dict[str,
     score: the benchmark's headline, made as `how` says. all_rows: the mean with every row in the
     denominator, where rows that were never shown or wait for a judge count as wrong.
     decodable_rows, low, high: the mean over the rows that have a score, with its interval over
-    clips. Counts of rows, of those that are undecodable (their media are damaged), absent (there is
-    no file) or open (a judge must read them), and of truncated outputs. categories: the mean of
-    each value of each category.
+    clips. Counts of rows: with a score; undecodable (their media are damaged), absent (there is no
+    file) or too long for a prompt; open (a judge must read them); unparsed (an output without an
+    answer, which is wrong), truncated (cut at its greatest length) and failed (the ground truth
+    cannot be read, or the model gave no finite numbers). categories: the mean of each value of each
+    category, over the rows that have a score.
     """
     grouped = collections.defaultdict(list)
     for row in rows:
@@ -29,9 +35,11 @@ def _figures(rows, name, scorer):
     counts = {
         "rows": len(rows),
         "scored": len(scored),
-        "undecodable": sum(row["reason"] not in ("", "missing") for row in rows),
-        "absent": sum(row["reason"] == "missing" for row in rows),
+        "undecodable": sum(row["reason"] not in ("", *_APART) for row in rows),
+        **{name: sum(row["reason"] == why for row in rows) for why, name in _APART.items()},
         "open": sum(row["outcome"] == "open" for row in rows),
+        "unparsed": sum(row["outcome"] == "unparsed" for row in rows),
+        "failed": sum(row["outcome"] == "failed" or row["finite"] is False for row in rows),
         "truncated": sum(not row["reason"] and not row["stopped"] for row in rows),
     }
     if not scored:
@@ -43,7 +51,7 @@ def _figures(rows, name, scorer):
     return counts | {
         "score": score,
         "how": how,
-        "all_rows": sum(row["score"] for row in scored) / len(rows),
+        "all_rows": _over_questions(rows),
         "decodable_rows": interval.mean,
         "low": interval.low,
         "high": interval.high,
@@ -51,12 +59,21 @@ def _figures(rows, name, scorer):
     }
 
 
+def _over_questions(rows):
+    """The mean over questions of the mean over their completions, 0 where there is no score: a
+    question without any completion has one row and weighs as much as one with several."""
+    questions = collections.defaultdict(list)
+    for row in rows:
+        questions[row["id"]].append(row["score"] or 0.0)
+    return statistics.fmean(map(statistics.fmean, questions.values()))
+
+
 def format_scores(table: dict[str, dict[str, Any]], scorer: str) -> str:
     """The table for people, a line a benchmark."""
     lines = [
         f"scorer {scorer}; intervals of 95 % over clips",
         f"{'benchmark':<16}{'score':>8}{'all rows':>10}{'decodable':>11}{'95 % interval':>17}"
-        f"{'rows':>7}{'absent':>8}{'undecodable':>13}{'open':>6}{'truncated':>11}",
+        f"{'rows':>7}",
     ]
     for name, own in table.items():
         numbers = ["-"] * 3
@@ -66,8 +83,8 @@ def format_scores(table: dict[str, dict[str, Any]], scorer: str) -> str:
             interval = f"{own['low']:.4f} - {own['high']:.4f}"
         lines.append(
             f"{name:<16}{numbers[0]:>8}{numbers[1]:>10}{numbers[2]:>11}{interval:>17}"
-            f"{own['rows']:>7}{own['absent']:>8}{own['undecodable']:>13}{own['open']:>6}"
-            f"{own['truncated']:>11}"
+            f"{own['rows']:>7}"
         )
-        lines.append(f"    score: {own['how']}")
+        counts = "".join(f"; {own[key]} {key.replace('_', ' ')}" for key in _SHOWN if own[key])
+        lines.append(f"    score: {own['how']}{counts}")
     return "\n".join(lines)

@@ -33,6 +33,14 @@ def score(row: Row) -> float:
     return values.pop() if len(values) == 1 and same else 0.0
 
 
+def has_answer(row: Row) -> bool:
+    """Whether an answer of the question's type can be read in the output, a right one or not."""
+    kind = kind_of(row)
+    readers = {"yes_no": read_yes_no, "temporal grounding": read_span}
+    read = readers.get(kind) or (lambda text: _reading(kind, row, text) or None)
+    return any(read(text) is not None for text in final_texts(row.output))
+
+
 def _reading(kind: str, row: Row, text: str) -> object:
     """What a text says, in a form in which two answers of one output can be compared."""
     if kind == "multiple choice":

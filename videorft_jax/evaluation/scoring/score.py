@@ -14,6 +14,11 @@ SCORERS: dict[str, Callable[[Row], float]] = {
 }
 
 
+def has_answer(fields: Mapping[str, Any]) -> bool:
+    """Whether the robust scorer reads any answer in the output of a row as in `score_outputs`."""
+    return robust.has_answer(make_row(fields, 0))
+
+
 def score_outputs(rows: Sequence[Mapping[str, Any]], scorer: str = "robust") -> list[float]:
     """Scores answered questions of any benchmarks.
 
