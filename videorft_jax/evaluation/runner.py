@@ -13,6 +13,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.loader.steps import Step
 from videorft_jax.data.records.records import RecordError
+from videorft_jax.evaluation.shared_clips import SharedClips
 from videorft_jax.grpo.experience import fill_rows
 from videorft_jax.models.family import family_of
 from videorft_jax.models.geometry import Geometry
@@ -64,6 +65,8 @@ def evaluate_records(
     needed = find_batches(loader, done)
     if not needed.any():
         return found
+    shares = len(np.unique(loader.clips)) < len(loader.clips)
+    shared = SharedClips(engine, params) if shares else None
     with loader.steps(int(np.argmax(needed))) as items:
         for item in items:
             if not needed[item.index]:
@@ -74,7 +77,9 @@ def evaluate_records(
             uids = np.array([row[0] if row else 0 for row in item.indices])
             limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
             limits[~item.valid] = 1
-            rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits)
+            clips = [int(loader.clips[row[0]]) if row else None for row in item.indices]
+            visual = shared(batch, clips) if shared else None
+            rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits, visual=visual)
             rows = _make_rows(item, rollout, tokenizer, mode, loader.source)
             rows = [row for row in rows if row["index"] not in done]
             found += rows

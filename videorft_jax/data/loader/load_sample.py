@@ -1,6 +1,7 @@
 """One record to one sample: decoded, rendered and laid out, within a bounded time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from videorft_jax.data.batch.layout import Sample, make_sample
 from videorft_jax.data.batch.patches import pair_planes
 from videorft_jax.data.loader.measure import Measurer
+from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import MediaError
@@ -35,6 +37,7 @@ class Load:
     needs: np.ndarray  # int64 [N, 3], tokens, frame pairs, windows as measured
     known: dict[int, Failure]
     cache: Any  # a FrameCache or None
+    recent: RecentClips | None = None
 
     def __call__(
         self, index: int, place: Callable[[Sample], Sample] | None = None
@@ -73,9 +76,15 @@ class Load:
         return record, clips
 
     def _read_clip(self, index: int, item: MediaItem) -> Clip | MediaError:
-        """The frames of one item: from the frame cache if it has them, else decoded."""
-        m = self.measurer
-        media, root = media_of(m.source, index, item), m.source.data_root
+        """The frames of one item: those that a record shortly before had, or from the frame cache
+        if it has them, else decoded."""
+        media = media_of(self.measurer.source, index, item)
+        if self.recent is None or isinstance(media, bytes):
+            return self._decode(media, item)
+        return self.recent.get(item, functools.partial(self._decode, media, item))
+
+    def _decode(self, media: str | bytes | tuple[str, ...], item: MediaItem) -> Clip | MediaError:
+        m, root = self.measurer, self.measurer.source.data_root
         clip = None if self.cache is None else self.cache.get(media, item, root)
         if clip is not None:
             return clip

@@ -12,6 +12,7 @@ from videorft_jax.data.loader.buffers import Pool, patches_shape
 from videorft_jax.data.loader.load_sample import Load
 from videorft_jax.data.loader.measure import Measured, Measurer, measure
 from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.data.loader.schedule import Schedule, make_schedule
 from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.loader.steps import Steps
@@ -36,7 +37,8 @@ class Loader:
     process only; `waste` the share of padding among tokens and among visual slots; `digest` names
     the schedule and the contract: all processes must have the same one, and a restored run the one
     it was saved with; `source` the records; `failures` those of all processes that measuring found
-    to be bad, by their index.
+    to be bad, by their index; `clips` int [N] numbers the media of each record, so that records
+    of an evaluation which show the same have the same number.
     """
 
     def __init__(
@@ -72,12 +74,15 @@ class Loader:
         sizes = SizeCache(sizes_dir, process_index, shared_sizes)
         measured = self._measure(measurer, sizes)
         self.failures = known = self._put_aside(measured, source)
+        evaluates = options.mode == "evaluate"
+        self.clips = _number_clips(source, known) if evaluates else np.arange(len(source))
         schedule = self._schedule_run(measured, known)
         self.waste = schedule.waste(measured.sizes, measured.visual_tokens)
         self.digest = f"{schedule.digest[:32]}{contract.digest[:32]}"
         self.schedule: Schedule = schedule.share(process_index, process_count)
         self.buckets: tuple[Bucket, ...] = self.schedule.buckets
-        self._load = Load(measurer, np.stack(measured.sizes, axis=1), known, cache)
+        recent = RecentClips(2 + options.num_threads) if evaluates else None
+        self._load = Load(measurer, np.stack(measured.sizes, axis=1), known, cache, recent)
         shapes = [patches_shape(bucket, contract.geometry) for bucket in self.buckets]
         self._pool = Pool(max(map(math.prod, shapes), default=0))
         self._report(schedule, len(source), len(known))
@@ -109,7 +114,7 @@ class Loader:
         has no batch where all records are bad."""
         options, sizes = self.options, measured.sizes
         evaluate, packed = options.mode == "evaluate", options.mode == "sft"
-        every = np.arange(len(sizes.tokens))
+        every = np.argsort(self.clips, kind="stable")  # the questions of a clip stand together
         good = np.array([i for i in every if i not in known], np.int64)
         shape = (options.rows, options.row_tokens, options.max_buckets, options.multiple, packed)
         is_empty = evaluate and not good.size
@@ -157,6 +162,16 @@ class Loader:
             raise ValueError(f"loader: batch {start} of {len(self)}; give 0 to {len(self)}")
         parts = (self.schedule, self._load, self._pool, self.quarantine, self.options)
         return Steps(*parts, start)
+
+
+def _number_clips(source: Source, known: dict[int, Failure]) -> np.ndarray:
+    """The number of each record's media, int [N], in the order in which they first occur. Bad
+    records, and those whose media the source holds itself, have numbers of their own."""
+    holds_media = getattr(source, "fingerprint", None) is not None
+    alone = range(len(source)) if holds_media else known
+    keys = (index if index in alone else source[index].media for index in range(len(source)))
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def _own_path(path: str | os.PathLike | None, process_index: int) -> str | os.PathLike | None:
