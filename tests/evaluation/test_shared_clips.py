@@ -19,8 +19,8 @@ from videorft_jax.parallel import sharding
 from videorft_jax.training.state import read_params
 from videorft_jax.training.weights import Weights
 
-# The clip of each record, interleaved as the formats of TempCompass are. In batches of four they are
-# 0 0 0 1, 1 2 2 2 and 2 3.
+# The clip of each record, interleaved as the formats of TempCompass are. In batches of four they
+# are 0 0 0 1, 1 2 2 2 and 2 3.
 CLIPS = [0, 1, 2, 0, 2, 3, 0, 1, 2, 2]
 
 
