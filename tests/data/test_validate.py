@@ -192,6 +192,25 @@ def test_rows_that_are_too_long_and_files_that_cannot_be(broken, tmp_path, capsy
         assert f"row 0: {field}: missing: absent; " in said
 
 
+def test_truths_that_no_reward_can_read_are_refused(broken, tmp_path):
+    """Only where rewards will read them; each rule set reads its own."""
+    source = RecordSource(broken[0])
+    row = source[0].to_row() | {"problem_type": "numerical", "solution": "<answer>many</answer>"}
+    data = tmp_path / "truths.jsonl"
+    root = ("--data_root", source.data_root)
+    sound = row | {"problem_id": 1, "problem": "And?", "solution": "<answer>5 m</answer>"}
+    data.write_text("".join(json.dumps(each) + "\n" for each in (row, sound)))
+    code, report = run(str(data), tmp_path, *root, "--mode", "grpo")
+    (fault,) = report["faults"]
+    assert code == 1
+    assert (fault["index"], fault["where"], fault["reason"]) == (0, "solution", "truth")
+    assert fault["detail"] == "numerical with the truth 'many'"
+    code, report = run(str(data), tmp_path, *root, "--mode", "grpo", "--reward_mode", "repo")
+    assert [fault["index"] for fault in report["faults"]] == [0, 1]  # a unit is no number there
+    code, report = run(str(data), tmp_path, *root, "--mode", "evaluate")
+    assert not report["faults"]
+
+
 def test_progress_away_from_a_terminal_ends_with_the_total():
     stream = io.StringIO()
     bar = Bar(30, stream)

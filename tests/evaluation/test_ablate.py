@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_run import finish, load_recipe, make_data, make_model, sft_options, start, write_config
 
-from videorft_jax.commands.ablate import ablate, vary
+from videorft_jax.commands.ablate import ablate, find_same, vary
+from videorft_jax.commands.grpo import check_options
 from videorft_jax.evaluation import ablation
 
 VARIANTS = (
@@ -47,6 +48,40 @@ def test_comparison_is_of_means_over_seeds():
     text = ablation.format_table(table, 3)
     assert f"| two | {scores[1].mean():.4f} [" in text
     assert f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]" in text
+
+
+def test_variants_that_train_the_same_are_found():
+    """With one update the ratio of policies is 1: gspo is grpo, and clips do nothing."""
+    config = load_recipe("grpo_7b")
+    config.rewards = (("accuracy", 1.0),)
+    changes = {
+        "base": (),
+        "gspo": (("grpo.variant", "gspo"),),
+        "wide": (("grpo.clip_high", 0.28),),
+        "dapo": (("grpo.variant", "dapo"),),
+        "cispo": (("grpo.variant", "cispo"),),
+        "rate": (("optim.lr", 1e-2),),
+    }
+    for num_updates, same in ((1, 4), (2, 0)):
+        config.grpo.num_updates = num_updates
+        variants = {name: check_options(vary(config, own)) for name, own in changes.items()}
+        found = find_same(variants)
+        assert len(found) == same
+        if same:
+            assert set(found) == {
+                ("base", "gspo"), ("base", "wide"), ("gspo", "wide"), ("dapo", "cispo")
+            }  # fmt: skip
+
+
+def test_the_rules_of_the_repository_are_all_there():
+    """The recipe's variant holds each option of `reward` that has a value named repo, and the
+    bonus for length that only the published scripts have."""
+    config = load_recipe("ablate_rewards")
+    assert config.grpo.num_updates > 1  # so that clips and gspo mean something
+    variant = dict(dict(config.ablate.variants)["repo_rules"])
+    rules = {name: value for name, value in variant.items() if name != "rewards"}
+    assert rules == {f"reward.{name}": "repo" for name in ("mode", "averaging", "text_rule")}
+    assert dict(variant["rewards"])["length"] == 0.2
 
 
 def test_changes_reach_the_config():

@@ -276,7 +276,7 @@ def test_reference_on_the_host_is_the_same(runs):
         assert line == other
 
 
-def test_adapters_and_several_updates(runs):
+def test_adapters_and_several_updates(place, runs):
     """The base weights are the reference; the second update of a step already diverges from it."""
     lines = curve(runs["lora"])
     assert [line["step"] for line in lines] == [1, 2]
@@ -286,6 +286,11 @@ def test_adapters_and_several_updates(runs):
     trained = [path for path in arrays if path.startswith("params/")]
     assert trained
     assert all("/lora/" in path for path in trained)
+    more = ("--config.grpo.num_updates=1", "--config.train.max_steps=3", "--allow_changes")
+    resumed = place.run("lora", *RUNS["lora"][0], *more)  # the number of the step goes on
+    assert curve(resumed)[:2] == lines
+    assert [line["step"] for line in curve(resumed)] == [1, 2, 3]
+    assert read_arrays(resumed, 3)["step"] == 3
     base = read_arrays(runs["single"], STEPS)
     assert sum(path.startswith("frozen/") for path in arrays) == sum(
         path.startswith("params/") for path in base
@@ -309,15 +314,24 @@ def test_broken_reward_masks_its_group(runs):
 
 def test_groups_that_teach_nothing_are_replaced(place, runs):
     workdir = place.run("draws", *DRAWS, "--config.train.max_steps=4")
-    lines, told = curve(workdir), completions(workdir)
+    lines, told, waiting = curve(workdir), completions(workdir), 0
     assert max(line["rollout/draws"] for line in lines) > 1
+    assert max(line["groups/left"] for line in lines) > 0
     for line in lines:
         own = [x for x in told if x["step"] == line["step"]]
         assert len(own) == line["rollout/draws"] * 4 * 4
-        says = [len({x["total"] for x in own[i : i + 4]}) > 1 for i in range(0, len(own), 4)]
-        assert sum(says[:-4]) < 4  # otherwise there was no need of the last draw
-        enough = sum(says) >= 4 or line["rollout/draws"] == 4
+        groups = [own[i : i + 4] for i in range(0, len(own), 4)]
+        says = [len({x["total"] for x in group}) > 1 for group in groups]
+        assert waiting + sum(says[:-4]) < 4  # otherwise there was no need of the last draw
+        enough = waiting + sum(says) >= 4 or line["rollout/draws"] == 4
         assert enough or line["step"] == lines[-1]["step"]  # where the data ended
+        assert line["groups/left"] == max(0, waiting + sum(says) - 4)
+        why = [{x["not_trained"] for x in group} for group in groups]
+        left = [reasons == {"its group waits for the next step"} for reasons in why]
+        assert sum(left) == line["groups/left"]
+        for reasons, differs, waits in zip(why, says, left, strict=True):
+            assert (reasons == {""}) == (differs and not waits)
+        waiting = line["groups/left"]
     place.run("drawn_in_two", *DRAWS, "--config.train.max_steps=2")
     resumed = place.run("drawn_in_two", *DRAWS, "--config.train.max_steps=4")
     assert curve(resumed) == lines

@@ -284,12 +284,12 @@ def test_bad_batches_are_refused():
 def test_score_is_the_public_door():
     record = make_record(REG, "5")
     texts = [complete("nan"), complete("4"), complete("4") + "\n"]
-    nested = combine.score([texts], [record])
+    nested = combine.score([texts], [record], "repo")
     np.testing.assert_allclose(nested["accuracy"], [[1, 0.8, 0.8]])
     np.testing.assert_array_equal(nested["format"], [[1, 1, 0]])
-    flat = combine.score(texts, [record] * 3)
+    flat = combine.score(texts, [record] * 3, "repo")
     np.testing.assert_allclose(flat["accuracy"], [1, 0.8, 0.8])
-    strict = combine.score(texts, [record] * 3, "strict", ("accuracy", "format"))
+    strict = combine.score(texts, [record] * 3)  # strict rules, accuracy and format
     np.testing.assert_allclose(strict["accuracy"], [0, 0.8, 0.8])
     np.testing.assert_array_equal(strict["format"], [1, 1, 1])
     failed = combine.score([complete("A")], [make_record("other")], "strict")
@@ -340,54 +340,3 @@ def test_statistics_without_a_valid_sample():
     assert "rewards/accuracy/mean" not in got
     assert "groups/all_wrong" not in got
     assert all(math.isfinite(value) for value in got.values())
-
-
-def reward_lower(prompts, completions, **kwargs):
-    """Says nothing of "bad", and a negative number of the others."""
-    return [None if text == "bad" else -len(text) for text in completions]
-
-
-async def reward_later(prompts, completions, **kwargs):
-    return [float(len(text)) for text in completions]
-
-
-def reward_one_by_one(prompts, completions, **kwargs):
-    yield from (float(len(text)) for text in completions)
-
-
-def reward_endless(prompts, completions, **kwargs):
-    while True:
-        yield 1.0
-
-
-def reward_of_tokens(prompts, completions, completion_ids, **kwargs):
-    return [len(ids) for ids in completion_ids]
-
-
-def test_a_completion_that_no_reward_judges_is_masked():
-    """It would have the largest advantage of its group at 0; beside another reward it counts."""
-    name, texts = spec(reward_lower), [["a", "bb", "bad"]]
-    batch = run(((name, 1.0),), texts)
-    np.testing.assert_array_equal(batch.total, [[-1, -2, math.nan]])
-    np.testing.assert_array_equal(batch.valid, [[True, True, False]])
-    assert batch.counts == {f"{name}/not_applicable": 1}
-    beside = run(((name, 1.0), (spec(reward_later), 1.0)), texts)
-    np.testing.assert_array_equal(beside.total, [[0, 0, 3]])
-    assert beside.valid.all()
-    logged = run(((name, 0.0), (spec(reward_later), 1.0)), texts)
-    np.testing.assert_array_equal(logged.total, [[1, 2, 3]])
-    alone = run(((name, 1.0), (spec(reward_later), 0.0)), texts)
-    np.testing.assert_array_equal(alone.valid, [[True, True, False]])
-
-
-def test_rewards_may_be_coroutines_and_generators():
-    for function in (reward_later, reward_one_by_one):
-        batch = run(((spec(function), 1.0),), [["a", "bb"]])
-        np.testing.assert_array_equal(batch.total, [[1, 2]])
-    name = spec(reward_endless)
-    assert run(((name, 1.0),), [["a", "bb"]]).counts == {f"{name}/wrong_length": 2}
-
-
-def test_a_reward_that_cannot_be_called_is_refused_at_start():
-    with pytest.raises(ValueError, match="needs completion_ids, which is not given here"):
-        user.load_function(spec(reward_of_tokens))

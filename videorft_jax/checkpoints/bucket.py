@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 # A file belongs to the process whose number it bears; all others belong to process 0.
-_OWN = re.compile(r"-(\d+)\.jsonl$")
+_OWN = re.compile(r"-(\d+)\.(?:jsonl|npz)$")
 _APART = ("checkpoints", "compiled", ".lock")  # These are written to the bucket directly.
 
 

@@ -3,7 +3,9 @@
 A grid is a list of variants in the config, each a name and the options it changes.
 """
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +14,9 @@ from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.commands.grpo import check_options, grpo
 from videorft_jax.evaluation import ablation
+from videorft_jax.grpo.options import GrpoOptions, without_ratio
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """videorft ablate --config=configs/ablate_rewards.py --workdir=runs/ablate_rewards \\
     --config.model.init_from=DIR --config.data.records=FILE.jsonl --config.reward.siglip=DIR \\
@@ -33,11 +38,18 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     variants = {name: vary(config, changes) for name, changes in config.ablate.variants}
     names = [name for name, _ in config.ablate.variants]
     ablation.check_grid(config.name, names, config.ablate.seeds, config.ablate.records)
+    checked = {}
     for name, varied in variants.items():
         try:
-            check_options(varied)
+            checked[name] = check_options(varied)
         except ValueError as error:
             raise ValueError(f"variant {name}: {error}") from None
+    for pair in find_same(checked):
+        log.warning(
+            "variants %s and %s train the same: with one update a rollout every ratio is 1, so "
+            "that clips, gspo, sapo and cispo change nothing; raise grpo.num_updates",
+            *pair,
+        )
 
     def train(name: str, seed: int, folder: str) -> None:
         grpo(_with_seed(variants[name], seed), folder)
@@ -49,6 +61,12 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
         evaluate(varied, results)
 
     return ablation.ablate(names, config.ablate.seeds, workdir, train=train, evaluate=judge)
+
+
+def find_same(variants: Mapping[str, GrpoOptions]) -> list[tuple[str, str]]:
+    """Pairs of variants, by name, that differ in options but not in what is trained."""
+    plain = {name: without_ratio(options) for name, options in variants.items()}
+    return [(a, b) for a, b in itertools.combinations(plain, 2) if plain[a] == plain[b]]
 
 
 def vary(config: ConfigDict, changes: Sequence[tuple[str, Any]]) -> ConfigDict:

@@ -1,6 +1,7 @@
 """`videorft validate`: everything that is wrong with a data set, before it is trained on."""
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from videorft_jax.commands.data_flags import add_data_flags, make_limits
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
 from videorft_jax.data.validate_report import Bar, print_report
+from videorft_jax.rewards import accuracy
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
             allowed=None if flags.allow_extra == [] else tuple(flags.allow_extra or ()),
             **{name: getattr(flags, name) for name in SHARED},
         )
-        report = validate(source, options, Bar(len(source))) | {"why": why}
+        check = functools.partial(accuracy.find_unreadable, mode=flags.reward_mode)
+        is_grpo = mode == "grpo"
+        report = validate(source, options, Bar(len(source)), check if is_grpo else None)
+        report |= {"why": why}
     except (ValueError, OSError) as error:
         print(f"videorft validate: {error}", file=sys.stderr)
         return 2
@@ -50,6 +55,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_data_flags(parser)
     add = parser.add_argument
     add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
+    add("--reward_mode", choices=accuracy.MODES, default="strict", help="rules that read truths")
     add("--contract", choices=("train", "evaluate"), default="train", help="media contract")
     add("--tokenizer", help="local folder; without it text tokens are estimated")
     add("--template_file", help="prompt template, .json or .toml")

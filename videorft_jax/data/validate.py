@@ -8,6 +8,7 @@ What passes here passes there, and training then starts at once.
 import collections
 import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.media.probe import Probe
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, build_target, load_template
 from videorft_jax.data.records.quarantine import Failure, one_line
-from videorft_jax.data.records.records import RecordError, find_errors
+from videorft_jax.data.records.records import Record, RecordError, find_errors
 from videorft_jax.data.records.source import Rows, Source
 
 WIDE = 4.0  # aspect ratio from which a picture is called odd
@@ -128,6 +129,19 @@ class Fault(NamedTuple):
     remedy: str
 
 
+CheckTruth = Callable[[Record], tuple[str, str] | None]  # what is wrong, and the remedy
+
+
+def find_unreadable(source: Source, indices: Sequence[int], check: CheckTruth) -> list[Fault]:
+    """The sound rows whose true answer no reward could compare anything with."""
+    found = []
+    for index in indices:
+        problem = check(source[index])
+        if problem:
+            found.append(Fault(index, "solution", "truth", *problem))
+    return found
+
+
 def find_faults(measurer: Measurer, index: int, sizes: SizeCache) -> list[Fault]:
     """Everything that is wrong with one row: each field, the text, and each of its media."""
     source = measurer.source
@@ -155,8 +169,14 @@ def find_faults(measurer: Measurer, index: int, sizes: SizeCache) -> list[Fault]
     return faults
 
 
-def validate(source: Source, options: ValidateOptions, progress: Any = None) -> dict[str, Any]:
-    """The report as one JSON object."""
+def validate(
+    source: Source,
+    options: ValidateOptions,
+    progress: Any = None,
+    check_truth: CheckTruth | None = None,
+) -> dict[str, Any]:
+    """The report as one JSON object. check_truth: what is wrong with a record's true answer, where
+    rewards are going to read it."""
     tokenizer = None
     if options.tokenizer:
         from transformers import AutoTokenizer
@@ -203,6 +223,8 @@ def validate(source: Source, options: ValidateOptions, progress: Any = None) -> 
         what = f"{measured.sizes.tokens[index]} tokens, {options.row_tokens} fit"
         found = Failure(index, source.where(index), "too_many_tokens", what)
         faults.append(Fault(index, "prompt", *found[2:], found.remedy))
+    if check_truth is not None:
+        faults += find_unreadable(source, good, check_truth)
     allowed = measured.unused if options.allowed is None else options.allowed
     unused = {name: n for name, n in sorted(measured.unused.items()) if name not in allowed}
     sizes, probes = measured.sizes, [probe for i in good for probe in measured.probes[i]]

@@ -6,10 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from videorft_jax.data.loader.steps import Step
-from videorft_jax.grpo.judge import Verdict
+from videorft_jax.grpo.dynamic_sampling import LEFT, PASSED
+from videorft_jax.grpo.experience import Experience, taking_part
+from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.metrics.tracker import drop_lines
-from videorft_jax.rollout.results import Rollout
 
 COMPLETIONS = "completions.jsonl"
 
@@ -29,13 +29,13 @@ class CompletionLog:
         drop_lines(path, start_step)
         self._file = path.open("a")
 
-    def write(
-        self, number: int, step: Step, rollout: Rollout, verdict: Verdict, advantages: np.ndarray
-    ) -> None:
-        """Appends the completions of one batch to those of step `number`.
+    def write(self, number: int, part: Experience, fates: np.ndarray, options: GrpoOptions) -> None:
+        """Appends the completions of one draw to those of step `number`.
 
-        advantages: float32 [B, R].
+        fates: where each group went, int [B]; see `dynamic_sampling`.
         """
+        step, rollout, verdict = part.item, part.rollout, part.verdict
+        why = explain(part, fates, options)
         for row in np.flatnonzero(step.valid):
             record = step.records[row][0]
             for r, text in enumerate(verdict.texts[row]):
@@ -53,7 +53,8 @@ class CompletionLog:
                         for name, array in verdict.scores.items()
                     },
                     "total": float(verdict.total[row, r]) if verdict.valid[row, r] else None,
-                    "advantage": float(advantages[row, r]),
+                    "advantage": float(part.advantages[row, r]),
+                    "not_trained": why[row][r],
                 }
                 self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -61,3 +62,25 @@ class CompletionLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def explain(part: Experience, fates: np.ndarray, options: GrpoOptions) -> list[list[str]]:
+    """Why nothing is learnt from each completion of a draw in its step, B lists of R reasons;
+    empty where something is."""
+    taking = taking_part(options, part.verdict, part.rollout)
+
+    def reason(row, r):
+        if not part.verdict.valid[row, r]:
+            return "it has no reward"
+        if not taking[row, r]:
+            return "it has no end"
+        if fates[row] == LEFT:
+            return "its group waits for the next step"
+        if fates[row] == PASSED and part.differing[row]:
+            return "its group found no place"
+        if fates[row] == PASSED:
+            return f"{options.filter} is the same in its group"
+        return "" if part.informative[row] else "all rewards of its group are the same"
+
+    rows, rollouts = taking.shape
+    return [[reason(row, r) for r in range(rollouts)] for row in range(rows)]

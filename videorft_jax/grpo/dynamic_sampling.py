@@ -13,6 +13,8 @@ import numpy as np
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.models.geometry import WINDOW_TOKENS
 
+TAKEN, LEFT, PASSED = range(3)  # where a drawn group goes: this update, the next one, none
+
 
 def find_differing(
     scores: Mapping[str, np.ndarray], total: np.ndarray, taking: np.ndarray, name: str
@@ -30,20 +32,27 @@ def find_differing(
     return high > low
 
 
-def choose_rows(differing: np.ndarray, count: int) -> np.ndarray:
-    """Picks `count` groups, int [count] in the order in which they were drawn.
+def choose_rows(differing: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picks `count` groups, int [count] in the order in which they were drawn, and tells which are
+    left for the next update, int [at most `count`].
 
     differing: bool [N]. The first that differ are taken, whatever their shape; where there are too
-    few of them, the first others fill the update.
+    few of them, the first others fill the update. The next `count` that differ are left.
     """
-    return np.sort(np.argsort(~differing, kind="stable")[:count])
+    order = np.argsort(~differing, kind="stable")
+    left = order[count : 2 * count]
+    return np.sort(order[:count]), left[differing[left]]
 
 
-def join_batches(batches: Sequence[Batch]) -> Batch:
-    """Stacks the rows of batches, each padded to the largest T, F and W among them."""
-    length = max(batch.tokens.shape[1] for batch in batches)
-    pairs, windows = (max(batch.patches.shape[n] for batch in batches) for n in (1, 2))
-    padded = [pad_batch(batch, length, pairs, windows) for batch in batches]
+def find_shape(batches: Sequence[Batch]) -> tuple[int, ...]:
+    """The largest T, F and W among batches."""
+    shapes = [(batch.tokens.shape[1], *batch.patches.shape[1:3]) for batch in batches]
+    return tuple(map(max, zip(*shapes, strict=True)))
+
+
+def join_batches(batches: Sequence[Batch], shape: Sequence[int]) -> Batch:
+    """Stacks the rows of batches, each padded to `shape`, a T, F and W that hold them all."""
+    padded = [pad_batch(batch, *shape) for batch in batches]
     return Batch(*(np.concatenate(leaves) for leaves in zip(*padded, strict=True)))
 
 

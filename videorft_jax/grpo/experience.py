@@ -90,10 +90,12 @@ def make_encode(options: GrpoOptions, model: ModelConfig, mesh):
 class Collector:
     """Draws and judges the completions of a run.
 
-    weights: which weights train.
+    weights: which weights train. num_steps: steps of the run.
     """
 
-    def __init__(self, options: GrpoOptions, weights: Weights, *, mesh, tokenizer):
+    def __init__(
+        self, options: GrpoOptions, weights: Weights, *, mesh, tokenizer, num_steps: int = 0
+    ):
         self.options, self.weights, self.mesh = options, weights, mesh
         make = functools.partial(make_engine, options, weights.model, mesh, tokenizer)
         self.engine, self.shuffled_engine = make(), None
@@ -106,6 +108,7 @@ class Collector:
             contract=options.train.contract,
             rows=self.rows,
             num_rollouts=options.rollout.num_rollouts,
+            num_steps=num_steps,
             dtype=options.train.model.dtype,
         )
         if self.judge.wants_order:
@@ -124,12 +127,13 @@ class Collector:
         compiled = sum(program._cache_size() for program in own)
         return compiled + sum(engine.num_compiles for engine in engines)
 
-    def collect(self, policy, items, tracker) -> list[Experience]:
-        """Draws completions of `policy`, see `GrpoPrograms.policy`, for one step.
+    def collect(self, policy, items, tracker, number: int, num_left: int = 0) -> list[Experience]:
+        """Draws completions of `policy`, see `GrpoPrograms.policy`, for step `number` of the run.
 
         Without dynamic sampling that is one batch of `items`. With it (max_draws > 1) batches are
-        drawn until the groups whose `grpo.filter` reward differs fill an update, or the draws are
-        used up. The list is empty where the data has ended.
+        drawn until the groups whose `grpo.filter` reward differs, and `num_left` of the step
+        before, fill an update, or the draws are used up. The list is empty where the data has
+        ended.
         """
         prepared, parts = self.engine.prepare(policy), []
         for _ in range(self.options.max_draws):
@@ -137,13 +141,14 @@ class Collector:
                 item = next(items, None)
             if item is None:
                 break
-            parts.append(self._collect_one(prepared, item, tracker))
-            enough = sum(int(part.differing.sum()) for part in parts) >= self.rows
+            parts.append(self._collect_one(prepared, item, tracker, number))
+            found = num_left + sum(int(part.differing.sum()) for part in parts)
+            enough = found >= self.rows
             if self.options.max_draws == 1 or all(gather(enough)):
                 break
         return parts
 
-    def _collect_one(self, prepared, item: Step, tracker) -> Experience:
+    def _collect_one(self, prepared, item: Step, tracker, number) -> Experience:
         with tracker.phase("rollout"):
             batch = fill_rows(item.batch, item.valid, self.weights.model)
             visual = None
@@ -151,7 +156,7 @@ class Collector:
                 visual = self._encode(prepared, sharding.place_batch(batch, self.mesh))
             rollout, shuffled = self._draw(prepared, item, batch, visual)
         with tracker.phase("rewards"):
-            verdict = self.judge(item, rollout, shuffled)
+            verdict = self.judge(item, rollout, shuffled, number)
             placed = sharding.place_batch((verdict.total, verdict.valid), self.mesh)
             advantages, informative = map(sharding.local_rows, self._advantages(*placed))
             taking = taking_part(self.options, verdict, rollout)

@@ -19,6 +19,7 @@ from videorft_jax.data.loader.steps import Step
 from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
+from videorft_jax.rewards import answers
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig, Rewards, reward_order, score
 from videorft_jax.rewards.embedding_cache import (
     EmbeddingCache,
@@ -27,6 +28,7 @@ from videorft_jax.rewards.embedding_cache import (
 )
 from videorft_jax.rewards.metrics import summarize
 from videorft_jax.rewards.semantic import SemanticOptions, SemanticReward, SemanticScores
+from videorft_jax.rewards.user import TrainerState, Training
 from videorft_jax.rollout.results import Rollout
 
 ORDER = "order"  # the reward of T-GRPO: did it help that the frames stood in order?
@@ -45,7 +47,8 @@ class Verdict(NamedTuple):
 class Judge:
     """The configured rewards of one run.
 
-    rows: number of prompts of this process. num_rollouts: R. dtype: of SigLIP's computation.
+    rows: number of prompts of this process. num_rollouts: R. num_steps: steps of
+    the run. dtype: of SigLIP's computation.
     contract: the media contract under which the loader reads clips.
     """
 
@@ -59,9 +62,12 @@ class Judge:
         contract,
         rows: int,
         num_rollouts: int,
+        num_steps: int,
         dtype: str,
     ):
-        self._config, self._rewards = rewards, Rewards(rewards)
+        self._num_steps = num_steps
+        answers.check_tags(tokenizer)
+        self._config, self._rewards = rewards, Rewards(rewards, in_training=True)
         self._tokenizer, self._mesh, self._rollouts = tokenizer, mesh, num_rollouts
         self.wants_order = ORDER in [name for name, _ in rewards.rewards]
         self._semantic: SemanticReward | None = None
@@ -93,15 +99,26 @@ class Judge:
             for rows, ends in zip(tokens, lengths, strict=True)
         ]
 
-    def __call__(self, step: Step, rollout: Rollout, shuffled: Rollout | None = None) -> Verdict:
-        """Scores the completions of one batch of the loader.
+    def check_record(self, record) -> None:
+        """Raises ValueError for a user reward that needs a field which the record does not have."""
+        self._rewards.check_record(record)
+
+    def __call__(
+        self,
+        step: Step,
+        rollout: Rollout,
+        shuffled: Rollout | None = None,
+        number: int = 1,
+    ) -> Verdict:
+        """Scores the completions of one batch of the loader, drawn in step `number` of the run.
 
         shuffled: a second rollout of the same prompts with shuffled frames, for the reward "order".
         """
         texts = self.read(rollout.tokens, rollout.lengths)
         known = np.flatnonzero(step.valid)  # rows that hold a sample
         wait = self._start_semantic(step, texts)
-        batch = self._score(step, rollout, shuffled, texts, known, wait)
+        state = TrainerState(number, self._num_steps, step.epoch)
+        batch = self._score(step, rollout, shuffled, texts, known, wait, state)
         batch = _without_failed(batch, rollout.failed[known])
         types = [step.records[row][0].problem_type for row in known]
         metrics = self._summarise(batch, types, wait().stats if wait else {})
@@ -121,7 +138,7 @@ class Judge:
             assert self._semantic is not None
             return self._semantic(frames, texts, clips)
 
-    def _score(self, step, rollout, shuffled, texts, known, wait) -> RewardBatch:
+    def _score(self, step, rollout, shuffled, texts, known, wait, state) -> RewardBatch:
         """Computes the string rewards of the `known` rows and combines them with the others."""
         if not len(known):
             empty = np.zeros((0, self._rollouts))
@@ -133,7 +150,17 @@ class Judge:
         if shuffled is not None:
             others = self.read(shuffled.tokens[known], shuffled.lengths[known])
             given[ORDER] = self._score_order(completions, others, records)
-        return self._rewards(completions, records, given=given, num_tokens=rollout.lengths[known])
+        ids = [
+            [list(map(int, tokens[:length])) for tokens, length in zip(*row, strict=True)]
+            for row in zip(rollout.tokens[known], rollout.lengths[known], strict=True)
+        ]
+        return self._rewards(
+            completions,
+            records,
+            given=given,
+            num_tokens=rollout.lengths[known],
+            training=Training(ids, state),
+        )
 
     def _score_order(self, completions, shuffled, records):
         def accuracy(texts):
@@ -152,6 +179,7 @@ class Judge:
             "counts": batch.counts,
             "types": types,
             "stats": stats,
+            "logged": dict(batch.logged),
         }
         parts = gather(own)
         filled = [part for part in parts if part["types"]]
@@ -170,7 +198,13 @@ class Judge:
             for name, value in means.items()
         }
         types = [kind for part in filled for kind in part["types"]]
-        return summarize(whole, types, self._config) | means
+        logged = [part["logged"] for part in filled]
+        names = {name for own in logged for name in own}
+        own_metrics = {
+            f"user/{name}": float(np.mean([own[name] for own in logged if name in own]))
+            for name in sorted(names)
+        }
+        return summarize(whole, types, self._config) | means | own_metrics
 
 
 def _without_failed(batch: RewardBatch, failed: np.ndarray) -> RewardBatch:

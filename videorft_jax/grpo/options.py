@@ -69,3 +69,21 @@ class GrpoOptions:
                 f"{name}: rollout.temperature is {rollout.temperature}; completions of a group "
                 "would all be the same, give a positive number"
             )
+
+
+_AT_RATIO_ONE = {"gspo": "grpo", "sapo": "grpo", "cispo": "dapo"}
+
+
+def without_ratio(options: GrpoOptions) -> GrpoOptions:
+    """The simplest options that train the same.
+
+    With one update a rollout every ratio of policies is 1. Then clips do nothing, gspo and sapo
+    have the gradient of grpo, and cispo that of dapo.
+    """
+    if options.num_updates > 1:
+        return options
+    variant = _AT_RATIO_ONE.get(options.loss.variant, options.loss.variant)
+    plain = dataclasses.replace(
+        options.loss, variant=variant, clip_low=0.0, clip_high=0.0, dual_clip=0.0
+    )
+    return dataclasses.replace(options, loss=plain)

@@ -23,17 +23,20 @@ had happened.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videorft_jax.grpo import leftover
 from videorft_jax.grpo.completion_log import CompletionLog
-from videorft_jax.grpo.dynamic_sampling import choose_rows, join_batches
+from videorft_jax.grpo.dynamic_sampling import TAKEN, find_shape, join_batches
 from videorft_jax.grpo.experience import Collector, Experience, describe, taking_part
+from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
@@ -51,6 +54,18 @@ log = logging.getLogger(__name__)
 _LANE = 128  # completion lengths are multiples of it where it divides the longest
 
 
+class Laid(NamedTuple):
+    """The groups of one update, laid out on the mesh.
+
+    fates: where the groups of each draw went, int [B]: TAKEN, LEFT or PASSED. is_empty: no
+    completion of any process takes part.
+    """
+
+    rows: GroupRows
+    fates: list[np.ndarray]
+    is_empty: bool
+
+
 class Trainer:
     """The programs of one run and what flows between them.
 
@@ -59,8 +74,17 @@ class Trainer:
 
     def __init__(self, options: GrpoOptions, run: Run):
         self.options, self.mesh, self.weights = options, run.mesh, run.weights
-        self.collector = Collector(options, run.weights, mesh=run.mesh, tokenizer=run.tokenizer)
+        self.collector = Collector(
+            options,
+            run.weights,
+            mesh=run.mesh,
+            tokenizer=run.tokenizer,
+            num_steps=run.total,
+        )
         self.programs = GrpoPrograms(options, run.weights, run.optimizer, run.shardings)
+        self.left = Leftover()  # Groups that wait for the next update.
+        if options.max_draws > 1:
+            self.left = leftover.load(run.folder, run.start)
         self.reference: tuple[Any, ...] = ()  # What the programs read of the reference policy.
         if options.loss.beta:
             self.reference = (None if run.weights.lora else self._read_reference(run),)
@@ -82,39 +106,33 @@ class Trainer:
         """Number of programs compiled so far."""
         return self.programs.num_compiled + self.collector.num_programs
 
-    def collect(self, state, items, tracker) -> list[Experience]:
+    def collect(self, state, items, tracker, number: int) -> list[Experience]:
         """Draws and judges completions of the state's policy; see `Collector.collect`."""
         policy = self.programs.policy(state.params, state.frozen)
-        return self.collector.collect(policy, items, tracker)
+        return self.collector.collect(policy, items, tracker, number, len(self.left))
 
-    def make_rows(self, parts: list[Experience]) -> GroupRows:
+    def make_rows(self, parts: list[Experience]) -> Laid:
         """Lays the groups of an update out on the mesh, one row each.
 
         Of several draws (`grpo.max_draws`) the groups that differ are taken in the order in which
-        they were drawn, each padded to a shape that holds all; others fill what is left.
+        they were drawn, each padded to a shape that holds all; others fill what is left. Those that
+        differ and find no place wait for the next update.
         """
         options, last = self.options, parts[-1]
-        rows = self._join_rows(parts) if len(parts) > 1 else self._host_rows(last)
+        found = [self._host_rows(part) for part in parts]
+        fates = [np.full(len(last.differing), TAKEN)]
+        if options.max_draws > 1:
+            found, fates = self.left.choose(found, [part.differing for part in parts])
+            rows = join_rows(found)
+        else:
+            rows = found[0]
         longest = max(gather(int(rows.groups.lengths.max())))
         size = fit_length(longest, options.rollout.max_new_tokens, options.length_buckets)
         groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
         rows = rows._replace(groups=groups, sampler=rows.sampler[..., :size])
         placed = sharding.place_batch(rows, self.mesh)
-        return placed._replace(groups=placed.groups._replace(visual=last.visual))
-
-    def _join_rows(self, parts: list[Experience]) -> GroupRows:
-        """The rows of several draws that an update learns from."""
-        found = [self._host_rows(part) for part in parts]
-        batch = join_batches([rows.groups.batch for rows in found])
-        leaves: Any = [
-            (rows.groups.completions, rows.groups.lengths, rows.advantages, rows.sampler)
-            for rows in found
-        ]
-        whole: Any = tuple(map(np.concatenate, zip(*leaves, strict=True)))
-        rows = GroupRows(Groups(batch, *whole[:2]), *whole[2:])
-        differing = np.concatenate([part.differing for part in parts])
-        chosen = choose_rows(differing, len(parts[-1].differing))
-        return jax.tree.map(lambda leaf: leaf[chosen], rows)
+        placed = placed._replace(groups=placed.groups._replace(visual=last.visual))
+        return Laid(placed, fates, is_empty=longest == 0)
 
     def _host_rows(self, part: Experience) -> GroupRows:
         """The groups of one batch as NumPy rows; a completion that takes no part has length 0."""
@@ -129,6 +147,14 @@ class Trainer:
     def taking_part(self, part: Experience) -> np.ndarray:
         """Tells which completions are learnt from, bool [B, R]."""
         return taking_part(self.options, part.verdict, part.rollout)
+
+    def save_left(self, run: Run, number: int) -> None:
+        """Writes the groups that wait beside the checkpoint of step `number`."""
+        if self.options.max_draws > 1:
+            folder = run.checkpointer.folder
+            leftover.save(
+                run.folder, number, self.left.parts, lambda step: (folder / f"{step:08d}").exists()
+            )
 
     def pass_over(self, state):
         """Counts a step in which no completion takes part; returns (state, metrics).
@@ -154,6 +180,20 @@ class Trainer:
         return state, metrics
 
 
+def join_rows(parts: list[GroupRows]) -> GroupRows:
+    """Stacks the rows of several draws, each padded to a shape that holds those of all processes,
+    since groups that waited may have another shape on each."""
+    batches = [rows.groups.batch for rows in parts]
+    shape = np.max(gather(find_shape(batches)), axis=0).tolist()
+    batch = join_batches(batches, shape)
+    leaves: Any = [
+        (rows.groups.completions, rows.groups.lengths, rows.advantages, rows.sampler)
+        for rows in parts
+    ]
+    whole: Any = tuple(map(np.concatenate, zip(*leaves, strict=True)))
+    return GroupRows(Groups(batch, *whole[:2]), *whole[2:])
+
+
 def fit_length(longest: int, limit: int, num_buckets: int) -> int:
     """Gives the smallest of `num_buckets` lengths up to `limit` that holds `longest`.
 
@@ -175,14 +215,16 @@ def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None])
     """
     updates = options.num_updates
     with open_run(options.train, workdir, "grpo", check_memory, updates) as run:
-        start = int(run.state.step) // updates
+        start = run.start
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)
             return 0
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
             raise ValueError(f"{options.train.name}: processes read different data, plans {plans}")
-        _loop(run, Trainer(options, run), start)
+        trainer = Trainer(options, run)
+        trainer.collector.judge.check_record(run.loader.first_record)
+        _loop(run, trainer, start)
     return 0
 
 
@@ -193,19 +235,22 @@ def _loop(run: Run, trainer: Trainer, start: int) -> None:
     ):
 
         def take_step(number, state, tracker):
-            parts = trainer.collect(state, items, tracker)
+            parts = trainer.collect(state, items, tracker, number)
             if not parts:
+                log.info("%d groups that differ are left over", len(trainer.left))
                 return None
             with tracker.phase("update"):
-                rows = trainer.make_rows(parts)
-                own = any(bool(trainer.taking_part(part).any()) for part in parts)
-                is_empty = not any(gather(own))
+                rows, fates, is_empty = trainer.make_rows(parts)
+                if trainer.options.max_draws > 1:
+                    state = run.place_schedule(state, number, parts[0].item.index)
                 state, metrics = (
                     trainer.pass_over(state) if is_empty else trainer.update(state, rows)
                 )
-            for part in parts:  # The devices run the update meanwhile.
-                completions.write(number, part.item, part.rollout, part.verdict, part.advantages)
+            for part, fate in zip(parts, fates, strict=True):  # The devices run the update.
+                completions.write(number, part, fate, trainer.options)
             logged = describe(parts) | {"perf/programs": trainer.num_programs}
+            if trainer.options.max_draws > 1:
+                logged["groups/left"] = float(sum(gather(len(trainer.left))))
             counts = _count_work(trainer.options, run, parts, rows)
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
@@ -214,7 +259,9 @@ def _loop(run: Run, trainer: Trainer, start: int) -> None:
             return Taken(state, metrics | logged, counts, records, next_batch, is_empty)
 
         shown = ("loss", "rewards/total/mean", "rewards/accuracy/mean")
-        run_steps(run, start, take_step, show=shown)
+        run_steps(
+            run, start, take_step, show=shown, before_save=functools.partial(trainer.save_left, run)
+        )
 
 
 def _count_work(

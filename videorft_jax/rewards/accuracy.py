@@ -90,6 +90,21 @@ def score_accuracy(
     return score_answer(answer, reference, problem_type, options, mode)
 
 
+def find_unreadable(record, mode: str = "strict") -> tuple[str, str] | None:
+    """What keeps the rules of `mode` from reading a record's true answer, and a remedy; None where
+    they can. Every completion of such a record would be masked, or worth 0 in repo mode."""
+    kind, solution = record.problem_type, record.solution
+    if kind not in RULES[mode]:
+        return f"no rule for {kind!r}", f"choose one of {', '.join(RULES[mode])}"
+    reference = answers.first_block(solution, "answer")
+    reference = solution.strip() if reference is None else reference
+    score = score_answer(reference, reference, kind, record.options or (), mode)
+    if not reference or isinstance(score, Outcome) or not score > 0:
+        shown = " ".join(solution.split())[:60]
+        return f"{kind} with the truth {shown!r}", f"write one that mode {mode} can read"
+    return None
+
+
 def score_answer(
     answer: str | None,
     reference: str,

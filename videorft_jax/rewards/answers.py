@@ -63,6 +63,21 @@ def extract_answer(text: str) -> str | None:
     return answer if all(block == answer for block in blocks) else None
 
 
+def check_tags(tokenizer) -> None:
+    """Raises ValueError where the tokenizer loses a tag that the rewards read.
+
+    Texts are decoded without special tokens, so a tag that is one never reaches a reward: every
+    completion would look as if it had no answer.
+    """
+    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+        ids = tokenizer.encode(f"{tag}a", add_special_tokens=False)
+        if tag not in tokenizer.decode(ids, skip_special_tokens=True):
+            raise ValueError(
+                f"tokenizer: {tag} is a special token and is lost where texts are decoded; set "
+                '"special": false for it in tokenizer.json and tokenizer_config.json'
+            )
+
+
 def is_think_then_answer(text: str) -> bool:
     """Whether all of `text` is a think block, optional whitespace and an answer block.
 

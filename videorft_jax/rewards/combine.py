@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from videorft_jax.rewards import accuracy as rules
-from videorft_jax.rewards.user import NOT_APPLICABLE, UserReward
+from videorft_jax.rewards.user import NOT_APPLICABLE, Training, UserReward
 
 BUILT_IN = ("accuracy", "format", "length")
 # Above what accuracy the gate of a type opens. One shared word gives a free-form answer a positive
@@ -80,6 +80,7 @@ class RewardBatch:
       valid: bool [B, R], every reward that counts has a value.
       is_open: bool [B, R], the gate; None when nothing is gated.
       counts: "name/reason" -> number of samples.
+      logged: "name/metric" -> mean of what a user reward has logged.
     """
 
     scores: dict[str, np.ndarray]
@@ -87,14 +88,21 @@ class RewardBatch:
     valid: np.ndarray
     is_open: np.ndarray | None
     counts: dict[str, int]
+    logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Rewards:
     """The configured rewards; user functions are loaded, and refused, here and not at step one."""
 
-    def __init__(self, config: RewardConfig):
+    def __init__(self, config: RewardConfig, in_training: bool = False):
         self.config = config
-        self._user = {name: UserReward(name) for name, _ in config.rewards if ":" in name}
+        names = [name for name, _ in config.rewards if ":" in name]
+        self._user = {name: UserReward(name, in_training) for name in names}
+
+    def check_record(self, record: Any) -> None:
+        """Raises ValueError for a user reward that needs a field which the record does not have."""
+        for user in self._user.values():
+            user.check_record(record)
 
     def __call__(
         self,
@@ -103,6 +111,7 @@ class Rewards:
         prompts: Sequence[str] | None = None,
         given: Mapping[str, Any] | None = None,
         num_tokens: np.ndarray | None = None,
+        training: Training | None = None,
     ) -> RewardBatch:
         """Scores a batch.
 
@@ -113,6 +122,7 @@ class Rewards:
           given: name -> float [B, R] of the rewards computed elsewhere, NaN where failed; or a
             function that returns it, called when the strings are scored.
           num_tokens: int [B, R], lengths of the completions; only for the length bonus.
+          training: what user rewards get besides texts, in training.
 
         Raises:
           ValueError: shapes that do not agree, or a named reward that is not given.
@@ -132,7 +142,10 @@ class Rewards:
         if prompts is None:
             prompts = [getattr(record, "problem", "") for record in records]
         deadline = time.monotonic() + config.timeout_s
-        started = {n: user.start(prompts, completions, records) for n, user in self._user.items()}
+        started = {
+            name: user.start(prompts, completions, records, training)
+            for name, user in self._user.items()
+        }
         scores: dict[str, np.ndarray] = {}
         counts: collections.Counter[str] = collections.Counter()
         for name in {"accuracy", "format"} & set(names):  # The users' threads work meanwhile.
@@ -155,13 +168,18 @@ class Rewards:
         scores = {n: np.where(absent.get(n, False), np.nan, scores[n]) for n in names}
         types = [record.problem_type for record in records]
         total, valid, is_open = combine(scores, types, config, absent)
-        return RewardBatch(scores, total, valid, is_open, dict(counts))
+        logged = {
+            f"{name}/{metric}": value
+            for name, user in self._user.items()
+            for metric, value in user.take_metrics().items()
+        }
+        return RewardBatch(scores, total, valid, is_open, dict(counts), logged)
 
 
 def score(
     completions: Sequence[Sequence[str]] | Sequence[str],
     records: Sequence[Any],
-    mode: str = "repo",
+    mode: str = "strict",
     rewards: Sequence[str] = ("accuracy", "format"),
 ) -> dict[str, np.ndarray]:
     """Each reward of each completion, unweighted and ungated.

@@ -4,9 +4,14 @@ A user reward is any `module:function` in the form that TRL users write,
 
     def reward(prompts, completions, **kwargs) -> list[float | None]
 
-or the same with `async def`, or a generator. `kwargs` holds each record field as a list. The
-function is called once per record, with that record's R completions, so one bad record costs one
-group. All calls of a batch run in one worker thread.
+or the same with `async def`, or a generator. `kwargs` holds each record field as a list, and during
+training `completion_ids` (lists of token ids), `trainer_state` (`TrainerState`) and `log_metric`
+(name, value). The function is called once per record, with that record's R completions, so one bad
+record costs one group. All calls of a batch run in one worker thread.
+
+Prompts and completions are texts. A function that fails on texts with a TypeError, AttributeError
+or LookupError and succeeds on chats, [{"role": "assistant", "content": text}], as TRL gives them
+for conversational data, gets chats from then on.
 
 A Python thread cannot be killed. When the deadline passes, what is finished is kept, the rest is
 masked, and the thread is left behind: it stops by itself before its next record, its late results
@@ -18,6 +23,7 @@ such a thing in a process of its own.
 
 import asyncio
 import collections
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -40,14 +46,40 @@ FIELDS = (
 
 NOT_APPLICABLE = math.inf  # stands for no score: the reward says nothing of the completion
 # Arguments that TRL gives and we do not.
-_NOT_GIVEN = ("completion_ids", "prompt_ids", "trainer_state", "log_extra", "log_metric")
+_NOT_GIVEN = ("prompt_ids", "log_extra")
+# Arguments that are given where completions were drawn in training, and not to `vr.score`.
+_IN_TRAINING = ("completion_ids", "trainer_state", "log_metric")
 
 
-def load_function(spec: str) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True)
+class TrainerState:
+    """What a user reward may know of the run: the step that is being taken, counted from 1, the
+    last step, and the epoch of the batch, counted from 0. The names are those of `transformers`."""
+
+    global_step: int
+    max_steps: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What rewards get besides texts where completions were drawn in training.
+
+    completion_ids: B lists of R lists of token ids.
+    """
+
+    completion_ids: Sequence[Sequence[Sequence[int]]]
+    state: TrainerState
+
+
+def load_function(spec: str, in_training: bool = False) -> Callable[..., Any]:
     """The function that `module:function` names.
 
+    in_training: calls give `completion_ids`, `trainer_state` and `log_metric`.
+
     Raises:
-      ValueError: no such module or function, or it does not take keywords that it does not name.
+      ValueError: no such module or function, it does not take keywords that it does not name, or
+        it needs arguments that no call gives.
     """
     module_name, _, name = spec.partition(":")
     try:
@@ -62,18 +94,25 @@ def load_function(spec: str) -> Callable[..., Any]:
         raise ValueError(f"reward {spec}: {error}; name a function written in Python") from None
     if inspect.Parameter.VAR_KEYWORD not in kinds or inspect.Parameter.POSITIONAL_ONLY in kinds:
         raise ValueError(f"reward {spec}: takes no **kwargs; take (prompts, completions, **kwargs)")
-    _refuse_unknown_arguments(spec, function)
-    return function
-
-
-def _refuse_unknown_arguments(spec, function):
-    """Raises ValueError for an argument without a default that no call would ever give."""
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in _NOT_GIVEN and parameter.default is inspect.Parameter.empty:
+    if inspect.isasyncgenfunction(function):
+        raise ValueError(
+            f"reward {spec}: is an async generator; return a list, or await and return"
+        )
+    missing = _NOT_GIVEN if in_training else (*_NOT_GIVEN, *_IN_TRAINING)
+    for name in needed_arguments(function):
+        if name in missing:
             raise ValueError(
                 f"reward {spec}: needs {name}, which is not given here; give it a default, or use "
                 "prompts, completions and the fields of the record"
             )
+    return function
+
+
+def needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """The names of the arguments without which the function cannot be called."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]
 
 
 def record_fields(record: Any, num_completions: int) -> dict[str, list[Any]]:
@@ -88,13 +127,38 @@ def record_fields(record: Any, num_completions: int) -> dict[str, list[Any]]:
 class UserReward:
     """One user function and the thread it may still be running in."""
 
-    def __init__(self, spec: str):
-        self.spec = spec
-        self.function = load_function(spec)
+    def __init__(self, spec: str, in_training: bool = False):
+        self.spec, self._in_training = spec, in_training
+        self.function = load_function(spec, in_training)
         self._thread: threading.Thread | None = None
+        self._takes_chats: bool | None = None  # None: no call has shown it yet
+        self._metrics: dict[str, list[float]] = {}
+
+    def check_record(self, record: Any) -> None:
+        """Raises ValueError for an argument of the function that is no field of the record."""
+        given = {"prompts", "completions", *record_fields(record, 1)}
+        given |= set(_IN_TRAINING) if self._in_training else set()
+        for name in needed_arguments(self.function):
+            if name not in given:
+                raise ValueError(
+                    f"reward {self.spec}: needs {name}, which is no field of the records; give it "
+                    "a default, or add the field to every record"
+                )
+
+    def take_metrics(self) -> dict[str, float]:
+        """Gives the means of what the function has logged since the last call, by name."""
+        logged, self._metrics = self._metrics, {}
+        return {name: float(np.mean(values)) for name, values in logged.items()}
+
+    def _log_metric(self, name: str, value: Any) -> None:
+        self._metrics.setdefault(str(name), []).append(float(value))
 
     def start(
-        self, prompts: Sequence[str], completions: Sequence[Sequence[str]], records: Sequence[Any]
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Sequence[str]],
+        records: Sequence[Any],
+        training: Training | None = None,
     ) -> Callable[[float], tuple[np.ndarray, dict[str, int]]]:
         """Starts the calls for B records with R completions each and returns at once.
 
@@ -114,7 +178,12 @@ class UserReward:
             for i, record in enumerate(records):
                 if stop.is_set():
                     return
-                results[i] = self._call(prompts[i], completions[i], record)
+                more: dict[str, Any] = {}
+                if training is not None:
+                    more["completion_ids"] = [list(ids) for ids in training.completion_ids[i]]
+                    more["trainer_state"] = training.state
+                    more["log_metric"] = self._log_metric
+                results[i] = self._call(prompts[i], completions[i], record, more)
 
         thread = threading.Thread(target=work, name=f"reward {self.spec}", daemon=True)
         self._thread = thread
@@ -128,23 +197,49 @@ class UserReward:
         return collect
 
     def _call(
-        self, prompt: str, completions: Sequence[str], record: Any
+        self, prompt: str, completions: Sequence[str], record: Any, more: dict[str, Any]
     ) -> tuple[list[float], dict[str, int], str]:
-        num = len(completions)
-        try:
-            returned = self.function(
-                prompts=[prompt] * num,
-                completions=list(completions),
-                **record_fields(record, num),
-            )
-            if inspect.iscoroutine(returned):
-                returned = asyncio.run(returned)
+        num, fields = len(completions), record_fields(record, len(completions)) | more
+
+        def call(takes_chats: bool) -> Any:
+            prompts: list[Any] = [prompt] * num
+            texts: list[Any] = list(completions)
+            if takes_chats:
+                prompts = [[{"role": "user", "content": text}] for text in prompts]
+                texts = [[{"role": "assistant", "content": text}] for text in texts]
+            returned = self.function(prompts=prompts, completions=texts, **fields)
+            if inspect.isawaitable(returned):
+                returned = asyncio.run(_wait(returned))
             if isinstance(returned, Iterator):
                 returned = list(itertools.islice(returned, num + 1))  # it may have no end
-            return *_to_floats(returned, num), ""
+            return returned
+
+        try:
+            return *_to_floats(self._find_form(call), num), ""
         except BaseException as error:  # SystemExit too: it is not for us
             line = " ".join(traceback.format_exception_only(error)[-1].split())
             return [math.nan] * num, {"raised": num}, line
+
+    def _find_form(self, call: Callable[[bool], Any]) -> Any:
+        """The result of a call with texts or, where the function takes those, with chats."""
+        if self._takes_chats is not None:
+            return call(self._takes_chats)
+        try:
+            returned = call(False)
+        except (TypeError, AttributeError, LookupError) as error:
+            try:
+                returned = call(True)
+            except Exception:
+                raise error from None
+            self._takes_chats = True
+            logging.getLogger(__name__).info("reward %s: takes chats, not texts", self.spec)
+            return returned
+        self._takes_chats = False
+        return returned
+
+
+async def _wait(awaitable):
+    return await awaitable
 
 
 def _to_floats(returned: Any, num: int) -> tuple[list[float], dict[str, int]]:

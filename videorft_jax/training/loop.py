@@ -34,11 +34,13 @@ def run_steps(
     take_step: Callable[[int, TrainState, Tracker], Taken | None],
     *,
     show: Sequence[str] = ("loss",),
+    before_save: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Takes the steps after `start` up to `run.total`, or until the data ends.
 
     take_step: (number, state, tracker) -> the step, or None where the data has ended. show: metrics
-    that the console shows.
+    that the console shows. before_save: called with the step of each checkpoint before it is
+    written.
 
     Raises RuntimeError when too many steps in a row were not finite, and SystemExit once a
     checkpoint is written after SIGTERM or Ctrl-C.
@@ -62,16 +64,18 @@ def run_steps(
             taken = take_step(number, state, tracker)
             if taken is None:
                 log.info("the data ended after step %d of %d", number - 1, run.total)
+                before_save(number - 1)
                 run.save(number - 1, state, len(run.loader))
                 break
             state = taken.state
-            rate = run.learning_rate(number, int(taken.metrics["skipped"]))
+            rate = run.learning_rate(state)
             tracker.log(number, taken.metrics | {"lr": rate}, **taken.counts)
             check_skipped(run, number, taken)
             empty_in_row = empty_in_row + 1 if taken.is_empty else 0
             _check_empty(run, number, empty_in_row)
             stop = guard.should_stop(number)
             if stop or number == run.total or number % options.checkpoint.every == 0:
+                before_save(number)
                 run.save(number, state, taken.next_batch)
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import numpy as np
 import optax
 
 from videorft_jax.training.trees import path_of
@@ -79,3 +80,25 @@ def _decayed(params):
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not re.search(r"(norm|bias)$", path_of(path)), params
     )
+
+
+def _is_schedule(part):
+    return isinstance(part, optax.ScaleByScheduleState)
+
+
+def read_schedule(opt_state) -> int:
+    """The number of optimizer steps that the learning-rate schedule has seen."""
+    parts = jax.tree.leaves(opt_state, is_leaf=_is_schedule)
+    return int(next(part for part in parts if _is_schedule(part)).count)
+
+
+def set_schedule(opt_state, count: int):
+    """Puts the learning-rate schedule of an optimizer's state at optimizer step `count`; moments
+    and their bias corrections stay as they are."""
+
+    def put(part):
+        if not _is_schedule(part):
+            return part
+        return part._replace(count=jax.device_put(np.int32(count), part.count.sharding))
+
+    return jax.tree.map(put, opt_state, is_leaf=_is_schedule)

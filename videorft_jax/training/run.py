@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from transformers import PreTrainedTokenizerFast
 
@@ -32,7 +33,12 @@ from videorft_jax.models.hf_folder import check_vocabulary
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
 from videorft_jax.training import changes
-from videorft_jax.training.optimizer import make_optimizer, make_schedule
+from videorft_jax.training.optimizer import (
+    make_optimizer,
+    make_schedule,
+    read_schedule,
+    set_schedule,
+)
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.step import TrainState
@@ -157,8 +163,9 @@ def make_loader(
 class Run:
     """What a training loop starts from: step 0, or the newest checkpoint of the work directory.
 
-    next_batch: the loader's batch that follows those of the checkpoint. total: steps of the whole
-    run. updates: optimizer steps of each. meta: what every checkpoint of the run says about it.
+    start: the step of the checkpoint. next_batch: the loader's batch that follows those of the
+    checkpoint. total: steps of the whole run. updates: optimizer steps of each. meta: what every
+    checkpoint of the run says about it.
     """
 
     options: TrainOptions
@@ -170,6 +177,7 @@ class Run:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     state: TrainState
+    start: int
     next_batch: int
     total: int
     updates: int
@@ -186,16 +194,38 @@ class Run:
         """The sharding of every array of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
-    def learning_rate(self, number: int, skipped: int) -> float:
-        """The rate of step `number`, its last update, when `skipped` updates were not taken."""
+    def learning_rate(self, state: TrainState) -> float:
+        """The rate of the last update that `state` has taken."""
         schedule = make_schedule(self.options.optim, self.total * self.updates)
-        return float(schedule(max(0, number * self.updates - skipped - 1)))
+        return float(schedule(max(0, read_schedule(state.opt_state) - 1)))
+
+    def place_schedule(self, state: TrainState, number: int, batch: int) -> TrainState:
+        """Puts the schedule where step `number`, whose first batch is `batch`, stands in the run.
+
+        Where a step takes several batches of the data, training may end long before step `total`.
+        The schedule then follows the data, so that it ends where training ends.
+        """
+        done = max((number - 1) / self.total, batch / len(self.loader))
+        count = int(done * self.total * self.updates)
+        return state._replace(opt_state=set_schedule(state.opt_state, count))
 
     def save(self, number: int, state: TrainState, next_batch: int) -> None:
         """Starts to write the checkpoint of step `number`; the run goes on with `next_batch`."""
         self.mirror.push()
-        data = self.meta["data"] | {"next_batch": next_batch}
+        data = self.meta["data"] | {"next_batch": next_batch, "step": number}
         self.checkpointer.save(number, state, self.meta | {"data": data})
+
+
+def _renumber(state: TrainState, count: int) -> TrainState:
+    """The state with `count` optimizer steps behind it, which differs from the checkpoint's own
+    number where a run goes on with another number of updates a step."""
+    if int(state.step) == count:
+        return state
+    log.info("%d optimizer steps of the checkpoint count as %d", int(state.step), count)
+    return state._replace(
+        step=jax.device_put(np.int32(count), state.step.sharding),
+        opt_state=set_schedule(state.opt_state, max(0, count - int(state.skipped))),
+    )
 
 
 def _write_config(path, values):
@@ -272,12 +302,14 @@ def open_run(
             state = fresh_state(options, weights, optimizer, abstract, mesh)
         else:
             loader.check_digest(saved["data"]["plan"])
+        start = saved["data"].get("step", int(state.step) // updates)
+        state = _renumber(state, start * updates)
         meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
         meta |= agreed | {"data": {"plan": loader.digest}}
         if jax.process_index() == 0:
             _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
-            saved["data"]["next_batch"], total, updates, meta, mirror,
+            start, saved["data"]["next_batch"], total, updates, meta, mirror,
         )  # fmt: skip
     log.info("%s: done; next: videorft export --checkpoint=%s --out=DIR", options.name, workdir)

@@ -19,6 +19,7 @@ from videorft_jax.data.loader.steps import Steps
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
 from videorft_jax.data.records.quarantine import Failure, Quarantine
+from videorft_jax.data.records.records import Record
 from videorft_jax.data.records.source import Source
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,11 @@ class Loader:
                 f"{name} in {count}" for name, count in sorted(measured.unused.items())
             )
             log.warning("fields that change nothing but user rewards: %s records", what)
+
+    @property
+    def first_record(self) -> Record:
+        """The first record that this process is going to read."""
+        return self._load.measurer.source[int(self.schedule.record[0])]
 
     def _measure(self, measurer: Measurer, sizes: SizeCache) -> Measured:
         try:
