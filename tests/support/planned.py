@@ -17,6 +17,8 @@ from hlo import collectives, squeezed
 
 from videorft_jax.commands import flags
 from videorft_jax.commands.plan import read_options
+from videorft_jax.models.family import find_family
+from videorft_jax.models.family import parse_config as parse_any
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.models.siglip.hf_folder import TowerConfig
 from videorft_jax.planning import machines, plan
@@ -48,15 +50,25 @@ def narrow_model():
     return parse_config(values)
 
 
-def narrow_job(place, mode, **changes):
-    config = load_recipe(mode)
+def narrow_qwen3_model():
+    values = find_family("qwen3_vl").hf_values(
+        "qwen3vl_8b", num_hidden_layers=LAYERS, hidden_size=DIM, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=1024, vocab_size=VOCAB, vision_depth=4,
+        vision_deepstack_visual_indexes=[0, 1, 2], vision_hidden_size=288, vision_num_heads=4,
+        vision_intermediate_size=512, vision_out_hidden_size=DIM,
+    )  # fmt: skip
+    return parse_any(values)
+
+
+def narrow_job(place, mode, *, size="7b", make_model=narrow_model, **changes):
+    config = load_recipe(mode, size)
     config.mesh.tensor, config.data.rows, config.data.row_tokens = TENSOR, ROWS, 1280
     config.media.min_frames = config.media.max_frames = 6
     config.rollout.num_rollouts, config.rollout.max_new_tokens = ROLLOUTS, NEW
     config.train.accumulate = 1
     config.update_from_flattened_dict(changes)
     job = plan.make_job(read_options(config, mode), machines.find(place))
-    weights = make_weights(job.train, narrow_model())
+    weights = make_weights(job.train, make_model())
     tower = TowerConfig(hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2)
     siglip = job.siglip and dataclasses.replace(
         job.siglip, vision=tower, text=tower, vocab_size=1024, image_size=56

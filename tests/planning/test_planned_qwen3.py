@@ -1,0 +1,97 @@
+"""`videorft plan`: the programs of Qwen3-VL, compiled for four kinds of TPU.
+
+A DeepStack merger's features ride on the visual tokens, and the tower attends without windows; the
+traffic between chips must be that of the first family all the same.
+"""
+
+import math
+
+import pytest
+from hlo import collectives, squeezed
+from planned import (
+    DIM,
+    FROZEN,
+    HEAD,
+    ROLLOUTS,
+    SHORT,
+    activations,
+    compile_programs,
+    layer_weights,
+    narrow_job,
+    narrow_qwen3_model,
+    sent,
+    times,
+)
+
+from videorft_jax.planning.estimate import least_update
+
+PLACES = (
+    "v5e:2x2",
+    pytest.param("v5p:2x2x1", marks=pytest.mark.slow),
+    pytest.param("v6e:2x2", marks=pytest.mark.slow),
+    pytest.param("tpu7x:2x2x1", marks=pytest.mark.slow),
+)
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def programs(request):
+    """(job, compiled programs) of GRPO with a frozen tower, in few and short completions."""
+    pytest.importorskip("libtpu")
+    changes = FROZEN | SHORT | {"grpo.beta": 0.04, "rollout.num_rollouts": ROLLOUTS}
+    job = narrow_job(
+        request.param, "grpo", size="qwen3vl_8b", make_model=narrow_qwen3_model, **changes
+    )
+    return job, compile_programs(job, {"vision", "prefill", "decode", "update"})
+
+
+def num_values(messages):
+    return sum(math.prod(dims) * count for dims, count in messages.items())
+
+
+def test_visual_tokens_carry_the_features_of_every_merger(programs):
+    job, compiled = programs
+    assert job.weights.model.visual_dim == 4 * DIM
+    assert list(compiled) == ["vision", "prefill", "decode", "update"]
+
+
+def test_the_tower_sends_two_sums_a_layer_and_one_a_merger(programs):
+    job, compiled = programs
+    found = collectives(compiled["vision"].hlo)
+    assert {kind for kind, _, _ in found} == {"all-reduce"}
+    vision = job.weights.model.vision
+    inside, mergers = 0, 0
+    for (_, dims, _), count in found.items():
+        inside += count * (vision.dim in dims)
+        mergers += count * (vision.dim not in dims)
+    assert inside == 2 * vision.num_layers
+    assert mergers == 1 + len(vision.deepstack_layers)
+
+
+def test_the_prompt_sends_two_sums_a_layer(programs):
+    found = sent(programs[1]["prefill"].hlo)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert found["all-reduce", 1].total() == 2  # of a layer, behind attention and MLP
+
+
+def test_decode_sends_hidden_states_alone(programs):
+    job, compiled = programs
+    found = collectives(compiled["decode"].hlo)
+    states = squeezed((job.shape.rows // job.parts, ROLLOUTS, DIM))
+    assert {kind for kind, _, _ in found} == {"all-reduce"}
+    assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
+    assert found["all-reduce", states, 2] == 2  # behind attention and MLP, over tensor
+
+
+def test_update_gathers_weights_once_a_pass_and_fits(programs):
+    job, compiled = programs
+    memory = compiled["update"].memory
+    assert least_update(job) * 2**30 < memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    found = sent(compiled["update"].hlo)
+    assert found["all-gather", 1] == times(layer_weights(job, "text"), 3)  # policy twice, reference
+    assert found["all-gather", 0][HEAD] == 2
+    # Gradients go back once; the compiler may put matrices of one width into one message.
+    assert num_values(found["reduce-scatter", 1]) == num_values(
+        layer_weights(job, "text", gathered=False)
+    )
+    states = activations(job, job.shape.length + ROLLOUTS * 128)
+    assert found["all-reduce", 1][states] == 5 + 2
