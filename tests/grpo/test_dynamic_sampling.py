@@ -70,7 +70,7 @@ def simulate(steps, chance, max_draws):
         rollout=types.SimpleNamespace(max_new_tokens=C),
     )
 
-    def collect_one(prepared, item, tracker):
+    def collect_one(prepared, item, tracker, number):
         differing = rng.random(ROWS) < chance
         tokens = np.full((ROWS, 8 + item.shape), item.shape)
         pixels = np.zeros((ROWS, 1 + item.shape % 2, 1 + item.shape // 2, 64, 4), np.uint8)
@@ -92,7 +92,7 @@ def simulate(steps, chance, max_draws):
     drawn, trained = np.zeros((2, len(SHARES)))
     for _ in range(steps):
         waiting = len(trainer.left)
-        parts = collector.collect(None, items, tracker, waiting)
+        parts = collector.collect(None, items, tracker, 1, waiting)
         for part in parts:
             drawn[part.item.shape] += part.differing.sum()
         rows, fates, _ = trainer.make_rows(parts)
