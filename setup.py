@@ -49,6 +49,7 @@ setup(
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],
         "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2"],
+        "heic": ["pillow-heif"],  # photos of phones
         "test": [
             "decord==0.6.0",
             "httpx2>=2.16,<3",
@@ -59,6 +60,7 @@ setup(
             "mkdocstrings[python]",
             "mypy",
             "peft",
+            "pillow-heif",
             "psutil",
             "pydantic>=2",
             "pytest",

@@ -46,13 +46,16 @@ def resolve(path: str | os.PathLike, root: str | os.PathLike | None, limits: Lim
         if os.path.isabs(name) and not roots:
             raise MediaError("outside_root", "an absolute path", name)
         roots.append(real_root)
-    for written in _spellings(name):
-        real = os.path.realpath(written if root is None else os.path.join(real_root, written))
-        if root is not None and not any(os.path.commonpath([r, real]) == r for r in roots):
-            raise MediaError("outside_root", "a path or link leads out of the data root", name)
+    base = "" if root is None else real_root
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
         try:
+            real = os.path.realpath(_spell(base, written))
+            if root is not None and not any(os.path.commonpath([r, real]) == r for r in roots):
+                raise MediaError("outside_root", "a path or link leads out of the data root", name)
             if os.path.lexists(real):
                 return real
+        except MediaError:
+            raise
         except (ValueError, UnicodeEncodeError):
             raise MediaError("missing", "the path is no valid file name", repr(name)) from None
     if WINDOWS.match(name):
@@ -62,13 +65,22 @@ def resolve(path: str | os.PathLike, root: str | os.PathLike | None, limits: Lim
     return os.path.realpath(name if root is None else os.path.join(real_root, name))
 
 
-def _spellings(name: str) -> list[str]:
-    """The name as it is written, and what it may be called on another system."""
-    found = [name]
-    for written in (name, name.replace("\\", "/")):
-        found += [written, unicodedata.normalize("NFC", written)]
-        found += [unicodedata.normalize("NFD", written)]
-    return list(dict.fromkeys(found))
+def _spell(base: str, name: str) -> str:
+    """The path of `name` below `base`, each part of it composed as it is on this disk."""
+    place = os.path.join(base, name)
+    if name.isascii() or os.path.lexists(place):
+        return place
+    place = base if not os.path.isabs(name) else "/"
+    for part in name.split("/"):
+        there = os.path.join(place, part)
+        if not part.isascii() and not os.path.lexists(there):
+            same = unicodedata.normalize("NFC", part)
+            with contextlib.suppress(OSError):
+                found = os.listdir(place or ".")
+                alike = (entry for entry in found if unicodedata.normalize("NFC", entry) == same)
+                there = os.path.join(place, next(alike, part))
+        place = there
+    return place
 
 
 @contextlib.contextmanager

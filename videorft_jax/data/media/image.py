@@ -15,8 +15,8 @@ from videorft_jax.data.media.files import read_guarded
 from videorft_jax.data.media.sampling import target_size
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # JPEG includes the MPO of phones
-BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF")  # of the box that opens the file
-BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"), "HEIF")
+AVIF_BRANDS = {b"avif", b"avis"}  # The box that opens a file names all that the file keeps to.
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,6 +28,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+MOST_BRANDS = 256  # bytes of the opening box that are read
 IMAGE_FPS = 2.0  # of the clip that a still image becomes, so that a grid step lasts one second
 
 
@@ -106,13 +107,15 @@ def _formats(name: str | bytes) -> tuple[str, ...]:
     """The formats that are tried: AVIF where Pillow was built with it, HEIC where the plug-in
     pillow-heif is installed. Raises MediaError unsupported where the file needs what is missing."""
     if isinstance(name, bytes):
-        head = name[4:12]
+        head = name[:MOST_BRANDS]
     else:
         with open(name, "rb") as file:
-            head = file.read(12)[4:]
-    if head[:4] != b"ftyp" or head[4:] not in BRANDS:
+            head = file.read(MOST_BRANDS)
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = {head[8:12], *(head[i : i + 4] for i in range(16, end, 4))}
+    if head[4:8] != b"ftyp" or not brands & (AVIF_BRANDS | HEIF_BRANDS):
         return IMAGE_FORMATS
-    if BRANDS[head[4:]] == "AVIF":
+    if brands & AVIF_BRANDS:
         if not features.check("avif"):
             raise MediaError("unsupported", "an AVIF picture; install pillow 11.3 or newer")
         return ("AVIF",)
