@@ -1,10 +1,14 @@
 """Qwen3-VL through the commands: SFT, export, three kinds of GRPO, evaluate."""
 
 import json
+import shutil
 
 import pytest
 import tiny_run
 import transformers
+
+import videorft_jax as vr
+from videorft_jax.data.records.source import RecordSource
 
 MEDIA = {"patch_size": 16, "min_pixels": 64 * 64, "max_pixels": 64 * 64}
 
@@ -16,6 +20,7 @@ def place(tmp_path_factory):
     files = tiny_run.make_data(folder / "data", num_sft=24, num_rl=8, num_eval=4)
     tiny_run.make_model(folder / "model", files["sft"], model_type="qwen3_vl")
     options = make_options(folder / "model", files["sft"], data__rows=8)
+    options["checkpoint.every"] = 1
     run(folder, "sft", "sft_qwen3vl_8b", options)
     arguments = ("export", f"--checkpoint={folder / 'sft'}", f"--out={folder / 'hf'}")
     code, text = tiny_run.finish(tiny_run.start(folder / "cache", *arguments))
@@ -36,6 +41,13 @@ def run(folder, name, recipe, options, command=None):
     code, text = tiny_run.finish(tiny_run.start(folder / "cache", *arguments))
     assert code == 0, text
     return text
+
+
+def run_grpo(folder, files, recipe, changes, name):
+    options = make_options(folder / "hf", files["rl"], **changes)
+    options |= {"rollout.num_rollouts": 4, "rollout.max_new_tokens": 12}
+    options |= {"rewards": (("accuracy", 1.0), ("format", 1.0)), "checkpoint.every": 1}
+    run(folder, name, recipe, options, "grpo")
 
 
 @pytest.mark.slow
@@ -62,14 +74,49 @@ def test_sft_learns_and_its_export_loads_in_transformers(place):
 def test_grpo_samples_what_it_trains(place, recipe, changes, request):
     """Recorded log-probabilities are those that the update computes."""
     folder, files = place
-    options = make_options(folder / "hf", files["rl"], **changes)
-    options |= {"rollout.num_rollouts": 4, "rollout.max_new_tokens": 12}
-    options |= {"rewards": (("accuracy", 1.0), ("format", 1.0)), "checkpoint.every": 1}
     name = f"grpo_{request.node.callspec.id}"
-    run(folder, name, recipe, options, "grpo")
+    run_grpo(folder, files, recipe, changes, name)
     lines = tiny_run.metrics(folder / name)
     assert len(lines) == 2
     assert all(abs(line["sampler_gap"]) < 1e-3 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo_all"])
+def test_a_restart_changes_no_bit(place, stage, request):
+    """What goes on from step 1 ends in the arrays of the run that was never stopped."""
+    folder, files = place
+    if stage == "grpo_all" and not (folder / stage).exists():
+        run_grpo(folder, files, "grpo_qwen3vl_8b", {}, stage)
+    again = folder / f"{stage}_again"
+    shutil.copytree(folder / stage, again)
+    shutil.rmtree(again / "checkpoints" / "00000002")
+    command = stage.removesuffix("_all")
+    arguments = (command, f"--config={folder / (stage + '.py')}", f"--workdir={again}")
+    code, text = tiny_run.finish(tiny_run.start(folder / "cache", *arguments))
+    assert code == 0, text
+    assert "restored step 1" in text
+    whole, resumed = (tiny_run.read_arrays(run, 2) for run in (folder / stage, again))
+    assert whole.keys() == resumed.keys()
+    assert [path for path in whole if whole[path].tobytes() != resumed[path].tobytes()] == []
+
+
+@pytest.mark.slow
+def test_ask_says_what_generate_gives(place):
+    folder, files = place
+    record = RecordSource(files["eval"])[0]
+    clip = folder / "data" / record.path
+    arguments = ("ask", f"--model={folder / 'hf'}", f"--video={clip}", "--question=What is it?")
+    code, text = tiny_run.finish(
+        tiny_run.start(folder / "cache", *arguments, "--dtype=float32", "--max_new_tokens=12")
+    )
+    assert code == 0, text
+    model = vr.load(folder / "hf", dtype="float32")
+    content = [{"type": "video", "video": str(clip)}, {"type": "text", "text": "What is it?"}]
+    out = model.generate(
+        [[{"role": "user", "content": content}]], num_rollouts=1, max_new_tokens=12, temperature=0.0
+    )
+    assert text.splitlines()[-1].strip() == out.texts[0][0].strip().splitlines()[-1]
 
 
 @pytest.mark.slow
