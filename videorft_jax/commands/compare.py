@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         name: [rescore(read_outputs(folder), own.scorer) for folder in name.split(",")]
         for name in own.runs
     }
-    lines = compare(runs)
+    lines = compare(runs, own.scorer)
     plot(lines, own.out)
     print(json.dumps(lines, indent=1) if own.json else f"{format_comparison(lines)}\n{own.out}")
     return 0

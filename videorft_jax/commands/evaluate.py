@@ -11,7 +11,12 @@ from videorft_jax.commands import flags
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
-from videorft_jax.evaluation.benchmarks.catalogue import find_missing, find_task, load_items
+from videorft_jax.evaluation.benchmarks.catalogue import (
+    find_missing,
+    find_other_version,
+    find_task,
+    load_items,
+)
 from videorft_jax.evaluation.benchmarks.variants import check_variant, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
@@ -33,30 +38,34 @@ EXAMPLES = """videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/b
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/grpo_7b/mmvu \\
     --config.evaluate.checkpoint=runs/grpo_7b --config.evaluate.other_media=True ...
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/all \\
-    --benchmarks=vsibench,mvbench --data_root=benchmarks --variant=as_paper ..."""
+    --benchmarks=vsibench,mvbench --data_root=benchmarks --variant=as_paper ...
+videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/direct \\
+    --benchmarks=eval_mmvu.json --data_root=benchmarks --no_think ..."""
 
 
 def main(argv: list[str]) -> int:
     """videorft evaluate --config=FILE --workdir=DIR [--benchmarks=NAME,NAME --data_root=DIR
-    [--variant=as_paper|official]] [--config.section.option=value ...]"""
+    [--variant=as_paper|official] [--no_think]] [--config.section.option=value ...]"""
     own, rest = _split_flags(argv)
     config, workdir = flags.parse(rest, "videorft evaluate", EXAMPLES)
     if not own["benchmarks"]:
-        if own["data_root"] or own["variant"]:
-            raise ValueError("--data_root and --variant are of --benchmarks; name some")
+        if any(own.values()):
+            raise ValueError("--data_root, --variant, --no_think are of --benchmarks; name some")
         evaluate(config, workdir)
         return 0
     names = own["benchmarks"].split(",")
-    evaluate_benchmarks(
-        config, workdir, names, own["data_root"] or ".", own["variant"] or "as_paper"
-    )
+    root, variant = own["data_root"] or ".", own["variant"] or "as_paper"
+    evaluate_benchmarks(config, workdir, names, root, variant, think=not own["no_think"])
     return 0
 
 
 def _split_flags(argv):
     """The flags that name benchmarks, and the other arguments."""
-    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant"), ""), []
+    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant", "no_think"), ""), []
     for argument in argv:
+        if argument == "--no_think":
+            own["no_think"] = "yes"
+            continue
         name, found, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and found and name in own:
             own[name] = value
@@ -66,21 +75,36 @@ def _split_flags(argv):
 
 
 def evaluate_benchmarks(
-    config: ConfigDict, workdir: str, names: list[str], data_root: str, variant: str
+    config: ConfigDict,
+    workdir: str,
+    names: list[str],
+    data_root: str,
+    variant: str,
+    *,
+    think: bool = True,
 ) -> None:
     """Evaluates benchmarks from their own files, each in a folder of the work directory.
 
     Questions whose clip is missing or damaged are written down with their reason and never end the
-    run. Raises ValueError, before the first question, for an unknown benchmark or variant and for
-    files that are missing.
+    run. Where the model is not to `think`, the paper's prompt leaves the reasoning out. Raises
+    ValueError, before the first question, for an unknown benchmark or variant, for one that is
+    named twice, and for files that are missing.
     """
     check_variant(variant)
-    loaded = {name: load_items(find_task(name), data_root) for name in names}
+    tasks = [find_task(name) for name in names]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"benchmarks: {', '.join(names)} name one twice; give each a run")
+    loaded = {task.name: load_items(task, data_root) for task in tasks}
+    for task in tasks:
+        folder, items = loaded[task.name]
+        records = os.path.join(workdir, task.name, RECORDS)
+        write_records(records, items, task.name, variant, think)
+        if other := find_other_version(task, items):
+            log.warning("%s: %s", task.title, other)
     for name, (folder, items) in loaded.items():
         missing = find_missing(folder, items)
         log.info("%s: %d questions, %d media missing", name, len(items), len(missing))
         records = os.path.join(workdir, name, RECORDS)
-        write_records(records, items, name, variant)
         own = ConfigDict(config.to_dict())
         own.name = f"{config.name}, {name}"
         own.data.records, own.data.root = records, str(folder)

@@ -5,19 +5,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from videorft_jax.evaluation.headline import headline
 from videorft_jax.evaluation.intervals import difference_interval, mean_interval
+from videorft_jax.evaluation.published import format_published, published
+from videorft_jax.evaluation.scoreboard import find_misfit
 
 Rows = Sequence[Mapping[str, Any]]  # what `outputs.rescore` returns
 
 
-def compare(runs: Mapping[str, Sequence[Rows]]) -> list[dict[str, Any]]:
+def compare(runs: Mapping[str, Sequence[Rows]], scorer: str = "robust") -> list[dict[str, Any]]:
     """A line for each benchmark and category and each run; the first run is the baseline.
 
     runs: for each name the rows of its seeds, one or several evaluations of the same questions.
     A question's score is its mean over seeds and completions. `accuracy`, `low` and `high` are over
     the questions that the run has a score of; `difference` is (mean, low, high) over those that
     both have, `only_here` and `only_there` count the others; `seeds` is the standard deviation
-    between seeds, None for one.
+    between seeds, None for one. A line of a whole benchmark has its `headline`, the mean over seeds
+    under the rules of `scorer`, the numbers that are `published` of it, by model, and a `warning`
+    where its prompts were not made for the scorer.
     """
     questions = {name: _questions(seeds) for name, seeds in runs.items()}
     first = next(iter(questions))
@@ -47,6 +52,9 @@ def compare(runs: Mapping[str, Sequence[Rows]]) -> list[dict[str, Any]]:
                     "only_here": len(now) - len(both),
                     "only_there": len(before) - len(both),
                     "seeds": _spread(seeds, part),
+                    "headline": None if part[1] else _headline(seeds, part[0], scorer),
+                    "published": {} if part[1] else published(part[0]),
+                    "warning": "" if part[1] else _find_misfit(seeds, part[0], scorer),
                 }
             )
     return lines
@@ -83,6 +91,19 @@ def _spread(seeds, part):
     return statistics.stdev(means) if len(means) > 1 else None
 
 
+def _headline(seeds, benchmark, scorer):
+    found = []
+    for rows in seeds:
+        own = [row for row in rows if row["score"] is not None and row["benchmark"] == benchmark]
+        found += [headline(own, benchmark, scorer)[0]] if own else []
+    return statistics.fmean(found)
+
+
+def _find_misfit(seeds, benchmark, scorer):
+    rows = [row for rows in seeds for row in rows if row["benchmark"] == benchmark]
+    return find_misfit(rows, scorer)
+
+
 def format_comparison(lines: Sequence[Mapping[str, Any]]) -> str:
     """The comparison in Markdown."""
     out = [
@@ -105,7 +126,12 @@ def format_comparison(lines: Sequence[Mapping[str, Any]]) -> str:
             f"| {line['benchmark']} | {line['category'] or 'all'} | {line['run']} "
             f"| {line['questions']} | {accuracy} | {change} | {others} | {spread} |"
         )
-    return "\n".join([*out, ""])
+    out += [
+        f"warning: {line['run']}, {line['benchmark']}: {line['warning']}"
+        for line in lines
+        if line["warning"]
+    ]
+    return "\n".join([*out, "", format_published(lines)])
 
 
 def plot(lines: Sequence[Mapping[str, Any]], path: str) -> None:

@@ -2,7 +2,7 @@
 
 import collections
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videorft_jax.evaluation.headline import by_category, headline
@@ -10,6 +10,21 @@ from videorft_jax.evaluation.intervals import mean_interval
 
 _APART = {"missing": "absent", "too_many_tokens": "too_long"}  # reasons with counts of their own
 _SHOWN = ("undecodable", "absent", "too_long", "open", "unparsed", "truncated", "failed")
+
+
+# Which scorers a prompt was not made for, and what happens then.
+_MISFITS = {
+    ("as_paper", "official"): "the prompt asks for tags, and this scorer wants a bare answer",
+    ("as_paper", "lmms"): "the prompt asks for tags, and this scorer wants a bare answer",
+    ("official", "videorft"): "the prompt asks for no tags, and this scorer then takes the whole "
+    "output, in which a full stop is wrong",
+}
+
+
+def find_misfit(rows: Sequence[Mapping[str, Any]], scorer: str) -> str:
+    """Why the prompts of rows were not made for a scorer, "" where they were."""
+    found = {_MISFITS.get((row.get("variant", ""), scorer), "") for row in rows}
+    return "; ".join(sorted(found - {""}))
 
 
 def tabulate(rows: Sequence[dict[str, Any]], scorer: str) -> dict[str, dict[str, Any]]:
@@ -21,7 +36,8 @@ def tabulate(rows: Sequence[dict[str, Any]], scorer: str) -> dict[str, dict[str,
     clips. Counts of rows: with a score; undecodable (their media are damaged), absent (there is no
     file) or too long for a prompt; open (a judge must read them); unparsed (an output without an
     answer, which is wrong), truncated (cut at its greatest length) and failed (the ground truth
-    cannot be read, or the model gave no finite numbers). categories: the mean of each value of each
+    cannot be read, or the model gave no finite numbers). warning: why the prompts were not made for
+    this scorer, "" where they were. categories: the mean of each value of each
     category, over the rows that have a score.
     """
     grouped = collections.defaultdict(list)
@@ -40,6 +56,7 @@ def _figures(rows, name, scorer):
         "open": sum(row["outcome"] == "open" for row in rows),
         "unparsed": sum(row["outcome"] == "unparsed" for row in rows),
         "failed": sum(row["outcome"] == "failed" or row["finite"] is False for row in rows),
+        "warning": find_misfit(rows, scorer),
         "truncated": sum(not row["reason"] and not row["stopped"] for row in rows),
     }
     if not scored:
@@ -87,4 +104,6 @@ def format_scores(table: dict[str, dict[str, Any]], scorer: str) -> str:
         )
         counts = "".join(f"; {own[key]} {key.replace('_', ' ')}" for key in _SHOWN if own[key])
         lines.append(f"    score: {own['how']}{counts}")
+        if own["warning"]:
+            lines.append(f"    warning: {own['warning']}")
     return "\n".join(lines)

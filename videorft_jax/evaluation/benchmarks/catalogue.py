@@ -1,10 +1,11 @@
 """All benchmarks by name, and what of them is on a disk."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videorft_jax.evaluation.benchmarks import long_video, reasoning, temporal
+from videorft_jax.evaluation.benchmarks.records_file import ENDINGS, records_task
 from videorft_jax.evaluation.benchmarks.task import Item, Task
 
 TASKS: dict[str, Task] = {
@@ -13,9 +14,14 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """Raises ValueError for a name that is no benchmark's."""
+    """The benchmark of that name, or in the record file of that name. Raises ValueError for a name
+    that is no benchmark's."""
+    if pathlib.Path(name).suffix in ENDINGS:
+        return records_task(name)
     if name not in TASKS:
-        raise ValueError(f"benchmarks: no {name!r}; choose among {', '.join(TASKS)}")
+        raise ValueError(
+            f"benchmarks: no {name!r}; choose among {', '.join(TASKS)}, or name a record file"
+        )
     return TASKS[name]
 
 
@@ -44,6 +50,13 @@ def find_missing(folder: pathlib.Path, items: Iterable[Item]) -> list[str]:
     return [path for path in paths if not (folder / path).exists()]
 
 
+def find_other_version(task: Task, items: Sequence[Item]) -> str:
+    """What tells that the files are of another split or version, "" for nothing."""
+    if task.num_rows and len(items) != task.num_rows:
+        return f"{len(items)} rows, its release has {task.num_rows}: another split or version"
+    return ""
+
+
 def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
     """What of a benchmark is on the disk.
 
@@ -65,8 +78,8 @@ def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
     missing = find_missing(folder, items)
     paths = {str(part["path"]) for item in items for part in item.media}
     problems = [f"{item.id}: {item.problem}" for item in items if item.problem]
-    if len(items) != task.num_rows:
-        problems.append(f"{len(items)} rows, its release has {task.num_rows}")
+    if other := find_other_version(task, items):
+        problems.append(other)
     if len({item.id for item in items}) < len(items):
         problems.append("ids are repeated")
     return {

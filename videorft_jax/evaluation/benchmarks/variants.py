@@ -26,6 +26,8 @@ _NUMBER = (
 _SUFFIXES = {
     "multiple choice": " Please provide only the single option letter (e.g., A, B, C, D, etc.) "
     "within the <answer> </answer> tags.",
+    "OCR": " Please transcribe text from the image/video clearly and provide your text answer "
+    "within the <answer> </answer> tags.",
     "numerical": _NUMBER,
     "regression": _NUMBER,
 }
@@ -38,19 +40,28 @@ def check_variant(name: str) -> None:
         raise ValueError(f"benchmarks: variant is {name!r}; choose one of {', '.join(VARIANTS)}")
 
 
-def paper_prompt(item: Item) -> str:
+def paper_prompt(item: Item, think: bool = True) -> str:
     """The paper's wording: the options stand a line each behind the question, and a blank line
-    between them and the instruction, as every option ends in a line break."""
+    between them and the instruction, as every option ends in a line break. Where the model is not
+    to `think`, the instruction to reason is left out and the rest is the same."""
     problem = item.question
     if item.kind == "multiple choice":
         problem += "\n" + "".join(f"{line}\n" for line in lettered(item.options))
-    return problem + _PAPER + _SUFFIXES.get(item.kind, _TEXT)
+    suffix = _SUFFIXES.get(item.kind, _TEXT)
+    return f"{problem}{_PAPER}{suffix}" if think else f"{problem}\n{suffix.lstrip()}"
 
 
-def make_record(item: Item, benchmark: str, variant: str) -> dict[str, Any]:
+def make_record(item: Item, benchmark: str, variant: str, think: bool = True) -> dict[str, Any]:
     """The row of a record file. `as_paper` shows whole clips, `official` the part that the
-    benchmark names. The fields that scoring needs stand beside those of a record."""
-    prompt = paper_prompt(item) if variant == "as_paper" else item.prompt
+    benchmark names. The fields that scoring needs stand beside those of a record.
+
+    Raises ValueError where `official` is asked of a record file, which has no words of its own, and
+    where a prompt that asks for no reasoning shall do without it.
+    """
+    if variant == "official" and not (item.prompt and think):
+        lacks = "prompt of its own" if think else "reasoning to leave out in its own prompt"
+        raise ValueError(f"{benchmark}: has no {lacks}; give --variant=as_paper")
+    prompt = paper_prompt(item, think) if variant == "as_paper" else item.prompt
     media = [dict(part) for part in item.media]
     if variant == "as_paper":
         media = [{k: v for k, v in part.items() if k not in ("start", "end")} for part in media]
@@ -66,6 +77,7 @@ def make_record(item: Item, benchmark: str, variant: str) -> dict[str, Any]:
             {"role": "assistant", "content": item.gold or "?"},
         ],
         "benchmark": benchmark,
+        "variant": variant,
         "question_type": item.kind,
         "choices": list(item.options),
         "categories": dict(item.categories),
@@ -74,13 +86,17 @@ def make_record(item: Item, benchmark: str, variant: str) -> dict[str, Any]:
 
 
 def write_records(
-    path: str | os.PathLike, items: Iterable[Item], benchmark: str, variant: str
+    path: str | os.PathLike,
+    items: Iterable[Item],
+    benchmark: str,
+    variant: str,
+    think: bool = True,
 ) -> None:
     """Writes the record file of a benchmark; the same items give the same bytes."""
     check_variant(variant)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps(make_record(item, benchmark, variant)) + "\n" for item in items]
+    rows = [json.dumps(make_record(item, benchmark, variant, think)) + "\n" for item in items]
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text("".join(rows), encoding="utf-8")
     os.replace(partial, path)
