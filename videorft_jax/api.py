@@ -19,7 +19,7 @@ from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.data.media.contract_file import FILE_NAME, read_contract
+from videorft_jax.data.media.contract_file import read_contract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
@@ -32,6 +32,7 @@ from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.lora import load_adapter, merge_lora
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
 
@@ -174,9 +175,9 @@ class Model:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
-        media = {FILE_NAME: self.contract.to_dict()}
+        files = client_files(self.config, self.contract, self.tokenizer)
         write_checkpoint(
-            folder, self.params, self.config, source_folder=self.folder, side_files=media
+            folder, self.params, self.config, source_folder=self.folder, side_files=files
         )
 
 
@@ -220,6 +221,8 @@ def load(
         factors, lora = load_adapter(os.fspath(adapter), config)
         params = jax.jit(functools.partial(merge_lora, config=lora))(params, factors)
     contract = saved.contract if saved else read_contract(folder)
+    if adapter is not None:  # It was trained last.
+        contract = read_contract(adapter) or contract
     where = "of its training" if contract else "of an evaluation, since none lies with the weights"
     contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
     if mrope_rule is not None:

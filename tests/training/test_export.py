@@ -9,78 +9,22 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_run
 import torch
 import transformers
 from safetensors.numpy import load_file
+from trained_place import LORA, TrainedPlace
 
 import videorft_jax as vr
-from videorft_jax import cli
-from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.models.hf_folder import flatten, read_checkpoint
-from videorft_jax.models.lora import LoraConfig
+from videorft_jax.models.hf_folder import flatten
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore
-from videorft_jax.training.state import expected_meta
-from videorft_jax.training.step import TrainState
 from videorft_jax.training.trees import join
-from videorft_jax.training.weights import Weights
-
-LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
-
-
-class Place:
-    """A model and three runs that started from it; `arrays` are what a run holds at its step 3."""
-
-    def __init__(self, folder):
-        self.folder, self.model = folder, folder / "model"
-        records = tiny_run.make_data(folder / "data", num_sft=8, num_rl=0, num_eval=0)["sft"]
-        tiny_run.make_model(self.model, records)
-        (self.model / "generation_config.json").write_text('{"temperature": 0.5}')
-        self.loaded = vr.load(self.model, dtype="float32", mrope_rule="hf5")
-        self.arrays = {
-            "full": self.save("full", (), None, ema=True),
-            "part": self.save("part", ("vision", "merger"), None),
-            "lora": self.save("lora", (), LORA),
-        }
-
-    def save(self, name, freeze, lora, ema=False):
-        config = tiny_run.sft_config(self.model, "records.jsonl")
-        weights = Weights(self.loaded.config, freeze, lora)
-        trained, frozen = jax.jit(weights.split)(self.loaded.params, jax.random.key(1))
-        rng = np.random.default_rng(2)
-
-        def move(leaf):
-            noise = 0.05 * rng.standard_normal(leaf.shape)
-            return jnp.asarray(np.asarray(leaf) + noise, jnp.float32)
-
-        trained = jax.tree.map(move, trained)
-        average = jax.tree.map(move, trained) if ema else None
-        zero = jnp.int32(0)
-        state = TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
-        meta = expected_meta(weights, MediaContract.train())
-        meta |= {"config": json.loads(config.to_json())}
-        with Checkpointer(self.folder / name) as checkpointer:
-            checkpointer.save(3, state, meta)
-        return trained, frozen, average
-
-    def export(self, name, out, *flags):
-        return cli.main(
-            ["export", f"--checkpoint={self.folder / name}", f"--out={out}", *map(str, flags)]
-        )
-
-    def read(self, out):
-        """Exported arrays under our names, in the dtype of the files."""
-        return {
-            path: np.asarray(leaf)
-            for path, leaf in flatten(read_checkpoint(out, self.loaded.config)).items()
-        }
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return Place(tmp_path_factory.mktemp("export"))
+    return TrainedPlace(tmp_path_factory.mktemp("export"))
 
 
 def assert_same_bits(found, expected):
@@ -107,7 +51,8 @@ def test_transformers_computes_the_same(place, tmp_path, capsys):
     trained, _, _ = place.arrays["full"]
     assert_same_bits(place.read(tmp_path / "hf"), flatten(trained))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        assert (tmp_path / "hf" / name).read_bytes() == (place.model / name).read_bytes()
+        kept = f"source_{name}" if name == "generation_config.json" else name
+        assert (tmp_path / "hf" / kept).read_bytes() == (place.model / name).read_bytes()
     assert not list(tmp_path.glob("*.partial"))
 
     place.loaded.params, before = trained, place.loaded.params

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from videorft_jax.data.records.chat_template import chat_template
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 
 SPECIAL_TOKENS = (
@@ -39,16 +40,6 @@ WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NUM_BYTES = 256
-CHAT_TEMPLATE = (
-    "{%- for turn in messages -%}{{ '<|im_start|>' + turn.role + '\\n' }}"
-    "{%- if turn.content is string -%}{{ turn.content }}{%- else -%}"
-    "{%- for part in turn.content -%}"
-    "{%- if part.type in ('image', 'video') -%}"
-    "{{ '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}"
-    "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{{ '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
 
 
 def train_tiny_tokenizer(
@@ -85,17 +76,9 @@ def train_tiny_tokenizer(
         extra_special_tokens=[
             t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")
         ],
-        chat_template=_default_turn(geometry) + CHAT_TEMPLATE,
+        chat_template=chat_template(geometry),
         clean_up_tokenization_spaces=False,
     )
-
-
-def _default_turn(geometry: Geometry) -> str:
-    """The part of a chat template that opens a chat without a system turn."""
-    if not geometry.default_system:
-        return ""
-    turn = f"<|im_start|>system\\n{geometry.default_system}<|im_end|>\\n"
-    return f"{{%- if messages[0].role != 'system' -%}}{{{{ '{turn}' }}}}{{%- endif -%}}"
 
 
 def find_control_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

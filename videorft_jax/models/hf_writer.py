@@ -48,7 +48,8 @@ def write_checkpoint(
 
     `params` leaves are numpy or jax arrays, sharded or not; `dtype` None keeps theirs, which must
     then agree. Tokenizer, processor and generation files are copied from `source_folder`, and
-    `side_files`, name -> JSON values, are written beside them. The folder appears whole: it is
+    `side_files`, name -> text or JSON values, are written beside them; what they replace of the
+    source is kept as `source_NAME`. The folder appears whole: it is
     written beside as `<folder>.partial` and renamed. Every process of a multi-process run calls
     this; the first one writes.
 
@@ -73,9 +74,7 @@ def write_checkpoint(
     try:
         _write_tensors(partial, shards, flat, target, writes)
         if writes:
-            _write_side_files(partial, config, target, source_folder)
-            for name, values in (side_files or {}).items():
-                _write_json(partial / name, values)
+            _write_side_files(partial, config, target, source_folder, side_files or {})
             if folder.exists():
                 folder.rmdir()
             os.replace(partial, folder)
@@ -123,7 +122,7 @@ def _write_tensors(folder, shards, flat, dtype, writes):
     if writes and len(shards) > 1:
         sizes = (math.prod(leaf.hf_shape) for shard in shards for _, leaf, _ in shard)
         index = {"metadata": {"total_size": sum(sizes) * dtype.itemsize}, "weight_map": weight_map}
-        _write_json(folder / tensor_files.INDEX_NAME, index)
+        _write_text(folder / tensor_files.INDEX_NAME, _to_json(index))
 
 
 @jax.jit
@@ -156,7 +155,7 @@ def _to_hf(leaf, block, dtype):
     return out.reshape(leaf.hf_shape)
 
 
-def _write_side_files(folder, config, dtype, source_folder):
+def _write_side_files(folder, config, dtype, source_folder, side_files):
     values = json.loads(config.source)
     values.pop("auto_map", None)  # an export never asks for remote code
     for part in (values, values.get("text_config"), values.get("vision_config")):
@@ -165,18 +164,28 @@ def _write_side_files(folder, config, dtype, source_folder):
                 part[key] = dtype.name
     if "dtype" not in values:
         values["torch_dtype"] = dtype.name
-    _write_json(folder / "config.json", values)
+    _write_text(folder / "config.json", _to_json(values))
+    for name, content in side_files.items():
+        _write_text(folder / name, content if isinstance(content, str) else _to_json(content))
     if source_folder is None:
         return
     source = pathlib.Path(source_folder)
     copied = [name for name in _COPIED if (source / name).is_file()]
+    replaced = set(side_files)
+    if "preprocessor_config.json" in replaced:
+        replaced.add("processor_config.json")  # transformers would read processors from it instead
     for name in copied:
-        shutil.copyfile(source / name, folder / name)
+        kept = f"source_{name}" if name in replaced else name
+        shutil.copyfile(source / name, folder / kept)
     logging.info("copied %d of %d side files from %s", len(copied), len(_COPIED), source)
 
 
-def _write_json(path, values):
+def _to_json(values):
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _write_text(path, text):
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=2) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())

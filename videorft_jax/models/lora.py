@@ -231,7 +231,11 @@ def save_adapter(
     modules = [re.escape(known[path]).replace(r"\{\}", r"\d+") for path in pairs]
     adapter = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": None,  # that of AutoPeftModel, which finds the class by the next key
+        "auto_mapping": {
+            "base_model_class": "AutoModelForImageTextToText",
+            "parent_library": "transformers",
+        },
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": config.alpha,

@@ -7,14 +7,16 @@ import shutil
 import tempfile
 
 import jax.numpy as jnp
+import transformers
 
-from videorft_jax.data.media.contract_file import FILE_NAME
+from videorft_jax.data.media import contract_file
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.lora import save_adapter
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
-from videorft_jax.training import restore
+from videorft_jax.rollout.client_files import client_files
+from videorft_jax.training import model_card, restore
 from videorft_jax.training.state import checkpoint_dtype
 
 
@@ -48,14 +50,19 @@ def export(
     config = load_config(source)
     if adapter:
         lora = restore.read_adapter(saved, config, ema=ema)
+        card = model_card.write_card(saved, source, is_adapter=True)
         save_adapter(out, lora, saved.lora, config, base_model=source)
+        (pathlib.Path(out) / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+        contract_file.write_contract(out, saved.contract)
         print(f"adapters of {saved.name} written to {out}; next: videorft ask --adapter={out} ...")
         return
     target = dtype or checkpoint_dtype(source).name
     check_target(out, saved, jnp.dtype(target).itemsize)
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
-    media = {FILE_NAME: saved.contract.to_dict()}
-    write_checkpoint(out, params, config, dtype=target, source_folder=source, side_files=media)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    files = client_files(config, saved.contract, tokenizer)
+    files[model_card.FILE_NAME] = model_card.write_card(saved, source)
+    write_checkpoint(out, params, config, dtype=target, source_folder=source, side_files=files)
     print(f"{saved.name} written to {out} in {target}; next: videorft ask --model={out} ...")
 
 

@@ -18,3 +18,9 @@ def read_contract(folder) -> MediaContract | None:
         return MediaContract.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); export again, or delete it") from None
+
+
+def write_contract(folder, contract: MediaContract) -> None:
+    """Writes the contract into a folder that exists, for `read_contract`."""
+    path = pathlib.Path(folder) / FILE_NAME
+    path.write_text(json.dumps(contract.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,174 @@
+"""Exports as transformers' own processor and `generate` use them, clips given as paths."""
+
+import json
+
+import clips
+import hf_twin as hf
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from trained_place import TrainedPlace
+from transformers.video_utils import VideoMetadata, load_video
+
+import videorft_jax as vr
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.processor_files import describe_equality, processor_files
+from videorft_jax.data.media.sampling import num_sampled, target_size
+
+FIXED = MediaContract(
+    fps=2.0, min_frames=4, max_frames=4, min_pixels=56 * 56, max_pixels=4 * 56 * 56,
+    image_max_pixels=4 * 56 * 56, mrope_rule="hf5",
+)  # fmt: skip
+# Frames, rate, size: long and short, slow and fast. The first ten need no resize; the others do.
+CLIPS = [
+    (4, 2, (56, 56)), (5, 25, (84, 56)), (12, 8, (112, 56)), (13, 8, (56, 112)),
+    (50, 25, (112, 112)), (51, 30, (84, 84)), (77, 12, (84, 112)), (90, 24, (56, 84)),
+    (9, 1, (84, 84)), (33, 5, (112, 84)),
+    (50, 25, (64, 48)), (51, 30, (320, 240)), (77, 12, (240, 320)), (33, 5, (320, 128)),
+]  # fmt: skip
+QUESTION = "What moves?"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    made = TrainedPlace(tmp_path_factory.mktemp("clients"), FIXED)
+    for number, (num, rate, size) in enumerate(CLIPS):
+        (made.folder / f"{number}.mp4").write_bytes(clips.encode(num, rate, size))
+    return made
+
+
+def chat(path):
+    parts = [{"type": "video", "video": str(path)}, {"type": "text", "text": QUESTION}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    """Every video processor of transformers is written with it; it is no part of the test extra."""
+    return pytest.importorskip("torchvision", reason="transformers reads no clip without it")
+
+
+def load_processor(folder):
+    """AutoProcessor, its clips decoded by PyAV, which does not ask for another build of ffmpeg."""
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+
+    def fetch(paths, sample_indices_fn=None):
+        if isinstance(paths, list):
+            return list(zip(*(fetch(path, sample_indices_fn) for path in paths), strict=True))
+        return load_video(paths, backend="pyav", sample_indices_fn=sample_indices_fn)
+
+    processor.video_processor.fetch_videos = fetch
+    return processor
+
+
+def assert_same_answers(place, model, ours, folder):
+    """Frames, pixels, tokens and greedy text of ten clips; `model` is transformers'."""
+    processor = load_processor(folder)
+    model.generation_config.max_new_tokens = 24  # A random model may never stop.
+    texts = set()
+    for number in range(len(CLIPS)):
+        messages = chat(place.folder / f"{number}.mp4")
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        batch = ours.prepare([messages])
+        length = int((batch.segment_ids > 0).sum())
+        np.testing.assert_array_equal(inputs["input_ids"][0], batch.tokens[0, :length])
+        clip = vr.read_video(messages[0]["content"][0]["video"], FIXED)
+        rows, grid = hf.hf_patches(hf.Clip(clip.frames, clip.fps))
+        assert inputs["video_grid_thw"].tolist() == [list(grid)]
+        # A resize in uint8 rounds some values to the other neighbour: one level of 255.
+        level = 0 if number < 10 else 1
+        near = (level + 1e-3) / 255 / 0.26
+        np.testing.assert_allclose(inputs["pixel_values_videos"], rows, atol=near)
+        if level:
+            continue
+        with torch.no_grad():
+            logits = model(**inputs).logits[0].numpy()
+            answer = model.generate(**inputs)[0, length:].numpy()
+        mine = np.asarray(ours.forward(batch))[0, :length]
+        np.testing.assert_allclose(mine, logits, atol=2e-5 * np.abs(logits).max())
+        out = ours.generate([messages], num_rollouts=1, max_new_tokens=24, temperature=0.0)
+        np.testing.assert_array_equal(answer[:24], out.tokens[0, 0, : out.lengths[0, 0]])
+        texts.add(out.texts[0][0])
+    assert len(texts) > 3  # The clips matter.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_ten_clips_of_ten_get_our_answers(place, torchvision, run, tmp_path):
+    out = tmp_path / "hf"
+    assert place.export(run, out) == 0
+    model = transformers.AutoModelForImageTextToText.from_pretrained(out)
+    assert_same_answers(place, model, vr.load(out, dtype="float32"), out)
+
+
+def test_adapters_find_their_class(place, tmp_path):
+    """AutoPeftModel on the adapter folder computes what our merged export does."""
+    assert place.export("lora", tmp_path / "adapter", "--adapter") == 0
+    assert place.export("lora", tmp_path / "merged") == 0
+    tuned = peft.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+    merged = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            tuned(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-4
+        )
+    assert "base_model" in (tmp_path / "adapter" / "README.md").read_text()
+    apart = vr.load(place.model, dtype="float32", adapter=tmp_path / "adapter")
+    assert apart.contract == FIXED
+
+
+def test_the_card_tells_where_the_weights_come_from(place, tmp_path):
+    (place.model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
+    assert place.export("full", tmp_path / "hf") == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    for text in (
+        'license: "apache-2.0"', "`records.jsonl`", 'base_model: "model"', "step 3",
+        "| max_frames | 4 |", "transformers from 5.18 on",
+    ):  # fmt: skip
+        assert text in card
+    assert str(place.folder) not in card
+    (place.model / "README.md").unlink()
+    assert place.export("full", tmp_path / "bare") == 0
+    assert "look it up" in (tmp_path / "bare" / "README.md").read_text()
+
+
+def test_a_template_is_written_where_there_is_none(place, tmp_path):
+    model = vr.load(place.model, dtype="float32")
+    text = model.tokenizer.apply_chat_template(chat("a.mp4"), tokenize=False)
+    model.tokenizer.chat_template = None
+    model.save(tmp_path / "saved")
+    written = (tmp_path / "saved" / "chat_template.jinja").read_text()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place.model)
+    again = tokenizer.apply_chat_template(chat("a.mp4"), tokenize=False, chat_template=written)
+    assert again == text
+
+
+@pytest.mark.slow
+def test_a_count_that_depends_on_the_length_has_the_other_processor(torchvision, tmp_path):
+    """Numbers of frames and sizes are equal there too; the frames themselves are not."""
+    contract = MediaContract(max_frames=32, total_pixels=11_520 * 28 * 28)
+    files = processor_files(contract)
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    theirs = transformers.AutoVideoProcessor.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == "Qwen2VLVideoProcessor"
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        total, rate = int(rng.integers(4, 2000)), float(rng.uniform(1, 60))
+        metadata = VideoMetadata(total_num_frames=total, fps=rate)
+        count = num_sampled(total, rate, contract)
+        # Its arange in floating point now and then holds one frame more.
+        assert len(theirs.sample_frames(metadata)) in (count, count + 1)
+        height, width = rng.integers(30, 2000, 2)
+        video = torch.zeros((1, count, 1, int(height), int(width)), device="meta")
+        size = theirs.size
+        got = theirs.resize(video, size, theirs.resample, 28, 2, cap_pixels_per_frame=True).shape[
+            -2:
+        ]
+        assert tuple(got) == target_size(int(height), int(width), count, contract)
+    assert "in its own way" not in describe_equality(contract)
