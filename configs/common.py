@@ -124,6 +124,11 @@ def get_config() -> ConfigDict:
     config.grpo.divide_by_std = True  # divide advantages by the spread of their group
     config.grpo.scale_rewards = "group"  # spread that divides: of the group, batch, none
     config.grpo.num_updates = 1  # optimizer steps on the completions of one rollout
+    config.grpo.minibatches = 1  # optimizer steps that each of num_updates is split into, by groups
+    config.grpo.normalise_each = False  # normalise each reward before the sum (GDPO)
+    config.grpo.kl_in_reward = False  # take the divergence (k1) off the reward, not into the loss
+    config.grpo.top_entropy = 1.0  # share of tokens, of highest entropy, that are learnt; 1: all
+    config.grpo.off_policy_limit = 0.0  # most drift of a bad completion (DeepSeek-V3.2); 0: off
     config.grpo.mask_truncated = False  # leave completions without an end out of the loss
     config.grpo.sampler_cap = 0.0  # most importance weight of sampler to trainer; 0: no weights
     config.grpo.sampler_floor = 0.0  # least importance weight between sampler and trainer
@@ -136,13 +141,14 @@ def get_config() -> ConfigDict:
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
 
-    # (name, weight) pairs: accuracy, format, semantic, length, order, or package.module:function
+    # (name, weight) pairs: accuracy, format, semantic, length, overlong, order, or module:function
     config.rewards = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))
     # How rewards are computed.
     config.reward = ConfigDict()
     config.reward.mode = "strict"  # rules of the string rewards: repo, paper, strict
     config.reward.gated = ("semantic",)  # rewards that count only where the answer is right
     config.reward.gates = ()  # (problem type, least accuracy) pairs; empty: those of the mode
+    config.reward.overlong_tokens = 128  # tokens before the limit in which "overlong" falls to -1
     config.reward.timeout_s = 30.0  # seconds for the user rewards of a batch
     config.reward.siglip = ""  # Hugging Face folder of a SigLIP, for the semantic reward
     config.reward.frames = 16  # frames of a clip that SigLIP sees

@@ -174,6 +174,10 @@ class LossOptions:
       sampler_rule: truncate moves a weight into [floor, cap], mask gives those outside weight 0.
       dual_clip: a negative advantage counts at most as `dual_clip` times itself, above 1; 0: off.
       entropy_bonus: weight of the entropy that is added to the objective; 0: off.
+      top_entropy: share of a group's tokens, those of highest entropy, that the policy term counts
+        (Wang et al. 2025); 1: off.
+      off_policy_limit: a completion with a negative advantage does not count where the mean of
+        sampler - logprobs is above it (DeepSeek-V3.2); 0: off.
 
     Raises ValueError for an option that cannot work.
     """
@@ -190,6 +194,8 @@ class LossOptions:
     sampler_rule: str = "truncate"
     dual_clip: float = 0.0
     entropy_bonus: float = 0.0
+    top_entropy: float = 1.0
+    off_policy_limit: float = 0.0
 
     def __post_init__(self):
         if self.kl == "k1":
@@ -209,6 +215,10 @@ class LossOptions:
         if min(self.beta, self.clip_low, self.clip_high, self.sampler_cap, self.sampler_floor) < 0:
             raise ValueError(
                 "grpo: beta, clip_low, clip_high, sampler_cap and sampler_floor are not negative"
+            )
+        if not 0 < self.top_entropy <= 1 or self.off_policy_limit < 0:
+            raise ValueError(
+                "grpo: top_entropy is a share above 0, at most 1; off_policy_limit is not negative"
             )
         if self.max_length < 1:
             raise ValueError(f"grpo: max_length is {self.max_length}; give the longest completion")
@@ -249,6 +259,20 @@ def group_advantages(
     return jnp.where(informative[:, None], advantages, 0.0), informative
 
 
+def separate_advantages(rewards: jax.Array, weights, valid: jax.Array):
+    """Makes advantages [B, R] of K rewards, each normalised before the sum (GDPO, Liu et al. 2026),
+    and tells which groups are informative, bool [B].
+
+    rewards float32 [K, B, R], NaN where a reward says nothing; weights [K]; valid bool [B, R]. The
+    weighted sum is divided by its spread over the valid completions of the batch.
+    """
+    known = jnp.isfinite(rewards) & valid
+    each, informative = jax.vmap(group_advantages)(jnp.where(known, rewards, 0.0), known)
+    total = jnp.tensordot(jnp.asarray(weights, jnp.float32), each, 1)  # each sums to 0
+    std = jnp.sqrt((total**2).sum() / jnp.maximum(valid.sum() - 1, 1))
+    return total / (std + ADVANTAGE_EPS), informative.any(0)
+
+
 def grpo_totals(mask: jax.Array) -> dict[str, jax.Array]:
     """Counts the completions and tokens that take part in a whole step; mask bool [B, R, C]."""
     return {
@@ -280,6 +304,8 @@ def grpo_loss(
     beta is above 0. sampler: logprobs that the rollout recorded. entropy: of each token's
     distribution, needed for an entropy bonus.
     """
+    if entropy is None and (config.entropy_bonus or config.top_entropy < 1):
+        raise ValueError("grpo: entropy_bonus or top_entropy is set; give each token's entropy")
     mask = mask.astype(jnp.float32)
     length = jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
     old = jax.lax.stop_gradient(logprobs if old is None else old)
@@ -287,6 +313,8 @@ def grpo_loss(
     if config.variant == "gspo":
         log_ratio = jnp.broadcast_to(log_ratio.sum(-1, keepdims=True) / length, mask.shape)
     token, clipped = _policy_term(jnp.exp(log_ratio), advantages[..., None], logprobs, config)
+    if config.top_entropy < 1 or config.off_policy_limit:
+        token = token * _counted(logprobs, advantages, mask, length, sampler, entropy, config)
     metrics = {"clip_fraction": (clipped * mask).sum() / totals["tokens"]}
     if sampler is not None:
         gap = jnp.where(mask > 0, old - sampler, 0.0)
@@ -302,10 +330,25 @@ def grpo_loss(
     elif config.beta:
         raise ValueError("grpo: beta is above 0; give the reference policy's log-probabilities")
     if config.entropy_bonus:
-        if entropy is None:
-            raise ValueError("grpo: entropy_bonus is above 0; give the entropy of each token")
         token = token - config.entropy_bonus * entropy
     return _aggregate(jnp.where(mask > 0, token, 0.0), length, totals, config), metrics
+
+
+def _counted(logprobs, advantages, mask, length, sampler, entropy, config):
+    """Which tokens the policy term counts, [B, R, C]. Each group decides for itself, so that slices
+    of a step add up."""
+    counted = mask > 0
+    if config.top_entropy < 1:
+        known = jax.lax.stop_gradient(jnp.where(mask > 0, entropy, -jnp.inf))
+        order = jnp.sort(known.reshape(len(known), -1), axis=-1, descending=True)
+        number = jnp.ceil(config.top_entropy * mask.sum((1, 2))).astype(jnp.int32)
+        least = jnp.take_along_axis(order, jnp.maximum(number - 1, 0)[:, None], axis=-1)
+        counted = counted & (known >= least[..., None])
+    if config.off_policy_limit:
+        gap = jnp.where(mask > 0, sampler - jax.lax.stop_gradient(logprobs), 0.0)
+        far = gap.sum(-1, keepdims=True) / length > config.off_policy_limit
+        counted = counted & ~(far & (advantages[..., None] < 0))
+    return counted
 
 
 def _aggregate(token, length, totals, config):

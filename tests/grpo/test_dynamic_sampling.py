@@ -67,6 +67,7 @@ def simulate(steps, chance, max_draws):
         length_buckets=1,
         mask_truncated=False,
         max_draws=max_draws,
+        kl_in_reward=False,
         rollout=types.SimpleNamespace(max_new_tokens=C),
     )
 
@@ -206,7 +207,7 @@ def test_a_shaped_total_does_not_make_a_group_differ(name):
 def test_a_step_without_completions_moves_no_weight():
     """Neither momentum nor weight decay; the number of the step still rises."""
     trainer = grpo.Trainer.__new__(grpo.Trainer)
-    trainer.options = types.SimpleNamespace(num_updates=2, mask_truncated=True)
+    trainer.options = types.SimpleNamespace(steps_per_rollout=2, mask_truncated=True)
     state = types.SimpleNamespace(step=np.int32(4), skipped=3, params={"w": jax.numpy.ones(2)})
     state._replace = lambda step: types.SimpleNamespace(**vars(state) | {"step": step})
     passed, metrics = trainer.pass_over(state)

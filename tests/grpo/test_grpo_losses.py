@@ -1,13 +1,18 @@
 """Advantages and every loss variant against loops in PyTorch, values and gradients."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from naive_grpo import loss as naive
+from naive_grpo import separate_advantages as naive_separate
 
 from videorft_jax import losses
+from videorft_jax.grpo.logprobs import Groups
+from videorft_jax.grpo.update import GroupRows, charge_divergence, split_rows
 
 B, R, C = 3, 4, 6
 
@@ -53,6 +58,10 @@ def draw(seed=0):
             "sampler_rule": "mask",
             "variant": "dapo",
         },
+        {"top_entropy": 0.4},
+        {"top_entropy": 0.2, "variant": "dapo"},
+        {"off_policy_limit": 0.05},
+        {"off_policy_limit": 0.1, "variant": "gspo", "top_entropy": 0.7},
         {"kl": "k2", "variant": "dapo"},
         {"beta": 0.0, "sampler_cap": 1.1},
         {"variant": "cispo", "sampler_cap": 2.0, "clip_high": 0.05},
@@ -149,6 +158,59 @@ def test_advantages_equal_naive(spread):
         np.testing.assert_allclose(got[b], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_separate_advantages_equal_naive():
+    """Three rewards of unlike spread, one of which says nothing of some completions."""
+    rng = np.random.default_rng(4)
+    rewards = rng.normal(size=(3, 5, 4)) * np.array([1.0, 0.01, 30.0])[:, None, None]
+    rewards[0, 2] = 1.0  # all alike
+    rewards[:, 3] = 2.0
+    rewards[1, 0, 1] = rewards[2, 4, 3] = np.nan
+    valid = rng.random((5, 4)) < 0.85
+    weights = (1.0, 0.5, 2.0)
+    found, informative = jax.jit(losses.separate_advantages)(
+        rewards.astype(np.float32), weights, valid
+    )
+    known = [[[None if np.isnan(x) else x for x in row] for row in own] for own in rewards.tolist()]
+    wanted = naive_separate(known, weights, valid.tolist())
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert informative.tolist() == [True, True, True, False, True]
+
+
+def test_the_divergence_is_charged_to_the_reward():
+    """Advantages of reward - beta * sum of log(policy / reference), completion by completion."""
+    logprobs, old, reference, sampler, mask, advantages = draw(6)
+    rewards = np.random.default_rng(7).normal(size=(B, R)).astype(np.float32)
+    rewards[0, 1] = np.nan
+    lengths = mask.sum(-1).astype(np.int32)
+    groups = Groups(None, np.zeros((B, R, C), np.int32), lengths)
+    rows = GroupRows(groups, advantages, sampler, old=old, reference=reference, rewards=rewards)
+    options = types.SimpleNamespace(loss=config(beta=0.3), spread="group", steps_per_rollout=2)
+    charged, mean = charge_divergence(rows, options)
+    for b in range(B):
+        taken = [r for r in range(R) if np.isfinite(rewards[b, r])]
+        own = [rewards[b, r] - 0.3 * sum((old - reference)[b, r, : lengths[b, r]]) for r in taken]
+        own = torch.tensor(np.array(own))
+        wanted = np.zeros(R, np.float32)
+        wanted[taken] = (own - own.mean()) / (own.std() + 1e-4)
+        np.testing.assert_allclose(charged.advantages[b], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mean, (old - reference)[mask].mean(), rtol=1e-4)
+    assert charged.reference is None
+    assert charged.old is old
+    options.steps_per_rollout = 1
+    assert charge_divergence(rows, options)[0].old is None
+
+
+def test_minibatches_hold_each_group_once():
+    rows = GroupRows(
+        Groups(None, np.arange(24).reshape(6, 2, 2), np.arange(12).reshape(6, 2)),
+        np.arange(12.0).reshape(6, 2), np.arange(24.0).reshape(6, 2, 2),
+    )  # fmt: skip
+    parts = split_rows(rows, 3)
+    assert [part.advantages[:, 0].tolist() for part in parts] == [[0, 6], [2, 8], [4, 10]]
+    for part in parts:
+        assert part.groups.lengths.tolist() == part.advantages.tolist()
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match="variant is 'ppo'; choose one of"):
         config(variant="ppo")
@@ -160,6 +222,8 @@ def test_bad_settings():
         ({"dual_clip": 0.9}, "dual_clip is 0.9; give a number above 1"),
         ({"dual_clip": 2.0, "variant": "cispo"}, "dual_clip does nothing in cispo"),
         ({"sampler_floor": 0.5}, "give a sampler_cap above it"),
+        ({"top_entropy": 0.0}, "top_entropy is a share above 0"),
+        ({"off_policy_limit": -1.0}, "off_policy_limit is not negative"),
         ({"sampler_level": "word"}, "sampler_level is 'word'; choose one of"),
         ({"sampler_rule": "drop"}, "sampler_rule is 'drop'; choose one of"),
     ):

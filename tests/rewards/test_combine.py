@@ -156,6 +156,27 @@ def test_favour_length_is_that_of_the_original():
     np.testing.assert_allclose(batch.total, [[1.2, 1, 0]])
 
 
+def test_overlong_completions_are_punished_softly():
+    """DAPO, eq. 13, one completion at a time."""
+    lengths = np.array([[1, 600, 640, 641], [704, 767, 768, 769]])
+    found = combine.punish_overlong(lengths, 768, 128)
+    for length, value in zip(lengths.ravel(), found.ravel(), strict=True):
+        if length <= 768 - 128:
+            wanted = 0.0
+        else:
+            wanted = (768 - 128 - length) / 128 if length <= 768 else -1.0
+        assert value == wanted
+    rewards = (("accuracy", 1.0), ("overlong", 0.5))
+    texts = [[complete("A"), complete("A")]]
+    batch = run(rewards, texts, num_tokens=np.array([[640, 704]]))
+    np.testing.assert_allclose(batch.total, [[1.0, 0.75]])
+    np.testing.assert_allclose(batch.terms, [[[1.0, 1.0]], [[0.0, -0.5]]])
+    with pytest.raises(ValueError, match="overlong_tokens is 900; give at least 1 and at most"):
+        combine.RewardConfig((("overlong", 1.0),), overlong=(768, 900))
+    with pytest.raises(ValueError, match="num_tokens"):
+        run(rewards, texts)
+
+
 def test_reward_order():
     ordered = np.array([[1, 1, 0, math.nan], [1, 0, 0, 0], [1, 1, 1, 1], [math.nan] * 4])
     shuffled = np.array([[1, math.nan], [1, 0], [0, 0], [0, 0]])

@@ -9,6 +9,7 @@ import torch
 def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
     """Tensors [B, R, C]; mask a NumPy array; None stands for what is not given."""
     per_sequence, total_tokens = [], int(mask.sum())
+    counted = count_tokens(logprobs, sampler, mask, advantages, c, entropy)
     for b, r in itertools.product(*map(range, mask.shape[:2])):
         places = np.flatnonzero(mask[b, r])
         if not len(places):
@@ -32,6 +33,7 @@ def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
                 value = -torch.minimum(ratio * advantage, bounded * advantage)
                 if c.dual_clip and advantage < 0:
                     value = torch.minimum(value, -c.dual_clip * advantage)
+            value = value * counted[b, r, place]
             if c.sampler_cap:
                 gaps = start - sampler[b, r, places]
                 gap = gaps.sum() if c.sampler_level == "sequence" else gaps[i]
@@ -57,3 +59,34 @@ def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
     if c.variant == "dr_grpo":
         return total / (len(per_sequence) * c.max_length)
     return total / total_tokens
+
+
+def count_tokens(logprobs, sampler, mask, advantages, c, entropy):
+    """Which tokens have a policy term: those of highest entropy of their group, and none of a bad
+    completion that the policy has moved away from."""
+    counted = np.array(mask)
+    for b in range(len(mask)):
+        if c.top_entropy < 1:
+            own = np.sort(entropy[b].detach().numpy()[mask[b]])[::-1]
+            least = own[int(np.ceil(np.float32(c.top_entropy) * len(own))) - 1]
+            counted[b] &= entropy[b].detach().numpy() >= least
+        for r in range(mask.shape[1]):
+            if c.off_policy_limit and mask[b, r].any() and advantages[b, r] < 0:
+                gap = (sampler[b, r] - logprobs[b, r].detach()).numpy()[mask[b, r]]
+                counted[b, r] &= gap.mean() <= c.off_policy_limit
+    return torch.tensor(counted)
+
+
+def separate_advantages(rewards, weights, valid):
+    """Each reward normalised in its group, summed, and divided by the spread of the batch. Lists
+    [K][B][R] of numbers or None; valid [B][R]."""
+    rows, rollouts = len(valid), len(valid[0])
+    total = torch.zeros(rows, rollouts)
+    for reward, weight in zip(rewards, weights, strict=True):
+        for b in range(rows):
+            places = [r for r in range(rollouts) if valid[b][r] and reward[b][r] is not None]
+            own = torch.tensor([reward[b][r] for r in places])
+            if len(own) < 2:
+                continue
+            total[b, places] += weight * (own - own.mean()) / (own.std() + 1e-4)
+    return total / (total[torch.tensor(valid)].std() + 1e-4)

@@ -71,15 +71,20 @@ def _make_options(config, has_semantic):
             sampler_rule=grpo.sampler_rule,
             dual_clip=grpo.dual_clip,
             entropy_bonus=grpo.entropy_bonus,
+            top_entropy=grpo.top_entropy,
+            off_policy_limit=grpo.off_policy_limit,
         ),
         rollout=RolloutOptions(**config.rollout.to_dict()),
         rewards=rewards,
         semantic=semantic,
         num_updates=grpo.num_updates,
+        minibatches=grpo.minibatches,
         max_draws=grpo.max_draws,
         filter=grpo.filter,
         length_buckets=grpo.length_buckets,
         spread=grpo.scale_rewards if grpo.divide_by_std else "none",
+        normalise_each=grpo.normalise_each,
+        kl_in_reward=grpo.kl_in_reward,
         mask_truncated=grpo.mask_truncated,
         reference_on_host=grpo.reference_on_host,
     )
@@ -104,5 +109,6 @@ def _make_rewards(config, has_semantic):
         gated=tuple(options.gated),
         gate=tuple(map(tuple, options.gates)) or None,
         timeout_s=options.timeout_s,
+        overlong=(config.rollout.max_new_tokens, options.overlong_tokens),
     )
     return found, semantic if has_semantic else None

@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax import losses
@@ -87,6 +88,19 @@ def make_encode(options: GrpoOptions, model: ModelConfig, mesh):
     return jax.jit(encode)
 
 
+def make_advantages(options: GrpoOptions):
+    """Makes (rewards, valid) -> (advantages [B, R], informative [B]).
+
+    rewards are the totals [B, R] or, with `normalise_each`, each of them, [B, K, R].
+    """
+    if not options.normalise_each:
+        return functools.partial(losses.group_advantages, spread=options.spread)
+    weights = [weight for _, weight in options.rewards.rewards]
+    return lambda rewards, valid: losses.separate_advantages(
+        jnp.moveaxis(rewards, 1, 0), weights, valid
+    )
+
+
 class Collector:
     """Draws and judges the completions of a run.
 
@@ -115,9 +129,7 @@ class Collector:
             self.shuffled_engine = make(options.rollout.num_rollouts // 2)
         self.shares_visual = shares_visual(options, weights)
         self._encode = make_encode(options, weights.model, mesh)
-        self._advantages = jax.jit(
-            functools.partial(losses.group_advantages, spread=options.spread)
-        )
+        self._advantages = jax.jit(make_advantages(options))
 
     @property
     def num_programs(self) -> int:
@@ -157,7 +169,10 @@ class Collector:
             rollout, shuffled = self._draw(prepared, item, batch, visual)
         with tracker.phase("rewards"):
             verdict = self.judge(item, rollout, shuffled, number)
-            placed = sharding.place_batch((verdict.total, verdict.valid), self.mesh)
+            read = (
+                np.moveaxis(verdict.terms, 0, 1) if self.options.normalise_each else verdict.total
+            )
+            placed = sharding.place_batch((read, verdict.valid), self.mesh)
             advantages, informative = map(sharding.local_rows, self._advantages(*placed))
             taking = taking_part(self.options, verdict, rollout)
             differing = find_differing(verdict.scores, verdict.total, taking, self.options.filter)

@@ -42,6 +42,7 @@ class Verdict(NamedTuple):
     scores: dict[str, np.ndarray]  # name -> float64 [B, R], NaN where the reward failed
     texts: list[list[str]]  # B lists of R completions
     metrics: dict[str, float]
+    terms: np.ndarray  # float32 [K, B, R], the gated rewards; NaN where one says nothing
 
 
 class Judge:
@@ -142,7 +143,8 @@ class Judge:
         """Computes the string rewards of the `known` rows and combines them with the others."""
         if not len(known):
             empty = np.zeros((0, self._rollouts))
-            return RewardBatch({}, empty, empty.astype(bool), None, {})
+            terms = np.zeros((len(self._config.rewards), 0, self._rollouts))
+            return RewardBatch({}, empty, empty.astype(bool), None, {}, terms)
         records, completions = [step.records[row][0] for row in known], [texts[r] for r in known]
         given: dict[str, Any] = {}
         if wait is not None:
@@ -191,6 +193,7 @@ class Judge:
             _join(part["valid"] for part in filled).astype(bool),
             None if filled[0]["is_open"] is None else _join(part["is_open"] for part in filled),
             _add(part["counts"] for part in filled),
+            terms=np.zeros(0),
         )
         means = _add(part["stats"] for part in parts)
         means = {
@@ -221,7 +224,9 @@ def _spread(batch: RewardBatch, known, shape, texts, metrics) -> Verdict:
     scores = {name: np.full(shape, np.nan) for name in batch.scores}
     for name, array in scores.items():
         array[known] = batch.scores[name]
-    return Verdict(total, valid, scores, texts, metrics)
+    terms = np.full((len(batch.terms), *shape), np.nan, np.float32)
+    terms[:, known] = batch.terms
+    return Verdict(total, valid, scores, texts, metrics, terms)
 
 
 def _join(lists):

@@ -70,8 +70,7 @@ def save(
     path = own / f"{step:08d}-{jax.process_index()}.npz"
     arrays: dict[str, Any] = {"count": len(parts), "processes": jax.process_count()}
     for number, part in enumerate(parts):
-        leaves = (*part.groups.batch, part.groups.completions, part.groups.lengths)
-        for place, leaf in enumerate((*leaves, part.advantages, part.sampler)):
+        for place, leaf in enumerate(jax.tree.leaves(part)):
             arrays[f"{number}/{place}"] = leaf
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
@@ -119,6 +118,8 @@ def _missing(where, step, reason):
 
 def _read_part(file, number):
     size = len(Batch._fields)
-    leaves = [file[f"{number}/{name}"] for name in range(size + 4)]
-    completions, lengths, advantages, sampler = leaves[size:]
-    return GroupRows(Groups(Batch(*leaves[:size]), completions, lengths), advantages, sampler)
+    names = [name for name in file.files if name.startswith(f"{number}/")]
+    leaves = [file[f"{number}/{place}"] for place in range(len(names))]
+    completions, lengths, advantages, sampler, *rewards = leaves[size:]
+    groups = Groups(Batch(*leaves[:size]), completions, lengths)
+    return GroupRows(groups, advantages, sampler, rewards=rewards[0] if rewards else None)

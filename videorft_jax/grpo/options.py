@@ -19,11 +19,15 @@ class GrpoOptions:
       rollout: how completions are drawn.
       rewards: which rewards count, and how much.
       semantic: the options of the semantic reward; None where it is not computed.
-      num_updates: optimizer steps on the completions of one rollout.
+      num_updates: times that the completions of one rollout are learnt from.
+      minibatches: optimizer steps that each of these times is split into, by groups.
       max_draws: batches drawn at most to replace groups of equal rewards; 1 replaces none.
       filter: the reward that must differ within a group for dynamic sampling to keep it.
       length_buckets: completion lengths that the update is compiled for.
       spread: whose spread of rewards divides the advantages: group, batch or none.
+      normalise_each: normalises each reward before the sum (GDPO); the spread is then the batch's.
+      kl_in_reward: takes beta times log(policy / reference), summed over a completion, off its
+        reward instead of adding a divergence to the loss (Ouyang et al. 2022).
       mask_truncated: leaves completions without an end out of the loss.
       reference_on_host: keeps the reference policy in the host's memory between steps.
 
@@ -36,15 +40,39 @@ class GrpoOptions:
     rewards: RewardConfig
     semantic: SemanticOptions | None
     num_updates: int
+    minibatches: int
     max_draws: int
     filter: str
     length_buckets: int
     spread: str
+    normalise_each: bool
+    kl_in_reward: bool
     mask_truncated: bool
     reference_on_host: bool
 
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on the completions of one rollout."""
+        return self.num_updates * self.minibatches
+
+    def check_parts(self, parts: int) -> None:
+        """Raises ValueError where mini-batches do not divide by the parts of the mesh that hold
+        different rows."""
+        rows, slices = self.train.data.rows, parts * self.minibatches * self.train.accumulate
+        if rows % slices:
+            raise ValueError(
+                f"{self.train.name}: data.rows is {rows}; with data * fsdp = {parts}, "
+                f"grpo.minibatches = {self.minibatches} and train.accumulate = "
+                f"{self.train.accumulate} it must be a multiple of {slices}"
+            )
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether log-probabilities are computed before the first optimizer step of a rollout."""
+        return self.steps_per_rollout > 1 or self.kl_in_reward
+
     def __post_init__(self):
-        for field in ("num_updates", "max_draws", "length_buckets"):
+        for field in ("num_updates", "minibatches", "max_draws", "length_buckets"):
             if getattr(self, field) < 1:
                 raise ValueError(
                     f"{self.train.name}: grpo.{field} is {getattr(self, field)}; give at least 1"
@@ -55,6 +83,7 @@ class GrpoOptions:
             raise ValueError(
                 f"{name}: grpo.filter is {self.filter!r}; name one of the rewards, {names}"
             )
+        self._check_combinations(name)
         if self.spread not in SPREADS:
             raise ValueError(
                 f"{name}: grpo.scale_rewards is {self.spread!r}; choose one of {SPREADS}"
@@ -70,6 +99,22 @@ class GrpoOptions:
                 "would all be the same, give a positive number"
             )
 
+    def _check_combinations(self, name):
+        if self.kl_in_reward and not self.loss.beta:
+            raise ValueError(
+                f"{name}: grpo.kl_in_reward without a divergence; set grpo.beta above 0"
+            )
+        if self.kl_in_reward and self.normalise_each:
+            raise ValueError(
+                f"{name}: grpo.kl_in_reward and grpo.normalise_each exclude each other; the "
+                "divergence is no reward that could be normalised by itself"
+            )
+        if self.normalise_each and self.spread != "group":
+            raise ValueError(
+                f"{name}: grpo.normalise_each divides by its own spreads; set "
+                "grpo.scale_rewards=group"
+            )
+
 
 _AT_RATIO_ONE = {"gspo": "grpo", "sapo": "grpo", "cispo": "dapo"}
 
@@ -80,7 +125,7 @@ def without_ratio(options: GrpoOptions) -> GrpoOptions:
     With one update a rollout every ratio of policies is 1. Then clips do nothing, gspo and sapo
     have the gradient of grpo, and cispo that of dapo.
     """
-    if options.num_updates > 1:
+    if options.steps_per_rollout > 1:
         return options
     variant = _AT_RATIO_ONE.get(options.loss.variant, options.loss.variant)
     plain = dataclasses.replace(

@@ -142,7 +142,12 @@ class Trainer:
         lengths = np.where(taking, part.rollout.lengths, 0).astype(np.int32)
         arrays: tuple[Any, ...] = (part.rollout.tokens, lengths)
         weights: tuple[Any, ...] = (part.advantages, part.rollout.logprobs)
-        return GroupRows(Groups(batch, *arrays), *weights)
+        rows = GroupRows(Groups(batch, *arrays), *weights)
+        if self.options.kl_in_reward:
+            verdict = part.verdict
+            rewards: Any = np.where(verdict.valid, verdict.total, np.nan).astype(np.float32)
+            rows = rows._replace(rewards=rewards)
+        return rows
 
     def taking_part(self, part: Experience) -> np.ndarray:
         """Tells which completions are learnt from, bool [B, R]."""
@@ -162,7 +167,7 @@ class Trainer:
         No program runs, since an optimizer moves weights also where the gradient is 0: by its
         momentum and by weight decay.
         """
-        passed = state._replace(step=state.step + self.options.num_updates)
+        passed = state._replace(step=state.step + self.options.steps_per_rollout)
         return passed, {"loss": 0.0, "skipped": state.skipped, "skipped_in_row": 0}
 
     def update(self, state, rows: GroupRows):
@@ -171,13 +176,19 @@ class Trainer:
         With several steps the policy changes between them, so the log-probabilities before the
         first one are computed and kept: the loss clips how far each step moves away from them.
         """
-        if self.options.num_updates > 1:
+        options, reference, found = self.options, self.reference, {}
+        if options.needs_score:
             before = (state.params, state.frozen, rows.groups)
-            old, reference = self.programs.score(*before, *self.reference)
-            rows = rows._replace(old=old, reference=reference)
-        for _ in range(self.options.num_updates):
-            state, metrics = self.programs.step(state, rows, *self.reference)
-        return state, metrics
+            old, known = self.programs.score(*before, *reference)
+            rows = rows._replace(old=old, reference=known)
+        if options.kl_in_reward:
+            rows, kl = self.programs.charge(rows)
+            reference, found = (), {"kl": kl}
+        parts = self.programs.split(rows) if options.minibatches > 1 else [rows]
+        for _ in range(options.num_updates):
+            for part in parts:
+                state, metrics = self.programs.step(state, part, *reference)
+        return state, metrics | found
 
 
 def join_rows(parts: list[GroupRows]) -> GroupRows:
@@ -186,12 +197,10 @@ def join_rows(parts: list[GroupRows]) -> GroupRows:
     batches = [rows.groups.batch for rows in parts]
     shape = np.max(gather(find_shape(batches)), axis=0).tolist()
     batch = join_batches(batches, shape)
-    leaves: Any = [
-        (rows.groups.completions, rows.groups.lengths, rows.advantages, rows.sampler)
-        for rows in parts
-    ]
-    whole: Any = tuple(map(np.concatenate, zip(*leaves, strict=True)))
-    return GroupRows(Groups(batch, *whole[:2]), *whole[2:])
+    nothing: Any = None  # The batches are joined by themselves.
+    others = [rows._replace(groups=rows.groups._replace(batch=nothing)) for rows in parts]
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *others)
+    return whole._replace(groups=whole.groups._replace(batch=batch))
 
 
 def fit_length(longest: int, limit: int, num_buckets: int) -> int:
@@ -213,8 +222,12 @@ def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None])
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
-    updates = options.num_updates
-    with open_run(options.train, workdir, "grpo", check_memory, updates) as run:
+
+    def check(weights, mesh, buckets):
+        options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
+        check_memory(weights, mesh, buckets)
+
+    with open_run(options.train, workdir, "grpo", check, options.steps_per_rollout) as run:
         start = run.start
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)

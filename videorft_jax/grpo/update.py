@@ -6,6 +6,8 @@ programs are made of options, weights and shardings alone, so that the planner c
 machines that are not here.
 """
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models import family
 from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.parallel import sharding
 from videorft_jax.training.step import make_step
 from videorft_jax.training.trees import cast, join
 from videorft_jax.training.weights import Weights
@@ -33,6 +36,7 @@ class GroupRows(NamedTuple):
     sampler: jax.Array  # float32 [B, R, C], log-probabilities that the rollout recorded
     old: jax.Array | None = None  # float32 [B, R, C], before the first update of the step
     reference: jax.Array | None = None  # float32 [B, R, C], of the reference policy
+    rewards: jax.Array | None = None  # float32 [B, R], NaN where not valid; for `kl_in_reward`
 
 
 def make_score(options: GrpoOptions, weights: Weights):
@@ -64,7 +68,9 @@ def reference_params(joined, reference):
 
 def make_loss(options: GrpoOptions, weights: Weights):
     """Makes (loss, totals) for `make_step`; the loss takes the reference weights too."""
-    score = make_score(options, weights)
+    score, terms = make_score(options, weights), options.loss
+    if options.kl_in_reward:
+        terms = dataclasses.replace(terms, beta=0.0)
 
     def totals(rows: GroupRows):
         return losses.grpo_totals(rows.groups.mask)
@@ -72,12 +78,12 @@ def make_loss(options: GrpoOptions, weights: Weights):
     def loss(joined, rows: GroupRows, counts, reference=None):
         logprobs, entropy = score(weights.merged(joined), rows.groups)
         known = rows.reference
-        if options.loss.beta and known is None:
+        if terms.beta and known is None:
             known, _ = score(
                 jax.lax.stop_gradient(reference_params(joined, reference)), rows.groups
             )
         value, metrics = losses.grpo_loss(
-            logprobs, rows.advantages, rows.groups.mask, counts, options.loss,
+            logprobs, rows.advantages, rows.groups.mask, counts, terms,
             old=rows.old, reference=known, sampler=rows.sampler, entropy=entropy,
         )  # fmt: skip
         return value, metrics | {"entropy": entropy.sum() / counts["tokens"]}
@@ -85,11 +91,34 @@ def make_loss(options: GrpoOptions, weights: Weights):
     return loss, totals
 
 
+def charge_divergence(rows: GroupRows, options: GrpoOptions) -> tuple[GroupRows, jax.Array]:
+    """Takes the divergence off the rewards and makes the advantages again; returns the rows, and
+    the mean of log(policy / reference) over tokens."""
+    assert rows.old is not None
+    assert rows.reference is not None
+    assert rows.rewards is not None
+    mask = rows.groups.mask
+    ratio = jnp.where(mask, rows.old - rows.reference, 0.0)
+    rewards, valid = rows.rewards - options.loss.beta * ratio.sum(-1), jnp.isfinite(rows.rewards)
+    advantages, _ = losses.group_advantages(rewards, valid, spread=options.spread)
+    charged = rows._replace(advantages=advantages, reference=None, rewards=None)
+    if options.steps_per_rollout == 1:
+        charged = charged._replace(old=None)
+    return charged, ratio.sum() / jnp.maximum(mask.sum(), 1)
+
+
+def split_rows(rows: GroupRows, count: int) -> list[GroupRows]:
+    """Splits rows [B, ...] into `count` mini-batches of every count-th row, so that each device
+    keeps its own."""
+    return [jax.tree.map(lambda leaf, n=n: leaf[n::count], rows) for n in range(count)]
+
+
 class GrpoPrograms:
     """The compiled programs of an update, each compiled on first use.
 
     score: (params, frozen, groups, [reference]) -> log-probabilities of the policy and, with a
       beta, of the reference policy, before the first of several updates.
+    charge: rows -> see `charge_divergence`. split: rows -> see `split_rows`.
     step: (state, rows, [reference]) -> (state, metrics), one optimizer step.
     """
 
@@ -97,6 +126,11 @@ class GrpoPrograms:
         self._options, self._weights, self._shardings = options, weights, shardings
         self._dtype = jnp.dtype(options.train.model.dtype)
         self.score = jax.jit(self._score_before)
+        self.charge = jax.jit(functools.partial(charge_divergence, options=options))
+        rows = sharding.batch_sharding(jax.tree.leaves(shardings)[0].mesh)
+        self.split = jax.jit(
+            functools.partial(split_rows, count=options.minibatches), out_shardings=rows
+        )
         loss, totals = make_loss(options, weights)
         self.step = make_step(
             self._with_fetched(loss),
@@ -111,7 +145,7 @@ class GrpoPrograms:
     @property
     def num_compiled(self) -> int:
         """Number of programs compiled so far, one for each shape."""
-        programs: tuple[Any, ...] = (self.score, self.step)
+        programs: tuple[Any, ...] = (self.score, self.charge, self.split, self.step)
         return sum(program._cache_size() for program in programs)
 
     @property

@@ -29,13 +29,13 @@ def program_costs(job: Job) -> dict[str, Cost]:
         "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
         "decode": _decode(job),
         "compact": Cost(bytes=2.0 * _cache_bytes(job)),
-        "update": _update(job, _groups(job, shared=True), clips),
+        "update": _times(_update(job, _groups(job, shared=True), clips), 1 / job.grpo.minibatches),
     }
     if not _shares(job):
         found["prefill"] = _read_by_all(flops.forward_cost(model, prompts + clips), parts)
     if job.siglip is not None:
         found["siglip"] = _siglip(job)
-    if job.grpo.num_updates > 1:
+    if job.grpo.needs_score:
         forward = flops.forward_cost(model, _groups(job, shared=True) + clips)
         passes = 2 if job.grpo.loss.beta else 1
         found["score"] = _times(_read_by_all(forward, parts), passes)
@@ -156,7 +156,7 @@ def _train(job, work):
 def _update(job, groups, clips):
     work = groups if _shares(job) else groups + clips
     cost = _train(job, work)
-    if job.grpo.loss.beta and job.grpo.num_updates == 1:
+    if job.grpo.loss.beta and not job.grpo.needs_score:
         forward = flops.forward_cost(job.weights.model, work)
         cost += _read_by_all(forward, job.parts * job.train.accumulate)
     return cost

@@ -292,7 +292,7 @@ class _GrpoPrograms:
         return Program("siglip", self._lower(program, read, batch), beside, self.draws)
 
     def score(self):
-        if self.options.num_updates == 1:
+        if not self.options.needs_score:
             return None
         args = (self.job.state.params, self.job.state.frozen, self._groups, *self._reference)
         return Program(
@@ -304,11 +304,19 @@ class _GrpoPrograms:
         rollouts, size = self.options.rollout.num_rollouts, self.options.rollout.max_new_tokens
         wide = self._array(jnp.float32, rollouts, size)
         rows = update.GroupRows(self._groups, self._array(jnp.float32, rollouts), wide)
-        updates = self.options.num_updates
+        updates, in_reward = self.options.steps_per_rollout, self.options.kl_in_reward
         if updates > 1:
-            rows = rows._replace(old=wide, reference=wide if self.options.loss.beta else None)
-        lower = self._lower(self.own.step, self.job.state, rows, *self._reference)
+            known = wide if self.options.loss.beta and not in_reward else None
+            rows = rows._replace(old=wide, reference=known)
+        rows = jax.tree.map(self._minibatch, rows)
+        fixed = () if in_reward else self._reference
+        lower = self._lower(self.own.step, self.job.state, rows, *fixed)
         return Program("update", lower, self._beside("siglip"), updates, self._update_shapes)
+
+    def _minibatch(self, leaf):
+        """The shape of the rows that one optimizer step takes."""
+        shape = (leaf.shape[0] // self.options.minibatches, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
     @property
     def _update_shapes(self):

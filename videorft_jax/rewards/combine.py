@@ -18,7 +18,7 @@ import numpy as np
 from videorft_jax.rewards import accuracy as rules
 from videorft_jax.rewards.user import NOT_APPLICABLE, Training, UserReward
 
-BUILT_IN = ("accuracy", "format", "length")
+BUILT_IN = ("accuracy", "format", "length", "overlong")
 # Above what accuracy the gate of a type opens. One shared word gives a free-form answer a positive
 # ROUGE, so a gate at 0 is always open (defect 5); the strict values are our choice.
 GATES: dict[str, tuple[tuple[str, float], ...]] = {
@@ -33,13 +33,14 @@ class RewardConfig:
     """Which rewards count, how much, and under which rules.
 
     Attributes:
-      rewards: (name, weight) pairs. A name is built in (accuracy, format, length), a user's
+      rewards: (name, weight) pairs. A name is built in (see BUILT_IN), a user's
         "module:function", or else an array given with each batch (semantic). A reward of weight 0
         is computed and logged but neither counts nor masks.
       mode: repo, paper or strict; see `accuracy`.
       gated: names whose reward counts only where accuracy exceeds the threshold of its type.
       gate: (problem type, threshold) pairs, 0 for a type not named; None: the mode's `GATES`.
       timeout_s: seconds that the user rewards of one batch may take together.
+      overlong: the longest completion and the tokens before it in which "overlong" falls to -1.
 
     Raises:
       ValueError: unknown mode, repeated name, weight or threshold that is not finite, a gate or
@@ -51,6 +52,7 @@ class RewardConfig:
     gated: tuple[str, ...] = ("semantic",)
     gate: tuple[tuple[str, float], ...] | None = None
     timeout_s: float = 30.0
+    overlong: tuple[int, int] = (768, 128)
 
     def __post_init__(self) -> None:
         rules.check_mode(self.mode)
@@ -61,6 +63,12 @@ class RewardConfig:
         for name, number in pairs:
             if not math.isfinite(number):
                 raise ValueError(f"rewards: {name} has the number {number}; give a finite one")
+        limit, buffer = self.overlong
+        if "overlong" in names and not 0 < buffer <= limit:
+            raise ValueError(
+                f"rewards: overlong_tokens is {buffer}; give at least 1 and at most the longest "
+                f"completion, {limit}"
+            )
         needs = [name for name in names if name == "length" or name in self.gated]
         if needs and "accuracy" not in names:
             raise ValueError(
@@ -80,6 +88,8 @@ class RewardBatch:
       valid: bool [B, R], every reward that counts has a value.
       is_open: bool [B, R], the gate; None when nothing is gated.
       counts: "name/reason" -> number of samples.
+      terms: float64 [K, B, R], the gated rewards in the order of the config, before weights; NaN
+        where one says nothing.
       logged: "name/metric" -> mean of what a user reward has logged.
     """
 
@@ -88,6 +98,7 @@ class RewardBatch:
     valid: np.ndarray
     is_open: np.ndarray | None
     counts: dict[str, int]
+    terms: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     logged: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -137,8 +148,8 @@ class Rewards:
                 f"rewards: arrays given for {sorted(given)}, needed for {sorted(expected)}; "
                 "give each reward that is neither built in nor module:function"
             )
-        if "length" in names:
-            _check_shape("length (num_tokens)", num_tokens, shape)
+        for name in {"length", "overlong"} & set(names):
+            _check_shape(f"{name} (num_tokens)", num_tokens, shape)
         if prompts is None:
             prompts = [getattr(record, "problem", "") for record in records]
         deadline = time.monotonic() + config.timeout_s
@@ -161,6 +172,8 @@ class Rewards:
                 counts[f"{name}/failed"] = failed
         if "length" in names:
             scores["length"] = favour_length(scores["accuracy"], np.asarray(num_tokens))
+        if "overlong" in names:
+            scores["overlong"] = punish_overlong(np.asarray(num_tokens), *config.overlong)
         for name, collect in started.items():
             scores[name], reasons = collect(deadline)
             counts.update({f"{name}/{reason}": number for reason, number in reasons.items()})
@@ -168,12 +181,13 @@ class Rewards:
         scores = {n: np.where(absent.get(n, False), np.nan, scores[n]) for n in names}
         types = [record.problem_type for record in records]
         total, valid, is_open = combine(scores, types, config, absent)
+        terms = gate_rewards(scores, config, is_open)
         logged = {
             f"{name}/{metric}": value
             for name, user in self._user.items()
             for metric, value in user.take_metrics().items()
         }
-        return RewardBatch(scores, total, valid, is_open, dict(counts), logged)
+        return RewardBatch(scores, total, valid, is_open, dict(counts), terms, logged)
 
 
 def score(
@@ -245,6 +259,20 @@ def combine(
     return np.where(valid, total, np.nan), valid, is_open
 
 
+def gate_rewards(
+    scores: Mapping[str, np.ndarray], config: RewardConfig, is_open: np.ndarray | None
+) -> np.ndarray:
+    """The scores [K, B, R] in the order of the config, 0 where a gate is closed."""
+    return np.stack(
+        [
+            close_gate(scores[name], is_open)
+            if name in config.gated and is_open is not None
+            else scores[name]
+            for name, _ in config.rewards
+        ]
+    )
+
+
 def open_gate(
     accuracy: np.ndarray, problem_types: Sequence[str], thresholds: Mapping[str, float]
 ) -> np.ndarray:
@@ -281,6 +309,12 @@ def favour_length(
     enough = is_right.sum(axis=1, keepdims=True) >= 2
     fits = (num_tokens >= shortest) & (num_tokens <= longest)
     return (is_right & enough & fits).astype(np.float64)
+
+
+def punish_overlong(num_tokens: np.ndarray, limit: int, buffer: int) -> np.ndarray:
+    """Soft overlong punishment (DAPO, eq. 13), float64 [B, R]: 0 up to limit - buffer tokens, then
+    falling to -1 at `limit` tokens, int [B, R] with the end token."""
+    return np.clip((limit - buffer - num_tokens) / buffer, -1.0, 0.0)
 
 
 def reward_order(

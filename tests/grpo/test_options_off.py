@@ -1,0 +1,50 @@
+"""The loss with every later option off is, to the instruction, the program that it was before."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from videorft_jax import losses
+from videorft_jax.planning.fingerprint import fingerprint
+
+PLAIN = {
+    "variant": "grpo", "beta": 0.04, "kl": "k3", "clip_low": 0.2, "clip_high": 0.28,
+    "max_length": 16, "sampler_cap": 0.0,
+}  # fmt: skip
+# Digests of value and gradient, lowered at the commit before these options came (1c83303).
+KNOWN = {
+    "first": ({}, False, "b6367d181c951c04"),
+    "later": ({}, True, "7d14adb3135f7411"),
+    "dapo": ({"variant": "dapo", "beta": 0.0, "sampler_cap": 2.0}, True, "fae4ca1c9ae7d9c0"),
+    "gspo": ({"variant": "gspo", "kl": "k3_weighted", "dual_clip": 3.0}, True, "764d6c7b12843c69"),
+    "entropy": ({"variant": "sapo", "entropy_bonus": 0.01}, True, "c93132cc3c2c5c7c"),
+}
+
+
+def lower_loss(fields, has_old):
+    options = losses.LossOptions(**(PLAIN | fields))
+    wide = jax.ShapeDtypeStruct((4, 3, 16), jnp.float32)
+    narrow = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+    mask = jax.ShapeDtypeStruct((4, 3, 16), bool)
+
+    def loss(logprobs, advantages, mask, old, reference, sampler, entropy):
+        return losses.grpo_loss(
+            logprobs, advantages, mask, losses.grpo_totals(mask), options,
+            old=old if has_old else None, reference=reference if options.beta else None,
+            sampler=sampler, entropy=entropy,
+        )  # fmt: skip
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return program.lower(wide, narrow, mask, wide, wide, wide, wide).as_text()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_loss_is_the_program_that_it_was(name):
+    fields, has_old, digest = KNOWN[name]
+    assert fingerprint(lower_loss(fields, has_old)) == digest
+
+
+@pytest.mark.parametrize("name", ["top_entropy", "off_policy_limit"])
+def test_an_option_that_is_on_is_another_program(name):
+    text = lower_loss({name: 0.5}, True)
+    assert fingerprint(text) != fingerprint(lower_loss({}, True))
