@@ -44,7 +44,10 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "transformers>=5.18,<6",
     ],
-    entry_points={"console_scripts": ["videorft=videorft_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["videorft=videorft_jax.cli:main"],
+        "lmms_eval.models": ["videorft_jax=videorft_jax.evaluation.lmms_eval:manifest"],
+    },
     extras_require={
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],

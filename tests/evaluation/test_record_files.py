@@ -122,7 +122,7 @@ def test_thinking_or_not_is_a_paired_comparison(place, vsibench, monkeypatch, ca
     assert whole[0]["published"]["VideoRFT-7B"] == 0.368
 
 
-def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench, capsys):
+def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench):
     make_layouts(vsibench)
     names = ["vsibench", "eval_vsibench.json"]
     with pytest.raises(ValueError, match="name one twice"):
@@ -134,9 +134,38 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench, caps
             place.config(), str(vsibench / "run"), ["mvbench"], str(vsibench), "official",
             think=False,
         )  # fmt: skip
-    config = f"--config={vsibench}/none.py"
+
+
+def test_flags_reach_the_evaluation(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(evaluate_command.flags, "parse", lambda argv, *_: (argv, "run"))
+    monkeypatch.setattr(
+        evaluate_command,
+        "evaluate_benchmarks",
+        lambda *values, **more: asked.append((values, more)),
+    )
+    config = "--config=configs/evaluate_7b.py"
+    assert cli.main(["evaluate", config, "--no_think", "--benchmarks=mvbench,mmvu"]) == 0
+    assert cli.main(["evaluate", "--benchmarks=a.json", "--data_root=d", "--variant=official"]) == 0
+    assert asked == [
+        (([config], "run", ["mvbench", "mmvu"], ".", "as_paper"), {"think": False}),
+        (([], "run", ["a.json"], "d", "official"), {"think": True}),
+    ]
     assert cli.main(["evaluate", config, "--no_think"]) == 2
-    capsys.readouterr()
+    assert "are of --benchmarks; name some" in capsys.readouterr().err
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, capsys):
+    """Headlines by hand: three of four right, and the paper's share."""
+    folders = []
+    for name, outputs in (("one", ["B", "B", "B", "A"]), ("two", ["A", "A", "B", "A"])):
+        folders.append(write_run(tmp_path / name, outputs))
+        path = tmp_path / name / "toy/records.jsonl"
+        path.write_text(path.read_text().replace('"toy"', '"mvbench"'))
+    out = tmp_path / "forest.png"
+    assert cli.main(["compare", *folders, f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "| mvbench | 0.7500 | 0.2500 | 0.621 | 0.595 | 0.639 | 0.590 |" in said
 
 
 @pytest.mark.parametrize(
