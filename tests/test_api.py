@@ -112,6 +112,47 @@ def test_ask_streams_what_generate_says(model, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
+def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, tmp_path):
+    """The answers of `ask` with flags are those of the API with the same changes."""
+    folder, ours, clip = model
+    path = str(folder / "data" / clip)
+    part = {"type": "video", "video": path}
+    question = [part, {"type": "text", "text": "What moves?"}]
+    system = {"role": "system", "content": "Be brief."}
+    base = ["ask", f"--model={folder / 'model'}", f"--video={path}", "--question=What moves?"]
+    base += ["--max_new_tokens=8", "--dtype=float32"]
+    said, pairs = set(), []
+    four = {"min_frames": 4, "max_frames": 4}
+    small = {"min_pixels": 784, "max_pixels": 784}
+    for flags, media, chat in (
+        (["--frames=4"], four, [question]),
+        (["--fps=4"], {"fps": 4.0, "min_frames": 4, "max_frames": 768}, [question]),
+        (["--frames=4", "--max_pixels=784"], four | small, [question]),
+        (["--frames=4", "--system=Be brief."], four, [system, question]),
+    ):
+        changed = vr.load(folder / "model", dtype="float32", media=media)
+        turns = [t if isinstance(t, dict) else {"role": "user", "content": t} for t in chat]
+        out = changed.generate([turns], num_rollouts=1, max_new_tokens=8, temperature=0.0)
+        assert cli.main([*base, *flags]) == 0
+        shown = capsys.readouterr().out
+        assert shown == out.texts[0][0].rstrip("\ufffd") + "\n"
+        said.add(shown)
+        pairs.append(changed.prepare([turns]).patch_valid.any((2, 3)).sum())
+    assert len(said) > 2  # The flags matter.
+    assert pairs[0] == pairs[2] == 2
+    assert pairs[1] > 2
+    for flags, message in (
+        (["--frames=4", "--fps=2"], "both say how many frames"),
+        (["--frames=1"], "at least 2"),
+        (["--fps=0"], "above 0"),
+        (["--max_pixels=3"], "less than one visual token"),
+    ):
+        assert cli.main([*base, *flags]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown or absent fields"):
+        vr.load(folder / "model", media={"frame": 3})
+
+
 def test_surface_is_frozen():
     assert vr.__all__ == [
         "MediaContract",
@@ -127,6 +168,7 @@ def test_surface_is_frozen():
         "mesh",
         "mrope_rule",
         "adapter",
+        "media",
     ]
     from videorft_jax.api import Model
 

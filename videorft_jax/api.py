@@ -187,6 +187,7 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     mrope_rule: str | None = None,
     adapter: str | os.PathLike | None = None,
+    media: dict[str, Any] | None = None,
 ) -> Model:
     """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
@@ -197,6 +198,8 @@ def load(
     `MediaContract.evaluate`. mrope_rule replaces the contract's: "qwen" is what the weights were
     trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
     whatever its name. adapter: a PEFT folder of plain LoRA, which is merged into the weights.
+    media: fields of the contract to replace, such as {"max_frames": 64}; a greatest number below
+    the least brings the least down with it.
     Raises ValueError, one line, before anything is allocated.
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
@@ -225,8 +228,8 @@ def load(
         contract = read_contract(adapter) or contract
     where = "of its training" if contract else "of an evaluation, since none lies with the weights"
     contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
-    if mrope_rule is not None:
-        contract = dataclasses.replace(contract, mrope_rule=mrope_rule)
+    changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
+    contract = _change(contract, changes)
     family.check_contract(config, contract, str(folder))
     logging.info("%s: clips are read by the media contract %s", folder, where)
     return Model(
@@ -237,6 +240,16 @@ def load(
         mesh=mesh,
         folder=str(source),
     )
+
+
+def _change(contract, changes):
+    """The contract with some fields replaced, and each least bound at most its greatest."""
+    fields = contract.to_dict() | changes
+    for name in ("max_frames", "max_pixels", "image_max_pixels"):
+        least = name.replace("max", "min")
+        if name in changes and least not in changes:
+            fields[least] = min(fields[least], fields[name])
+    return MediaContract.from_dict(fields)
 
 
 @functools.partial(jax.jit, static_argnums=0)

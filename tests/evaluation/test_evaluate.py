@@ -16,6 +16,8 @@ from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.commands import evaluate as evaluate_command
 from videorft_jax.commands import flags
+from videorft_jax.data.media import contract_file
+from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.evaluation.runner import evaluate_records
 from videorft_jax.training import restore
 from videorft_jax.training.state import expected_meta
@@ -128,6 +130,14 @@ def test_checkpoint(place, trained, call, tmp_path):
     asked = settings | {"media__fps": 1.0, "evaluate__other_media": True}
     call(tmp_path / "other", **asked)
     assert (tmp_path / "other" / "results.json").exists()
+
+
+def test_an_export_is_asked_under_its_own_contract(place, call, tmp_path):
+    exported = tmp_path / "hf"
+    shutil.copytree(place.model, exported)
+    contract_file.write_contract(exported, MediaContract.evaluate())
+    with pytest.raises(ValueError, match="hf: was trained under another media contract"):
+        call(tmp_path / "out", model__init_from=str(exported), evaluate__limit=1)
 
 
 @pytest.mark.parametrize(

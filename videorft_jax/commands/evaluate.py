@@ -119,7 +119,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     log.info("%s on %s", config.name, describe_environment())
     run, options = make_train_options(config), make_options(config)
     mesh = make_mesh(run)
-    saved = evaluation.find_weights(options, run.contract)
+    saved = evaluation.find_weights(options, run.contract, run.model.init_from)
     if saved is not None and not run.model.init_from:
         run = dataclasses.replace(
             run, model=dataclasses.replace(run.model, init_from=saved.init_from)

@@ -15,6 +15,7 @@ import jax
 
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.contract_file import read_contract
 from videorft_jax.data.records.opening import digest_records
 from videorft_jax.data.records.prompts import PromptTemplate
 from videorft_jax.evaluation.options import EvaluateOptions
@@ -64,20 +65,20 @@ def evaluate(
     return results
 
 
-def find_weights(options: EvaluateOptions, contract: MediaContract) -> Saved | None:
-    """The checkpoint to evaluate, None where the options name none.
+def find_weights(options: EvaluateOptions, contract: MediaContract, folder: str) -> Saved | None:
+    """The checkpoint to evaluate, None where the options name none and the weights are those of the
+    Hugging Face `folder`.
 
     Raises ValueError when there is no checkpoint, and when the model was trained on media of
-    another contract and `other_media` does not allow that.
+    another contract, which exports hold too, and `other_media` does not allow that.
     """
-    if not options.checkpoint:
-        return None
-    saved = find_checkpoint(options.checkpoint)
-    difference = saved.contract.diff(contract)
+    saved = find_checkpoint(options.checkpoint) if options.checkpoint else None
+    trained = saved.contract if saved else read_contract(folder)
+    difference = trained.diff(contract) if trained else ""
     if difference and not options.other_media:
         raise ValueError(
-            f"{saved.name}: was trained under another media contract ({difference}); give its "
-            "config.media options, or --config.evaluate.other_media=True"
+            f"{saved.name if saved else folder}: was trained under another media contract "
+            f"({difference}); give its config.media options, or --config.evaluate.other_media=True"
         )
     return saved
 
