@@ -97,6 +97,17 @@ def test_the_media_contract_travels(place, tmp_path):
         vr.load(out)
 
 
+def test_a_run_is_known_by_what_lies_inside(place, tmp_path, capsys):
+    """A work directory may be called like a step; a step outside its run says what is wrong."""
+    named = tmp_path / "checkpoints" / "00000120"
+    shutil.copytree(place.folder / "full", named)
+    assert restore.find_checkpoint(str(named)).step == 3
+    assert vr.load(named, dtype="float32").contract == place.contract
+    shutil.copytree(named / "checkpoints" / "00000003", tmp_path / "best")
+    assert place.export(tmp_path / "best", tmp_path / "a") == 2
+    assert "best: is one step outside its run; move it to" in capsys.readouterr().err
+
+
 def test_frozen_parts_are_those_of_the_start(place, tmp_path):
     assert place.export("part", tmp_path / "hf") == 0
     trained, frozen, _ = place.arrays["part"]

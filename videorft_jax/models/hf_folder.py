@@ -93,7 +93,9 @@ def _match(folder, config, leaves, *, is_mixed_fine):
     """The entries of every leaf, one per layer; everything is checked from the headers. The layers
     of a stack may differ in dtype where all of them are cast."""
     found, problems, old_name = {}, [], family_of(config).old_name
-    for name, entry in tensor_files.read_folder(folder).items():
+    entries = tensor_files.read_folder(folder)
+    _check_prefix(folder, entries, {name for leaf in leaves for name, _ in leaf.names()}, old_name)
+    for name, entry in entries.items():
         old = old_name(name)
         if old in found:
             problems.append(f"{old} is there under its old and its new name")
@@ -121,6 +123,23 @@ def _match(folder, config, leaves, *, is_mixed_fine):
     problems += [f"unknown {name} (no parameter of ours)" for name in found]
     _raise_listed(f"{folder}: {{}} do not fit config.json", problems, "take both from one model")
     return groups
+
+
+def _check_prefix(folder, names, known, old_name):
+    """Raises ValueError for the names of another trainer: each is one of the model's behind the
+    same words, such as `module.`, or one of an adapter's base."""
+    if any(old_name(name) in known for name in names):
+        return
+    for name in names:
+        parts = name.split(".")
+        heads = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
+        for head in heads:
+            if old_name(name.removeprefix(head)) in known:
+                count = sum(other.startswith(head) for other in names)
+                raise ValueError(
+                    f"{folder}: {count} of {len(names)} tensors are named {head}NAME, as wrappers "
+                    "of trainers save them; save the model inside, or merge its adapter first"
+                )
 
 
 def _check_tied(folder, head, embed):

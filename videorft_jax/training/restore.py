@@ -53,11 +53,7 @@ class Saved(NamedTuple):
 def find_checkpoint(path: str) -> Saved:
     """The newest whole checkpoint of a work directory, or the one that a path such as
     `runs/a/checkpoints/00000120` names. Raises ValueError when there is none."""
-    folder, step = epath.Path(resolve(path)), None
-    if folder.name.isdigit() and folder.parent.name == "checkpoints":
-        folder, step = folder.parent.parent, int(folder.name)
-    elif folder.name == "checkpoints":
-        folder = folder.parent
+    folder, step = _find_run(path)
     with Checkpointer(folder) as checkpointer:
         if step is None:
             step = checkpointer.latest_step()
@@ -69,6 +65,22 @@ def find_checkpoint(path: str) -> Saved:
             )
         body = manifest.read(kept)
     return Saved(str(folder), step, body["meta"], body["arrays"])
+
+
+def _find_run(path):
+    """The work directory that a path names, and the step or None. What lies inside decides: a work
+    directory may have any name, that of a step too."""
+    folder = epath.Path(resolve(path))
+    if (folder / "checkpoints").is_dir():
+        return folder, None
+    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        return folder.parent.parent, int(folder.name)
+    if (folder / manifest.MANIFEST).exists():
+        raise ValueError(
+            f"{path}: is one step outside its run; move it to WORKDIR/checkpoints/00000120, under "
+            "its number"
+        )
+    return (folder.parent if folder.name == "checkpoints" else folder), None
 
 
 def read_params(
