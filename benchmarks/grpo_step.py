@@ -1,12 +1,12 @@
 """One GRPO step beside PyTorch's as TRL and Video-R1 do it, same model, prompts and threads.
 
-python benchmarks/grpo_step.py [--rounds 5] [--frames 16 32 64] [--json]
+python benchmarks/grpo_step.py [--rounds 5] [--frames 16 32 64] [--family qwen3_vl] [--json]
 
-Two prompts of 66 text tokens and a clip (512 visual tokens at 16 frames of 224 x 224), eight
-completions of 64 tokens each, float32. Rollout: ours encodes a clip and runs its prompt once;
-the peer hands each prompt to Hugging Face `generate` eight times. Rewards: answers and format by
-the same Python code, and SigLIP on 16 frames of each clip, once a clip on both sides. Update:
-log-probs of policy and reference, GRPO loss with KL, backward, clipping, AdamW; ours with a group
+Two prompts of 66 text tokens and a clip (512 visual tokens at 16 frames of 224 x 224; of Qwen3-VL
+392 and three of time a frame pair), eight completions of 64 tokens each, float32. Rollout: ours
+encodes a clip and runs its prompt once; the peer hands each prompt to Hugging Face `generate` eight
+times. Rewards: answers and format by the same Python code, and SigLIP on 16 frames of each clip,
+once a clip on both sides. Update: log-probs of policy and reference, GRPO loss with KL, backward, clipping, AdamW; ours with a group
 in one row, the peer with a row per completion and logits for the completion only. Each side is a
 process of its own and they take turns; medians over the rounds, without the first, which compiles.
 """
@@ -32,9 +32,9 @@ PHASES = ("rollout", "rewards", "update")
 RECORD = types.SimpleNamespace(problem_type="multiple choice", solution="A", options=())
 
 
-def make_prompts(frames):
+def make_prompts(frames, model_type):
     clips = peer.make_clips(PROMPTS, frames, SIDE)
-    return clips, peer.make_samples(clips, TEXT, 0)
+    return clips, peer.make_samples(clips, TEXT, 0, values=peer.FAMILIES[model_type])
 
 
 def read_texts(tokens):
@@ -83,9 +83,11 @@ def run_ours(folder, frames, pipe):
     from videorft_jax.training.step import make_step
 
     config = load_config(folder)
-    clips, samples = make_prompts(frames)
-    windows = patches.num_windows(SIDE, SIDE)
-    batch = layout.pack([[s] for s in samples], len(samples[0].tokens), frames // 2, windows)
+    geometry = family.family_of(config).geometry
+    clips, samples = make_prompts(frames, config.model_type)
+    windows = patches.num_windows(SIDE, SIDE, geometry)
+    rows, length = [[sample] for sample in samples], len(samples[0].tokens)
+    batch = layout.pack(rows, length, frames // 2, windows, geometry=geometry)
     sampling = SamplingConfig(num_rollouts=ROLLOUTS, max_new_tokens=NEW, forbidden_ids=CONTROL)
     mesh, reference = peer.place_params(folder, config)
     engine = RolloutEngine(config, sampling, dtype="float32", mesh=mesh)
@@ -152,9 +154,10 @@ def run_peer(folder, frames, pipe):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "siglip")
     side = siglip.config.vision_config.image_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
-    clips, samples = make_prompts(frames)
+    model_type = model.config.model_type
+    clips, samples = make_prompts(frames, model_type)
     repeated = ([x for x in part for _ in range(ROLLOUTS)] for part in (clips, samples))
-    inputs, _ = peer.peer_inputs(*repeated)
+    inputs, _ = peer.peer_inputs(*repeated, values=peer.FAMILIES[model_type])
     prompt = inputs["input_ids"].shape[1]
     thinned = [clip[np.linspace(0, frames - 1, 16).round().astype(int)] for clip in clips]
 
@@ -236,13 +239,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--family", choices=peer.FAMILIES, default="qwen2_5_vl")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = {"ours": {}, "peer": {}, "ratio": {}}
     devices = min(PROMPTS, len(os.sched_getaffinity(0)))  # Each device of the CPU gets prompts.
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        peer.write_model(folder)
+        peer.write_model(folder, peer.FAMILIES[options.family])
         write_siglip(folder / "siglip")
         for frames in options.frames:
             seen = {"ours": [], "peer": []}
@@ -270,7 +274,7 @@ def main():
     if options.json:
         shape = {
             "prompts": PROMPTS, "rollouts": ROLLOUTS, "new_tokens": NEW, "text_tokens": TEXT,
-            "frames": options.frames, "visual_tokens": [32 * f for f in options.frames],
+            "frames": options.frames, "family": options.family,
         }  # fmt: skip
         print(json.dumps({"machine": peer.machine(), "shape": shape, **report}))
 

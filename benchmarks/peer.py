@@ -13,7 +13,7 @@ import platform
 import numpy as np
 
 from videorft_jax.data.batch import layout, patches
-from videorft_jax.models.geometry import WINDOWED_14
+from videorft_jax.models.family import find_family
 from videorft_jax.models.qwen2_5_vl.config import hf_values
 
 VALUES = hf_values(
@@ -39,20 +39,45 @@ VALUES = hf_values(
     vision_out_hidden_size=256,
     vision_fullatt_block_indexes=[1, 3],
 )
+# Qwen3-VL of the same sizes.
+QWEN3_VALUES = find_family("qwen3_vl").hf_values(
+    "qwen3vl_8b",
+    num_hidden_layers=4,
+    hidden_size=256,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=768,
+    vocab_size=4096,
+    rope_scaling={"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
+    bos_token_id=4080,
+    eos_token_id=4081,
+    vision_start_token_id=4082,
+    vision_end_token_id=4083,
+    image_token_id=4085,
+    video_token_id=4086,
+    vision_depth=4,
+    vision_hidden_size=128,
+    vision_num_heads=4,
+    vision_intermediate_size=384,
+    vision_out_hidden_size=256,
+    vision_deepstack_visual_indexes=[1, 2, 3],
+)
+FAMILIES = {"qwen2_5_vl": VALUES, "qwen3_vl": QWEN3_VALUES}
 TEXT_IDS = 4000  # below every control token
 
 
-def write_model(folder) -> None:
+def write_model(folder, values=VALUES) -> None:
     """A random checkpoint, by the Hugging Face class."""
     import torch
     import transformers
 
     folder = pathlib.Path(folder)
-    (folder / "config.json").write_text(json.dumps(VALUES))
+    (folder / "config.json").write_text(json.dumps(values))
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(folder)
-    transformers.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(VALUES))
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def load_peer(folder):
@@ -60,7 +85,7 @@ def load_peer(folder):
     import torch
     import transformers
 
-    return transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    return transformers.AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
 
@@ -73,17 +98,26 @@ def make_clips(count: int, frames: int, side: int, wide: int = 0, seed: int = 0)
 
 def make_samples(clips, text: int, answer: int, seed: int = 0, values=VALUES):
     """One `layout.Sample` per clip: `text` tokens around the clip and `answer` target tokens, with
-    the control tokens of `values`."""
+    the control tokens of `values`. Where frame pairs stand by themselves, three more text tokens
+    stand for the time before each."""
     rng = np.random.default_rng(seed)
+    geometry = find_family(values["model_type"]).geometry
     samples = []
     for frames in clips:
-        item = patches.make_media(frames, fps=2.0)
-        tokens = rng.integers(0, TEXT_IDS, text + answer + item.num_tokens)
-        tokens[8] = values["vision_start_token_id"]
-        tokens[9 + item.num_tokens] = values["vision_end_token_id"]
-        tokens[9 : 9 + item.num_tokens] = values["video_token_id"]
+        item = patches.make_media(frames, 2.0, geometry)
+        stamp, runs = 3 * geometry.timestamps, [int(np.prod(run)) for run in item.runs]
+        around = (2 + stamp) * len(runs) - 2
+        tokens = rng.integers(0, TEXT_IDS, text + answer + sum(runs) + around)
+        end, starts = 8, []
+        for count in runs:
+            start = end + stamp
+            tokens[start] = values["vision_start_token_id"]
+            tokens[start + 1 : start + 1 + count] = values["video_token_id"]
+            tokens[start + 1 + count] = values["vision_end_token_id"]
+            starts.append(start + 1)
+            end = start + count + 2
         target = np.arange(len(tokens)) >= len(tokens) - answer
-        samples.append(layout.make_sample(tokens, target, [9], [item], "hf5"))
+        samples.append(layout.make_sample(tokens, target, starts, [item], "hf5"))
     return samples
 
 
@@ -91,16 +125,17 @@ def peer_inputs(clips, samples, values=VALUES):
     """What the Hugging Face model is given for the same conversations, all equally long."""
     import torch
 
+    cuts = find_family(values["model_type"]).geometry
     mean, std = (
-        np.float32(255) * np.array(x, np.float32)
-        for x in (WINDOWED_14.pixel_mean, WINDOWED_14.pixel_std)
+        np.float32(255) * np.array(x, np.float32) for x in (cuts.pixel_mean, cuts.pixel_std)
     )
+    side = cuts.patch
     rows, grids = [], []
     for frames in clips:
         wide = (frames.transpose(0, 3, 1, 2) - mean[:, None, None]) / std[:, None, None]
-        t, h, w = len(frames) // 2, frames.shape[1] // 14, frames.shape[2] // 14
-        cut = wide.reshape(t, 2, 3, h // 2, 2, 14, w // 2, 2, 14)
-        rows.append(cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 1176))
+        t, h, w = len(frames) // 2, frames.shape[1] // side, frames.shape[2] // side
+        cut = wide.reshape(t, 2, 3, h // 2, 2, side, w // 2, 2, side)
+        rows.append(cut.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1))
         grids.append((t, h, w))
     tokens = torch.tensor(np.stack([sample.tokens for sample in samples])).long()
     targets = torch.tensor(np.stack([sample.loss_mask for sample in samples]))
@@ -110,8 +145,9 @@ def peer_inputs(clips, samples, values=VALUES):
         "mm_token_type_ids": (tokens == values["video_token_id"]).int() * 2,
         "pixel_values_videos": torch.tensor(np.concatenate(rows), dtype=torch.float32),
         "video_grid_thw": torch.tensor(grids),
-        "second_per_grid_ts": torch.ones(len(clips)),
     }
+    if values["model_type"] == "qwen2_5_vl":
+        inputs["second_per_grid_ts"] = torch.ones(len(clips))
     return inputs, torch.where(targets, tokens, -100)
 
 
