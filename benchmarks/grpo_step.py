@@ -6,9 +6,10 @@ Two prompts of 66 text tokens and a clip (512 visual tokens at 16 frames of 224 
 392 and three of time a frame pair), eight completions of 64 tokens each, float32. Rollout: ours
 encodes a clip and runs its prompt once; the peer hands each prompt to Hugging Face `generate` eight
 times. Rewards: answers and format by the same Python code, and SigLIP on 16 frames of each clip,
-once a clip on both sides. Update: log-probs of policy and reference, GRPO loss with KL, backward, clipping, AdamW; ours with a group
-in one row, the peer with a row per completion and logits for the completion only. Each side is a
-process of its own and they take turns; medians over the rounds, without the first, which compiles.
+once a clip on both sides. Update: log-probs of policy and reference, GRPO loss with KL, backward,
+clipping, AdamW; ours with a group in one row, the peer with a row per completion and logits for the
+completion only. Each side is a process of its own and they take turns; medians over the rounds,
+without the first, which compiles.
 """
 
 import argparse
