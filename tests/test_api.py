@@ -186,6 +186,31 @@ def test_surface_is_frozen():
         _ = vr.train
 
 
+def test_rows_of_files_and_keys_of_parts_are_prepared(model):
+    """A row gives the batch of its chat; a size that a part names is the size of its frames."""
+    folder, ours, clip = model
+    path = str(folder / "data" / clip)
+    text = {"type": "text", "text": "What moves?"}
+    chat = [{"role": "user", "content": [{"type": "video", "video": path}, text]}]
+    told = [*chat, {"role": "assistant", "content": "A square."}]
+    rows = [
+        {"messages": told},
+        {"conversations": [{"from": "human", "value": "<video>What moves?"},
+                           {"from": "gpt", "value": "A square."}], "video": path},
+        {"prompt": "What moves?", "completion": "A square.", "videos": [path]},
+    ]  # fmt: skip
+    expected = ours.prepare([told])
+    for row in rows:
+        assert all(map(np.array_equal, ours.prepare([row]), expected))
+    sized = {"resized_height": 84, "resized_width": 140}
+    for source in (path, np.zeros((4, 56, 56, 3), np.uint8)):
+        part = {"type": "video", "video": source, **sized}
+        part |= {} if isinstance(source, str) else {"fps": 2.0}
+        batch = ours.prepare([[{"role": "user", "content": [part, text]}]])
+        used = batch.patch_valid[0, 0]
+        assert (batch.patch_hw[0, 0][used].max(0) + 1).tolist() == [6, 10]
+
+
 def test_bad_input(model):
     _, ours, _ = model
     with pytest.raises(ValueError, match="no chats"):

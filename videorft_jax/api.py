@@ -23,7 +23,7 @@ from videorft_jax.data.media.contract_file import read_contract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
-from videorft_jax.data.records.parts import place_media, read_keys
+from videorft_jax.data.records.parts import read_chat, read_keys
 from videorft_jax.data.records.render import render, write_media
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
@@ -60,7 +60,7 @@ class Model:
     mesh: jax.sharding.Mesh
     folder: str
 
-    def prepare(self, messages: list[list[dict]]) -> Batch:
+    def prepare(self, messages: list[list[dict] | dict]) -> Batch:
         """Chats in Hugging Face's form to one batch of right-padded prompts.
 
         A part is {"type": "video", "video": path, "start": s, "end": s}, {"type": "image",
@@ -68,10 +68,11 @@ class Model:
         uint8 [n, h, w, 3] with "fps" (an image: [h, w, 3]); they are resized only when their sides
         are no multiples of a visual token's or lie outside the budget. Frames may also be a folder
         or list of pictures with "fps". The keys of qwen-vl-utils (fps, nframes, max_pixels,
-        video_start ...) change the contract for their part. Where a text holds placeholders such as
-        <video>, the media of its turn stand there. A chat that ends in an
-        assistant's turn is laid out with that turn as the target. Raises ValueError, MediaError
-        among them.
+        resized_height, video_start ...) change the contract for their part. Where a text holds
+        placeholders such as <video>, the media of its turn stand there. A chat may also be a plain
+        dict, a row of any format that files may have; see `data.records.parts.read_chat`. A chat
+        that ends in an assistant's turn is laid out with that turn as the target. Raises
+        ValueError, MediaError among them.
         """
         samples = [self._sample(chat) for chat in messages]
         if not samples:
@@ -86,7 +87,7 @@ class Model:
         )
 
     def _sample(self, chat):
-        chat, target = place_media(chat), None
+        chat, target = read_chat(chat), None
         if chat and chat[-1]["role"] == "assistant":
             target = chat.pop()["content"]
             if not isinstance(target, str):

@@ -202,6 +202,25 @@ def test_a_bad_row_is_one_line(tmp_path, row, said):
     assert "\n" not in str(caught.value)
 
 
+def test_placeholders_within_parts_take_the_media_of_the_row_or_the_turn(tmp_path):
+    """A clip of a column, and one of the turn itself, stand where the text of a part names them."""
+    text = {"type": "text", "text": "First <video>, then <image>?"}
+    media = [{"type": "image", "image": "b.png"}, {"type": "video", "video": "a.mp4"}]
+    answer = {"role": "assistant", "content": "a"}
+    turn = lambda *parts: {"role": "user", "content": list(parts)}  # noqa: E731
+    write_jsonl(tmp_path / "rows.jsonl", [
+        {"messages": [turn(text), answer], "videos": ["a.mp4"], "images": ["b.png"]},
+        {"messages": [turn(*media, text), answer]},
+        {"messages": [turn(media[0], text), answer]},
+    ])  # fmt: skip
+    source = open_records(tmp_path / "rows.jsonl")
+    for index in (0, 1):
+        assert [item.path for item in source[index].media] == ["a.mp4", "b.png"]
+        assert source[index].turns[0] == ("user", "First <video>, then <image>?")
+    with pytest.raises(RecordError, match="row 2: media: bad value: a placeholder <video> without"):
+        source[2]
+
+
 def test_two_readings_are_refused_and_one_can_be_chosen(tmp_path):
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "p", "completion": "c", "images": ["a.png"]}

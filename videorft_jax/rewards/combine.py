@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from videorft_jax.data.records.plain import as_record
 from videorft_jax.rewards import accuracy as rules
 from videorft_jax.rewards.user import NOT_APPLICABLE, Training, UserReward
 
@@ -112,6 +113,7 @@ class Rewards:
 
     def check_record(self, record: Any) -> None:
         """Raises ValueError for a user reward that needs a field which the record does not have."""
+        record = as_record(record)
         for user in self._user.values():
             user.check_record(record)
 
@@ -128,7 +130,8 @@ class Rewards:
 
         Args:
           completions: B lists of R texts.
-          records: B records (problem_type, solution, options and, for user rewards, the rest).
+          records: B records (problem_type, solution, options and, for user rewards, the rest), or
+            plain dicts, see `as_record`.
           prompts: B texts for user rewards; default: each record's `problem`.
           given: name -> float [B, R] of the rewards computed elsewhere, NaN where failed; or a
             function that returns it, called when the strings are scored.
@@ -139,6 +142,7 @@ class Rewards:
           ValueError: shapes that do not agree, or a named reward that is not given.
         """
         config, given = self.config, dict(given or {})
+        records = [as_record(record, index) for index, record in enumerate(records)]
         _check_batch(completions, records)
         names = [name for name, _ in config.rewards]
         shape = (len(completions), len(completions[0]))
@@ -200,7 +204,8 @@ def score(
 
     Args:
       completions: one text a record, or one list of R texts a record.
-      records: B objects with `problem_type`, `solution` and `options`.
+      records: B objects with `problem_type`, `solution` and `options`, or plain dicts: rows of any
+        format that record files may have.
       mode: repo, paper or strict.
       rewards: accuracy, format, and users' "module:function".
 
@@ -208,7 +213,7 @@ def score(
       name -> float64 [B] or [B, R], NaN where failed. An answer that cannot be read is 0.
 
     Raises:
-      ValueError: unknown mode or reward, or shapes that do not agree.
+      ValueError: unknown mode or reward, a dict that is no sound row, or shapes that do not agree.
     """
     is_flat = all(isinstance(texts, str) for texts in completions)
     groups: Any = [[text] for text in completions] if is_flat else completions

@@ -88,6 +88,8 @@ class MediaContract:
       one frame, which shrinks further where a clip would exceed total_pixels. "clip" (the
       processor): min_pixels and total_pixels for all frames together, and max_pixels times n.
     image_min_pixels, image_max_pixels: bounds of a still image.
+    resized_height, resized_width: the size that every frame and image gets whatever its own is,
+      rounded to whole visual tokens, in place of all pixel bounds; None, both, in most contracts.
     mrope_rule: the position rule, see `data.batch.layout`.
     stamps: the time that is written before each frame pair, where the model reads it. "index" is a
       frame's number over the container's average rate, as in the processor; "time" the moment at
@@ -114,11 +116,13 @@ class MediaContract:
     budget: str = "frame"
     stamps: str = "index"
     video_wrapper: str = "qwen"
+    resized_height: int | None = None
+    resized_width: int | None = None
 
     FORMAT = 1  # raise when the meaning of a field changes
     # Fields that came later. They are left out of the dict and the digest while they say what was
     # so before them, so that contracts of before keep both.
-    LATER = ("budget", "stamps", "video_wrapper")
+    LATER = ("budget", "stamps", "video_wrapper", "resized_height", "resized_width")
 
     def __post_init__(self):
         def require(ok: bool, what: str) -> None:
@@ -139,6 +143,11 @@ class MediaContract:
         require(
             sizes == (cut.merge, cut.temporal_patch),
             f"merge_size and temporal_patch_size must be {cut.merge} and {cut.temporal_patch}",
+        )
+        sides = (self.resized_height, self.resized_width)
+        require(
+            sides == (None, None) or all(isinstance(s, int) and s > 0 for s in sides),
+            f"resized_height and resized_width are {sides}; give both, in pixels, or none",
         )
         require(0 < self.image_min_pixels <= self.image_max_pixels, "image pixels: need min <= max")
 

@@ -11,6 +11,7 @@ import numpy as np
 from videorft_jax.data.media.contract import MediaContract, MediaError
 
 MAX_ASPECT = 200  # qwen-vl-utils MAX_RATIO
+RESIZED_TOKENS = (4, 16384)  # qwen-vl-utils' bounds where a part names its own size
 
 
 def target_size(
@@ -21,13 +22,18 @@ def target_size(
     The arithmetic is that of qwen-vl-utils (fetch_video, fetch_image, smart_resize): Python's
     round half to even, then floor when too large and ceil when too small, so that the result can
     lie a little outside the bounds. A frame's upper bound also shrinks with total_pixels / n * 2
-    but never below 1.05 * min_pixels. A contract with a budget for the whole clip has the
-    arithmetic of transformers' processor. Raises MediaError aspect_ratio above 200.
+    but never below 1.05 * min_pixels. Where the contract names a size, that one is rounded within
+    bounds of its own, and the size of the source does not matter. A contract with a budget for the
+    whole clip has the arithmetic of transformers' processor. Raises MediaError aspect_ratio above
+    200.
     """
-    if contract.budget == "clip" and not image:
-        return _size_in_clip(height, width, num_frames, contract)
     factor = contract.factor
-    if image:
+    if contract.resized_height is not None and contract.resized_width is not None:
+        height, width = contract.resized_height, contract.resized_width
+        least, most = (tokens * factor**2 for tokens in RESIZED_TOKENS)
+    elif contract.budget == "clip" and not image:
+        return _size_in_clip(height, width, num_frames, contract)
+    elif image:
         least, most = contract.image_min_pixels, contract.image_max_pixels
     else:
         least = contract.min_pixels

@@ -134,7 +134,17 @@ class _Converter:
             return role, said
         if not isinstance(said, list):
             self._fail(sign, "type", f"turn {number}: {said!r}", "write a text or a list of parts")
-        return role, "".join(self._part(number, part) for part in said)
+        before = len(self._items)
+        pieces = [self._part(number, part) for part in said]
+        texts = [piece for piece, part in zip(pieces, said, strict=True) if part["type"] == "text"]
+        marks = list(PLACEHOLDER.finditer("".join(texts)))
+        if not marks:
+            return role, "".join(pieces)
+        own, self._items = self._items[before:], self._items[:before]
+        self._waiting = own + self._waiting
+        for mark in marks:
+            self._take(mark[1] or mark[2])
+        return role, "".join(texts)
 
     def _part(self, number: int, part: Any) -> str:
         """The text of one part of a turn, a placeholder for a picture or clip."""
