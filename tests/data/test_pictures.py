@@ -2,6 +2,7 @@
 up, or a reason; never an exception of another kind."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageCms
 
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.files import describe_file
 from videorft_jax.data.media.image import open_image, read_image, to_rgb
 from videorft_jax.data.media.load import load_media
 from videorft_jax.data.media.probe import probe_media
@@ -222,3 +224,22 @@ def test_an_animation_is_no_still():
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     with pytest.raises(MediaError, match="animation of 3 frames"):
         read_image(data, TRAIN)
+
+
+@pytest.mark.parametrize("is_list", [False, True], ids=["folder", "list"])
+def test_frames_that_changed_places_are_other_media(tmp_path, is_list):
+    """Sizes and times as a whole stay; what is remembered of the clip must not."""
+    for number in range(3):
+        path = tmp_path / "frames" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(8 + number))
+        os.utime(path, ns=(1000 + number, 1000 + number))
+    media = tuple(f"frames/{n}.png" for n in range(3)) if is_list else "frames"
+    before = describe_file(media, tmp_path)
+    assert describe_file(media, tmp_path) == before
+    assert before[1:] == (27, 1002)
+    for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+        (tmp_path / "frames" / f"{old}.png").rename(tmp_path / "frames" / f"{new}.png")
+    after = describe_file(media, tmp_path)
+    assert after[1:] == before[1:]
+    assert after != before

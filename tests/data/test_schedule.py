@@ -143,6 +143,19 @@ def test_seed_epoch_and_input_decide_the_plan(sft):
     assert plan(seed=2).record.tolist() != first.record.tolist()
 
 
+def test_each_epoch_forms_other_batches(grpo):
+    """Not the same batches in another order: records meet others in the next epoch."""
+    sizes, _, buckets = grpo
+    plan = make_schedule(np.arange(3000), sizes, buckets, packed=False, seed=0, epochs=2)
+    batches = [frozenset(own.tolist()) for own in np.split(plan.record, plan.starts[1:-1])]
+    first, second = (
+        {batch for batch, epoch in zip(batches, plan.epoch, strict=True) if epoch == number}
+        for number in range(2)
+    )
+    assert len(first) > 300
+    assert len(first & second) < 0.05 * len(first)
+
+
 def test_without_seed_the_order_is_kept(grpo):
     sizes, _, buckets = grpo
     plan = make_schedule(np.arange(500), sizes, buckets, packed=False, seed=None, epochs=1)

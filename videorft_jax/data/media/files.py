@@ -8,6 +8,7 @@ data root, whatever FFmpeg was built with.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -178,7 +179,8 @@ def _natural(name: str) -> list:
 
 def describe_file(path, root: str) -> tuple[str, int, int] | None:
     """(path, bytes, time of the last change in ns) of a file, by which it is known again; of a list
-    or folder of frames the sum and the latest. None where something is missing."""
+    or folder of frames the sum and the latest, and in the path a digest of each frame's name, size
+    and time, as frames may change places. None where something is missing."""
     try:
         places = [os.path.join(root, part) for part in ([path] if isinstance(path, str) else path)]
         if len(places) == 1 and os.path.isdir(places[0]):
@@ -187,6 +189,13 @@ def describe_file(path, root: str) -> tuple[str, int, int] | None:
     except (OSError, ValueError, TypeError):
         return None
     name = path if isinstance(path, str) else json.dumps(path)
+    if not isinstance(path, str) or places[0] != os.path.join(root, path):
+        facts = [
+            (os.path.basename(place), f.st_size, f.st_mtime_ns)
+            for place, f in zip(places, found, strict=True)
+        ]
+        facts = sorted(facts) if isinstance(path, str) else facts  # a list keeps its order
+        name += f"|{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
     size, changed = sum(f.st_size for f in found), max((f.st_mtime_ns for f in found), default=0)
     return name, size, changed
 

@@ -1,0 +1,40 @@
+"""Options of GRPO that cannot work together are refused by one line, before anything is read."""
+
+import pytest
+from tiny_run import load_recipe
+
+from videorft_jax.commands.grpo import check_options
+
+
+def configure(**fields):
+    config = load_recipe("grpo_7b")
+    config.rewards = (("accuracy", 1.0), ("format", 1.0))
+    config.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"grpo__kl_in_reward": True, "grpo__beta": 0.0}, "without a divergence; set grpo.beta"),
+        ({"grpo__kl_in_reward": True, "grpo__normalise_each": True}, "exclude each other"),
+        ({"grpo__normalise_each": True, "grpo__scale_rewards": "none"}, "set grpo.scale_rewards"),
+        ({"grpo__minibatches": 0}, "grpo.minibatches is 0; give at least 1"),
+        ({"grpo__top_entropy": 0.0}, "grpo.top_entropy is 0.0; give above 0 to 1"),
+        ({"reward__overlong_tokens": 0}, "reward.overlong_tokens is 0; give at least 1"),
+        ({"grpo__filter": "semantic"}, "grpo.filter is 'semantic'; name one of the rewards"),
+    ],
+)
+def test_options_that_contradict_each_other(fields, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_options(configure(**fields))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_minibatches_divide_the_rows_of_every_part_of_the_mesh():
+    options = check_options(configure(grpo__minibatches=2, data__rows=8))
+    options.check_parts(4)
+    with pytest.raises(ValueError, match="data.rows is 8; with data [*] fsdp = 8"):
+        options.check_parts(8)
+    assert (options.steps_per_rollout, options.needs_score) == (2, True)
+    assert not check_options(configure()).needs_score
