@@ -143,6 +143,7 @@ def test_groups_that_wait_survive_a_restart(tmp_path):
         groups = Groups(batch, completions, np.full((count, R), C))
         return GroupRows(groups, rng.normal(size=(count, R)), rng.normal(size=(count, R, C)))
 
+    assert len(leftover.load(tmp_path, 4)) == 0  # as in a run of an earlier release
     parts = [rows(2, 8), rows(1, 12)]
     leftover.save(tmp_path, 2, parts, lambda step: True)
     leftover.save(tmp_path, 4, [], lambda step: True)

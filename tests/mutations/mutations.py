@@ -21,7 +21,7 @@ LOSSES = "tests/grpo/test_grpo_losses.py"
 SAMPLING = "tests/grpo/test_dynamic_sampling.py"
 UPDATE = "tests/grpo/test_grpo_update.py"
 REWARDS = "tests/rewards/test_rewards.py tests/rewards/test_answers.py"
-COMBINE = "tests/rewards/test_combine.py"
+COMBINE = "tests/rewards/test_combine.py tests/rewards/test_user_rewards.py"
 USER = "tests/rewards/test_user_rewards.py"
 DRAW = "tests/rollout/test_sampling.py"
 SCHEDULE = "tests/data/test_schedule.py"
@@ -178,10 +178,7 @@ MUTATIONS = [
     *_each(
         "rollout/sampling.py",
         DRAW,
-        (
-            "order >= bound[..., None]).sum(-1) >= count",
-            "order > bound[..., None]).sum(-1) >= count",
-        ),
+        ("count = min(config.top_k,", "count = min(config.top_k + 1,"),
         ("weight / exponential(keys", "weight * exponential(keys"),
         (").sum(-1) - total\n", ").sum(-1)\n"),
         ("for part in (step, uid, rollout)", "for part in (step, uid)"),

@@ -6,6 +6,7 @@ By then the policy is one step older than they are: `sampler_gap` shows how far 
 stopped goes on with the same groups.
 """
 
+import logging
 import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.grpo.dynamic_sampling import LEFT, PASSED, TAKEN, choose_rows
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.update import GroupRows
+
+log = logging.getLogger(__name__)
 
 FOLDER = "leftover"
 
@@ -82,11 +85,15 @@ def load(folder: str, step: int) -> Leftover:
     """Reads the groups left over after step `step`; none at step 0.
 
     Process p of P reads the files whose number is p modulo P, so that a run may go on with another
-    number of processes. Raises ValueError where a file is missing or damaged.
+    number of processes. Runs of release 0.1 have none and say so. Raises ValueError where a file
+    is missing or damaged.
     """
     if not step:
         return Leftover()
     where, number, found = pathlib.Path(folder, FOLDER), jax.process_index(), []
+    if not where.exists():
+        log.warning("%s: not there, as in runs of release 0.1; no group is left over", where)
+        return Leftover()
     count = number + 1
     try:
         while number < count:
