@@ -1,6 +1,7 @@
 """Exports as transformers' own processor and `generate` use them, clips given as paths."""
 
 import json
+import shutil
 
 import clips
 import hf_twin as hf
@@ -138,14 +139,33 @@ def test_the_card_tells_where_the_weights_come_from(place, tmp_path):
 
 
 def test_a_template_is_written_where_there_is_none(place, tmp_path):
-    model = vr.load(place.model, dtype="float32")
-    text = model.tokenizer.apply_chat_template(chat("a.mp4"), tokenize=False)
-    model.tokenizer.chat_template = None
+    bare = tmp_path / "bare"
+    shutil.copytree(place.model, bare)
+    (bare / "chat_template.jinja").unlink()
+    model = vr.load(bare, dtype="float32")
+    assert model.tokenizer.chat_template is None
     model.save(tmp_path / "saved")
-    written = (tmp_path / "saved" / "chat_template.jinja").read_text()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place.model)
-    again = tokenizer.apply_chat_template(chat("a.mp4"), tokenize=False, chat_template=written)
-    assert again == text
+    said = [
+        transformers.AutoTokenizer.from_pretrained(folder).apply_chat_template(
+            chat("a.mp4"), tokenize=False
+        )
+        for folder in (place.model, tmp_path / "saved")
+    ]
+    assert said[0] == said[1]
+
+
+def test_generate_is_told_what_ask_does(place, tmp_path):
+    """Greedy, without the penalty of the source, and never a token that stands for pixels."""
+    assert place.export("full", tmp_path / "hf") == 0
+    values = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    kept = json.loads((tmp_path / "hf" / "source_generation_config.json").read_text())
+    assert kept == {"repetition_penalty": 1.5}
+    assert (values["do_sample"], values["repetition_penalty"]) == (False, 1.0)
+    ids = place.loaded.tokenizer.convert_tokens_to_ids
+    assert values["eos_token_id"] == [ids("<|im_end|>"), ids("<|endoftext|>")]
+    pixels = {ids("<|video_pad|>"), ids("<|image_pad|>"), ids("<|vision_start|>")}
+    assert pixels < set(values["suppress_tokens"])
+    assert ids("<|im_end|>") not in values["suppress_tokens"]
 
 
 @pytest.mark.slow
