@@ -8,6 +8,8 @@ import pytest
 from evaluation_place import NUM, ROLLOUTS
 from evaluation_place import read_completions as read
 
+from videorft_jax.data.loader import measure
+
 LINE = '{"problem_id": 99}\n'  # no record
 
 
@@ -63,6 +65,22 @@ def test_an_evaluation_without_any_media_ends_with_all_rows_counted(place, call,
     assert results["reasons"] == {"missing": NUM, "schema": 1}
     assert results["all_rows"] == 0.0
     assert results["accuracy"] is None
+
+
+def test_sizes_are_measured_once_a_machine(place, call, tmp_path, monkeypatch):
+    """Another work directory looks at no clip again."""
+    looked, probe = [], measure.probe_media
+
+    def look(media, *arguments, **settings):
+        looked.append(media)
+        return probe(media, *arguments, **settings)
+
+    monkeypatch.setattr(measure, "probe_media", look)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = call(tmp_path / "first")
+    assert len(looked) == NUM
+    assert call(tmp_path / "second") == first
+    assert len(looked) == NUM
 
 
 def test_long_prompts_are_counted(place, call, tmp_path):

@@ -7,6 +7,7 @@ import os
 
 from ml_collections import ConfigDict
 
+import videorft_jax
 from videorft_jax.commands import flags
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
@@ -145,9 +146,24 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
         settings,
         engine=engine,
         tokenizer=tokenizer,
-        make_loader=functools.partial(make_loader, run, "evaluate", tokenizer, workdir, source),
+        make_loader=functools.partial(
+            make_loader, run, "evaluate", tokenizer, workdir, source, sizes_dir=find_sizes()
+        ),
         read_params=functools.partial(read_weights, run, options, saved, model_config, mesh),
     )
+
+
+def find_sizes() -> str | None:
+    """The folder in which measured sizes are kept for all evaluations of this machine, so that
+    another checkpoint of the same clips measures nothing; None where it cannot be written. Another
+    version, which may measure otherwise, has another folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(cache, "videorft", f"sizes-{videorft_jax.__version__}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def make_options(config: ConfigDict) -> EvaluateOptions:

@@ -111,10 +111,16 @@ def open_records(options: TrainOptions) -> Source:
 
 
 def make_loader(
-    options: TrainOptions, mode: str, tokenizer: Any, workdir: str, source=None
+    options: TrainOptions,
+    mode: str,
+    tokenizer: Any,
+    workdir: str,
+    source=None,
+    sizes_dir: str | None = None,
 ) -> Loader:
     """The loader of this process's rows of `source`, the default being `data.records`; it measures
-    the records on its first run. `mode` is one of the loader's.
+    the records on its first run and keeps their sizes in `sizes_dir`, the default being in the work
+    directory. `mode` is one of the loader's.
 
     Raises ValueError, also when too many records are bad for a run to start.
     """
@@ -144,7 +150,7 @@ def make_loader(
             template=template,
             limits=options.limits,
             shared_sizes=f"{data.records}.sizes",
-            sizes_dir=os.path.join(workdir, "sizes"),
+            sizes_dir=sizes_dir or os.path.join(workdir, "sizes"),
             quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
             cache=FrameCache(data.cache, contract) if data.cache else None,
             process_index=jax.process_index(),
