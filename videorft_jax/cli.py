@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "records from the formats of the field",
     "inspect": "a record as the model sees it: frames, tokens, targets",
     "curate": "verified chains of thought out of questions and clips",
+    "serve": "a checkpoint behind OpenAI's protocol of chat completions",
     "tfds": "a TFDS data set of records",
 }
 WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate")  # their --help lists configs/common.py

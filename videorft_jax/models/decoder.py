@@ -190,17 +190,19 @@ class Text(nnx.Module):
         x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
-    def decode(self, x, positions, cache: KVCache, index):
+    def decode(self, x, positions, cache: KVCache, index, seen=None):
         """One token of each completion.
 
         x [B, R, D]; positions int32 [B, R], the same on all three axes; `index` int32, the place
-        of the token in the suffix. Returns final hidden states [B, R, D] and the cache with the
-        token's keys and values written at `index`.
+        of the token in the suffix; seen: bool [B, R, C], the places of the suffix that a completion
+        reads, by default those up to `index`. Returns final hidden states [B, R, D] and the cache
+        with the token's keys and values written at `index`.
         """
         cos, sin = self._rotary(
             jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
         )
-        seen = jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
+        if seen is None:
+            seen = (jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index)[None, None]
 
         def step(block, carry, slices):
             x, suffix_k, suffix_v = carry
@@ -212,9 +214,7 @@ class Text(nnx.Module):
                     lambda part: jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False),
                     written,
                 )
-                out = decode_attention(
-                    q, (prefix_k, prefix_v), cache.prefix_valid, own, seen[None, None]
-                )
+                out = decode_attention(q, (prefix_k, prefix_v), cache.prefix_valid, own, seen)
                 return out, written
 
             with jax.named_scope("text_block"):

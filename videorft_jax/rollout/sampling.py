@@ -170,11 +170,11 @@ def _kept(scaled, config):
     if config.temperature == 0 or (config.top_k, config.top_p, config.min_p) == (0, 1.0, 0.0):
         return jnp.asarray(allowed)
     scaled = jnp.where(allowed, scaled, -jnp.inf)
-    order = _ordered(scaled)
-    bound = _ordered(jnp.full(scaled.shape[:-1], jnp.finfo(jnp.float32).min))
+    order = order_bits(scaled)
+    bound = order_bits(jnp.full(scaled.shape[:-1], jnp.finfo(jnp.float32).min))
     if config.top_k:
         count = min(config.top_k, int(allowed.sum()))
-        bound = _largest(lambda bound: (order >= bound[..., None]).sum(-1) >= count, bound)
+        bound = find_largest(lambda bound: (order >= bound[..., None]).sum(-1) >= count, bound)
     peak = scaled.max(-1)
     if config.top_p < 1:
         mass = jnp.where(order >= bound[..., None], jnp.exp(scaled - peak[..., None]), 0.0)
@@ -183,19 +183,19 @@ def _kept(scaled, config):
         def holds(bound):
             return jnp.where(order >= bound[..., None], mass, 0.0).sum(-1) >= wanted
 
-        bound = jnp.maximum(bound, _largest(holds, bound))
+        bound = jnp.maximum(bound, find_largest(holds, bound))
     if config.min_p:
-        bound = jnp.maximum(bound, _ordered(peak + np.float32(np.log(config.min_p))))
+        bound = jnp.maximum(bound, order_bits(peak + np.float32(np.log(config.min_p))))
     return order >= bound[..., None]
 
 
-def _ordered(x):
+def order_bits(x):
     """Maps float32 to int32 so that the order of the numbers stays."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _largest(holds, like):
+def find_largest(holds, like):
     """Finds by bisection the largest int32 for which `holds`, which is true up to some number and
     false beyond it."""
     low = jnp.full_like(like, np.iinfo(np.int32).min)

@@ -1,0 +1,214 @@
+"""What a server refuses, and that it stays whole: status, structured error, no leak."""
+
+import json
+import threading
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+
+from videorft_jax.serving.errors import Refused
+from videorft_jax.serving.options import ServeOptions
+
+KEY = "canary-4f1d"
+ASK = [{"role": "user", "content": "What moves?"}]
+
+
+def post(place, content, key=KEY, kind="application/json", path="/v1/chat/completions"):
+    headers = {"authorization": f"Bearer {key}", "content-type": kind}
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return httpx2.post(f"{place.url}{path}", content=body, headers=headers, timeout=60)
+
+
+def check(place, reply, status, word):
+    """One structured error, which shows neither a key nor a place on the disk."""
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert word in error["message"], error
+    assert KEY not in reply.text
+    assert str(place.folder) not in reply.text
+    assert "Traceback" not in reply.text
+    assert "\n" not in error["message"]
+
+
+MALFORMED = {
+    "not JSON": (b"{", "not JSON"),
+    "NaN": (b'{"messages": NaN}', "not JSON"),
+    "not UTF-8": (b'{"messages": "\xff"}', "not JSON"),
+    "deep": (b"[" * 100_000, "not JSON"),
+    "a list": (b"[]", "no JSON object"),
+    "no messages": ({}, "messages"),
+    "empty": ({"messages": []}, "messages"),
+    "text message": ({"messages": ["a"]}, "no object"),
+    "role": ({"messages": [{"role": "tool", "content": "a"}]}, "role"),
+    "content": ({"messages": [{"role": "user", "content": 3}]}, "content"),
+    "part": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "type is none"),
+    "null part": ({"messages": [{"role": "user", "content": [None]}]}, "type is none"),
+    "no url": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "url"),
+    "last": ({"messages": [*ASK, {"role": "assistant", "content": "a"}]}, "last message"),
+    "placeholder": ({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "<video>"}]}]}, "placeholder"),
+    "temperature": ({"messages": ASK, "temperature": -1}, "temperature"),
+    "text number": ({"messages": ASK, "temperature": "1"}, "temperature"),
+    "infinite": (
+        b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}', "temperature"),
+    "top_p": ({"messages": ASK, "top_p": 0}, "top_p"),
+    "boolean": ({"messages": ASK, "n": True}, "n is no int"),
+    "n": ({"messages": ASK, "n": 1000}, "n is 1000"),
+    "max_tokens": ({"messages": ASK, "max_tokens": 10**9}, "max_tokens"),
+    "seed": ({"messages": ASK, "seed": 2**70}, "seed"),
+    "stop": ({"messages": ASK, "stop": [""]}, "stop"),
+    "stops": ({"messages": ASK, "stop": {}}, "stop"),
+    "stream": ({"messages": ASK, "stream": "yes"}, "stream"),
+    "format": ({"messages": ASK, "response_format": {"type": "xml"}}, "response_format"),
+    "schema": ({"messages": ASK, "response_format": {"type": "json_schema"}}, "no schema"),
+    "media keys": ({"messages": ASK, "media_io_kwargs": {"video": {"frames": 3}}}, "not known"),
+    "media value": ({"messages": ASK, "media_io_kwargs": {"video": {"fps": -1}}}, "positive"),
+    "too long": ({"messages": [{"role": "user", "content": "ball " * 3000}]}, "at most 1000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_body_is_told_its_fault(place, name):
+    body, word = MALFORMED[name]
+    check(place, post(place, body), 400, word)
+
+
+URLS = {
+    "http://127.0.0.1:{port}/metrics": 400,
+    "http://localhost/redirect": 400,
+    "https://example.org/a.mp4": 400,
+    "http://169.254.169.254/latest/meta-data": 400,
+    "ftp://127.0.0.1/a.mp4": 400,
+    "concat:/etc/passwd": 400,
+    "/etc/passwd": 400,
+    "http://[": 400,
+    "data:text/html;base64,AAAA": 400,
+    "data:video/mp4;base64,%%%": 400,
+    "data:video/mp4;base64,AAAA": 400,
+    "file://evil.example/etc/passwd": 400,
+    "file:///etc/passwd": 403,
+    "file:///etc/nothing-here": 403,
+    "file://{root}/../model/config.json": 403,
+    "file://{root}/%2e%2e/model/config.json": 403,
+    "file://{root}/link.mp4": 403,
+    "file://{root}/none.mp4": 404,
+    "file://{root}": 404,
+    "file:///a%00b": 403,
+}
+
+
+@pytest.mark.parametrize("kind", ["video_url", "image_url"])
+def test_no_url_leads_out(place, kind):
+    """Nothing is fetched, and what is outside the roots looks the same, there or not."""
+    for url, status in URLS.items():
+        url = url.format(root=place.clips[0].parent, port=place.url.rsplit(":", 1)[1])
+        body = {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
+        reply = post(place, body)
+        assert reply.status_code == status, (url, reply.text)
+        check(place, reply, status, "")
+        assert "root:" not in reply.text
+
+
+def test_keys_bodies_kinds_and_paths(place):
+    with pytest.raises(openai.AuthenticationError) as caught:
+        place.client("wrong").chat.completions.create(model="tiny", messages=ASK)
+    assert KEY not in str(caught.value)
+    check(place, post(place, b"{}", key="two words"), 401, "API key")
+    check(place, httpx2.post(f"{place.url}/v1/chat/completions", json={}), 401, "API key")
+    check(place, post(place, b" " * 400_000), 413, "300000")
+    chunks = (b" " * 100_000 for _ in range(5))  # of unknown length
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    url = f"{place.url}/v1/chat/completions"
+    check(place, httpx2.post(url, content=chunks, headers=headers), 413, "300000")
+    check(place, post(place, b"{}", kind="text/plain"), 415, "application/json")
+    check(place, post(place, {"messages": ASK, "model": "gpt-4o"}), 404, "gpt-4o")
+    assert post(place, b"{}", path="/v1/files").status_code == 404
+    assert httpx2.get(url).status_code == 405
+
+
+def test_a_full_queue_says_when_to_come_again(place):
+    body = {"messages": ASK, "n": 20, "max_tokens": 200, "temperature": 1}
+    replies = []
+    threads = [threading.Thread(target=lambda: replies.append(post(place, body))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = sorted(reply.status_code for reply in replies)
+    assert set(statuses) == {200, 429}
+    assert statuses[0] == 200
+    refused = next(reply for reply in replies if reply.status_code == 429)
+    assert refused.headers["retry-after"] == "1"
+    check(place, refused, 429, "again later")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_cancelled_request_frees_its_place(place, streamed):
+    batcher = place.server.batcher
+    place.wait(lambda: not batcher.num_active)
+    body = {"messages": ASK, "max_tokens": 200, "temperature": 1, "seed": 1, "stream": streamed}
+    # An end of text is as likely as any other token, so that one of 8 lives long enough.
+    body["n"] = 8
+    before = place.server.counts.ended["cancelled"]
+    with httpx2.Client(timeout=60) as client:
+        headers = {"authorization": f"Bearer {KEY}"}
+        url = f"{place.url}/v1/chat/completions"
+        if streamed:
+            with client.stream("POST", url, json=body, headers=headers) as reply:
+                next(reply.iter_raw())
+                place.wait(lambda: batcher.num_active)
+        else:
+            with pytest.raises(httpx2.ReadTimeout):
+                client.post(url, json=body, headers=headers, timeout=0.2)
+    place.wait(lambda: place.server.counts.ended["cancelled"] == before + 1)
+    steps = batcher.num_steps
+    place.wait(lambda: not batcher.num_active)
+    assert batcher.num_steps - steps <= 2 * place.server.options.chunk
+
+
+def test_a_reply_that_takes_too_long_is_ended(place):
+    options = place.server.options
+    object.__setattr__(options, "timeout_s", 1e-4)
+    try:
+        check(place, post(place, {"messages": ASK, "max_tokens": 200}), 504, "in 0.0001 s")
+    finally:
+        object.__setattr__(options, "timeout_s", 600.0)
+    place.wait(lambda: not place.server.batcher.num_active)
+
+
+def test_a_fault_ends_its_replies_and_not_the_server(place, monkeypatch):
+    programs = place.server.batcher.programs
+
+    def fail(*_):
+        raise RuntimeError(f"secret {place.folder}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "decode", fail)
+        check(place, post(place, {"messages": ASK, "max_tokens": 9}), 500, "see its log")
+    reply = post(place, {"messages": ASK, "max_tokens": 9, "temperature": 0})
+    text = place.model.generate([ASK], 1, max_new_tokens=9, temperature=0.0).texts[0][0]
+    assert reply.json()["choices"][0]["message"]["content"] == text
+
+
+def test_weights_that_are_not_finite_are_told(place):
+    batcher = place.server.batcher
+    params, prompts = batcher.model.params, batcher.prompts
+    broken = params | {
+        "text": params["text"] | {"final_norm": params["text"]["final_norm"] * np.nan}
+    }
+    prompts.params = broken
+    try:
+        body = {"messages": [{"role": "user", "content": "Never asked before"}], "max_tokens": 4}
+        check(place, post(place, body), 500, "not finite")
+    finally:
+        prompts.params = params
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="max_slots is 0"):
+        ServeOptions(max_slots=0)
+    assert KEY not in repr(ServeOptions(api_key=KEY))
+    assert Refused(503, "a").body()["error"]["type"] == "server_error"

@@ -1,0 +1,97 @@
+"""`videorft serve`: a checkpoint behind OpenAI's protocol of chat completions."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+
+from videorft_jax.serving.options import ServeOptions
+
+_DEFAULT = ServeOptions()
+
+
+def main(argv: list[str]) -> int:
+    """videorft serve --checkpoint DIR [--port 8000] [--root FOLDER]
+    Answers POST /v1/chat/completions and GET /v1/models, /metrics and /health until SIGTERM or
+    Ctrl-C, after which replies under way are finished first."""
+    parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="Hugging Face folder, or a run or checkpoint of ours")
+    add("--adapter", help="PEFT folder of plain LoRA, merged into the weights")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--name", default=_DEFAULT.name, help="what the model is called in requests")
+    add("--root", action="append", default=[], help="folder whose files file:// URLs may name")
+    add("--api_key_env", help="environment variable that holds the API key clients must send")
+    for name, text in (
+        ("max_body", "bytes of a request"),
+        ("max_queue", "completions that wait"),
+        ("max_slots", "completions decoded side by side"),
+        ("max_prompt", "tokens of a prompt"),
+        ("max_new_tokens", "tokens of a completion"),
+        ("max_media", "clips and pictures of a request"),
+        ("cache_bytes", "bytes of device memory for prompts and clips that come again"),
+    ):
+        add(f"--{name}", type=int, default=getattr(_DEFAULT, name), help=f"most {text}")
+    add("--chunk", type=int, default=_DEFAULT.chunk, help="tokens between joins of new requests")
+    add("--timeout_s", type=float, default=_DEFAULT.timeout_s, help="most seconds of a request")
+    given = parser.parse_args(argv)
+    options = _read_options(given)
+    try:
+        import uvicorn
+
+        from videorft_jax.serving.app import Server
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing; pip install 'videorft_jax[serve]'") from None
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    held = _listen(given.host, given.port)
+    from videorft_jax import api
+
+    model = api.load(given.checkpoint, dtype=given.dtype, adapter=given.adapter)
+    config = uvicorn.Config(
+        Server(model, options).app, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=int(options.timeout_s) + 1, server_header=False,
+    )  # fmt: skip
+    host, port = held.getsockname()[:2]
+    print(f"serving {options.name} at http://{host}:{port}/v1", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[held])
+    return 0
+
+
+def _read_options(given: argparse.Namespace) -> ServeOptions:
+    key = ""
+    if given.api_key_env:
+        key = os.environ.get(given.api_key_env, "")
+        if not key or not key.isascii() or any(letter.isspace() for letter in key):
+            raise ValueError(
+                f"--api_key_env={given.api_key_env}: the variable holds no key; export it first"
+            )
+    elif given.host not in ("127.0.0.1", "localhost", "::1"):
+        raise ValueError(f"--host={given.host} is not loopback; give --api_key_env with it")
+    for root in given.root:
+        if not os.path.isdir(root):
+            raise ValueError(f"--root={root}: no such folder")
+    names = ("name", "max_body", "max_queue", "max_slots", "max_prompt", "max_new_tokens", "chunk",
+             "max_media", "timeout_s", "cache_bytes")  # fmt: skip
+    roots = tuple(os.path.realpath(root) for root in given.root)
+    values = {name: getattr(given, name) for name in names}
+    return ServeOptions(roots=roots, api_key=key, **values)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, bound before the weights are loaded, so that a port in use is told at once."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port={port}: give 0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((host, port))
+    except OSError as error:
+        held.close()
+        raise ValueError(f"--port={port}: {error.strerror}; choose another") from None
+    return held

@@ -1,0 +1,1 @@
+"""A server of chat completions in OpenAI's protocol, whose requests share one running batch."""

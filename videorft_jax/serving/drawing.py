@@ -1,0 +1,56 @@
+"""Draws tokens for requests that each have a temperature and a top-p of their own.
+
+The noise is that of `rollout.sampling`, so that a request draws what `vr.generate` draws with the
+same seed and settings.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from videorft_jax.rollout.sampling import Draw, exponential, find_largest, order_bits
+
+
+def draw_each(logits, keys, place, temperature, top_p, allowed) -> Draw:
+    """Draws one token of each row.
+
+    logits float32 [B, V]; keys uint32 [B, 2]; place int32 [B], the token's place in its completion;
+    temperature float32 [B], 0 is greedy; top_p float32 [B]; allowed bool [V], ids that may be
+    drawn. The fields of the result are [B]; its log-probability is that of softmax(logits /
+    temperature) over the whole vocabulary.
+    """
+    failed = ~jnp.isfinite(logits).all(-1)
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    scaled = jnp.where(failed[:, None], 0.0, logits) / divisor[:, None]
+    peak = scaled.max(-1, keepdims=True)
+    weight = jnp.exp(scaled - peak)
+    total = jnp.log(weight.sum(-1)) + peak[:, 0]
+    ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
+    kept = jax.lax.cond(
+        (top_p < 1).any(), _keep_nucleus, lambda s, p, a: jnp.broadcast_to(a, s.shape),
+        scaled, top_p, allowed,
+    )  # fmt: skip
+    noise = exponential(keys, place[:, None], ids)
+    chance = jnp.where(kept, weight / noise, -1.0)
+    greedy = jnp.where(allowed, scaled, -jnp.inf)
+    racing = jax.lax.optimization_barrier(
+        jnp.where((temperature > 0)[:, None], chance, greedy)
+    )  # as in `sampling.draw`
+    best = racing.max(-1, keepdims=True)
+    token = jnp.where(racing == best, ids, jnp.uint32(len(ids) - 1)).min(-1)
+    logprob = jnp.where(ids == token[:, None], scaled, 0.0).sum(-1) - total
+    return Draw(token.astype(jnp.int32), logprob, jnp.zeros_like(total), failed)
+
+
+def _keep_nucleus(scaled, top_p, allowed):
+    """The likeliest allowed ids of each row that together reach its top_p, bool [B, V]."""
+    scaled = jnp.where(allowed, scaled, -jnp.inf)
+    order = order_bits(scaled)
+    bound = order_bits(jnp.full(scaled.shape[:-1], jnp.finfo(jnp.float32).min))
+    mass = jnp.where(order >= bound[:, None], jnp.exp(scaled - scaled.max(-1, keepdims=True)), 0.0)
+    wanted = top_p * mass.sum(-1)
+
+    def holds(bound):
+        return jnp.where(order >= bound[:, None], mass, 0.0).sum(-1) >= wanted
+
+    nucleus = jnp.maximum(bound, find_largest(holds, bound))
+    return order >= jnp.where(top_p < 1, nucleus, bound)[:, None]

@@ -1,0 +1,234 @@
+"""The compiled programs of a server, whose requests join and leave one running batch.
+
+A row of the batch holds one completion: the keys and values of its prompt, and those of its own
+tokens in a ring of C columns. All rows write the same column at the same time, as in a rollout, but
+began at different columns: a row that has drawn n tokens reads the last n columns. No completion
+may have more than C tokens, so that a ring never overwrites what is still read.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videorft_jax.models import family
+from videorft_jax.models.attention.masks import Causal
+from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.vision_language import next_position
+from videorft_jax.rollout.programs import EMPTY, FAILED, FULL, LIVE, STOPPED
+from videorft_jax.rollout.sampling import SamplingConfig, completion_key
+from videorft_jax.serving.drawing import draw_each
+
+# As in `rollout.programs`: cuBLAS reads stacked weights where they lie.
+_GPU = {"xla_gpu_enable_triton_gemm": False}
+
+
+class Shape(NamedTuple):
+    """The size of a running batch: rows, prompt tokens and columns of the rings."""
+
+    rows: int
+    length: int
+    columns: int
+
+
+class Prompt(NamedTuple):
+    """A prompt that was run, with a leading 1 in place of rows."""
+
+    keys: jax.Array  # [L, 1, K, S, H]
+    values: jax.Array
+    valid: jax.Array  # bool [1, S]
+    position: jax.Array  # int32 [1], M-RoPE position of the first token drawn
+    logits: jax.Array  # float32 [1, V], of the first token
+
+
+class Wish(NamedTuple):
+    """How a completion is drawn, scalars."""
+
+    key: np.ndarray | jax.Array  # uint32 [2]
+    limit: int | jax.Array  # most tokens
+    temperature: float | jax.Array
+    top_p: float | jax.Array
+
+
+class State(NamedTuple):
+    """The running batch of B rows."""
+
+    keys: jax.Array  # of the prompts, [L, B, K, S, H]
+    values: jax.Array
+    valid: jax.Array  # bool [B, S]
+    own_keys: jax.Array  # [L, B, 1, K, C, H]
+    own_values: jax.Array
+    position: jax.Array  # int32 [B]
+    token: jax.Array  # int32 [B], drawn last and not yet run
+    length: jax.Array  # int32 [B], tokens drawn
+    end: jax.Array  # int32 [B], LIVE or how it ended
+    wish: Wish  # each with a leading B
+
+
+class Programs:
+    """The programs for one model; each is compiled once for every shape that it meets."""
+
+    def __init__(self, config: ModelConfig, sampling: SamplingConfig, *, chunk: int, dtype):
+        self.config, self.sampling, self.chunk = config, sampling, chunk
+        self.dtype, self.plan = jnp.dtype(dtype), choose_plan("auto")
+        allowed = np.arange(config.text.vocab_size) < sampling.num_real_tokens
+        allowed[list(sampling.forbidden_ids)] = False
+        self.allowed = jnp.asarray(allowed)
+        options = _GPU if jax.default_backend() == "gpu" else None
+        self.encode = jax.jit(self._encode)
+        self.run_prompt = jax.jit(self._run_prompt)
+        self.join = jax.jit(self._join, donate_argnums=0)
+        self.decode = jax.jit(self._decode, donate_argnums=1, compiler_options=options)
+        self.move = jax.jit(self._move, static_argnums=1)
+        self.make_key = jax.jit(completion_key)
+
+    def empty(self, shape: Shape) -> State:
+        """A batch without completions."""
+        text, (rows, length, columns) = self.config.text, shape
+        heads, dim = text.num_kv_heads, text.head_dim
+        prompt = jnp.zeros((text.num_layers, rows, heads, length, dim), self.dtype)
+        own = jnp.zeros((text.num_layers, rows, 1, heads, columns, dim), self.dtype)
+        whole: Any = functools.partial(jnp.zeros, (rows,))
+        return State(
+            keys=prompt, values=jnp.copy(prompt), valid=jnp.zeros((rows, length), bool),
+            own_keys=own, own_values=jnp.copy(own),
+            position=whole(jnp.int32), token=whole(jnp.int32), length=whole(jnp.int32),
+            end=jnp.full(rows, EMPTY, jnp.int32),
+            wish=Wish(jnp.zeros((rows, 2), jnp.uint32), whole(jnp.int32), whole(), whole() + 1),
+        )  # fmt: skip
+
+    # What follows is compiled.
+
+    def _encode(self, params, batch):
+        return family.bind(self.config, params).encode_vision(batch, plan=self.plan)
+
+    def _run_prompt(self, params, batch, visual) -> Prompt:
+        """Runs one prompt, `visual` [1, Z, E] or None."""
+        model = family.bind(self.config, params)
+        x = model.embed(batch.tokens, visual, batch.visual_index)
+        hidden, keys, values = model.text.prefill(
+            x, batch.positions, Causal(batch.segment_ids),
+            injection=model.injection(visual, batch.visual_index), plan=self.plan,
+        )  # fmt: skip
+        valid = batch.segment_ids > 0
+        last = valid.sum(1) - 1
+        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
+        return Prompt(keys, values, valid, next_position(batch), logits)
+
+    def _join(self, state: State, prompt: Prompt, row, wish: Wish):
+        """Puts a completion into a row and draws its first token.
+
+        Returns the state, and token, log-probability and end of that row.
+        """
+        wish = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype)[None], wish, state.wish)
+        zero = jnp.zeros(1, jnp.int32)
+        token, length, end, logprob = self._advance(
+            prompt.logits, wish, zero, jnp.full(1, LIVE, jnp.int32)
+        )
+        room = state.keys.shape[3] - prompt.keys.shape[3]
+
+        def put(old, new, dim):
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, dim)
+
+        widths = [(0, 0)] * 3 + [(0, room), (0, 0)]
+        state = state._replace(
+            keys=put(state.keys, jnp.pad(prompt.keys, widths), 1),
+            values=put(state.values, jnp.pad(prompt.values, widths), 1),
+            valid=put(state.valid, jnp.pad(prompt.valid, ((0, 0), (0, room))), 0),
+            position=put(state.position, prompt.position, 0),
+            token=put(state.token, token, 0),
+            length=put(state.length, length, 0),
+            end=put(state.end, end, 0),
+            wish=jax.tree.map(lambda old, new: put(old, new, 0), state.wish, wish),
+        )
+        return state, (token[0], logprob[0], end[0])
+
+    def _advance(self, logits, wish: Wish, length, end):
+        """Draws the next token of each live row from logits [B, V].
+
+        Returns token, length, end and log-probability, each [B].
+        """
+        drawn = draw_each(logits, wish.key, length, wish.temperature, wish.top_p, self.allowed)
+        live = end == LIVE
+        good = live & ~drawn.failed
+        token = jnp.where(good, drawn.token, self.sampling.pad_id)
+        length = length + good
+        new = jnp.where(length >= wish.limit, FULL, LIVE)
+        new = jnp.where(jnp.isin(token, np.array(self.sampling.stop_ids)), STOPPED, new)
+        new = jnp.where(drawn.failed, FAILED, new)
+        return token, length, jnp.where(live, new, end), jnp.where(good, drawn.logprob, 0.0)
+
+    def _decode(self, params, state: State, column, stopped):
+        """Draws up to `chunk` tokens of each live row.
+
+        column: int32, where the ring is written first. stopped: bool [B], rows whose client has
+        gone, which draw no more. Returns the state, how many steps there were, and tokens and
+        log-probabilities [B, chunk].
+        """
+        model = family.bind(self.config, params)
+        columns = state.own_keys.shape[4]
+        state = state._replace(end=jnp.where(stopped, EMPTY, state.end))
+
+        def busy(carry):
+            done, state, _, _ = carry
+            return (done < self.chunk) & (state.end == LIVE).any()
+
+        def turn(carry):
+            done, state, tokens, logprobs = carry
+            index = (column + done) % columns
+            age = (index - jnp.arange(columns)) % columns
+            seen = age < state.length[:, None, None]  # [B, 1, C]
+            cache = KVCache(*state[:5])
+            x = model.embed(state.token[:, None], None, None)
+            place = (state.position + state.length - 1)[:, None]
+            hidden, cache = model.text.decode(x, place, cache, index, seen)
+            logits = model.logits(hidden)[:, 0]
+            token, length, end, logprob = self._advance(logits, state.wish, state.length, state.end)
+            tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, done, 1)
+            logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, done, 1)
+            state = state._replace(
+                own_keys=cache.suffix_k, own_values=cache.suffix_v,
+                token=token, length=length, end=end,
+            )  # fmt: skip
+            return done + 1, state, tokens, logprobs
+
+        shape = (len(state.token), self.chunk)
+        start = (0, state, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+        done, state, tokens, logprobs = jax.lax.while_loop(busy, turn, start)
+        return state, done, tokens, logprobs
+
+    def _move(self, state: State, shape: Shape, rows, held, last) -> State:
+        """Takes rows of one batch into a batch of another shape.
+
+        rows: int32 [shape.rows], where each new row comes from; held: bool, whether it holds a
+        completion. last: int32, the column that was written last, which becomes the last one.
+        """
+        old, width = state.own_keys.shape[4], state.keys.shape[3]
+        back = jnp.arange(shape.columns)[::-1]
+        columns = (last - back) % old
+        state = jax.tree.map(lambda leaf: leaf[rows], state._replace(
+            keys=jnp.moveaxis(state.keys, 1, 0), values=jnp.moveaxis(state.values, 1, 0),
+            own_keys=jnp.moveaxis(state.own_keys, 1, 0),
+            own_values=jnp.moveaxis(state.own_values, 1, 0),
+        ))  # fmt: skip
+
+        def fit(leaf, dim):
+            leaf = jax.lax.slice_in_dim(leaf, 0, min(width, shape.length), axis=dim)
+            widths = [(0, 0)] * leaf.ndim
+            widths[dim] = (0, shape.length - leaf.shape[dim])
+            return jnp.pad(leaf, widths)
+
+        def turn(leaf):
+            return jnp.take(jnp.moveaxis(leaf, 0, 1), columns, axis=4)
+
+        return state._replace(
+            keys=fit(jnp.moveaxis(state.keys, 0, 1), 3),
+            values=fit(jnp.moveaxis(state.values, 0, 1), 3),
+            valid=fit(state.valid, 1),
+            own_keys=turn(state.own_keys), own_values=turn(state.own_values),
+            end=jnp.where(held, state.end, EMPTY),
+        )  # fmt: skip
