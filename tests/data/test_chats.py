@@ -72,9 +72,12 @@ def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load(root, tokenizer, *rows, mode="sft", contract=CONTRACT):
+def load(root, tokenizer, *rows, mode="sft", contract=CONTRACT, row_tokens=1024):
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = LoaderOptions(mode, 1, 1024, 1, 32, 1, 0, 0.0, 0, 0, timeout_s=60.0, isolate=False)
+    bad = 0.5 if row_tokens < 1024 else 0.0
+    options = LoaderOptions(
+        mode, 1, row_tokens, 1, 32, 1, 0, bad, 0, 0, timeout_s=60.0, isolate=False
+    )
     loader = Loader(RecordSource(root / "rows.jsonl"), tokenizer, contract, options)
     with loader.steps() as steps:
         return list(steps)
@@ -184,6 +187,25 @@ def test_pixels_stand_where_the_placeholders_are(root, tokenizer):
     at = batch.visual_index[0]
     ours = batch.patches[0].reshape(-1, 4, 1176)[at[at >= 0]]
     assert np.array_equal(ours, np.concatenate(singles))
+
+
+@pytest.mark.parametrize("mode", ["sft", "grpo"])
+def test_a_chat_above_the_limit_is_one_line(root, tokenizer, mode, caplog):
+    """A chat of three items does not fit: its row, field and remedy are told,
+    and the run goes on with the rest."""
+    turns = [*CHAT["messages"][:1], {"role": "user", "content": "<image>?"}, CHAT["messages"][2]]
+    single = {"problem_id": 2, "media": CHAT["media"][1:2], "messages": turns}
+    (whole,) = load(root, tokenizer, CHAT, mode=mode)
+    visual = int((whole.batch.visual_index[0] >= 0).sum())
+    tokens = int((whole.batch.segment_ids[0] > 0).sum())
+    steps = load(root, tokenizer, single, CHAT, mode=mode, row_tokens=64)
+    assert [len(records) for step in steps for records in step.records] == [1]
+    (line,) = [line for line in caplog.messages if "too_many_tokens" in line]
+    assert line == (
+        f"rows.jsonl row 1: too_many_tokens: media: 3 with {visual} of the record's {tokens}"
+        f" tokens, row_tokens is 64; raise data.row_tokens, or ask for fewer or smaller"
+        " frames"
+    )
 
 
 def test_frames_are_a_clip(root, tokenizer):

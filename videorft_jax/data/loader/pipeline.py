@@ -108,7 +108,9 @@ class Loader:
         """Quarantines bad and too long records. Raises TooManyBad."""
         failures, longest = list(measured.failures), self.options.row_tokens
         for index in np.flatnonzero(measured.sizes.tokens > longest):
-            what = f"{measured.sizes.tokens[index]} tokens, row_tokens is {longest}"
+            tokens, visual = measured.sizes.tokens[index], measured.visual_tokens[index]
+            what = f"media: {len(measured.probes[index])} with {visual} of the record's {tokens}"
+            what += f" tokens, row_tokens is {longest}"
             failures.append(Failure(int(index), source.where(int(index)), "too_many_tokens", what))
         for failure in failures:
             self.quarantine.add(failure, "measure")
