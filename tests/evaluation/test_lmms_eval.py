@@ -81,6 +81,12 @@ def test_answers_are_those_of_generate(place, stub, tmp_path):
         model.loglikelihood([])
 
 
+def test_an_old_decoder_is_refused_and_not_every_clip(monkeypatch):
+    monkeypatch.setattr("av.__version__", "15.1.0")
+    with pytest.raises(ValueError, match=r"PyAV 15.1.0 cannot .* pip install 'av>=18,<19'"):
+        lmms_eval.Answerer("none", 1)
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 NAME, NO_ANSWER = "videorft_jax", "?"  # "" is left out of, or right in, several tasks
 _FEW_SHOT_DELIMITER = "\n\n"  # comes as a stop, and would cut a chain of thought
 _MAX_NEW_TOKENS = 1024
+_LEAST_AV = 18  # below it the decoder refuses every clip, and every answer would be "?"
 _PATHS = ("video_path", "video", "path", "url")
 
 
@@ -74,8 +75,15 @@ class Answerer:
     """
 
     def __init__(self, folder: str, batch: int, raw_file: str = ""):
+        import av
+
         import videorft_jax as vr
 
+        if int(av.__version__.split(".")[0]) < _LEAST_AV:
+            raise ValueError(
+                f"{NAME}: PyAV {av.__version__} cannot read clips as we do; lmms-eval pins one "
+                f"that is older than it needs: pip install 'av>={_LEAST_AV},<{_LEAST_AV + 1}'"
+            )
         self.model, self.batch, self.raw_file = vr.load(folder, dtype=None), batch, raw_file
         self._engines: dict[str, tuple[RolloutEngine, Any]] = {}
 
