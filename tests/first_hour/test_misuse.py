@@ -2,12 +2,50 @@
 code and a part of its last line. No trace is shown."""
 
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 TINY = "--config=tiny.py --workdir=runs/misused"
+RL = "--config=weightless.py --workdir=runs/misused"  # Its model has no weights to read.
+PLAIN = "--config.rewards=(('format',1.0),)"
+SEMANTIC = "--config.rewards=(('semantic',1.0),('accuracy',1.0))"
+GRID = (
+    "--config.ablate.records=data/eval.jsonl --config.ablate.seeds=(0,) --config.ablate.variants="
+    "(('a',()),('b',(('rewards',(('mine:raising',1.0),)),)))"
+)
+MINE = """
+import time
+def raising(prompts, completions, **kwargs):
+    return kwargs["none"]
+def short(prompts, completions, **kwargs):
+    return [1.0]
+def wordy(prompts, completions, **kwargs):
+    return ["good"] * len(completions)
+def silent(prompts, completions, **kwargs):
+    return [None] * len(completions)
+def slow(prompts, completions, **kwargs):
+    time.sleep(5)
+def demanding(prompts, completions, a_field, **kwargs):
+    return [1.0] * len(completions)
+"""
+_CALLED = "called on 8 made-up completions of each of 8 records it "
+USER = (
+    ("raising", f"{_CALLED}raised KeyError: 'none'; mend it"),
+    ("short", f"{_CALLED}returned another number of values; return 8, one a completion"),
+    ("wordy", f"{_CALLED}returned no list of numbers; return 8 floats or None"),
+    ("silent", f"{_CALLED}returned None for all; return a number"),
+    ("absent", "module 'mine' has no attribute 'absent'"),
+    ("demanding", "needs a_field, which is no field of the records"),
+)
+
+
+def rewards(name):
+    return f"--config.rewards=(('mine:{name}',1.0),)"
+
+
 # The commands of one line run in one process, since starting Python takes longer than most of them.
 MISUSES = [
     ("sfft", 2, "no command 'sfft'; did you mean sft?"),
@@ -56,19 +94,32 @@ MISUSES = [
     ("export --checkpoint=runs/sft --out=data", 2, "is there already and not empty"),
     ("export --checkpoint=runs/sft --out=/proc/hf", 2, "/proc/hf: cannot be written"),
     ("export --checkpoint=runs/sft --out=hf --dtype=int3", 2, "--dtype=int3: unknown"),
+    *((f"grpo {RL} {rewards(name)}", 2, f"reward mine:{name}: {line}") for name, line in USER),
+    (
+        f"grpo {RL} {rewards('slow')} --config.reward.timeout_s=0.1",
+        2,
+        "in 0.1 s; raise reward.timeout_s",
+    ),
+    (f"grpo {RL} --config.rewards=(('acuracy',1.0),)", 2, "rewards has 'acuracy'; name one of"),
+    (f"grpo {RL} --config.rewards=(('semantic',1.0),('accuracy',1.0))", 2, "no folder is named"),
+    (f"grpo {RL} {SEMANTIC} --config.reward.siglip=data", 2, "data has no config.json"),
+    (f"grpo {RL} {SEMANTIC} --config.reward.siglip=model", 2, "only SigLIP"),
+    (f"grpo {RL} {PLAIN} --config.log.wandb=mine", 2, "pip install wandb"),
+    (f"grpo {RL} {PLAIN} --config.data.records=none.jsonl", 2, "none.jsonl: No such file"),
+    (f"ablate {RL} {GRID} {PLAIN}", 2, "variant b: reward mine:raising: "),
     ("plan --config=sft_7b", 2, "--topology missing"),
     ("init /proc/none", 1, "/proc/none: "),
     ("init . none", 2, "no recipe 'none'; choose among"),
 ]
 
 RUN = """
-import contextlib, io, shlex, sys
+import contextlib, io, sys
 from videorft_jax import cli
 for line in sys.stdin.read().splitlines():
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            code = cli.main(shlex.split(line))
+            code = cli.main(line.split())
         except SystemExit as error:
             code = error.code
         except BaseException as error:
@@ -85,10 +136,23 @@ def said(hour):
     (hour.folder / "empty.py").write_text("x = 1\n")
     wrong = "import common\ndef get_config():\n    config = common.get_config()\n"
     (hour.folder / "wrong.py").write_text(f"{wrong}    return config.optim.learning_rate\n")
+    (hour.folder / "mine.py").write_text(MINE)
+    weightless(hour)
     lines = "\n".join(command for command, _, _ in MISUSES)
     process = hour.program(RUN, cwd=hour.folder)
     out = process.communicate(lines, timeout=300)[0]
     return {line: (code, text) for line, code, text in map(eval, out.splitlines())}
+
+
+def weightless(hour):
+    """A recipe of GRPO whose model has no weights: a line about anything else was written before
+    they would have been read."""
+    model = hour.folder / "weightless"
+    shutil.copytree(hour.folder / "model", model)
+    for path in model.glob("*.safetensors"):
+        path.write_bytes(b"")
+    hour.recipe("weightless", {"model.init_from": str(model), "data.records": hour.records["rl"]},
+                recipe="grpo_7b")  # fmt: skip
 
 
 @pytest.mark.parametrize(("command", "code", "line"), MISUSES, ids=[m[0] for m in MISUSES])

@@ -22,8 +22,8 @@ class FirstHour:
         self.recipe("tiny", {})
         self._running, self._sft = [], None
 
-    def recipe(self, name, changes):
-        """Writes NAME.py, the tiny recipe with more changes; returns its path."""
+    def recipe(self, name, changes, recipe="sft_7b"):
+        """Writes NAME.py, the tiny form of a recipe with more changes; returns its path."""
         options = sft_options(
             self.folder / "model",
             self.records["sft"],
@@ -36,7 +36,7 @@ class FirstHour:
             optim__schedule="constant",
         )
         path = self.folder / f"{name}.py"
-        write_config(path, "sft_7b", options | changes)
+        write_config(path, recipe, options | changes)
         return path
 
     def environment(self, **more):

@@ -15,6 +15,7 @@ from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.commands.grpo import check_options, grpo
 from videorft_jax.evaluation import ablation
 from videorft_jax.grpo.options import GrpoOptions, without_ratio
+from videorft_jax.grpo.rehearsal import rehearse
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     for name, varied in variants.items():
         try:
             checked[name] = check_options(varied)
+            rehearse(checked[name])
         except ValueError as error:
             raise ValueError(f"variant {name}: {error}") from None
     for pair in find_same(checked):

@@ -3,10 +3,12 @@
 import dataclasses
 
 from videorft_jax.losses import SPREADS, LossOptions
-from videorft_jax.rewards.combine import RewardConfig
+from videorft_jax.rewards.combine import BUILT_IN, RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions
 from videorft_jax.rollout.options import RolloutOptions
 from videorft_jax.training.options import TrainOptions
+
+KNOWN_REWARDS = (*BUILT_IN, "semantic", "order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,12 @@ class GrpoOptions:
                 )
         name, rollout = self.train.name, self.rollout
         names = [reward for reward, _ in self.rewards.rewards]
+        for reward in names:
+            if ":" not in reward and reward not in KNOWN_REWARDS:
+                raise ValueError(
+                    f"{name}: rewards has {reward!r}; name one of {', '.join(KNOWN_REWARDS)}, or "
+                    "a function of yours as module:function"
+                )
         if self.filter not in (*names, "accuracy"):
             raise ValueError(
                 f"{name}: grpo.filter is {self.filter!r}; name one of the rewards, {names}"

@@ -39,6 +39,7 @@ from videorft_jax.grpo.experience import Collector, Experience, describe, taking
 from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
@@ -222,6 +223,7 @@ def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None])
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
+    rehearse(options)
 
     def check(weights, mesh, buckets):
         options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])

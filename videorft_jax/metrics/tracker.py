@@ -8,6 +8,7 @@ bit.
 
 import collections
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -238,14 +239,23 @@ def _memory():
     return values | {"memory/host_peak_gib": peak / _GIB}
 
 
-def _start_wandb(project, folder, config):
+def check_wandb(project: str) -> None:
+    """Raises ValueError when a project is named and the package is not installed."""
     try:
-        import wandb
-    except ImportError:
+        is_there = not project or importlib.util.find_spec("wandb") is not None
+    except ValueError:  # Something without a spec stands in for the package.
+        is_there = True
+    if not is_there:
         raise ValueError(
             f"wandb project {project!r} was asked for and the package is not installed; "
             "pip install wandb, or leave the project out"
-        ) from None
+        )
+
+
+def _start_wandb(project, folder, config):
+    check_wandb(project)
+    import wandb
+
     folder.mkdir(parents=True, exist_ok=True)
     name = folder / "wandb_run_id"  # A resumed run goes on under this id.
     if not name.exists():

@@ -153,6 +153,14 @@ class UserReward:
     def _log_metric(self, name: str, value: Any) -> None:
         self._metrics.setdefault(str(name), []).append(float(value))
 
+    def in_training(self, training: Training, row: int) -> dict[str, Any]:
+        """What the function gets in training besides the record of the given row."""
+        return {
+            "completion_ids": [list(ids) for ids in training.completion_ids[row]],
+            "trainer_state": training.state,
+            "log_metric": self._log_metric,
+        }
+
     def start(
         self,
         prompts: Sequence[str],
@@ -178,12 +186,8 @@ class UserReward:
             for i, record in enumerate(records):
                 if stop.is_set():
                     return
-                more: dict[str, Any] = {}
-                if training is not None:
-                    more["completion_ids"] = [list(ids) for ids in training.completion_ids[i]]
-                    more["trainer_state"] = training.state
-                    more["log_metric"] = self._log_metric
-                results[i] = self._call(prompts[i], completions[i], record, more)
+                more = {} if training is None else self.in_training(training, i)
+                results[i] = self.call(prompts[i], completions[i], record, more)
 
         thread = threading.Thread(target=work, name=f"reward {self.spec}", daemon=True)
         self._thread = thread
@@ -196,9 +200,17 @@ class UserReward:
 
         return collect
 
-    def _call(
+    def call(
         self, prompt: str, completions: Sequence[str], record: Any, more: dict[str, Any]
     ) -> tuple[list[float], dict[str, int], str]:
+        """Calls the function for one record with its R completions.
+
+        more: what the function is given besides the fields of the record.
+
+        Returns:
+          R values, NaN where failed, NOT_APPLICABLE for None; the number of samples for each
+          reason; and the line of the exception that was raised, or "".
+        """
         num, fields = len(completions), record_fields(record, len(completions)) | more
 
         def call(takes_chats: bool) -> Any:

@@ -1,5 +1,6 @@
 """`videorft export`: one of our checkpoints becomes a Hugging Face folder."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -48,6 +49,23 @@ def export(
             f"{source}: the folder that the run started from is not there; give it by --model"
         )
     config = load_config(source)
+    with _explained(out):
+        _write(saved, config, out, source, dtype, ema, adapter)
+
+
+@contextlib.contextmanager
+def _explained(out):
+    """Turns what a full or broken disk raises into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"{out}: could not be written ({error.strerror or error}) and is not kept; free space "
+            "or choose another folder"
+        ) from error
+
+
+def _write(saved, config, out, source, dtype, ema, adapter):
     if adapter:
         lora = restore.read_adapter(saved, config, ema=ema)
         card = model_card.write_card(saved, source, is_adapter=True)
@@ -78,7 +96,7 @@ def check_target(out: str, saved: restore.Saved, itemsize: int) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent) as probe:
-            probe.write(bytes(1 << 20))
+            probe.write(bytes(4096))
             probe.flush()
         free = shutil.disk_usage(parent).free
     except OSError as error:

@@ -27,6 +27,7 @@ from videorft_jax.data.records import opening
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import Source
+from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
 from videorft_jax.models.hf_folder import check_vocabulary
@@ -276,9 +277,11 @@ def open_run(
     Raises ValueError for options that cannot work.
     """
     log.info("%s on %s", options.name, describe_environment())
+    check_wandb(options.log.wandb)
     mesh = make_mesh(options)
     if mesh.devices.flat[0].platform == "cpu":
         check_cpus(options, mesh.size)
+    source = open_records(options)
     model_config, tokenizer = load_model_files(options.model.init_from)
     check_contract(model_config, options.contract, options.name)
     weights = Weights(model_config, options.freeze, options.lora)
@@ -300,7 +303,7 @@ def open_run(
         if step is not None:
             _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
             state, saved = checkpointer.restore(None, abstract, agreed)
-        loader = make_loader(options, mode, tokenizer, str(mirror.folder))
+        loader = make_loader(options, mode, tokenizer, str(mirror.folder), source)
         check_memory(weights, mesh, loader.buckets)
         total = min(len(loader), options.max_steps or len(loader))
         optimizer = make_optimizer(options.optim, total * updates)

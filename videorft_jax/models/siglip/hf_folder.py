@@ -52,6 +52,8 @@ _IMAGE_BATCHES = (4, 16)  # 16 images of 729 patches hold 0.5 GB of fp32 attenti
 _TEXT_BATCHES = (8, 64)
 
 
+_MOST_SHOWN = 5  # faulty tensors that a message names
+
 _encode_images = jax.jit(encode_images, static_argnames="config")
 _encode_texts = jax.jit(encode_texts, static_argnames="config")
 
@@ -130,8 +132,8 @@ def _tensors(config: SiglipConfig) -> dict:
     return tensors
 
 
-def _read_params(folder: pathlib.Path, config: SiglipConfig, dtype: str) -> dict:
-    """Reads the params onto the device, casting tensor by tensor."""
+def _find_tensors(folder: pathlib.Path, config: SiglipConfig) -> tuple[dict, dict]:
+    """What the config expects and the entries of the files, which must agree; reads headers."""
     expected, found = _tensors(config), tensor_files.read_folder(folder)
     faults = [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
     for name, (path, _, theirs, _, _) in expected.items():
@@ -142,8 +144,14 @@ def _read_params(folder: pathlib.Path, config: SiglipConfig, dtype: str) -> dict
     if faults:
         raise ValueError(
             f"{folder}: {len(faults)} faulty tensors, correct config.json or the weights: "
-            + "; ".join(faults)
+            + "; ".join(faults[:_MOST_SHOWN])
         )
+    return expected, found
+
+
+def _read_params(folder: pathlib.Path, config: SiglipConfig, dtype: str) -> dict:
+    """Reads the params onto the device, casting tensor by tensor."""
+    expected, found = _find_tensors(folder, config)
     params = {path: np.empty(x.shape, dtype) for path, x in abstract(config)[2].items()}
     with contextlib.ExitStack() as stack:
         shards = {entry.path for entry in found.values()}
@@ -344,8 +352,24 @@ def load_siglip(folder: str, dtype: str = "bfloat16") -> Siglip:
     """
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"siglip dtype is {dtype!r}: use 'bfloat16' or 'float32'")
-    folder = pathlib.Path(folder)
+    config, tokenizer = _read_config(pathlib.Path(folder))
+    return Siglip(config, _read_params(pathlib.Path(folder), config, dtype), tokenizer)
+
+
+def check_siglip(folder: str) -> None:
+    """Raises ValueError, in one line, for a folder that `load_siglip` would refuse; reads the
+    headers of the weights alone."""
+    config, _ = _read_config(pathlib.Path(folder))
+    _find_tensors(pathlib.Path(folder), config)
+
+
+def _read_config(folder: pathlib.Path) -> tuple[SiglipConfig, PreTrainedTokenizerFast]:
     raw = _read_json(folder / "config.json")
+    if not str(raw.get("model_type")).startswith("siglip"):
+        raise ValueError(
+            f"{folder}: config.json is model_type {raw.get('model_type')!r}; only SigLIP is read, "
+            "name the folder of one"
+        )
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
         processor = _read_json(processor)
@@ -360,5 +384,4 @@ def load_siglip(folder: str, dtype: str = "bfloat16") -> Siglip:
             f"{folder}: tokenizer.json has {len(tokenizer)} entries, config.json a vocab_size of "
             f"{config.vocab_size}: one of them is from another checkpoint"
         )
-    params = _read_params(folder, config, dtype)
-    return Siglip(config, params, tokenizer)
+    return config, tokenizer
