@@ -12,7 +12,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.patches import Media
 from videorft_jax.models.geometry import WINDOW_TOKENS, WINDOWED_14, Geometry
 
-TOKENS_PER_SECOND = 2  # of the temporal position of a clip that stands in one piece
+TOKENS_PER_SECOND = 2  # The temporal position of a clip in one piece counts so.
 MROPE_RULES = ("qwen", "hf4", "hf5")
 
 

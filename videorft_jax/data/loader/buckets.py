@@ -18,7 +18,7 @@ VISION_COST = 0.5
 LOOKAHEAD = 2048  # Samples packed together: more pack tighter, fewer mix less of the epoch.
 NUM_TRIED = 512  # samples on which a shape is tried before it is chosen
 MAX_CLASSES = 200  # distinct shapes from which merging starts
-SHORTEST = 0.75  # of `row_tokens`: packed rows are not made shorter than this
+SHORTEST = 0.75  # Packed rows have at least this share of `row_tokens`.
 
 
 class Sizes(NamedTuple):

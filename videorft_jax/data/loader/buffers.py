@@ -34,7 +34,7 @@ class _Lease:
         self._block, self._free = block, free
 
     def __del__(self):
-        self._free.append(self._block)  # from any thread; a full deque drops its oldest
+        self._free.append(self._block)  # Any thread may do so; a full deque drops its oldest.
 
 
 class Pool:

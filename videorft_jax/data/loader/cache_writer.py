@@ -120,7 +120,7 @@ class _Writer:
 
     def _read_item(self, index: int, item: MediaItem) -> _Frames | None:
         media, root = media_of(self._source, index, item), self._source.data_root
-        name = (item.name, -1, -1)  # of bytes, or of a file that is not there
+        name = (item.name, -1, -1)  # Bytes, and files that are not there, are known so.
         if not isinstance(media, bytes):
             name = describe_file(media, root) or name
         if name in self._names and cache_key(self._names[name], item) in self._keys:

@@ -31,7 +31,7 @@ class SizeCache:
         # Line by line, so that a run that is killed has lost nothing.
         self._file = open(name, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, see close()
         if self._file.tell():
-            self._file.write("\n")  # in case the last line was cut off
+            self._file.write("\n")  # The last line may have been cut off.
 
     def _read(self, folder: str | os.PathLike) -> None:
         for name in sorted(os.listdir(folder)):

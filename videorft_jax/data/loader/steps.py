@@ -41,11 +41,11 @@ class Step(NamedTuple):
     """One batch of this process's rows, B of them, and what belongs to it on the host."""
 
     batch: Batch  # NumPy arrays
-    records: list[list[Record]]  # of each row, in the order of its segments
+    records: list[list[Record]]  # Each row has its own, in the order of its segments.
     indices: list[list[int]]  # the same as positions in the source: names for random keys
     valid: np.ndarray  # bool [B], the row holds a sample
     failures: list[tuple[int, Failure]]  # row, and what should have stood in it
-    index: int  # of the batch in the run; `index + 1` is the state to save after this step
+    index: int  # It counts batches; `index + 1` is the state to save after this step.
     epoch: int
     bucket: int
 

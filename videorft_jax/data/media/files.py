@@ -189,7 +189,7 @@ def describe_file(path, root: str) -> tuple[str, int, int] | None:
     except (OSError, ValueError, TypeError):
         return None
     name = path if isinstance(path, str) else json.dumps(path)
-    if not isinstance(path, str) or places[0] != os.path.join(root, path):
+    if not isinstance(path, str) or places != [os.path.join(root, path)]:
         facts = [
             (os.path.basename(place), f.st_size, f.st_mtime_ns)
             for place, f in zip(places, found, strict=True)

@@ -29,7 +29,7 @@ TURNS = {
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
 MOST_BRANDS = 256  # bytes of the opening box that are read
-IMAGE_FPS = 2.0  # of the clip that a still image becomes, so that a grid step lasts one second
+IMAGE_FPS = 2.0  # A still image becomes a clip whose grid steps last one second.
 
 
 def read_image(

@@ -23,7 +23,7 @@ class Probe(NamedTuple):
     source_width: int = 0
     reason: str = ""
     detail: str = ""
-    stamps: tuple[float, ...] = ()  # of each frame pair, where the model reads times
+    stamps: tuple[float, ...] = ()  # Each frame pair has one where times are read.
 
     def num_pairs(self, geometry: Geometry) -> int:
         """Frame pairs; a single frame and an odd last one are shown twice."""

@@ -140,8 +140,8 @@ def continue_clock(
     if container.format.name not in JOINED:
         yield from packets
         return
-    shift: dict[int, int] = collections.defaultdict(int)  # of each stream, in its ticks
-    following: dict[int, int] = {}  # where the next packet of each stream should stand
+    shift: dict[int, int] = collections.defaultdict(int)  # Each stream has one, in its ticks.
+    following: dict[int, int] = {}  # The next packet of a stream should stand here.
     for packet in packets:
         index, tick = packet.stream_index, packet.time_base
         if packet.dts is not None and tick:

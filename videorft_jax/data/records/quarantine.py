@@ -28,8 +28,8 @@ class Failure(NamedTuple):
     is wrong), `prompt` (it cannot be rendered), `too_many_tokens` (longer than a row), `changed`
     (not the shape that was measured)."""
 
-    index: int  # of the record in its source
-    path: str  # of the media, or the row's name
+    index: int  # It counts the records of the source.
+    path: str  # It names the media, or the row.
     reason: str
     detail: str
 

@@ -39,9 +39,9 @@ SCHEMA: dict[str, tuple[tuple[type, ...], bool, str]] = {
     "messages": ((list, type(None)), False, 'write [{"role": "user", "content": "..."}, ...]'),
 }
 CHAT_FIELDS = ("media", "messages")
-MEDIA_FIELDS = ("data_type", "path", "start", "end")  # of one item; `media` stands in for them
+MEDIA_FIELDS = ("data_type", "path", "start", "end")  # `media` stands in for these
 CHAT_GIVES = ("problem", "problem_type", "options", "process", "solution")
-SYNONYMS = {"video_start": "start", "video_end": "end"}  # of qwen-vl-utils
+SYNONYMS = {"video_start": "start", "video_end": "end"}  # qwen-vl-utils calls them so
 LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):：、]\s*(.*)", re.DOTALL)
 DUPLICATE_KEY = "\0duplicate"
 PAGE = "docs/how_to/record_format.md"  # a row of each type, named by every error

@@ -49,7 +49,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "end": tfds.features.Scalar(np.float64),
             "extra": text,  # JSON: the row's other fields
             "media": text,  # the file's bytes, empty when not embedded
-            "sha256": text,  # of the media file
+            "sha256": text,  # It is the digest of the media file.
         }
         return tfds.core.DatasetInfo(
             builder=self,
