@@ -1,11 +1,18 @@
 """Fault 4: a reward that failed on every sample trained to the end with exit code 0."""
 
+import json
+import pathlib
+
 LATER = """
 def later(prompts, completions, **kwargs):
     if "made-up" in completions[1]:
         return [1.0] * len(completions)
     raise RuntimeError("no judge today")
 """
+
+
+def read_rows(path):
+    return map(json.loads, pathlib.Path(path).read_text().splitlines())
 
 
 def test_a_run_stops_whose_reward_begins_to_fail(hour, tmp_path):
@@ -25,4 +32,8 @@ def test_a_run_stops_whose_reward_begins_to_fail(hour, tmp_path):
     assert "nothing could be learnt from 2 steps in a row" in text.splitlines()[-1]
     assert "no judge today" in text
     assert "Traceback" not in text
+    lines = (tmp_path / "run/completions.jsonl").read_text().splitlines()
+    paths = {json.loads(line)["path"] for line in lines}
+    assert paths <= {record["path"] for record in read_rows(hour.records["rl"])}
+    assert len(paths) == 8  # all of the data, in two steps of four
     assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 2

@@ -43,6 +43,7 @@ class CompletionLog:
                     "step": number,
                     "problem_id": record.problem_id,
                     "problem_type": record.problem_type,
+                    "path": record.path,
                     "problem": record.problem,
                     "solution": record.solution,
                     "completion": text,
