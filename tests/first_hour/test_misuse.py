@@ -105,7 +105,6 @@ MISUSES = [
     (f"grpo {RL} {SEMANTIC} --config.reward.siglip=data", 2, "data has no config.json"),
     (f"grpo {RL} {SEMANTIC} --config.reward.siglip=model", 2, "only SigLIP"),
     (f"grpo {RL} {PLAIN} --config.log.wandb=mine", 2, "pip install wandb"),
-    (f"grpo {RL} {PLAIN} --config.data.records=none.jsonl", 2, "none.jsonl: No such file"),
     (f"ablate {RL} {GRID} {PLAIN}", 2, "variant b: reward mine:raising: "),
     ("plan --config=sft_7b", 2, "--topology missing"),
     ("init /proc/none", 1, "/proc/none: "),

@@ -1,6 +1,7 @@
 """A checkpoint of ours as a Hugging Face folder: transformers computes the same with it."""
 
 import json
+import logging
 import shutil
 
 import hf_twin as hf
@@ -20,6 +21,17 @@ from videorft_jax.models.hf_folder import flatten
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore
 from videorft_jax.training.trees import join
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command sets up logging for its process, which is that of the other tests here."""
+    root, absl = logging.getLogger(), logging.getLogger("absl")
+    handlers, levels = list(root.handlers), (root.level, absl.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    absl.setLevel(levels[1])
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,6 @@ def open_run(
     mesh = make_mesh(options)
     if mesh.devices.flat[0].platform == "cpu":
         check_cpus(options, mesh.size)
-    source = open_records(options)
     model_config, tokenizer = load_model_files(options.model.init_from)
     check_contract(model_config, options.contract, options.name)
     weights = Weights(model_config, options.freeze, options.lora)
@@ -303,7 +302,7 @@ def open_run(
         if step is not None:
             _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
             state, saved = checkpointer.restore(None, abstract, agreed)
-        loader = make_loader(options, mode, tokenizer, str(mirror.folder), source)
+        loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
         total = min(len(loader), options.max_steps or len(loader))
         optimizer = make_optimizer(options.optim, total * updates)
