@@ -5,9 +5,13 @@ import os
 import sys
 from collections import Counter
 
-from videorft_jax.commands.data_flags import add_data_flags, make_limits
+from videorft_jax.commands.data_flags import (
+    add_contract_flags,
+    add_data_flags,
+    make_limits,
+    read_contract,
+)
 from videorft_jax.data.loader.cache_writer import write_cache
-from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.quarantine import one_line, reason_table
 from videorft_jax.models.geometry import find_geometry
@@ -20,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="videorft cache", description=main.__doc__)
     add_data_flags(parser)
     parser.add_argument("--out", required=True, help="folder of the cache")
-    parser.add_argument("--contract", choices=("train", "evaluate"), default="train")
+    add_contract_flags(parser)
     parser.add_argument(
         "--patch_size", type=int, default=14, help="of the model: 14 for Qwen2.5-VL, 16 Qwen3-VL"
     )
@@ -29,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         source = open_records(options.data, options.data_root, options.format)
-        contract = getattr(MediaContract, options.contract)(find_geometry(options.patch_size))
+        contract = read_contract(options, find_geometry(options.patch_size))
         added, failures = write_cache(
             source,
             contract,
@@ -41,10 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{added} clips added to {os.path.abspath(options.out)}, contract {contract.digest[:16]}")
+    folder = os.path.abspath(options.out)
+    print(f"{added} clips added to {folder}, contract {contract.digest[:16]}")
     if failures:
         print(f"{len(failures)} of {len(source)} records have no readable clip:")
         for found in failures[:MOST_SHOWN]:
             print(f"  row {found.index}: {one_line(found.path)}: {found.reason}; {found.remedy}")
         print(reason_table(Counter(failure.reason for failure in failures), len(source)))
+    print(f"next: videorft sft --config=RECIPE --workdir=DIR --config.data.cache={folder} ...")
     return 1 if failures else 0

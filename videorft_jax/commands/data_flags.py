@@ -1,11 +1,15 @@
-"""The flags that commands about records share: where records and media are, and what a clip may
-cost."""
+"""The flags that commands about records share: where records and media are, what a clip may cost,
+and how it becomes frames."""
 
 import argparse
 import dataclasses
 
-from videorft_jax.data.media.contract import Limits
+from videorft_jax.commands import recipes
+from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.records.formats import FORMATS
+from videorft_jax.models.geometry import WINDOWED_14, Geometry
+
+_PREFIX = "config.media."
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,3 +38,41 @@ def make_limits(flags: argparse.Namespace) -> Limits:
         if not values[name] > 0:
             raise ValueError(f"--limit {given}: give a number above 0")
     return Limits(**values, roots=tuple(flags.root))
+
+
+def add_contract_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--contract", choices=("train", "evaluate"), help="media contract; default: train")
+    add("--config", help="recipe whose media are read, a name or a file; its options too, "
+        "as --config.media.max_frames=8")  # fmt: skip
+    for name in recipes.read("common").media:
+        add(f"--{_PREFIX}{name}", help=argparse.SUPPRESS)
+
+
+def read_contract(flags: argparse.Namespace, geometry: Geometry = WINDOWED_14) -> MediaContract:
+    """The media contract of the flags: a preset for `geometry`, or that of a recipe with the given
+    options in place of its own. Raises ValueError for a value that cannot be, and for a preset
+    beside a recipe."""
+    given = {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(flags).items()
+        if name.startswith(_PREFIX) and value is not None
+    }
+    if flags.contract and (flags.config or given):
+        raise ValueError("--contract names a preset and --config a recipe; give one of them")
+    if not flags.config and not given:
+        return getattr(MediaContract, flags.contract or "train")(geometry)
+    from videorft_jax.training.setup import PRESETS, make_contract  # loads JAX
+
+    config = recipes.read(flags.config or "common")
+    for name, value in given.items():
+        kind = type(config.media[name])
+        try:
+            config.media[name] = kind(value)
+        except ValueError:
+            raise ValueError(
+                f"--{_PREFIX}{name}={value}: give a number, as {config.media[name]}"
+            ) from None
+    if config.media.preset not in PRESETS:
+        raise ValueError(f"--{_PREFIX}preset={config.media.preset}: choose one of {PRESETS}")
+    return make_contract(config)

@@ -3,10 +3,14 @@
 import argparse
 import logging
 
-from videorft_jax.commands.data_flags import add_data_flags, make_limits
+from videorft_jax.commands.data_flags import (
+    add_contract_flags,
+    add_data_flags,
+    make_limits,
+    read_contract,
+)
 from videorft_jax.data.inspection import draw_page, inspect_record
 from videorft_jax.data.loader.measure import Measurer
-from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--index", type=int, default=0, help="row of the file, from 0")
     add("--model", help="Hugging Face folder whose tokenizer cuts the text")
     add("--mode", choices=("sft", "grpo"), default="sft", help="with the answer to learn, or not")
-    add("--contract", choices=("train", "evaluate"), default="train", help="media contract")
+    add_contract_flags(parser)
     add("--template_file", help="prompt template, .json or .toml")
     add("--out", default="inspect.html", help="page to write")
     flags = parser.parse_args(argv)
@@ -39,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     is_sft = flags.mode == "sft" and bool(record.process or record.turns)
     tokenizer, note = _find_tokenizer(flags.model, record)
     template = load_template(flags.template_file) if flags.template_file else DEFAULT_TEMPLATE
-    contract = getattr(MediaContract, flags.contract)()
+    contract = read_contract(flags)
     limits = make_limits(flags)
     measurer = Measurer(source, contract, tokenizer, template, is_sft, limits)
     if flags.mode == "sft" and not is_sft:

@@ -7,7 +7,12 @@ import logging
 import os
 import sys
 
-from videorft_jax.commands.data_flags import add_data_flags, make_limits
+from videorft_jax.commands.data_flags import (
+    add_contract_flags,
+    add_data_flags,
+    make_limits,
+    read_contract,
+)
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
 from videorft_jax.data.validate_report import Bar, print_report
@@ -26,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             mode=mode,
             sizes_dir=flags.answers or f"{flags.data}.sizes",
             limits=make_limits(flags),
+            contract=read_contract(flags),
             allowed=None if flags.allow_extra == [] else tuple(flags.allow_extra or ()),
             **{name: getattr(flags, name) for name in SHARED},
         )
@@ -41,11 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
         print(f"report written to {os.path.abspath(flags.json)}")
+    named = f"--config=RECIPE --workdir=DIR --config.data.records={flags.data}"
+    print(f"checked sizes kept in {options.sizes_dir}; next: videorft {mode} {named}")
     return 1 if report["faults"] or report["unused_fields"] else 0
 
 
 SHARED = (
-    "contract", "tokenizer", "template_file", "rows", "row_tokens", "max_buckets", "multiple",
+    "tokenizer", "template_file", "rows", "row_tokens", "max_buckets", "multiple",
     "quick", "isolate", "threads",
 )  # fmt: skip
 
@@ -56,7 +64,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
     add("--reward_mode", choices=accuracy.MODES, default="strict", help="rules that read truths")
-    add("--contract", choices=("train", "evaluate"), default="train", help="media contract")
+    add_contract_flags(parser)
     add("--tokenizer", help="local folder; without it text tokens are estimated")
     add("--template_file", help="prompt template, .json or .toml")
     add("--rows", type=int, default=8, help="rows of a batch")

@@ -30,12 +30,13 @@ WIDE = 4.0  # aspect ratio from which a picture is called odd
 @dataclasses.dataclass(frozen=True)
 class ValidateOptions:
     """mode: sft, grpo or evaluate, which decides what a sample holds and how rows are packed.
-    contract: train or evaluate. tokenizer: a folder; without it text tokens are estimated. quick:
-    look at packets, decode nothing. sizes_dir: folder that remembers what was checked. allowed:
-    fields beside the schema that may be there, None for all. The others are the loader's."""
+    contract: how clips become frames. tokenizer: a folder; without it text tokens are estimated.
+    quick: look at packets, decode nothing. sizes_dir: folder that remembers what was checked.
+    allowed: fields beside the schema that may be there, None for all. The others are the
+    loader's."""
 
     mode: str
-    contract: str
+    contract: MediaContract
     tokenizer: str | None
     template_file: str | None
     rows: int
@@ -182,7 +183,7 @@ def validate(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
-    contract = getattr(MediaContract, options.contract)()
+    contract = options.contract
     template = load_template(options.template_file) if options.template_file else DEFAULT_TEMPLATE
     measurer = Measurer(
         source=source,

@@ -1,0 +1,78 @@
+"""`validate`, `cache` and `inspect` read clips by a recipe's own media."""
+
+import argparse
+import json
+
+import pytest
+
+from videorft_jax.commands import cache, validate
+from videorft_jax.commands.data_flags import add_contract_flags, read_contract
+from videorft_jax.data.loader.cache import FrameCache
+from videorft_jax.data.loader.cache import read_contract as read_cached
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.demo.dataset import WorldConfig, write_dataset
+from videorft_jax.models.geometry import PLAIN_16
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    add_contract_flags(parser)
+    return read_contract(parser.parse_args(arguments))
+
+
+def test_a_recipe_gives_its_media():
+    assert parse() == MediaContract.train()
+    assert parse("--contract=evaluate") == MediaContract.evaluate()
+    assert parse("--config=sft_7b") == MediaContract.train()
+    assert parse("--config=evaluate_7b").max_frames == MediaContract.evaluate().max_frames
+    assert parse("--config=grpo_qwen3vl_8b") == MediaContract.train(PLAIN_16)
+    found = parse("--config=sft_7b", "--config.media.max_frames=18", "--config.media.fps=1.5")
+    assert (found.max_frames, found.fps) == (18, 1.5)
+    assert found == parse("--config.media.max_frames=18", "--config.media.fps=1.5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--contract=train", "--config=sft_7b"), "give one of them"),
+        (("--config=sft_8b",), "no recipe of that name"),
+        (("--config.media.max_frames=many",), "--config.media.max_frames=many: give a number"),
+        (("--config.media.patch_size=15",), "15"),
+        (("--config.media.preset=test",), "test"),
+    ],
+)
+def test_what_is_no_contract_is_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    world = WorldConfig(size=(56, 56), num_frames=12, still_every=4)
+    return write_dataset(tmp_path_factory.mktemp("clips"), 4, 0, 0, seed=0, world=world)["sft"]
+
+
+MEDIA = ("--config=sft_7b", "--config.media.min_frames=2", "--config.media.max_frames=4")
+
+
+def test_the_cache_is_that_of_a_run_with_the_recipe(records, tmp_path, capsys):
+    folder = tmp_path / "cache"
+    assert cache.main([f"--data={records}", f"--out={folder}", *MEDIA]) == 0
+    contract = parse(*MEDIA)
+    assert read_cached(str(folder)) == contract
+    assert len(FrameCache(folder, contract)) == 4
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: videorft sft")
+    assert f"--config.data.cache={folder}" in last
+
+
+def test_validate_checks_by_the_recipe_and_says_what_comes_next(records, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    arguments = [f"--data={records}", f"--json={path}", f"--answers={tmp_path / 'sizes'}"]
+    assert validate.main([*arguments, *MEDIA]) == 0
+    report = json.loads(path.read_text())
+    assert report["media_contract"]["digest"] == parse(*MEDIA).digest
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"checked sizes kept in {tmp_path / 'sizes'}; next: videorft sft")
+    assert validate.main([*arguments, "--config=sft_8b"]) == 2
