@@ -32,7 +32,7 @@ COMMANDS = {
     "serve": "a checkpoint behind OpenAI's protocol of chat completions",
     "tfds": "a TFDS data set of records",
 }
-WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate")  # their --help lists configs/common.py
+WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate", "demo")  # their --help lists configs/common.py
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,8 +4,6 @@ import argparse
 import sys
 from typing import Any
 
-from videorft_jax import api
-
 
 def main(argv: list[str]) -> int:
     """videorft ask --model DIR --video CLIP --question TEXT"""
@@ -25,6 +23,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")
     parser.add_argument("--system", help="system turn in place of the model's own")
     options = parser.parse_args(argv)
+    from videorft_jax import api  # loads JAX
+
     media = media_changes(options.frames, options.fps, options.max_pixels)
     model = api.load(options.model, dtype=options.dtype, adapter=options.adapter, media=media)
     content = [{"type": "text", "text": options.question}]

@@ -3,8 +3,6 @@
 import argparse
 import logging
 
-from videorft_jax.training.export import export
-
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
 videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16
 videorft export --checkpoint=runs/sft_7b_lora --out=adapter --adapter"""
@@ -26,6 +24,8 @@ def main(argv: list[str]) -> int:
     add("--model", help="the folder that the run started from, if it has moved")
     add("--adapter", action="store_true", help="the adapters alone, as a folder that PEFT reads")
     options = parser.parse_args(argv)
+    from videorft_jax.training.export import export  # loads JAX
+
     if options.adapter and options.dtype:
         raise ValueError("--adapter keeps the dtype of the run; leave --dtype out")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)

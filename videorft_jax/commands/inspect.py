@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 from videorft_jax.commands.data_flags import (
     add_contract_flags,
@@ -9,8 +10,6 @@ from videorft_jax.commands.data_flags import (
     make_limits,
     read_contract,
 )
-from videorft_jax.data.inspection import draw_page, inspect_record
-from videorft_jax.data.loader.measure import Measurer
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 
@@ -35,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--template_file", help="prompt template, .json or .toml")
     add("--out", default="inspect.html", help="page to write")
     flags = parser.parse_args(argv)
+    # These load transformers, which --help does without.
+    from videorft_jax.data.inspection import draw_page, inspect_record
+    from videorft_jax.data.loader.measure import Measurer
+
     logging.basicConfig(level=logging.WARNING)
     source = open_records(flags.data, flags.data_root, flags.format)
     if not 0 <= flags.index < len(source):
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     page = draw_page(inspect_record(measurer, flags.index), note)
     with open(flags.out, "w", encoding="utf-8") as file:
         file.write(page)
-    print(f"{source.where(flags.index)} drawn in {flags.out}")
+    print(f"{source.where(flags.index)} drawn in {os.path.abspath(flags.out)}")
     return 0
 
 

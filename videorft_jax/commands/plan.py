@@ -6,19 +6,15 @@ import json
 import os
 import tempfile
 import warnings
+from typing import TYPE_CHECKING
 
-import jax
 from ml_collections import ConfigDict
 
-from videorft_jax.commands import flags, grpo
-from videorft_jax.grpo.options import GrpoOptions
-from videorft_jax.planning import machines
-from videorft_jax.planning.compile import Store
-from videorft_jax.planning.plan import make_jobs, plan
-from videorft_jax.planning.report import as_text
-from videorft_jax.training import compile_cache
-from videorft_jax.training.options import TrainOptions
-from videorft_jax.training.setup import make_train_options
+from videorft_jax.commands import flags
+
+if TYPE_CHECKING:
+    from videorft_jax.grpo.options import GrpoOptions
+    from videorft_jax.training.options import TrainOptions
 
 EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
 videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
@@ -31,6 +27,14 @@ videorft plan --config=configs/grpo_7b.py --topology=v6e-16 --workdir=runs/grpo_
 def main(argv: list[str]) -> int:
     """videorft plan --config=FILE --topology=NAME [--model=7b] [--mode=grpo] [--search] [--json]"""
     own, config = _parse(argv)
+    import jax
+
+    from videorft_jax.planning import machines
+    from videorft_jax.planning.compile import Store
+    from videorft_jax.planning.plan import make_jobs, plan
+    from videorft_jax.planning.report import as_text
+    from videorft_jax.training import compile_cache
+
     jax.config.update("jax_platforms", "cpu")
     machine = machines.find(own.topology)
     with contextlib.ExitStack() as stack:
@@ -54,13 +58,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read_options(config: ConfigDict, mode: str | None = None) -> TrainOptions | GrpoOptions:
+def read_options(config: ConfigDict, mode: str | None = None) -> "TrainOptions | GrpoOptions":
     """The options of the stage that `mode` or the config's name says; raises ValueError where
     neither does."""
     mode = mode or next((known for known in ("sft", "grpo") if known in config.name), None)
     if mode is None:
         raise ValueError(f"{config.name}: neither sft nor grpo by its name; give --mode")
-    return make_train_options(config) if mode == "sft" else grpo.read_options(config)
+    if mode == "sft":
+        from videorft_jax.training.setup import make_train_options
+
+        return make_train_options(config)
+    from videorft_jax.commands import grpo
+
+    return grpo.read_options(config)
 
 
 def _parse(argv):

@@ -13,16 +13,18 @@ from videorft_jax.commands.data_flags import (
     make_limits,
     read_contract,
 )
-from videorft_jax.data.records.opening import open_records
-from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
-from videorft_jax.data.validate_report import Bar, print_report
-from videorft_jax.rewards import accuracy
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks every record and its media, and predicts the shapes of a run. Returns 0 when all is
     good, 1 when records are bad, 2 when it cannot run."""
     flags = _parse(argv)
+    # These load transformers and SciPy, which --help does without.
+    from videorft_jax.data.records.opening import open_records
+    from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
+    from videorft_jax.data.validate_report import Bar, print_report
+    from videorft_jax.rewards import accuracy
+
     logging.basicConfig(level=logging.WARNING)
     try:
         source = open_records(flags.data, flags.data_root, flags.format)
@@ -63,7 +65,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_data_flags(parser)
     add = parser.add_argument
     add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
-    add("--reward_mode", choices=accuracy.MODES, default="strict", help="rules that read truths")
+    add(
+        "--reward_mode",
+        choices=("repo", "paper", "strict"),
+        default="strict",
+        help="rules that read truths",
+    )
     add_contract_flags(parser)
     add("--tokenizer", help="local folder; without it text tokens are estimated")
     add("--template_file", help="prompt template, .json or .toml")
