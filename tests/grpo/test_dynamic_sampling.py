@@ -28,7 +28,7 @@ from videorft_jax.training.run import Run
 from videorft_jax.training.step import init_state
 
 ROWS, R, C = 8, 2, 4
-SHARES = np.array([0.45, 0.25, 0.15, 0.1, 0.05])  # of the five shapes among the batches
+SHARES = np.array([0.45, 0.25, 0.15, 0.1, 0.05])  # share of each shape among the batches
 
 
 def test_joined_batches_are_those_that_the_loader_would_pack(tmp_path):

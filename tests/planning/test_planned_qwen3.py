@@ -70,7 +70,7 @@ def test_the_tower_sends_two_sums_a_layer_and_one_a_merger(programs):
 def test_the_prompt_sends_two_sums_a_layer(programs):
     found = sent(programs[1]["prefill"].hlo)
     assert {kind for kind, _ in found} == {"all-reduce"}
-    assert found["all-reduce", 1].total() == 2  # of a layer, behind attention and MLP
+    assert found["all-reduce", 1].total() == 2  # A layer sums behind attention and behind its MLP.
 
 
 def test_decode_sends_hidden_states_alone(programs):

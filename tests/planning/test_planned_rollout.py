@@ -82,7 +82,7 @@ def test_towers_send_activations_over_tensor_alone(rollout, name):
     assert "tpu_custom_call" in hlo
     found = sent(hlo)
     assert {kind for kind, _ in found} == {"all-reduce"}
-    assert found["all-reduce", 1].total() == 2  # of a layer, behind attention and MLP
+    assert found["all-reduce", 1].total() == 2  # A layer sums behind attention and behind its MLP.
 
 
 def test_compaction_stays_on_its_device(rollout):

@@ -119,7 +119,7 @@ def test_keys_bodies_kinds_and_paths(place):
     check(place, post(place, b"{}", key="two words"), 401, "API key")
     check(place, httpx2.post(f"{place.url}/v1/chat/completions", json={}), 401, "API key")
     check(place, post(place, b" " * 400_000), 413, "300000")
-    chunks = (b" " * 100_000 for _ in range(5))  # of unknown length
+    chunks = (b" " * 100_000 for _ in range(5))  # The body's length is unknown.
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     url = f"{place.url}/v1/chat/completions"
     check(place, httpx2.post(url, content=chunks, headers=headers), 413, "300000")

@@ -28,7 +28,7 @@ class SharedClips:
     def __init__(self, engine: RolloutEngine, params: Any):
         self.engine, self.params, self.num_encoded = engine, params, 0
         self._encode, self._join = jax.jit(self._run_tower), jax.jit(self._pick)
-        self._clips: list[int] = []  # of the rows of the batch before
+        self._clips: list[int] = []  # the clips of the batch before
         self._visual: jax.Array | None = None  # their visual tokens
         self._shape: tuple[int, ...] = ()
 

@@ -5,7 +5,7 @@ from typing import Any
 from videorft_jax.data.media.contract import MediaContract
 
 IMAGE_FILE, VIDEO_FILE = "preprocessor_config.json", "video_preprocessor_config.json"
-_CONTEXT_SHARE = 0.9  # of `max_video_tokens` that a processor lets all frames together have
+_CONTEXT_SHARE = 0.9  # All frames of a clip get this share of `max_video_tokens`.
 
 
 def describe_equality(contract: MediaContract) -> str:
