@@ -202,7 +202,7 @@ class Text(nnx.Module):
             jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
         )
         if seen is None:
-            seen = (jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index)[None, None]
+            seen = jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
 
         def step(block, carry, slices):
             x, suffix_k, suffix_v = carry
@@ -214,7 +214,8 @@ class Text(nnx.Module):
                     lambda part: jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False),
                     written,
                 )
-                out = decode_attention(q, (prefix_k, prefix_v), cache.prefix_valid, own, seen)
+                read = seen[None, None] if seen.ndim == 1 else seen
+                out = decode_attention(q, (prefix_k, prefix_v), cache.prefix_valid, own, read)
                 return out, written
 
             with jax.named_scope("text_block"):
@@ -238,10 +239,14 @@ class Text(nnx.Module):
         frequency = frequencies(config.rope_theta, config.head_dim, scaling)
         angles = positions[:, np.array(self.axes)].astype(jnp.float32) * frequency[:, None]
         angles = jnp.moveaxis(angles, 1, 2)
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        if scaling is not None and scaling.attention_factor != 1:
-            cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
-        return cos.astype(dtype), sin.astype(dtype)
+
+        def wave(function):
+            values = function(angles)
+            if scaling is not None and scaling.attention_factor != 1:
+                values = values * scaling.attention_factor
+            return values.astype(dtype)
+
+        return wave(jnp.cos), wave(jnp.sin)
 
 
 def _write(suffix, new, layer, index):
