@@ -84,7 +84,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path, victims):
         assert step >= reached + 2
         reached = step
     victim = start(victims, tmp_path, reached + 2)
-    output, _ = victim.communicate(timeout=120)
+    output, _ = victim.communicate(timeout=600)
     assert victim.returncode == 0
     assert output.split("\n")[0] == f"saved {reached + 1}"  # nothing done twice, nothing skipped
     assert check_newest(tmp_path) == reached + 2
@@ -94,7 +94,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path, victims):
     victim = start(victims, tmp_path, 10**6)
     victim.stdout.readline()
     victim.send_signal(signal.SIGTERM)
-    output, _ = victim.communicate(timeout=120)
+    output, _ = victim.communicate(timeout=600)
     assert victim.returncode == 0
     assert check_newest(tmp_path) == int(output.split()[-1])
 
@@ -105,7 +105,7 @@ def test_a_signal_stops_and_the_handler_is_put_back(number):
     with PreemptionGuard() as guard:
         assert not guard.should_stop(1)
         os.kill(os.getpid(), number)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 600
         while not guard.should_stop(2):
             assert time.monotonic() < end
     assert signal.getsignal(number) == handler
@@ -124,7 +124,7 @@ def test_two_processes(tmp_path, victims):
         if line == "saved 4\n":
             break
     victims[1].send_signal(signal.SIGTERM)
-    outputs = [victim.communicate(timeout=120)[0] for victim in victims]
+    outputs = [victim.communicate(timeout=600)[0] for victim in victims]
     assert [victim.returncode for victim in victims] == [0, 0]
     ends = [int(output.split()[-1]) for output in outputs]
     assert ends[0] == ends[1] == check_newest(tmp_path)

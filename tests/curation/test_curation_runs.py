@@ -42,7 +42,7 @@ def test_01_all_drills_at_once_end_with_the_planted_dead_letters(tmp_path):
     pool = make_pool(tmp_path / "pool", questions, clips=7)
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url, endpoint=QUICK)
-        code, summary, text = run(config, tmp_path / "w", timeout=400)
+        code, summary, text = run(config, tmp_path / "w", timeout=600)
     assert code == 0, text
     assert summary["pending"] == 0
     by_name = {row["record"]: row["index"] for row in rows(tmp_path / "w", "pool.jsonl")}

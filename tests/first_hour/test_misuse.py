@@ -139,7 +139,7 @@ def said(hour):
     weightless(hour)
     lines = "\n".join(command for command, _, _ in MISUSES)
     process = hour.program(RUN, cwd=hour.folder)
-    out = process.communicate(lines, timeout=300)[0]
+    out = process.communicate(lines, timeout=600)[0]
     return {line: (code, text) for line, code, text in map(eval, out.splitlines())}
 
 

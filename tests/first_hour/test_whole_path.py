@@ -116,7 +116,7 @@ def _walk(walk):
 
 def _stop(walk, process, step, number, code):
     """Sends a signal once `step` steps were logged."""
-    path, end = walk.folder / "runs/sft/metrics.jsonl", time.monotonic() + 240
+    path, end = walk.folder / "runs/sft/metrics.jsonl", time.monotonic() + 900
     for _ in itertools.count():
         lines = path.read_text().count("\n") if path.exists() else 0
         if lines >= step:
@@ -125,5 +125,5 @@ def _stop(walk, process, step, number, code):
         assert time.monotonic() < end
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    text = process.communicate(timeout=240)[0]
+    text = process.communicate(timeout=600)[0]
     assert process.returncode == code, text

@@ -170,7 +170,7 @@ def test_a_preempted_slice_is_made_anew(stage):
     wait_for(lambda: (run / "up").exists())
     end_all(stage.folder)  # as the machines are gone
     stage.write(state="PREEMPTED\n", again="", **{f"pod-{i}.fails": "exit 255" for i in range(2)})
-    text = process.communicate(timeout=100)[0]
+    text = process.communicate(timeout=600)[0]
     assert process.returncode == 0, text
     assert "pod was preempted; making it anew, time 1 of 10" in text
     made = [line.split()[4] for line in stage.calls("queued-resources") if "describe" not in line]
@@ -185,13 +185,13 @@ def test_an_interrupted_launcher_leaves_the_run_and_stop_ends_it(stage):
     while (line := process.stdout.readline()) != "going\n":
         assert line, "it ended before"
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=600)[0]
     assert process.returncode == 130, text
     assert "left running: logs follows it, stop ends it" in text
     assert "running attempt 1: going" in stage.tpu("status")
     follower = stage.start("tpu_pod.sh", "logs", "--name=pod", "--zone=z")
     stage.tpu("stop")
-    assert "going" in follower.communicate(timeout=60)[0]
+    assert "going" in follower.communicate(timeout=600)[0]
     assert follower.returncode == 75
 
 

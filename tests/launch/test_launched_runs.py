@@ -62,7 +62,7 @@ class Runs:
             own = f"host-{victim}" if victim else "127.0.0.1"
             child = self.folder / own / f".videorft/runs/{name}-{victim}/child"
             os.kill(int(child.read_text()), signal.SIGKILL)
-        text = process.communicate(timeout=400)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == 0, text
         return self.folder / name, text
 

@@ -30,7 +30,7 @@ class Place:
 
     def client(self, key: str = KEY) -> openai.OpenAI:
         """The official client, which repeats nothing."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=600)
 
     def wait(self, holds) -> None:
         """Waits until `holds()`, at most ten minutes, so that a slow machine passes too."""

@@ -47,7 +47,7 @@ def test_sigterm_lets_a_reply_end(place, tmp_path):
         "--dtype", "float32", "--max_new_tokens", "300", "--timeout_s", "60",
     )  # fmt: skip
     line = next(line for line in server.stdout if line.startswith("serving"))
-    client = openai.OpenAI(base_url=line.split()[-1], api_key="none", max_retries=0, timeout=60)
+    client = openai.OpenAI(base_url=line.split()[-1], api_key="none", max_retries=0, timeout=600)
     events = client.chat.completions.create(
         model="videorft", messages=[{"role": "user", "content": "What moves?"}],
         max_tokens=300, temperature=0, stream=True,

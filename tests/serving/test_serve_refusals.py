@@ -18,7 +18,7 @@ ASK = [{"role": "user", "content": "What moves?"}]
 def post(place, content, key=KEY, kind="application/json", path="/v1/chat/completions"):
     headers = {"authorization": f"Bearer {key}", "content-type": kind}
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return httpx2.post(f"{place.url}{path}", content=body, headers=headers, timeout=60)
+    return httpx2.post(f"{place.url}{path}", content=body, headers=headers, timeout=600)
 
 
 def check(place, reply, status, word):

@@ -108,4 +108,4 @@ def take_picture(
         f"file://{page.absolute()}#{hash_}",
     )
     with _browser(*command) as process:
-        process.wait(timeout=60)
+        process.wait(timeout=600)

@@ -58,7 +58,7 @@ def command(config, workdir, *flags):
     return [*name, f"--config={config}", f"--workdir={workdir}", *flags]
 
 
-def run(config, workdir, *flags, env=None, timeout=240):
+def run(config, workdir, *flags, env=None, timeout=600):
     """(exit code, last line of standard output as JSON or {}, standard error)."""
     done = subprocess.run(
         command(config, workdir, *flags),

@@ -69,7 +69,7 @@ class FirstHour:
     def run(self, *arguments, cwd, code=0, **more):
         """What the command says; it must end with `code`."""
         process = self.start(*arguments, cwd=cwd, **more)
-        text = process.communicate(timeout=300)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == code, text
         return text
 

@@ -122,7 +122,7 @@ class Stage:
 
     def run(self, script, *words, code=0, **more):
         process = self.start(script, *words, **more)
-        text = process.communicate(timeout=200)[0]
+        text = process.communicate(timeout=600)[0]
         assert process.returncode == code, text
         return text
 
@@ -145,7 +145,7 @@ def is_alive(run):
     return subprocess.run(["flock", "-n", run / "lock", "true"]).returncode != 0
 
 
-def wait_for(condition, seconds=120.0):
+def wait_for(condition, seconds=600.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -142,7 +142,7 @@ def start(cache, *arguments, module: str = "videorft_jax.cli", **more):
     )
 
 
-def finish(process, seconds: float = 300.0) -> tuple[int, str]:
+def finish(process, seconds: float = 600.0) -> tuple[int, str]:
     """(exit code, everything it said)."""
     try:
         text, _ = process.communicate(timeout=seconds)
@@ -152,7 +152,7 @@ def finish(process, seconds: float = 300.0) -> tuple[int, str]:
     return process.returncode, text
 
 
-def wait_for(condition, process, seconds: float = 300.0) -> None:
+def wait_for(condition, process, seconds: float = 600.0) -> None:
     """Returns as soon as `condition()` holds while the process is running."""
     end = time.monotonic() + seconds
     while not condition():
