@@ -1,6 +1,7 @@
 """The robust scorer on what models write, output by output: what a person reads and no other."""
 
 import pytest
+import scoring_cases_revised as revised
 from scoring_cases import CHOICES, NUMBERS, OPTIONS, TEN_CHOICES, TEN_OPTIONS, YES_NO
 from scoring_cases_words import OPEN_ENDED, SPANS
 
@@ -13,7 +14,9 @@ def score(kind, gold, output, **fields):
 
 
 @pytest.mark.parametrize(
-    ("cases", "options"), [(CHOICES, OPTIONS), (TEN_CHOICES, TEN_OPTIONS)], ids=["four", "ten"]
+    ("cases", "options"),
+    [(CHOICES, OPTIONS), (TEN_CHOICES, TEN_OPTIONS), (revised.CHOICES, OPTIONS)]
+    + [(cases, options) for options, cases in revised.OTHER_OPTIONS],
 )
 def test_choices(cases, options):
     """An output scores with the label that it chooses, and with none else."""
@@ -24,7 +27,7 @@ def test_choices(cases, options):
 
 
 def test_numbers():
-    for output, number in NUMBERS:
+    for output, number in NUMBERS + revised.NUMBERS:
         if number is None:
             wrong = [gold for gold in ("3", "4", "5") if score("regression", gold, output)]
             assert not [gold for gold in wrong if score("regression", gold, output) == 1], output
@@ -33,13 +36,17 @@ def test_numbers():
 
 
 def test_yes_and_no():
-    for output, said in YES_NO:
+    for output, said in YES_NO + revised.YES_NO:
         right = [gold for gold in ("yes", "no") if score("yes_no", gold, output) == 1.0]
         assert right == ([said] if said else []), output
 
 
 @pytest.mark.parametrize(
-    ("kind", "cases"), [("open-ended", OPEN_ENDED), ("temporal grounding", SPANS)]
+    ("kind", "cases"),
+    [
+        ("open-ended", OPEN_ENDED + revised.OPEN_ENDED),
+        ("temporal grounding", SPANS + revised.SPANS),
+    ],
 )
 def test_texts_and_spans(kind, cases):
     found = [(gold, output, score(kind, gold, output)) for gold, output, _ in cases]

@@ -10,7 +10,7 @@ A text that commits itself to two options chooses none.
 import re
 from collections.abc import Sequence
 
-from videorft_jax.evaluation.scoring.numbers import parse_plain_number
+from videorft_jax.evaluation.scoring.option_words import find_said, words_of
 from videorft_jax.evaluation.scoring.text import without_refusal
 
 _LABELLED = re.compile(
@@ -42,7 +42,7 @@ _CUES = tuple(
         rf"description|statement|answer)s?\s*{_IS}?\s*{_ARTICLE}"
         r"|(?:answer|ans)\s*[:=]\s*|答案(?:应该|應該)?[是为為选選:]*\s*|正解は\s*|答えは\s*|정답은\s*",
         r"\b(?:i\s+(?:would\s+|will\s+|'d\s+)?(?:choose|select|pick|go with|say|guess|answer|"
-        r"vote for)"
+        r"vote for|lean(?:\s+towards?|\s+to)?)"
         r"|(?:choose|chose|choosing|select|selecting|pick|picking|go with|going with|opt for|"
         r"settle on)"
         r"|(?:think|believe|guess|conclude|suppose|assume|say|"
@@ -60,6 +60,7 @@ _CUES = tuple(
 _DENIED_BEFORE = re.compile(
     r"(?:\bnot|n't|n't be|\bnever|rather than|instead of|\bneither|\bnor|except|unlike|"
     r"rule[sd]? out|"
+    r"(?:everything|anything|all|any)(?: \w+)? but|"
     r"ruling out|exclude[sd]?|excluding|eliminate[sd]?|eliminating|reject(?:s|ed)?|"
     r"不是|不选|而非|并非|ではなく|as opposed to|other than|over|than|against)"
     rf"\s*(?:be\s+|just\s+|the\s+|either\s+)*(?:{_NOUN}\s*)?[\s\"'(\[]*$",
@@ -93,6 +94,12 @@ _ARTICLE_A = re.compile(rf"^ (?!(?:{_NO_ARTICLE})\b)[a-z]")
 _PRONOUN_I = re.compile(r"^(?:'|\s+(?!(?:because|since|as|is|or|and|due|for)\b)[a-z])")
 _SYMBOL = re.compile(
     r"^\s*(?:=|\+|\*|\^|/\s*\d|<|>(?!\s*$)|_|\(\w\)|be the\b|denotes?\b|stands for\b)"
+)
+# Words behind which a text takes back what it said before.
+_REVISION = re.compile(
+    r"\b(?:wait|actually|correction|scratch that|on (?:second thought|reflection)|no,)"
+    r"|\bbut(?= i\b|,? (?:more|most) likely\b|,? on\b)",
+    re.I,
 )
 _CONTEXT = 120  # characters on each side of a letter
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -141,9 +148,9 @@ def read_choice(text: str, labels: Sequence[str], texts: Sequence[str] = ()) -> 
     if committed is None and not cued:
         return None
     text = text if committed is None else committed
-    found = _read_letters(text, labels, _CUES)
+    found = _read_revised(text, labels) or _read_letters(text, labels, _CUES)
     if not found and texts:
-        found = _read_words(text, labels, texts)
+        found = find_said(text, labels, texts)
     if len(found) != 1:
         return None
     label = found.pop()
@@ -158,11 +165,6 @@ def _is_contradicted(text, label, labels, texts) -> bool:
         if any(words and said == words for words in own.values()) and said != own.get(label):
             return True
     return False
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, for comparison."""
-    return re.findall(r"[^\W_]+(?:\.\d+)?", text.casefold())
 
 
 def _read_whole(text, labels, texts) -> str | None:
@@ -221,7 +223,7 @@ def _mentions(text, labels):
             continue
         if re.match(r"['’]", after) or re.match(r"-\w", after):
             continue
-        is_symbol = re.search(r"[=+*^]\s*$|\d\s*/\s*$|\b[Ll]et\s+$", before)
+        is_symbol = re.search(r"[=+*^]\s*$|\d\s*/\s*$|\b[Ll]et\s+$|\b[A-Z]\s*[<>]\s*$", before)
         if _SYMBOL.match(after) or is_symbol and not re.search(r"answer\s*=\s*$", before, re.I):
             continue
         yield label, match.start(), match.end()
@@ -252,8 +254,6 @@ def _read_letters(text, labels, cues) -> set[str]:
         found = [m for m in kept if cue.search(_around(text, m[1], m[2])[0])]
         if found:
             chosen = _with_alternatives(text, kept, found)
-            if len(chosen) > 1 and re.search(r"\b(wait|actually|correction|no,)", text, re.I):
-                chosen = {found[-1][0]}
             return chosen | (leading if cue is cues[0] or leading - denied else set())
     if len(cues) == 1:
         return set()
@@ -261,6 +261,14 @@ def _read_letters(text, labels, cues) -> set[str]:
         return leading
     lone = [m for m in kept if _stands_alone(text, m)]
     return {label for label, *_ in lone}
+
+
+def _read_revised(text, labels) -> set[str]:
+    """The one label that the text names behind the last words that take back what it said, as in
+    "B... wait, actually C"; none where it names no or several labels there."""
+    *_, last = [0, *(match.end() for match in _REVISION.finditer(text))]
+    found = _read_letters(text[last:], labels, _CUES) if last else set()
+    return found if len(found) == 1 else set()
 
 
 def _is_leading(after):
@@ -320,52 +328,3 @@ def _stands_alone(text, mention):
     if last is None:
         return False
     return last[1].casefold() in _LINKS and not re.match(r" [a-z]+ing\b", after)
-
-
-def _read_words(text, labels, texts) -> set[str]:
-    """The options whose words, or whose number, stand in the text and are not denied."""
-    numbers = [parse_plain_number(option) for option in texts]
-    said = words_of(text)
-    if all(number is not None for number in numbers):
-        mine = [float(word) for word in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", text)]
-        if len(set(mine)) == 1:
-            return {lb for lb, n in zip(labels, numbers, strict=False) if n == mine[0]}
-        return set()
-    marks = _sequence(text)
-    if marks:
-        same = [lb for lb, own in zip(labels, texts, strict=False) if _sequence(own) == marks]
-        if same:
-            return set(same[:1])
-    spans = []
-    for label, option in zip(labels, texts, strict=False):
-        words = words_of(option)
-        for start in range(len(said) - len(words) + 1 if words else 0):
-            if said[start : start + len(words)] == words and not _is_denied(
-                said, start, len(words)
-            ):
-                spans.append((start, start + len(words), label))
-    longest = [
-        s for s in spans
-        if not any(o[0] <= s[0] and s[1] <= o[1] and o[1] - o[0] > s[1] - s[0] for o in spans)
-    ]  # fmt: skip
-    by_place = {}
-    for start, _, label in longest:
-        by_place.setdefault(start, label)  # the first of equal texts
-    return set(by_place.values())
-
-
-def _is_denied(said, start, length):
-    before = " ".join(said[max(0, start - 4) : start])
-    after = " ".join(said[start + length : start + length + 3])
-    return bool(
-        re.search(r"\b(not|no|never|isn|doesn|nothing|neither|nor|without)( \w+){0,2}$", before)
-        or re.search(r"(rather than|instead of)( \w+)?$", before)
-        or re.match(r"(is |was )?(wrong|incorrect|false)\b|(is|was) not\b", after)
-    )
-
-
-def _sequence(text):
-    """The digits of "1->2->3", "1, 2, 3" or "(1)(2)(3)", None for any other text."""
-    if re.fullmatch(r"[\s\d,>()\[\]-]+", text) and len(found := re.findall(r"\d+", text)) > 1:
-        return found
-    return None

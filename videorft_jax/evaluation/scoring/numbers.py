@@ -29,7 +29,24 @@ _DIGITS = re.compile(
     r"(?<=\d)\.(?!\d))?"
     r"(?:[eE][-+]?\d+)?(?:\s?/\s?\d+(?:\.\d+)?)?"
 )
+_NAMED_VALUES = {"half": 0.5, "dozen": 12.0, "single": 1.0, "pair": 2.0, "couple": 2.0, "once": 1.0,
+                 "twice": 2.0, "thrice": 3.0}  # fmt: skip
+_NAMED = re.compile(r"\b(?:a\s+|the\s+)?(half|dozen|single|pair|couple|once|twice|thrice)\b", re.I)
 _POWER = re.compile(r"(\d+(?:\.\d+)?)\s*(?:x|\*|×|\\times)\s*10\s*(?:\^|\*\*)\s*\{?([-+]?\d+)\}?")
+_BARE_POWER = re.compile(r"(?<![\w.])10\s*(?:\^|\*\*)\s*\{?([-+]?\d{1,3})\}?(?![\w.])")
+_MARGIN = re.compile(r"\s*(?:±|\+/-|\+-|\\pm)\s*\d+(?:\.\d+)?")
+_DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2})(?![\d,]|\.\d)")
+_NOTHING = re.compile(
+    r"\W*(?:there (?:is|are|was|were)\s+)?(?:none|no(?! (?:idea|answer|clue|doubt|way|number|info"
+    r"|one|video))\s+[a-z]+)(?: (?:at all|in|on|of|visible|there)\b[\w\s]{0,40})?\W*",
+    re.I,
+)
+# Words before a number that deny it or only bound it.
+_DENIED = re.compile(
+    r"\b(?:not|n't|rather than|instead of|(?:more|less|fewer|greater|higher|lower|larger|smaller)"
+    r" than|at least|at most|no more than|up to)\s+(?:about\s+|exactly\s+)?$",
+    re.I,
+)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _NAMES = re.compile(
     r"\b(?:frames?|images?|pictures?|steps?|questions?|options?|figures?|fig|videos?|scenes?|"
@@ -79,6 +96,8 @@ def read_number(text: str) -> Number | None:
         return whole
     if re.search(r"\d[eE]\+?\d{3}|\binf(inity)?\b|\bnan\b", text, re.I):
         return None
+    if _NOTHING.fullmatch(text):
+        return Number(0.0, "")
     text = without_refusal(_spell(text)) or ""
     bare = re.sub(r"\([^()]*\)", " ", text)  # "4 chairs (2 left, 2 right)", "3.5 m (11 ft)"
     for version in (bare, text):
@@ -89,9 +108,15 @@ def read_number(text: str) -> Number | None:
 
 
 def _spell(text: str) -> str:
-    """Powers of ten, vulgar fractions, and fractions of LaTeX in digits."""
+    """Powers of ten, vulgar fractions, fractions of LaTeX, decimal commas and signs that are words
+    in digits; margins of error are left out."""
     text = re.sub(r"10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", lambda m: "10^" + m[1].translate(_SUPERSCRIPTS), text)
     text = _POWER.sub(lambda m: f"{m[1]}e{int(m[2])}", text)
+    text = _BARE_POWER.sub(lambda m: f"1e{int(m[1])}", text)
+    text = _MARGIN.sub("", text)
+    text = _DECIMAL_COMMA.sub(r"\1.\2", text)
+    text = re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", text, flags=re.I)
+    text = re.sub(r"(?<=\d)\s+and\s+(?:a|one)\s+half\b", ".5", text, flags=re.I)
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     for char in set(text):
         if unicodedata.category(char) == "No" and 0 < unicodedata.numeric(char, 0) < 1:
@@ -119,9 +144,15 @@ def _mentions(text: str) -> list[tuple[Number, int, int]]:
             continue
         value = _word_value(match[0])
         if value is not None:
-            found.append((Number(float(value), ""), match.start(), match.end()))
+            end, number = match.end(), float(value)
+            if half := re.match(r"\s+and\s+a\s+half\b", text[end:], re.I):
+                number, end = number + 0.5, end + half.end()
+            if re.search(r"\b(?:minus|negative)\s+$", text[: match.start()], re.I):
+                number = -number
+            found.append((Number(number, ""), match.start(), end))
     if not found:
-        found = _han(text) or _half(text)
+        found = _han(text) or _named(text)
+    found = [item for item in found if not _DENIED.search(text[max(0, item[1] - 30) : item[1]])]
     return sorted(found, key=lambda item: item[1])
 
 
@@ -192,30 +223,45 @@ def _han(text):
     return found
 
 
-def _half(text):
-    match = re.search(r"\b(?:a\s+)?(half|dozen)\b", text, re.I)
+def _named(text):
+    """The number of a word such as "half", "a pair" or "twice"."""
+    match = _NAMED.search(text)
     if not match or re.search(r"half (?:of|the)|(?:in|first|second) half", text, re.I):
         return []
-    value = 0.5 if match[1].casefold() == "half" else 12.0
+    value = _NAMED_VALUES[match[1].casefold()]
     return [(Number(value, ""), match.start(), match.end())]
 
 
 def _choose(text, found):
     """The one number among those mentioned."""
-    for first, second in zip(found, found[1:], strict=False):
-        between = text[first[2] : second[1]]
-        between = re.sub(r"^\s?(?:[^\W\d_]{1,12}|%)(?=\s)", "", between)
-        if _RANGE.match(between) and not re.search(r"=\s*$", text[: first[1]]):
-            return None
-        if second[0].value <= 0 and not between.strip() and text[second[1]] == "-":
-            return None  # "2-4"
+    joined = _joined(text, found)
+    if joined:
+        single = [item for item in found if item not in joined]
+        cued = [m for m in single if any(cue.search(_before(text, m)) for cue in _CUES[:2])]
+        return cued[-1][0] if len({m[0].value for m in cued}) == 1 else None
     values = {number.value for number, *_ in found}
     if len(values) == 1:
         return found[0][0]
     for strength, cue in enumerate(_CUES):
-        cued = [m for m in found if cue.search(text[max(0, m[1] - WINDOW) : m[1]])]
+        cued = [m for m in found if cue.search(_before(text, m))]
         if strength == 1:
             cued += [m for m in found if _AFTER_CUE.match(text[m[2] : m[2] + WINDOW])]
         if cued:
             return cued[-1][0] if strength or len({m[0].value for m in cued}) == 1 else None
     return None
+
+
+def _before(text, mention):
+    return text[max(0, mention[1] - WINDOW) : mention[1]]
+
+
+def _joined(text, found):
+    """The mentions that are ends of a range or members of a list: "2-4", "3 to 5", "7 or 8"."""
+    joined = []
+    for first, second in zip(found, found[1:], strict=False):
+        between = text[first[2] : second[1]]
+        between = re.sub(r"^\s?(?:[^\W\d_]{1,12}|%)(?=\s)", "", between)
+        is_range = _RANGE.match(between) and not re.search(r"=\s*$", text[: first[1]])
+        is_dashed = second[0].value <= 0 and not between.strip() and text[second[1]] == "-"
+        joined += [first, second] if is_range or is_dashed else []
+    return joined

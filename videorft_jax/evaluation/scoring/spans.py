@@ -5,7 +5,7 @@ import re
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _TIME = re.compile(
-    rf"(?P<clock>\d+:\d{{2}}(?::\d{{2}})?(?:\.\d+)?)"
+    rf"(?P<clock>\d+:\d{{2}}(?::\d{{2}})?(?:[.,]\d+)?)"
     rf"|(?P<minutes>{_NUMBER})\s*(?:m|min|mins|minutes?)\b(?:\s*(?:and\s*)?(?P<seconds>{_NUMBER})"
     rf"\s*(?:s|secs?|seconds?)\b)?"
     rf"|(?P<plain>(?<![\w.]){_NUMBER})"
@@ -23,6 +23,7 @@ def read_span(text: str) -> tuple[float, float] | None:
         except (ValueError, TypeError):
             return None
     else:
+        text = re.sub(r"(\d)\s*秒钟?", r"\1 s ", text).translate({ord(c): " to " for c in "到至"})
         times = [_seconds(match) for match in _TIME.finditer(text)]
     if len(times) != 2 or times[1] < times[0]:
         return None
@@ -33,7 +34,7 @@ def _seconds(match: re.Match) -> float:
     if match["clock"]:
         total = 0.0
         for part in match["clock"].split(":"):
-            total = total * 60 + float(part)
+            total = total * 60 + float(part.replace(",", "."))
         return total
     if match["minutes"]:
         return float(match["minutes"]) * 60 + float(match["seconds"] or 0)

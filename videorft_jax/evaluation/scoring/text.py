@@ -33,6 +33,7 @@ def plain(text: str) -> str:
     marks around words, control tokens and outer space."""
     text = _CONTROL.sub(" ", text[-MAX_CHARACTERS:]).translate(_SIGNS)
     text = text.replace("&gt;", ">").replace("&lt;", "<")
+    text = re.sub(r"<(b|i|u|p|em|strong|span|code)>(.*?)</\1>", r" \2 ", text, flags=re.I)
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[()\[\]]|\*\*|__|`|^#+ ?", " ", text, flags=re.M)
     return re.sub(r"[ \t]+", " ", text).strip(" \t\r\n*")

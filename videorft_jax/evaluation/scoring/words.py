@@ -6,19 +6,24 @@ import unicodedata
 
 from rouge_score import tokenizers
 
-from videorft_jax.evaluation.scoring.choices import find_options, read_choice, words_of
+from videorft_jax.evaluation.scoring.choices import find_options, read_choice
 from videorft_jax.evaluation.scoring.numbers import read_number
+from videorft_jax.evaluation.scoring.option_words import words_of
 from videorft_jax.evaluation.scoring.text import without_refusal
 
 _YES = re.compile(
-    r"\b(?:yes|yeah|yep|true|correct|right|affirmative|sí|si|oui|ja)\b|^是|对|對|はい|네", re.I
+    r"\b(?:yes|yeah|yep|true|correct|right|affirmative|absolutely|certainly|indeed|of course|"
+    r"i (?:think|believe|guess) so|sí|si|oui|ja)\b|^\W*y\W*$|^是|对|對|はい|네",
+    re.I,
 )
 _NO = re.compile(
-    r"\b(?:no|nope|false|incorrect|wrong|negative|non|nein)\b|不是|不对|不對|不|否|没有|いいえ|아니",
+    r"\b(?:no|nope|false|incorrect|wrong|negative|not at all|non|nein)\b|^\W*n\W*$"
+    r"|不是|不对|不對|不|否|没有|いいえ|아니",
     re.I,
 )
 _DENIAL = re.compile(
     r"\b(?:does|do|did|is|are|was|were|has|have|can|could|will|would)(?:\s+not\b|n['’]?t\b)"
+    r"|\b(?:do|does|did)(?:n['’]t| not) (?:think|believe) so\b"
     r"|\b(?:isn|doesn|aren|wasn|weren|didn|hasn|can)['’]?t\b|\bnever\b",
     re.I,
 )
@@ -63,6 +68,13 @@ _FORMS = (
     (re.compile(r"(?<=[a-z]{3})ular$"), "le"),
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+# Units by their names, in the form in which signs name them.
+_UNITS_TEXT = """
+meter:m metre:m centimeter:cm centimetre:cm millimeter:mm millimetre:mm kilometer:km kilometre:km
+second:s sec:s minute:min hour:h hr:h gram:g kilogram:kg dollar:$ usd:$ euro:€ eur:€ pound:£ volt:v
+ampere:a watt:w newton:n joule:j degree:° percent:% liter:l litre:l
+"""
+_UNITS = dict(pair.split(":") for pair in _UNITS_TEXT.split() if ":" in pair)
 _CLOSE = 0.005  # a number agrees with the truth where it agrees to two places
 
 
@@ -74,6 +86,9 @@ def read_yes_no(text: str) -> bool | None:
     begins = re.match(
         r"\W*(yes|no)\b(?!\s*(?:and|or|/)\s*(?:yes|no)\b)(?=\s*(?:$|[.,;:!\n—-]))", text, re.I
     )
+    asked = re.match(r"\W*(?:yes|no)\s*\?\s*(yes|no)\W*$", text, re.I)
+    if asked:  # A question that the text answers itself.
+        return asked[1].casefold() == "yes"
     if begins and not re.search(r"\b(?:wait|actually)\b", text, re.I):
         return begins[1].casefold() == "yes"
     says_no = bool(_NO.search(text))
@@ -113,6 +128,8 @@ def says_the_same(text: str, gold: str) -> bool:
         return False
     if _normal(stated) == _normal(gold):
         return True
+    if _normal(gold) in ("yes", "no"):
+        return read_yes_no(stated) is (_normal(gold) == "yes")
     truth = read_number(gold)
     if truth is not None:
         return _same_number(stated, gold, truth)
@@ -175,14 +192,14 @@ def _same_number(text, gold, truth):
         return not (number.unit and truth.unit) or _same_unit(number.unit, truth.unit)
     if "%" in gold and "%" not in text:
         return abs(number.value * 100 - truth.value) <= _CLOSE
+    if number.unit == "%" and not truth.unit:
+        return abs(number.value / 100 - truth.value) <= _CLOSE * abs(truth.value)
     return False
 
 
 def _same_unit(first: str, second: str) -> bool:
-    return (
-        unicodedata.normalize("NFKC", first).casefold()
-        == unicodedata.normalize("NFKC", second).casefold()
-    )
+    names = [unicodedata.normalize("NFKC", unit).casefold() for unit in (first, second)]
+    return len({_UNITS.get(name.removesuffix("s"), name) for name in names}) == 1
 
 
 def _normal(text: str) -> str:
