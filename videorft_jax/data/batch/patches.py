@@ -8,6 +8,7 @@ attention never crosses a frame pair.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,6 +26,7 @@ class Media(NamedTuple):
     seconds_per_pair: float  # 2 / sampled fps; ignored for an image
     geometry: Geometry
     slots: np.ndarray | None = None  # uint8 [F, >= W, 64, X]
+    splits: tuple[int, ...] = ()  # frame pairs, after the first, in front of which a text stands
 
     @property
     def num_tokens(self) -> int:
@@ -38,9 +40,13 @@ class Media(NamedTuple):
     @property
     def runs(self) -> list[tuple[int, int, int]]:
         """The grids of the stretches of visual tokens that stand together in the prompt: the whole
-        clip, or each frame pair where a timestamp comes before every one of them."""
+        clip, its parts where texts stand between them, or each frame pair where a timestamp comes
+        before every one of them."""
         pairs, *frame = self.grid
-        return [(1, *frame)] * pairs if self.geometry.timestamps else [self.grid]
+        if self.geometry.timestamps:
+            return [(1, *frame)] * pairs
+        edges = itertools.pairwise((0, *self.splits, pairs))
+        return [(end - begin, *frame) for begin, end in edges]
 
     def cut(self, out: np.ndarray) -> None:
         """Fills `out`, uint8 [F, >= W, 64, X] of any content: slots without a patch become 0.

@@ -111,10 +111,11 @@ def lay_out(measurer: Measurer, record: Record, clips: list[Clip]) -> Sample:
     messages = build_messages(record, measurer.template)
     target = build_target(record) if measurer.target else None
     written = [
-        write_media(item.grid, clip.stamps, contract)
-        for item, clip in zip(media, clips, strict=True)
+        write_media(made.grid, clip.stamps, contract, item, clip.timestamps)
+        for item, made, clip in zip(record.media, media, clips, strict=True)
     ]
-    learns, geometry = measurer.target, contract.geometry
-    text = render(measurer.tokenizer, messages, written, target, learns, geometry=geometry)
+    media = [made._replace(splits=words.splits) for made, words in zip(media, written, strict=True)]
+    shape = {"geometry": contract.geometry, "opening": record.opening}
+    text = render(measurer.tokenizer, messages, written, target, measurer.target, **shape)
     starts = [start for start, _ in text.visual_spans]
     return make_sample(text.tokens, text.loss_mask, starts, media, contract.mrope_rule)

@@ -91,19 +91,26 @@ class Measurer:
         times. Raises ValueError when it cannot be rendered."""
         messages = build_messages(record, self.template)
         target = build_target(record) if self.target else None
-        content = json.dumps([messages, target], ensure_ascii=False)
+        opening = [record.opening] if record.opening else []
+        content = json.dumps([messages, target, *opening], ensure_ascii=False)
         if self.tokenizer is None:
             return -(-len(content.encode()) // 4)
         geometry = self.contract.geometry
-        # One token for each run of visual tokens, of which only the number matters here.
-        written = [write_media((1, 1, 1), probe.stamps, self.contract) for probe in probes]
-        if geometry.timestamps:
+        # One token for each frame pair, whose tokens are counted elsewhere.
+        written = [
+            write_media((probe.num_pairs(geometry), 1, 1), probe.stamps, self.contract, item,
+                        probe.times)
+            for item, probe in zip(record.media, probes, strict=True)
+        ]  # fmt: skip
+        if geometry.timestamps or any(item.lines for item in record.media):
             content += json.dumps(written)
         key = f"text|{_digest(content + tokenizer_digest(self.tokenizer))}"
         known = sizes.get(key)
         if known is None:
-            rendered = render(self.tokenizer, messages, written, target, geometry=geometry)
-            known = [len(rendered.tokens) - len(rendered.visual_spans)]
+            opened = {"geometry": geometry, "opening": record.opening}
+            rendered = render(self.tokenizer, messages, written, target, **opened)
+            num_visual = sum(stop - start for start, stop in rendered.visual_spans)
+            known = [len(rendered.tokens) - num_visual]
             sizes.put(key, known)
         return known[0]
 
@@ -112,18 +119,23 @@ class Measurer:
         span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
         span |= {"limits": self.limits}
         if not (self.full or self.isolate):
-            return probe_media(media, root, self.contract, **span)
+            return probe_media(media, root, self.contract, **span, with_times=bool(item.lines))
         clip = load_media(media, root, self.contract, **span, isolate=self.isolate)
         if isinstance(clip, MediaError):
             return Probe(reason=clip.reason, detail=clip.detail)
         stamps = clip.stamps if self.contract.geometry.timestamps else ()
         size = clip.frames.shape[1:3]
-        return Probe(len(clip.frames), *size, float(clip.fps), *clip.source_size, stamps=stamps)
+        more = {"stamps": stamps}
+        if item.lines:
+            more["times"] = tuple(map(float, clip.timestamps))
+        return Probe(len(clip.frames), *size, float(clip.fps), *clip.source_size, **more)
 
     def _media_key(self, index: int, item: MediaItem) -> str | None:
         span = f"{item.kind}|{item.start}|{item.end}|{self.contract.digest[:16]}"
         if item.fps is not None:
             span = f"{item.fps}|{span}"
+        if item.lines:
+            span = f"timed|{span}"
         fingerprint = getattr(self.source, "fingerprint", None)
         if fingerprint is not None:
             return f"row|{fingerprint}|{index}|{span}"

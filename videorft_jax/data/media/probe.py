@@ -24,6 +24,7 @@ class Probe(NamedTuple):
     reason: str = ""
     detail: str = ""
     stamps: tuple[float, ...] = ()  # Each frame pair has one where times are read.
+    times: tuple[float, ...] = ()  # Seconds of each frame, where they were asked for.
 
     def num_pairs(self, geometry: Geometry) -> int:
         """Frame pairs; a single frame and an odd last one are shown twice."""
@@ -49,6 +50,7 @@ def probe_media(
     end: float | None = None,
     fps: float | None = None,
     limits: Limits = Limits(),  # noqa: B008, frozen
+    with_times: bool = False,
 ) -> Probe:
     """Looks at the packets and the first sampled frame of a video, or the header of an image, with
     the arguments of `load_media` and the shape that it will give. Never raises for bad input;
@@ -63,6 +65,8 @@ def probe_media(
         num = len(look.sampling.indices)
         size = target_size(*look.source_size, num, contract)
         stamps = look.sampling.stamps if contract.geometry.timestamps else ()
-        return Probe(num, *size, look.sampling.fps, *look.source_size, stamps=stamps)
+        times = look.sampling.times if with_times else ()
+        more = {"stamps": stamps, "times": times}
+        return Probe(num, *size, look.sampling.fps, *look.source_size, **more)
     except MediaError as error:
         return Probe(reason=error.reason, detail=error.detail)

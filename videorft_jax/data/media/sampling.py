@@ -147,11 +147,12 @@ def sample_indices(first: int, last: int, num: int) -> np.ndarray:
 class Sampling(NamedTuple):
     """The frames that a contract takes of a clip: indices int64 [n] into the frames of the file, in
     order of presentation; fps, the true rate of the sample; stamps, the seconds of each frame pair
-    as the prompt writes them."""
+    as the prompt writes them; times, those at which each frame is shown."""
 
     indices: np.ndarray
     fps: float
     stamps: tuple[float, ...]
+    times: tuple[float, ...]
 
 
 def sample_frames(
@@ -176,7 +177,8 @@ def sample_frames(
     indices = sample_indices(first, last, num)
     times = indices / native if contract.stamps == "index" else seconds[indices]
     stamps = pair_times(times, contract.temporal_patch_size)
-    return Sampling(indices, float(num / total * rate), stamps)
+    shown = tuple(map(float, seconds[indices]))
+    return Sampling(indices, float(num / total * rate), stamps, shown)
 
 
 def pair_times(times: np.ndarray, size: int) -> tuple[float, ...]:

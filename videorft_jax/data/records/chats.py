@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from videorft_jax.data.records.lines import MARK, REMEDY, Line, read_lines
+
 KINDS = ("image", "video")
 ROLES = ("system", "user", "assistant")
 # How texts of the field say where a clip stands: LLaVA and ShareGPT, and Qwen's own control tokens.
@@ -19,19 +21,25 @@ Fail = Callable[..., None]  # (field, reason, value, remedy)
 class MediaItem:
     """One video or image of a record: its kind, its path relative to the data root and, of a video,
     the seconds within the clip that are meant. A video may also be a folder of pictures, or a tuple
-    of their paths, with `fps`, the frames that are shown a second."""
+    of their paths, with `fps`, the frames that are shown a second. `lines` are texts that are shown
+    with a video, such as subtitles; `listed` says how they stand behind it, and where it is empty
+    they stand between its frames (see `data.records.lines`)."""
 
     kind: str
     path: str | tuple[str, ...]
     start: float | None = None
     end: float | None = None
     fps: float | None = None
+    lines: tuple[Line, ...] = ()
+    listed: str = ""
 
     def to_row(self) -> dict[str, Any]:
         path = list(self.path) if isinstance(self.path, tuple) else self.path
         times = {name: getattr(self, name) for name in ("start", "end", "fps")}
         times = {name: value for name, value in times.items() if value is not None}
-        return {"type": self.kind, "path": path} | times
+        texts = {"lines": [list(line) for line in self.lines], "listed": self.listed}
+        texts = {name: value for name, value in texts.items() if value}
+        return {"type": self.kind, "path": path} | times | texts
 
     @property
     def name(self) -> str:
@@ -62,7 +70,7 @@ def expand_media(row: dict[str, Any], fail: Fail) -> tuple[dict[str, Any], tuple
     row |= {"data_type": first.kind, "path": path}
     times = {name: getattr(first, name) for name in ("start", "end")}
     row |= {name: value for name, value in times.items() if value is not None}
-    if len(items) == 1 and isinstance(first.path, str) and first.fps is None:
+    if len(items) == 1 and isinstance(first.path, str) and not (first.fps or first.lines):
         items = ()  # the row's own fields tell it all
     return row, items
 
@@ -82,7 +90,7 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
     if not isinstance(item, dict) or item.get("type") not in KINDS:
         fail("media", "value", f"{where}: {item!r}", remedy)
         return None
-    unknown = set(item) - {"type", "path", "start", "end", "fps"}
+    unknown = set(item) - {"type", "path", "start", "end", "fps", "lines", "listed"}
     if unknown:
         what = f"{where}: {', '.join(sorted(map(str, unknown)))}"
         fail("media", "value", what, "write type, path, start, end, and fps of frames")
@@ -109,7 +117,15 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
         return None
     if len(parts) and not check_times(kind, times["start"], times["end"], fail, where):
         return None
-    return MediaItem(kind, path, **times)
+    try:
+        lines, listed = read_lines(item.get("lines")), item.get("listed") or ""
+    except (TypeError, ValueError) as error:
+        fail("media", "value", f"{where}: lines {error}", REMEDY)
+        return None
+    if lines and kind != "video" or not isinstance(listed, str) or (listed and MARK not in listed):
+        fail("media", "value", f"{where}: listed {listed!r}", f"{REMEDY}; name {MARK} in listed")
+        return None
+    return MediaItem(kind, path, **times, lines=lines, listed=listed)
 
 
 def check_times(kind: str | None, start: Any, end: Any, fail: Fail, where: str = "") -> bool:
@@ -175,6 +191,14 @@ def expand_chat(
         "solution": answer[1].strip() if answer else bare.strip() or said,
     }
     return given | row, tuple(turns)
+
+
+def find_opening(row: dict[str, Any]) -> Any:
+    """How the answer of a chat begins in the prompt already, as in "Best option: (": the `opening`
+    of its last turn, "" where it has none."""
+    messages = row.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return last.get("opening") or "" if isinstance(last, dict) else ""
 
 
 def check_placeholders(texts: Sequence[str], kinds: Sequence[str | None], fail: Fail) -> None:

@@ -30,12 +30,20 @@ def read_chat(chat: Any) -> list[dict[str, Any]]:
     and for a turn with another number of placeholders than of media.
     """
     if isinstance(chat, Record):
-        return build_messages(chat)
+        return _read_record(chat)
     if isinstance(chat, Mapping):
         return _read_row(dict(chat))
     if isinstance(chat, str) or not all(isinstance(turn, Mapping) for turn in chat):
         raise ValueError("prepare: a chat is a list of turns or a record; got something else")
     return place_media([_read_turn(index, turn) for index, turn in enumerate(chat)])
+
+
+def _read_record(record: Record) -> list[dict[str, Any]]:
+    if record.opening or any(item.lines for item in record.media):
+        raise ValueError(
+            "prepare: an opened answer and the lines of a clip are of evaluations; leave them out"
+        )
+    return build_messages(record)
 
 
 def _read_row(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +52,7 @@ def _read_row(row: dict[str, Any]) -> list[dict[str, Any]]:
     if sign and form != "trl" and not any(row.get(column) for column in MEDIA):
         return read_chat(row[sign])  # All media stand in the turns, with keys of their own.
     if form == "videorft":
-        return build_messages(parse_row(row, "prepare"))
+        return _read_record(parse_row(row, "prepare"))
     made = convert_row(row, form, "prepare", 0)
     unused = [name for name in made if name.partition(".")[0] in KINDS]
     if unused:

@@ -17,6 +17,7 @@ from videorft_jax.data.records.chats import (
     check_times,
     expand_chat,
     expand_media,
+    find_opening,
 )
 
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
@@ -70,7 +71,8 @@ class Record:
     Most records show one item: `data_type`, `path`, `start` and `end` (seconds within the clip).
     `items` holds all of them where there are several, or where one is a list of frames; the fields
     are then those of the first. `turns` are the (role, text) pairs of a chat, whose wording is kept
-    as it is; `problem` and `solution` are then its last question and answer. `extra` holds the
+    as it is; `problem` and `solution` are then its last question and answer, and `opening` is what
+    the prompt already holds of that answer, as in "Best option: (". `extra` holds the
     row's other fields unchanged, for user rewards and benchmark breakdowns.
     """
 
@@ -88,6 +90,7 @@ class Record:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     items: tuple[MediaItem, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
+    opening: str = ""
 
     @property
     def media(self) -> tuple[MediaItem, ...]:
@@ -108,6 +111,8 @@ class Record:
             row = {field: value for field, value in row.items() if field not in MEDIA_FIELDS}
         if self.turns:
             row["messages"] = [{"role": role, "content": text} for role, text in self.turns]
+            if self.opening:
+                row["messages"][-1]["opening"] = self.opening
             row = {field: value for field, value in row.items() if field not in CHAT_GIVES}
         return row | dict(self.extra)
 
@@ -196,6 +201,9 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
     values: dict[str, Any] = {}
     row, items = expand_media(row, fail)
     row, turns = expand_chat(row, fail)
+    opening = find_opening(row)
+    if not isinstance(opening, str) or not _is_text(opening):
+        fail("messages", "value", f"opening {opening!r}", "write a text, or leave it out")
     for field, (types, required, _) in SCHEMA.items():
         value = row.get(field)
         if field not in row:
@@ -255,7 +263,7 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
     for field in CHAT_FIELDS:
         values.pop(field, None)
     values |= {"options": tuple(options), "data_source": values.get("data_source") or ""}
-    values |= {"items": items, "turns": turns}
+    values |= {"items": items, "turns": turns, "opening": opening}
     return errors, values | {"extra": extra}
 
 

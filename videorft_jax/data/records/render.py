@@ -10,6 +10,7 @@ prefix of the prompt with it, so what SFT trains on is what a rollout starts fro
 import copy
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.chats import MediaItem
+from videorft_jax.data.records.lines import place_lines
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 
 log = logging.getLogger(__name__)
@@ -53,25 +56,44 @@ Run = tuple[str, int]  # text before the markers, and how many visual tokens sta
 
 class MediaText(NamedTuple):
     """How one media item is written: its runs of visual tokens, each between vision markers and
-    behind a text of its own, and whether another pair of markers stands around all of them."""
+    behind a text of its own, whether another pair of markers stands around all of them, and the
+    text behind them. `splits` are the frame pairs, but for the first, with which a run begins
+    because a line of text stands there."""
 
     runs: tuple[Run, ...]
     is_wrapped: bool = False
+    behind: str = ""
+    splits: tuple[int, ...] = ()
 
 
 def write_media(
-    grid: tuple[int, int, int], stamps: Sequence[float], contract: MediaContract
+    grid: tuple[int, int, int],
+    stamps: Sequence[float],
+    contract: MediaContract,
+    item: MediaItem | None = None,
+    times: Sequence[float] = (),
 ) -> MediaText:
     """The text of a clip of `grid` frame pairs x visual tokens down x across.
 
     Where the model reads times, every frame pair stands by itself behind its time, as in
-    `<3.2 seconds>`. `stamps` has none for an image, which is written in one piece.
+    `<3.2 seconds>`. `stamps` has none for an image, which is written in one piece. The lines of
+    `item`, where it has any, stand between or behind its frames, which are shown at `times`.
     """
     pairs, frame = grid[0], grid[1] * grid[2]
+    before: dict[int, str] = {}
+    behind, size = "", contract.temporal_patch_size
+    if item is not None and item.lines:
+        before, behind = place_lines(item.lines, item.listed, times, size)
     if not (contract.geometry.timestamps and stamps):
-        return MediaText((("", pairs * frame),))
-    runs = tuple((f"<{seconds:.1f} seconds>", frame) for seconds in stamps)
-    return MediaText(runs, contract.video_wrapper == "hf5")
+        splits = tuple(sorted(pair for pair in before if pair))
+        edges = itertools.pairwise((0, *splits, pairs))
+        runs = tuple((before.get(pair, ""), (end - pair) * frame) for pair, end in edges)
+        return MediaText(runs, behind=behind, splits=splits)
+    runs = tuple(
+        (f"{before.get(pair, '')}<{seconds:.1f} seconds>", frame)
+        for pair, seconds in enumerate(stamps)
+    )
+    return MediaText(runs, contract.video_wrapper == "hf5", behind)
 
 
 def render(
@@ -81,6 +103,7 @@ def render(
     target: str | None = None,
     every_turn: bool = False,
     geometry: Geometry = WINDOWED_14,
+    opening: str = "",
 ) -> RenderedPrompt:
     """Chat messages to token ids in the model's chat format.
 
@@ -92,6 +115,7 @@ def render(
         visual tokens.
       target: the assistant's answer to learn; None ends the prompt where generation starts.
       geometry: tells what a chat without a system turn opens with.
+      opening: what the assistant's answer begins with; it belongs to the prompt.
       every_turn: what the assistant says in `messages` is to be learnt too, not the target alone.
 
     Raises:
@@ -121,7 +145,7 @@ def render(
                     " one count per item"
                 )
             _place(encoder, ids, spans, text, part["type"], items[num_items], num_items)
-            num_items, text = num_items + 1, ""
+            num_items, text = num_items + 1, items[num_items].behind
         ids += encoder.encode(text)
         ids.append(encoder.ids["<|im_end|>"])
         if role == "assistant" and every_turn:
@@ -133,7 +157,7 @@ def render(
             " count per item"
         )
     ids.append(encoder.ids["<|im_start|>"])
-    ids += encoder.encode("assistant\n")
+    ids += encoder.encode(f"assistant\n{opening}")
     num_prompt = len(ids)
     if target is not None:
         ids += encoder.encode(target)
@@ -167,9 +191,12 @@ def _place(encoder, ids, spans, text, kind, item: MediaText, number: int) -> Non
         ids.append(encoder.ids["<|vision_end|>"])
 
 
-def render_text(messages: Sequence[Mapping[str, Any]], geometry: Geometry = WINDOWED_14) -> str:
-    """The chat as one string with one pad token per media item, generation prompt included: for
-    people, logs and comparison with a tokenizer's own template. Never encode it."""
+def render_text(
+    messages: Sequence[Mapping[str, Any]], geometry: Geometry = WINDOWED_14, opening: str = ""
+) -> str:
+    """The chat as one string with one pad token per media item, generation prompt and the opening
+    of the answer included: for people, logs and comparison with a tokenizer's own template. Never
+    encode it."""
     media = {kind: f"<|vision_start|>{pad}<|vision_end|>" for kind, pad in PADS.items()}
     turns = [
         f"<|im_start|>{role}\n"
@@ -177,7 +204,7 @@ def render_text(messages: Sequence[Mapping[str, Any]], geometry: Geometry = WIND
         + "<|im_end|>\n"
         for role, content in _turns(messages, geometry)
     ]
-    return "".join(turns) + "<|im_start|>assistant\n"
+    return "".join(turns) + f"<|im_start|>assistant\n{opening}"
 
 
 def _turns(
