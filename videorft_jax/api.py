@@ -30,7 +30,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
-from videorft_jax.models.lora import load_adapter, merge_lora
+from videorft_jax.models.peft_folder import load_adapter, merge_adapter
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
@@ -198,7 +198,7 @@ def load(
     trained under, which its checkpoints and exports hold, and in other folders by
     `MediaContract.evaluate`. mrope_rule replaces the contract's: "qwen" is what the weights were
     trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
-    whatever its name. adapter: a PEFT folder of plain LoRA, which is merged into the weights.
+    whatever its name. adapter: a PEFT folder of LoRA, which is merged into the weights.
     media: fields of the contract to replace, such as {"max_frames": 64}; a greatest number below
     the least brings the least down with it.
     Raises ValueError, one line, before anything is allocated.
@@ -216,14 +216,14 @@ def load(
     source = saved.init_from if saved else folder
     config = load_config(source)
     check_vocabulary(config, source)
+    added = None if adapter is None else load_adapter(os.fspath(adapter), config)
     if saved:
         params = restoring.read_params(saved, config, mesh, dtype or "float32")
     else:
         shardings = sharding.state_shardings(family.abstract_params(config), mesh, str(folder))
         params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
-    if adapter is not None:
-        factors, lora = load_adapter(os.fspath(adapter), config)
-        params = jax.jit(functools.partial(merge_lora, config=lora))(params, factors)
+    if added is not None:
+        params = merge_adapter(params, added)
     contract = saved.contract if saved else read_contract(folder)
     if adapter is not None:  # It was trained last.
         contract = read_contract(adapter) or contract

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--adapter", help="PEFT folder of plain LoRA, merged into the weights")
+    parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
     parser.add_argument("--frames", type=int, help="take so many frames of a clip")
     parser.add_argument("--fps", type=float, help="take so many frames a second, from 4 to 768")
     parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")

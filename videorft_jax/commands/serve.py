@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="Hugging Face folder, or a run or checkpoint of ours")
-    add("--adapter", help="PEFT folder of plain LoRA, merged into the weights")
+    add("--adapter", help="PEFT folder of LoRA, merged into the weights")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
     add("--port", type=int, default=8000, help="0: any that is free")

@@ -1,4 +1,4 @@
-"""LoRA as functions on nested dicts, and PEFT adapters in and out.
+"""LoRA as functions on nested dicts; `peft_folder` reads and writes them as PEFT does.
 
 A tuned weight is W + (alpha / rank) a b (Hu et al. 2021, section 4.1), and the model knows nothing
 of it. `merge_lora` gives parameters of the same structure, shapes and dtypes, so that a tuned model
@@ -12,24 +12,16 @@ in `b`.
 
 import dataclasses
 import functools
-import json
-import logging
 import math
-import pathlib
 import re
 import zlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from videorft_jax.models import tensor_files
-from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.family import abstract_params, all_families, family_of
+from videorft_jax.models.family import all_families
 from videorft_jax.models.names import is_stacked, linear_layers
-
-log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -41,36 +33,6 @@ def _num_inputs() -> dict[str, int]:
         layers = linear_layers(family.names, family.new_name)
         found |= {path: count for path, (_, count) in layers.items()}
     return found
-
-
-def _modules(model: ModelConfig) -> dict[str, str]:
-    """path -> Hugging Face module, {} for the layer, of the weights that adapters can have."""
-    family = family_of(model)
-    layers = linear_layers(family.names, family.new_name)
-    return {path: module for path, (module, _) in layers.items()}
-
-
-_ADAPTER_FILE, _CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-# Keys of adapter_config.json that do not change what the matrices mean; all others must be unset.
-_HARMLESS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "inference_mode",
-    "layers_pattern",
-    "lora_alpha",
-    "lora_dropout",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "revision",
-    "target_modules",
-    "task_type",
-}
-_UNSET = (None, False, 0, "none", [], {})
-_PLAIN_INITS = (True, False, "gaussian")  # the others move a part of the base weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +82,7 @@ def adapt(params: dict, lora: dict, config: LoraConfig) -> dict:
     Raises ValueError, as `merge_lora`.
     """
     flat = flatten_dict(params, sep="/")
-    for path, (a, b) in _pairs(lora).items():
+    for path, (a, b) in pairs(lora).items():
         flat[path] = Adapted(_target(flat, path), a, b, config.scale)
     return unflatten_dict(flat, sep="/")
 
@@ -201,128 +163,18 @@ def merge_lora(params: dict, lora: dict, config: LoraConfig) -> dict:
     Differentiable with respect to both arguments.
     """
 
-    def merge(weight, a, b):
-        return _merge(weight, a, b, config.scale)
-
     flat = flatten_dict(params, sep="/")
-    for path, (a, b) in _pairs(lora).items():
-        layers = (_target(flat, path), a, b)
-        stacked = a.ndim + b.ndim - 2 > flat[path].ndim  # L is counted twice in such a stack.
-        flat[path] = jax.lax.map(lambda x: merge(*x), layers) if stacked else merge(*layers)
+    for path, (a, b) in pairs(lora).items():
+        flat[path] = merge_weight(_target(flat, path), a, b, config.scale)
     return unflatten_dict(flat, sep="/")
 
 
-def save_adapter(
-    folder: str, lora: dict, config: LoraConfig, model: ModelConfig, base_model: str | None = None
-) -> None:
-    """Writes a PEFT adapter folder for the model's class in transformers >= 4.52.
-
-    `base_model` is the name or folder of the weights it was trained on. Tensors keep their dtype.
-    """
-    tensors, pairs, known = {}, _pairs(jax.device_get(lora)), _modules(model)
-    for path, (a, b) in pairs.items():
-        module = known[path]
-        stacked = "{}" in module
-        for i in range(len(a)) if stacked else (0,):
-            one_a, one_b = (a[i], b[i]) if stacked else (a, b)
-            name = f"base_model.model.{module.format(i)}"
-            tensors[f"{name}.lora_A.weight"] = one_a.reshape(-1, config.rank).T
-            tensors[f"{name}.lora_B.weight"] = one_b.reshape(config.rank, -1).T
-    modules = [re.escape(known[path]).replace(r"\{\}", r"\d+") for path in pairs]
-    adapter = {
-        "peft_type": "LORA",
-        "task_type": None,  # that of AutoPeftModel, which finds the class by the next key
-        "auto_mapping": {
-            "base_model_class": "AutoModelForImageTextToText",
-            "parent_library": "transformers",
-        },
-        "base_model_name_or_path": base_model,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": "|".join(modules),
-        "inference_mode": True,
-    }
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    specs = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
-    tensor_files.write_file(folder / _ADAPTER_FILE, specs, tensors.values())
-    (folder / _CONFIG_FILE).write_text(json.dumps(adapter, indent=2))
-
-
-def load_adapter(folder: str, model: ModelConfig) -> tuple[dict, LoraConfig]:
-    """Reads a PEFT adapter of a model.
-
-    Returns the adapter, host arrays in the dtype of the file, and its config, whose targets are the
-    paths found. Old and new module names are accepted. Raises ValueError in one line for features
-    beyond plain LoRA, and one that lists every unknown, missing or mis-shaped tensor.
-    """
-    old_name, modules = family_of(model).old_name, _modules(model)
-    folder = pathlib.Path(folder)
-    rank, alpha = _read_config(folder / _CONFIG_FILE)
-    if not (folder / _ADAPTER_FILE).is_file():
-        raise ValueError(f"{folder}: no {_ADAPTER_FILE}; pickle is never read, save as safetensors")
-    found = {
-        old_name(name.removeprefix("base_model.model.")): entry
-        for name, entry in tensor_files.read_header(folder / _ADAPTER_FILE).items()
-    }
-    flat = flatten_dict(abstract_params(model), sep="/")
-    leaves, expected = {}, {}
-    for path in sorted(modules.keys() & flat.keys()):
-        lead, ins, outs = _split(path, flat[path].shape)
-        kinds = {
-            "a": ("lora_A", (rank, math.prod(ins)), (*ins, rank)),
-            "b": ("lora_B", (math.prod(outs), rank), (rank, *outs)),
-        }
-        rows = {}
-        for kind, (suffix, theirs, ours) in kinds.items():
-            for i in range(*lead or (1,)):
-                name = f"{old_name(modules[path].format(i))}.{suffix}.weight"
-                rows[name] = (f"{path}/{kind}", theirs, ours)
-        if rows.keys() & found.keys():  # A tensor found for one layer must be there for all.
-            expected |= rows
-            leaves |= {f"{path}/{kind}": bool(lead) for kind in kinds}
-    faults = [f"unknown {name}" for name in sorted(found.keys() - expected.keys())]
-    for name, (path, theirs, _) in expected.items():
-        if name not in found:
-            faults.append(f"missing {name} ({path})")
-        elif found[name].shape != theirs:
-            faults.append(f"mis-shaped {name} ({path}): {found[name].shape}, must be {theirs}")
-    if faults or not found:
-        raise ValueError(
-            f"{folder}: {len(faults)} faulty tensors of {len(found)}, use one of this model: "
-            + "; ".join(faults)
-        )
-    layers = {path: [] for path in sorted(leaves)}
-    with (folder / _ADAPTER_FILE).open("rb") as file:
-        for name, (path, theirs, ours) in expected.items():
-            tensor = tensor_files.read_rows(file.fileno(), found[name], 0, theirs[0])
-            layers[path].append(tensor.T.reshape(ours))
-    lora = {path: np.stack(x) if leaves[path] else x[0] for path, x in layers.items()}
-    targets = tuple(f"^{path.removesuffix('/a')}$" for path in lora if path.endswith("/a"))
-    log.info("read %d tensors for %d targets from %s", len(found), len(targets), folder)
-    return unflatten_dict(lora, sep="/"), LoraConfig(rank, alpha, targets)
-
-
-def _read_config(path: pathlib.Path) -> tuple[int, float]:
-    """Rank and alpha of an adapter_config.json that describes plain LoRA."""
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable ({error}): give a PEFT adapter folder") from error
-    for key in ("peft_type", "r", "lora_alpha"):
-        if key not in raw:
-            raise ValueError(f"{path}: no {key!r}: give a folder saved by PEFT")
-    wrong = [key for key, value in raw.items() if key not in _HARMLESS and value not in _UNSET]
-    if raw.get("init_lora_weights", True) in _PLAIN_INITS:
-        wrong = [key for key in wrong if key != "init_lora_weights"]
-    if raw["peft_type"] != "LORA":
-        wrong.insert(0, "peft_type")
-    if wrong:
-        found = ", ".join(f"{key}={raw[key]!r}" for key in wrong)
-        raise ValueError(f"{path}: {found} is not plain LoRA: merge it into the weights with PEFT")
-    return raw["r"], raw["lora_alpha"]
+def merge_weight(weight: jax.Array, a: jax.Array, b: jax.Array, scale) -> jax.Array:
+    """One weight, or a stack of them layer by layer, with scale * a b added in float32."""
+    stacked = a.ndim + b.ndim - 2 > weight.ndim  # L is counted twice in such a stack.
+    if not stacked:
+        return _merge(weight, a, b, scale)
+    return jax.lax.map(lambda layer: _merge(*layer, scale), (weight, a, b))
 
 
 def _split(path: str, shape: tuple) -> tuple[tuple, tuple, tuple]:
@@ -331,7 +183,7 @@ def _split(path: str, shape: tuple) -> tuple[tuple, tuple, tuple]:
     return shape[:lead], shape[lead : lead + num_in], shape[lead + num_in :]
 
 
-def _pairs(lora: dict) -> dict[str, tuple]:
+def pairs(lora: dict) -> dict[str, tuple]:
     """path of the weight -> (a, b), sorted."""
     flat = flatten_dict(lora, sep="/")
     paths = sorted({path.rsplit("/", 1)[0] for path in flat})

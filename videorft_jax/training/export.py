@@ -13,7 +13,7 @@ import transformers
 from videorft_jax.data.media import contract_file
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
-from videorft_jax.models.lora import save_adapter
+from videorft_jax.models.peft_folder import save_adapter
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
