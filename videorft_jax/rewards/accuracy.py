@@ -22,11 +22,14 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rouge_score import scoring, tokenizers
 
 from videorft_jax.rewards import answers, statements, units
+
+if TYPE_CHECKING:
+    from rouge_score.tokenizers import DefaultTokenizer
 
 MODES = ("repo", "paper", "strict")
 MAX_TEXT = 1 << 16  # characters; a longer free-form answer or transcript is a degenerate rollout
@@ -307,8 +310,10 @@ def _ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome
 
 
 @lru_cache(1)
-def _rouge_tokenizer() -> tokenizers.DefaultTokenizer:
-    return tokenizers.DefaultTokenizer(use_stemmer=True)
+def _rouge_tokenizer() -> "DefaultTokenizer":
+    from rouge_score.tokenizers import DefaultTokenizer  # This takes a second: it loads nltk.
+
+    return DefaultTokenizer(use_stemmer=True)
 
 
 def _stem(word: str) -> str:
@@ -334,7 +339,8 @@ def mean_rouge(answer: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def _f1(common: int, num_answer: int, num_reference: int) -> float:
-    return scoring.fmeasure(common / max(num_answer, 1), common / max(num_reference, 1))
+    precision, recall = common / max(num_answer, 1), common / max(num_reference, 1)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
 
 
 def _common_length(answer: Sequence[str], reference: Sequence[str]) -> int:

@@ -4,8 +4,6 @@ import functools
 import re
 import unicodedata
 
-from rouge_score import tokenizers
-
 from videorft_jax.evaluation.scoring.choices import find_options, read_choice
 from videorft_jax.evaluation.scoring.numbers import read_number
 from videorft_jax.evaluation.scoring.option_words import words_of
@@ -214,7 +212,9 @@ def _normal(text: str) -> str:
 
 @functools.lru_cache(1)
 def _tokenizer():
-    return tokenizers.DefaultTokenizer(use_stemmer=True)
+    from rouge_score.tokenizers import DefaultTokenizer  # This takes a second: it loads nltk.
+
+    return DefaultTokenizer(use_stemmer=True)
 
 
 @functools.lru_cache(1)
