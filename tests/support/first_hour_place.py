@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+from forked_commands import CommandServer
 from tiny_run import environment, make_data, make_model, sft_options, write_config
 
 STEPS = 4
@@ -20,7 +21,7 @@ class FirstHour:
         self.records = make_data(folder / "data")
         make_model(folder / "model", self.records["sft"])
         self.recipe("tiny", {})
-        self._running, self._sft = [], None
+        self._running, self._sft, self._server = [], None, None
 
     def recipe(self, name, changes, recipe="sft_7b"):
         """Writes NAME.py, the tiny form of a recipe with more changes; returns its path."""
@@ -48,9 +49,15 @@ class FirstHour:
         return self._start([sys.executable, "-c", code], cwd, {}, stdin=subprocess.PIPE)
 
     def start(self, *arguments, cwd, **more):
-        """Starts `videorft ARGUMENTS` in the folder `cwd`; `more` is added to its environment."""
-        words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]
-        return self._start(words, cwd, more)
+        """Starts `videorft ARGUMENTS` in the folder `cwd`, by `python` where it has an environment
+        of its own: `more` is added to that of the others."""
+        if more:
+            words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]
+            return self._start(words, cwd, more)
+        if self._server is None:
+            self._server = CommandServer(self.environment())
+        self._running.append(self._server.start(arguments, cwd))
+        return self._running[-1]
 
     def _start(self, words, cwd, more, **settings):
         process = subprocess.Popen(
@@ -87,3 +94,5 @@ class FirstHour:
                 process.kill()
             process.wait()
             process.stdout.close()
+        if self._server:
+            self._server.end()
