@@ -22,14 +22,10 @@ import enum
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from videorft_jax.rewards import answers, statements, units
-
-if TYPE_CHECKING:
-    from rouge_score.tokenizers import DefaultTokenizer
 
 MODES = ("repo", "paper", "strict")
 MAX_TEXT = 1 << 16  # characters; a longer free-form answer or transcript is a degenerate rollout
@@ -310,7 +306,7 @@ def _ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome
 
 
 @lru_cache(1)
-def _rouge_tokenizer() -> "DefaultTokenizer":
+def _rouge_tokenizer():
     from rouge_score.tokenizers import DefaultTokenizer  # This takes a second: it loads nltk.
 
     return DefaultTokenizer(use_stemmer=True)
