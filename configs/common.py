@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
 
     # The model that training starts from, and how it is computed.
     config.model = ConfigDict()
-    config.model.init_from = ""  # Hugging Face folder with weights, tokenizer and configuration
+    config.model.init_from = ""  # Hugging Face folder of a model, its name on the hub, or a URL
+    config.model.download = False  # fetch a name of the hub that is not in its local cache
     config.model.dtype = "bfloat16"  # bfloat16 or float32 computes; weights stay float32
     config.model.attention = "auto"  # auto, reference, chunked (CPU), splash (TPU), flash (GPU)
     config.model.remat = "full"  # what backward recomputes: none, full, save_attention, save_dots

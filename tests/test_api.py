@@ -169,6 +169,7 @@ def test_surface_is_frozen():
         "mrope_rule",
         "adapter",
         "media",
+        "download",
     ]
     from videorft_jax.api import Model
 

@@ -7,13 +7,13 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from etils import epath
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
@@ -31,6 +31,7 @@ from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import load_adapter, merge_adapter
+from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
@@ -189,10 +190,14 @@ def load(
     mrope_rule: str | None = None,
     adapter: str | os.PathLike | None = None,
     media: dict[str, Any] | None = None,
+    download: bool = False,
 ) -> Model:
     """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
 
+    A folder may also be named as on the hub, such as Qwen/Qwen2.5-VL-7B-Instruct, or by a URL such
+    as gs://bucket/model. A hub's name is looked up in the local cache; download: fetch it where it
+    is not there.
     dtype None keeps that of the files, of a checkpoint float32. mesh: where the weights are
     sharded; default: the first device. Clips are read by the media contract that the run was
     trained under, which its checkpoints and exports hold, and in other folders by
@@ -205,15 +210,12 @@ def load(
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     saved = None
-    path = pathlib.Path(folder)
-    is_step = path.parent.name == "checkpoints" and path.name.isdigit()
-    is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
-    is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
-    if is_run and not is_model:
+    if _is_run(os.fspath(folder)):
         from videorft_jax.training import restore as restoring  # brings what training needs
 
         saved = restoring.find_checkpoint(os.fspath(folder))
-    source = saved.init_from if saved else folder
+    source = find_folder(saved.init_from if saved else folder, download=download)
+    folder = folder if saved else source
     config = load_config(source)
     check_vocabulary(config, source)
     added = None if adapter is None else load_adapter(os.fspath(adapter), config)
@@ -241,6 +243,19 @@ def load(
         mesh=mesh,
         folder=str(source),
     )
+
+
+def _is_run(folder):
+    """Whether a folder is a run of ours or a step of one; one that holds weights is a model."""
+    path = epath.Path(folder)
+    try:
+        is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
+        is_step = path.parent.name == "checkpoints" and path.name.isdigit()
+        is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: cannot be read ({reason}); check it and its rights") from None
+    return is_run and not is_model
 
 
 def _change(contract, changes):

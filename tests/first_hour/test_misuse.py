@@ -77,7 +77,7 @@ MISUSES = [
     (
         f"sft {TINY} --config.model.init_from=Qwen/Qwen2.5-VL-7B-Instruct",
         2,
-        "hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir Qwen2.5-VL-7B-Instruct",
+        "fetch it by: hf download Qwen/Qwen2.5-VL-7B-Instruct",
     ),
     (f"sft {TINY} --config.data.records=", 2, "data.records is empty; give a"),
     (f"sft {TINY} --config.data.records=none.jsonl", 2, "none.jsonl: No such file or directory"),

@@ -87,6 +87,7 @@ OPTIONS = (
     "mesh.slices",
     "mesh.tensor",
     "model.attention",
+    "model.download",
     "model.dtype",
     "model.init_from",
     "model.remat",

@@ -8,7 +8,10 @@ from typing import Any
 def main(argv: list[str]) -> int:
     """videorft ask --model DIR --video CLIP --question TEXT"""
     parser = argparse.ArgumentParser(prog="videorft ask", description=main.__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, help="Hugging Face folder, its name on the hub, or a run"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch a name of the hub")
     media = parser.add_mutually_exclusive_group()
     media.add_argument("--video", help="clip to ask about")
     media.add_argument("--image", help="image to ask about")
@@ -26,7 +29,10 @@ def main(argv: list[str]) -> int:
     from videorft_jax import api  # loads JAX
 
     media = media_changes(options.frames, options.fps, options.max_pixels)
-    model = api.load(options.model, dtype=options.dtype, adapter=options.adapter, media=media)
+    model = api.load(
+        options.model, options.dtype,
+        adapter=options.adapter, media=media, download=options.download,
+    )  # fmt: skip
     content = [{"type": "text", "text": options.question}]
     for kind in ("video", "image"):
         if getattr(options, kind):

@@ -22,6 +22,7 @@ from videorft_jax.evaluation.benchmarks.variants import check_variant, write_rec
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
+from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
@@ -122,9 +123,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     mesh = make_mesh(run)
     saved = evaluation.find_weights(options, run.contract, run.model.init_from)
     if saved is not None and not run.model.init_from:
-        run = dataclasses.replace(
-            run, model=dataclasses.replace(run.model, init_from=saved.init_from)
-        )
+        source = find_folder(saved.init_from, download=config.model.download)
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, init_from=source))
     model_config, tokenizer = load_model_files(run.model.init_from)
     check_contract(model_config, run.contract, config.name)
     engine = make_engine(config, model_config, tokenizer, mesh)

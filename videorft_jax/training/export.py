@@ -14,6 +14,7 @@ from videorft_jax.data.media import contract_file
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import save_adapter
+from videorft_jax.models.sources import find_folder
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
@@ -34,16 +35,16 @@ def export(
 
     checkpoint: work directory of a run, or one of its steps. dtype: of the weights, by default that
     of the folder the run started from. ema: write the moving average. model: that folder, where it
-    has moved. adapter: write the adapters alone, as a folder that PEFT reads. The folder appears
-    whole or not at all. Raises ValueError, one line, before an array is read: no checkpoint, a
-    folder that is not empty, an unknown dtype, no adapters."""
+    has moved, or its name on the hub. adapter: write the adapters alone, as a folder that PEFT
+    reads. The folder appears whole or not at all. Raises ValueError, one line, before an array is
+    read: no checkpoint, a folder that is not empty, an unknown dtype, no adapters."""
     known = [kind.name for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise ValueError(f"{out}: is there already and not empty; choose another or delete it")
     saved = restore.find_checkpoint(checkpoint)
-    source = model or saved.init_from
+    source = find_folder(model or saved.init_from)
     if model is None and not os.path.isdir(source):
         raise ValueError(
             f"{source}: the folder that the run started from is not there; give it by --model"

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +30,7 @@ from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
 from videorft_jax.models.hf_folder import check_vocabulary
+from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
 from videorft_jax.training import changes
@@ -81,18 +81,14 @@ def check_cpus(options: TrainOptions, count: int) -> None:
 
 
 def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
-    """The configuration and the tokenizer of a Hugging Face folder; no weight is read.
+    """The configuration and the tokenizer of a Hugging Face folder, or of a name of the hub that is
+    in its local cache; no weight is read.
 
     Raises ValueError when the folder lacks one of them or their vocabularies differ.
     """
     if not folder:
         raise ValueError("model.init_from is empty; give a Hugging Face folder")
-    name = os.path.relpath(folder)
-    if not os.path.isdir(folder) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise ValueError(
-            f"model.init_from={name}: no such folder; if that is a name on the Hugging Face hub, "
-            f"download it by: hf download {name} --local-dir {os.path.basename(name)}"
-        )
+    folder = find_folder(folder)
     model_config = load_config(folder)
     check_vocabulary(model_config, folder)
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):

@@ -1,7 +1,7 @@
 """From a ConfigDict to the frozen dataclasses of a run, and the checks of every option.
 
-This is the one file below `commands/` that reads a ConfigDict. What it refuses is refused before a
-file is opened or an array is made.
+This is the one file below `commands/` that reads a ConfigDict. What it refuses is refused before an
+array is made.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.lora import LoraConfig
+from videorft_jax.models.sources import find_cached, find_folder, is_hub_name
 from videorft_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimOptions
 from videorft_jax.training.options import (
     CheckpointOptions,
@@ -46,7 +47,7 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
     return TrainOptions(
         name=config.name,
         seed=config.seed,
-        model=ModelOptions(**_with_paths(config.model.to_dict(), "init_from")),
+        model=_make_model(config),
         lora=_make_lora(config, freeze),
         data=DataOptions(**_with_paths(config.data.to_dict(), *_DATA_PATHS)),
         contract=make_contract(config),
@@ -61,6 +62,24 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
     )
 
 
+def _make_model(config):
+    """The options of the model, whose folder is found where a hub's name is cached and where a URL
+    leads. A name that is not cached stays: a plan can do without the weights, and what reads them
+    says what is missing."""
+    values = config.model.to_dict()
+    download, name = values.pop("download"), _absolute_model(values["init_from"])
+    if "://" in name or (download and is_hub_name(name)):
+        name = find_folder(name, download=download)
+    elif is_hub_name(name):
+        name = find_cached(name) or name
+    return ModelOptions(**values | {"init_from": name})
+
+
+def _absolute_model(name):
+    """An absolute path, which means the same in any folder; a hub's name stays as it is."""
+    return name if is_hub_name(name) else _absolute(name)
+
+
 def _with_paths(values, *names):
     """The values with absolute paths, which mean the same in any folder and on the next day."""
     return values | {name: _absolute(values[name]) for name in names}
@@ -73,7 +92,7 @@ def _absolute(path):
 def _record(config):
     """The config as JSON values, from which `videorft export` finds the model again."""
     values = json.loads(config.to_json_best_effort())
-    values["model"] = _with_paths(values["model"], "init_from")
+    values["model"]["init_from"] = _absolute_model(values["model"]["init_from"])
     values["data"] = _with_paths(values["data"], *_DATA_PATHS)
     return values
 
