@@ -11,8 +11,7 @@ import pytest
 import torch
 import transformers
 from trained_place import TrainedPlace
-from transformers.video_utils import VideoMetadata
-from video_processors import load_processor, require_torchvision
+from transformers.video_utils import VideoMetadata, load_video
 
 import videorft_jax as vr
 from videorft_jax.data.media.contract import MediaContract
@@ -48,7 +47,21 @@ def chat(path):
 
 @pytest.fixture(scope="module")
 def torchvision():
-    require_torchvision()
+    """Every video processor of transformers is written with it; it is no part of the test extra."""
+    return pytest.importorskip("torchvision", reason="transformers reads no clip without it")
+
+
+def load_processor(folder):
+    """AutoProcessor, its clips decoded by PyAV, which does not ask for another build of ffmpeg."""
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+
+    def fetch(paths, sample_indices_fn=None):
+        if isinstance(paths, list):
+            return list(zip(*(fetch(path, sample_indices_fn) for path in paths), strict=True))
+        return load_video(paths, backend="pyav", sample_indices_fn=sample_indices_fn)
+
+    processor.video_processor.fetch_videos = fetch
+    return processor
 
 
 def assert_same_answers(place, model, ours, folder):
