@@ -7,10 +7,9 @@ import pytest
 from benchmark_layouts import make_layouts
 
 from videorft_jax import cli
-from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.records import parse_row
 from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
-from videorft_jax.evaluation.benchmarks.variants import make_record, paper_prompt, write_records
+from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 
 
 @pytest.fixture(scope="module")
@@ -61,31 +60,17 @@ def test_records_are_those_of_the_loader(layouts, tmp_path):
     for name, count in counts.items():
         for variant in ("as_paper", "official"):
             path = tmp_path / f"{name}.jsonl"
-            write_records(path, load_items(TASKS[name], root)[1], name, variant)
+            folder, items = load_items(TASKS[name], root)
+            write_records(path, items, name, Variant(variant), folder)
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             assert len(rows) == count
             for row in rows:
                 parse_row(row)
 
 
-def test_variants_differ_in_bounds_and_wording(layouts):
-    root, _ = layouts
-    item = items_of(root, "mvbench")["action_sequence/0"]
-    paper, official = (make_record(item, "mvbench", v) for v in ("as_paper", "official"))
-    assert "start" not in paper["media"][0]
-    assert (official["media"][0]["start"], official["media"][0]["end"]) == (0.2, 0.8)
-    messages = build_messages(parse_row(official))
-    assert [message["role"] for message in messages] == ["user"]
-    assert messages[0]["content"][1]["text"] == (
-        "Question:Q?\nOption:\n(A) left\n(B) right\n(C) up\nOnly give the best option.\n"
-    )
-    said = build_messages(parse_row(paper))[0]["content"]
-    assert said[0]["type"] == "video"
-    assert said[1]["text"] == paper_prompt(item)
-    assert said[1]["text"].startswith("Q?\nA. left\nB. right\nC. up\n\nPlease think about")
-    assert said[1]["text"].endswith("D, etc.) within the <answer> </answer> tags.")
+def test_a_variant_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="variant is 'mine'; choose one of as_paper, official"):
-        write_records("unused", [], "mvbench", "mine")
+        Variant("mine")
 
 
 def test_command_lists_what_is_there(layouts, capsys):

@@ -7,14 +7,12 @@ import socket
 import jax
 import numpy as np
 import pytest
-from benchmark_layouts import make_layouts
 from evaluation_place import NUM, ROLLOUTS, ROWS
 from evaluation_place import read_completions as read
 from tiny_run import finish, start, write_config
 
 from videorft_jax import cli
 from videorft_jax.checkpoints.checkpointer import Checkpointer
-from videorft_jax.commands import evaluate as evaluate_command
 from videorft_jax.commands import flags
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.media.contract import MediaContract
@@ -204,32 +202,3 @@ def test_help(capsys):
     out = capsys.readouterr().out
     assert "videorft evaluate --config=configs/evaluate_7b.py" in out
     assert all(f"--{name} " in out for name, _, _ in flags.FLAGS)
-
-
-def test_benchmarks_from_their_own_files(place, monkeypatch, tmp_path, capsys):
-    """Raw outputs of several benchmarks, a clip that is absent among them, scored without a
-    model; started again, nothing is run and the bytes are the same."""
-    monkeypatch.setattr(evaluate_command, "make_mesh", lambda _: place.mesh)
-    monkeypatch.setattr(evaluate_command, "make_engine", lambda *_: place.engine)
-    make_layouts(tmp_path / "data")
-    config = place.config(data__row_tokens=1024)
-    names, folder, found = ["mvbench", "tempcompass", "vsibench"], tmp_path / "run", []
-    for _ in range(2):
-        evaluate_command.evaluate_benchmarks(
-            config, str(folder), names, str(tmp_path / "data"), "as_paper"
-        )
-        found.append({name: read(folder / name) for name in names})
-    assert found[0] == found[1]
-    data = found[0]
-    rows = [json.loads(line) for line in data["mvbench"].splitlines()]
-    assert [row["index"] for row in rows if row["reason"] == "missing"] == [3]
-    assert len({row["index"] for row in rows}) == 5
-    capsys.readouterr()
-    assert cli.main(["score", str(folder), "--json"]) == 0
-    table = json.loads(capsys.readouterr().out)
-    assert {name: table[name]["absent"] for name in names} == {
-        "mvbench": 1, "tempcompass": 0, "vsibench": 0,
-    }  # fmt: skip
-    assert table["tempcompass"]["open"] == ROLLOUTS  # captions wait for a judge
-    with pytest.raises(ValueError, match="no 'mme'; choose among"):
-        evaluate_command.evaluate_benchmarks(config, str(folder), ["mme"], ".", "as_paper")

@@ -13,6 +13,7 @@ from tiny_run import finish, start, wait_for, write_config
 
 from videorft_jax import cli
 from videorft_jax.commands import evaluate as evaluate_command
+from videorft_jax.evaluation.benchmarks.variants import Variant
 
 NAMES = ["tempcompass", "mvbench", "vsibench"]
 ROWS = {"tempcompass": 4, "mvbench": 5, "vsibench": 3}
@@ -32,7 +33,7 @@ def test_killed_three_times_and_finished_by_two_processes(place, monkeypatch, tm
     monkeypatch.setattr(evaluate_command, "make_engine", lambda *_: place.engine)
     evaluate_command.evaluate_benchmarks(
         place.config(data__row_tokens=1024, data__rows=2), str(expected), NAMES,
-        str(tmp_path / "data"), "as_paper",
+        str(tmp_path / "data"), Variant(),
     )  # fmt: skip
     words = ["evaluate", f"--config={tmp_path}/tiny.py", f"--workdir={folder}"]
     words += [f"--benchmarks={','.join(NAMES)}", f"--data_root={tmp_path}/data"]

@@ -15,7 +15,7 @@ from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.records import parse_row
 from videorft_jax.data.records.render import render_text
 from videorft_jax.evaluation.benchmarks.catalogue import describe, find_task, load_items
-from videorft_jax.evaluation.benchmarks.variants import make_record
+from videorft_jax.evaluation.benchmarks.variants import Variant, make_record
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoreboard import tabulate
 
@@ -58,7 +58,8 @@ def vsibench(tmp_path):
 
 
 def prompt_of(item, **settings):
-    record = parse_row(make_record(item, "vsibench", "as_paper", **settings))
+    row = make_record(item, "vsibench", Variant(**settings), pathlib.Path())
+    record = parse_row(row)
     return render_text(build_messages(record))
 
 
@@ -89,7 +90,7 @@ def test_a_record_file_is_read_as_a_benchmark(vsibench):
     assert problems == ["3 rows, its release has 5130: another split or version"]
     assert find_task(str(vsibench / "eval_vsibench.json")).find_folder(vsibench) == vsibench
     with pytest.raises(ValueError, match=r"no prompt of its own; give --variant=as_paper"):
-        make_record(items[0], "vsibench", "official")
+        make_record(items[0], "vsibench", Variant("official"), vsibench)
     with pytest.raises(ValueError, match=r"no eval_mmvu.json in .*; get Video-R1/Video-R1-eval"):
         load_items(find_task("eval_mmvu.json"), vsibench)
 
@@ -102,7 +103,7 @@ def test_thinking_or_not_is_a_paired_comparison(place, vsibench, monkeypatch, ca
     for think in (True, False):
         folder = vsibench / f"think_{think}"
         evaluate_command.evaluate_benchmarks(
-            config, str(folder), ["eval_vsibench.json"], str(vsibench), "as_paper", think=think
+            config, str(folder), ["eval_vsibench.json"], str(vsibench), Variant(think=think)
         )
         folders.append(str(folder))
         assert len(read(folder / "vsibench").splitlines()) == 3 * ROLLOUTS
@@ -127,13 +128,20 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench):
     names = ["vsibench", "eval_vsibench.json"]
     with pytest.raises(ValueError, match="name one twice"):
         evaluate_command.evaluate_benchmarks(
-            place.config(), str(vsibench / "run"), names, str(vsibench), "as_paper"
+            place.config(), str(vsibench / "run"), names, str(vsibench), Variant()
         )
     with pytest.raises(ValueError, match="no reasoning to leave out in its own prompt"):
         evaluate_command.evaluate_benchmarks(
-            place.config(), str(vsibench / "run"), ["mvbench"], str(vsibench), "official",
-            think=False,
+            place.config(), str(vsibench / "run"), ["mvbench"], str(vsibench),
+            Variant("official", think=False),
         )  # fmt: skip
+    with pytest.raises(ValueError, match="MVBench: has no subtitles; leave --subtitles out"):
+        evaluate_command.evaluate_benchmarks(
+            place.config(), str(vsibench / "run"), ["mvbench"], str(vsibench),
+            Variant("official", with_subtitles=True),
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="as_paper shows no subtitles"):
+        Variant(with_subtitles=True)
 
 
 def test_flags_reach_the_evaluation(monkeypatch, capsys):
@@ -142,14 +150,15 @@ def test_flags_reach_the_evaluation(monkeypatch, capsys):
     monkeypatch.setattr(
         evaluate_command,
         "evaluate_benchmarks",
-        lambda *values, **more: asked.append((values, more)),
+        lambda *values: asked.append(values),
     )
     config = "--config=configs/evaluate_7b.py"
     assert cli.main(["evaluate", config, "--no_think", "--benchmarks=mvbench,mmvu"]) == 0
-    assert cli.main(["evaluate", "--benchmarks=a.json", "--data_root=d", "--variant=official"]) == 0
+    more = ["--data_root=d", "--variant=official", "--subtitles"]
+    assert cli.main(["evaluate", "--benchmarks=a.json", *more]) == 0
     assert asked == [
-        (([config], "run", ["mvbench", "mmvu"], ".", "as_paper"), {"think": False}),
-        (([], "run", ["a.json"], "d", "official"), {"think": True}),
+        ([config], "run", ["mvbench", "mmvu"], ".", Variant(think=False)),
+        ([], "run", ["a.json"], "d", Variant("official", with_subtitles=True)),
     ]
     assert cli.main(["evaluate", config, "--no_think"]) == 2
     assert "are of --benchmarks; name some" in capsys.readouterr().err

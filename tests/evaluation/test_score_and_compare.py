@@ -5,11 +5,12 @@ import json
 import pytest
 
 from videorft_jax import cli
+from videorft_jax.evaluation.benchmarks.reasoning import MMVU_AREAS
 from videorft_jax.evaluation.compare import compare
 from videorft_jax.evaluation.headline import (
+    breakdown,
     group_score,
     headline,
-    mmvu_areas,
 )
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoreboard import tabulate
@@ -35,10 +36,17 @@ def test_other_headlines():
     assert headline(rows, "videomme", "robust")[0] == 0.75
     rows = [row(1.0)] * 3 + [row(0.5, "regression")]
     assert headline(rows, "vsibench", "videorft")[0] == 0.75
-    rows = [row(1.0, subject="Art"), row(0.0, subject="Chemistry"), row(1.0, subject="Pharmacy"),
-            row(0.0, subject="Computer Science")]  # fmt: skip
-    assert mmvu_areas(rows) == {
-        "Engineering": 0.0, "Healthcare": 1.0, "Humanities & Social Science": 1.0, "Science": 0.0,
+    subjects = ("Art", "Chemistry", "Astronomy", "Pharmacy", "Computer_Science")
+    scores = (1.0, 0.0, 1.0, 1.0, 0.0)
+    rows = [row(score, area=MMVU_AREAS[x]) for x, score in zip(subjects, scores, strict=True)]
+    assert breakdown(rows, "mmvu")["area"] == {
+        "Engineering": 0.0, "Healthcare": 1.0, "Humanities & Social Science": 1.0, "Science": 0.5,
+    }  # fmt: skip
+    assert len(MMVU_AREAS) == 27
+    rows = [row(score, "temporal grounding") for score in (0.2, 0.4, 0.6, 0.8)]
+    assert headline(rows, "charades_sta", "robust") == (0.5, "mean IoU")
+    assert breakdown(rows, "charades_sta")["recall"] == {
+        "IoU >= 0.3": 0.75, "IoU >= 0.5": 0.5, "IoU >= 0.7": 0.25,
     }  # fmt: skip
 
 
@@ -57,6 +65,16 @@ def test_other_headlines():
 )
 def test_groups_of_videomme_v2(right, kind, structure, worth):
     assert group_score([float(x) for x in right], kind, structure) == pytest.approx(worth)
+
+
+def test_groups_of_videomme_v2_by_type_and_level():
+    about = {"group_structure": [1, 2, 3, 4]}
+    rows = [row(float(x), group="a", group_type="relevance", level="1", **about) for x in "1100"]
+    rows += [row(float(x), group="b", group_type="logic", level="1", **about) for x in "1011"]
+    assert headline(rows, "videomme-v2", "robust")[0] == pytest.approx((4 / 16 + 1 / 16) / 2)
+    found = breakdown(rows, "videomme-v2")
+    assert found["group_type"] == {"logic": 1 / 16, "relevance": 4 / 16}
+    assert found["level"] == {"1": pytest.approx(5 / 32)}
 
 
 def write_run(folder, outputs):

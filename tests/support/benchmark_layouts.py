@@ -1,5 +1,6 @@
 """Small benchmarks in the layouts of their releases, made-up questions over clips of noise."""
 
+import io
 import json
 import pathlib
 
@@ -11,6 +12,15 @@ from PIL import Image
 from videorft_jax.demo.dataset import write_clip
 
 OPTIONS = ["left", "right", "up"]
+CUES = """1
+00:00:00,100 --> 00:00:00,600
+<font color="white">First</font>
+line
+
+2
+00:00:50,000 --> 00:00:59,000
+Never shown
+"""
 
 
 def make_layouts(root: pathlib.Path) -> dict[str, int]:
@@ -29,6 +39,12 @@ def clip(path: pathlib.Path) -> None:
     # A file's name says nothing of its content: .webm names hold MP4 in some releases.
     write_clip(path.with_suffix(".mp4.tmp.mp4"), frames, 8)
     path.with_suffix(".mp4.tmp.mp4").rename(path)
+
+
+def picture() -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(np.full((56, 56, 3), 90, np.uint8)).save(target, "png")
+    return target.getvalue()
 
 
 def table(path: pathlib.Path, rows: list[dict]) -> None:
@@ -62,6 +78,8 @@ def _videommmu(root):
         row = {"id": "validation_Art_1", "question": "Q?", "options": OPTIONS, "answer": "B"}
         open_row = {"id": "dev_Math_2", "question": "How many?", "options": [], "answer": "7"}
         rows = [own | {"question_type": "multiple-choice"} for own in (row, open_row)]
+        if track == "Adaptation":
+            rows[0] |= {"question": "<image 1> Q?", "image": {"bytes": picture(), "path": "1.png"}}
         table(folder / track / "test-00000-of-00001.parquet", rows)
     clip(folder / "Art/validation_Art_1.mp4")
     clip(folder / "Science/dev_Math_2.mp4")
@@ -113,7 +131,10 @@ def _tempcompass(root):
         "captioning": ("Describe it.", "A. up"),
     }
     for form, (question, answer) in asked.items():
-        rows = {"7": {"speed": [{"question": question, "answer": answer}]}}
+        row = {"question": question, "answer": answer}
+        if form == "captioning":
+            row |= {"mc_question": "Which?\nA. up\nB. down", "mc_answer": "A. up"}
+        rows = {"7": {"speed": [row]}}
         text(folder / f"questions/{form}.json", rows)
     clip(folder / "videos/7.mp4")
     return "tempcompass", 4
@@ -127,6 +148,7 @@ def _videomme(root):
     table(root / "Video-MME/videomme/test-00000-of-00001.parquet", rows)
     clip(root / "Video-MME/data/abc.MP4")
     clip(root / "Video-MME/data/def.mkv")
+    text(root / "Video-MME/subtitle/abc.srt", CUES)
     return "videomme", 2
 
 
@@ -149,8 +171,14 @@ def _mlvu(root):
 
 def _longvideobench(root):
     row = {"id": "a_0", "question": "Q?", "candidates": OPTIONS, "correct_choice": 1,
-           "video_path": "a.mp4", "question_category": "S2E", "duration_group": 15}  # fmt: skip
+           "video_path": "a.mp4", "question_category": "S2E", "duration_group": 15,
+           "duration": 1.0, "subtitle_path": "a_en.json",
+           "starting_timestamp_for_subtitles": 20}  # fmt: skip
     text(root / "LongVideoBench/lvb_val.json", [row])
+    lines = [{"start": "00:00:20.100", "end": "00:00:20.300", "line": "early"},
+             {"timestamp": [20.5, None], "text": "late"},
+             {"timestamp": [1.0, 3.0], "text": "of another part"}]  # fmt: skip
+    text(root / "LongVideoBench/subtitles/a_en.json", lines)
     clip(root / "LongVideoBench/videos/a.mp4")
     return "longvideobench", 1
 
@@ -165,15 +193,15 @@ def _holmes(root):
 
 def _sci(root):
     row = {"video_id": "5", "question": "Q?", "options": dict(zip("ABC", OPTIONS, strict=True)),
-           "answer": "C", "question_type": "conceptual"}  # fmt: skip
-    text(root / "SciVideoBench/scivideobench.jsonl", json.dumps(row) + "\n")
-    clip(root / "SciVideoBench/videos/jove_5.mp4")
+           "answer": "C", "question_type": "conceptual", "category": "Biology"}  # fmt: skip
+    text(root / "SciVideoBench/scivideobench_1k.jsonl", json.dumps(row) + "\n")
+    clip(root / "SciVideoBench/jove_5.mp4")
     return "scivideobench", 1
 
 
 def _maths(root):
     row = {"question_id": "1", "videoID": "m", "question": "Q?", "options": OPTIONS, "answer": "A",
-           "category": "geometry"}  # fmt: skip
+           "category": "Chart", "length": "short"}  # fmt: skip
     table(root / "VideoMathQA/mcq/test-00000-of-00001.parquet", [row])
     clip(root / "VideoMathQA/videos/m.mp4")
     return "videomathqa", 1
@@ -182,17 +210,20 @@ def _maths(root):
 def _charades(root):
     row = {"video": "c.mp4", "caption": "a person runs", "timestamp": [0.0, 1.0]}
     table(root / "charades_sta/data/test-00000-of-00001.parquet", [row])
-    clip(root / "charades_sta/videos/c.mp4")
+    clip(root / "charades_sta/Charades_v1_480/c.mp4")
     return "charades_sta", 1
 
 
 def _videomme_v2(root):
     rows = [
-        {"question_id": f"g-{i}", "videoID": "g", "group_id": "g", "group_type": "relevance",
-         "group_structure": "[1,2,3,4]", "question": "Q?", "options": OPTIONS, "answer": "A",
-         "level": 1}
-        for i in range(4)
+        {"question_id": f"001-{i}", "video_id": "001", "group_type": "relevance",
+         "group_structure": "[1, 2, 3, 4]", "question": "Q?", "answer": "A",
+         "options": "A. left\nB. right", "level": "1" if i == 4 else None}
+        for i in range(1, 5)
     ]  # fmt: skip
+    words = [{"text": word, "start_time": 0.1, "end_time": 0.2} for word in ("two", "words")]
+    lines = "".join(json.dumps(word) + "\n" for word in words)
+    text(root / "Video-MME-v2/subtitle/subtitle/001.jsonl", lines)
     table(root / "Video-MME-v2/data/test-00000-of-00001.parquet", rows)
-    clip(root / "Video-MME-v2/videos/g.mp4")
+    clip(root / "Video-MME-v2/data/001.mp4")
     return "videomme-v2", 4

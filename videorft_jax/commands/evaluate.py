@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import logging
 import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -18,7 +21,8 @@ from videorft_jax.evaluation.benchmarks.catalogue import (
     find_task,
     load_items,
 )
-from videorft_jax.evaluation.benchmarks.variants import check_variant, write_records
+from videorft_jax.evaluation.benchmarks.task import Item, Task
+from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
@@ -42,31 +46,40 @@ videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/grpo_7b/mmvu \\
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/all \\
     --benchmarks=vsibench,mvbench --data_root=benchmarks --variant=as_paper ...
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/direct \\
-    --benchmarks=eval_mmvu.json --data_root=benchmarks --no_think ..."""
+    --benchmarks=eval_mmvu.json --data_root=benchmarks --no_think ...
+videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/official \\
+    --benchmarks=videomme --data_root=benchmarks --variant=official --subtitles ..."""
+_SWITCHES = ("no_think", "subtitles")
 
 
 def main(argv: list[str]) -> int:
     """videorft evaluate --config=FILE --workdir=DIR [--benchmarks=NAME,NAME --data_root=DIR
-    [--variant=as_paper|official] [--no_think]] [--config.section.option=value ...]"""
+    [--variant=as_paper|official] [--no_think] [--subtitles]] [--config.section.option=value ...]"""
     own, rest = _split_flags(argv)
     config, workdir = flags.parse(rest, "videorft evaluate", EXAMPLES)
     if not own["benchmarks"]:
         if any(own.values()):
-            raise ValueError("--data_root, --variant, --no_think are of --benchmarks; name some")
+            raise ValueError(
+                "--data_root, --variant, --no_think, --subtitles are of --benchmarks; name some"
+            )
         evaluate(config, workdir)
         return 0
     names = own["benchmarks"].split(",")
-    root, variant = own["data_root"] or ".", own["variant"] or "as_paper"
-    evaluate_benchmarks(config, workdir, names, root, variant, think=not own["no_think"])
+    variant = Variant(
+        own["variant"] or "as_paper",
+        think=not own["no_think"],
+        with_subtitles=bool(own["subtitles"]),
+    )
+    evaluate_benchmarks(config, workdir, names, own["data_root"] or ".", variant)
     return 0
 
 
 def _split_flags(argv):
     """The flags that name benchmarks, and the other arguments."""
-    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant", "no_think"), ""), []
+    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant", *_SWITCHES), ""), []
     for argument in argv:
-        if argument == "--no_think":
-            own["no_think"] = "yes"
+        if argument.removeprefix("--") in _SWITCHES:
+            own[argument.removeprefix("--")] = "yes"
             continue
         name, found, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and found and name in own:
@@ -81,18 +94,14 @@ def evaluate_benchmarks(
     workdir: str,
     names: list[str],
     data_root: str,
-    variant: str,
-    *,
-    think: bool = True,
+    variant: Variant,
 ) -> None:
     """Evaluates benchmarks from their own files, each in a folder of the work directory.
 
     Questions whose clip is missing or damaged are written down with their reason and never end the
-    run. Where the model is not to `think`, the paper's prompt leaves the reasoning out. Raises
-    ValueError, before the first question, for an unknown benchmark or variant, for one that is
+    run. Raises ValueError, before the first question, for an unknown benchmark, for one that is
     named twice, and for files that are missing.
     """
-    check_variant(variant)
     tasks = [find_task(name) for name in names]
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"benchmarks: {', '.join(names)} name one twice; give each a run")
@@ -100,9 +109,11 @@ def evaluate_benchmarks(
     for task in tasks:
         folder, items = loaded[task.name]
         records = os.path.join(workdir, task.name, RECORDS)
-        write_records(records, items, task.name, variant, think)
+        write_records(records, items, task.name, variant, folder)
+        _tell_subtitles(task, folder, items, variant)
         if other := find_other_version(task, items):
             log.warning("%s: %s", task.title, other)
+    model = open_model(config)
     for name, (folder, items) in loaded.items():
         missing = find_missing(folder, items)
         log.info("%s: %d questions, %d media missing", name, len(items), len(missing))
@@ -110,15 +121,40 @@ def evaluate_benchmarks(
         own = ConfigDict(config.to_dict())
         own.name = f"{config.name}, {name}"
         own.data.records, own.data.root = records, str(folder)
-        evaluate(own, os.path.join(workdir, name))
+        pictures = os.path.abspath(os.path.join(workdir, name, "pictures"))
+        own.limits.roots = (*own.limits.roots, pictures)
+        asked = dataclasses.asdict(variant) | {"benchmark": name}
+        evaluate(own, os.path.join(workdir, name), asked, model)
 
 
-def evaluate(config: ConfigDict, workdir: str) -> dict:
-    """The results of `config.data.records`, as `videorft evaluate` writes and prints them.
+def _tell_subtitles(task: Task, folder: pathlib.Path, items: list[Item], variant: Variant) -> None:
+    """Says how many clips are asked about without the subtitles that the prompt would show."""
+    paths = {item.subtitles.path for item in items if variant.shows_subtitles(item)}
+    absent = [path for path in sorted(paths) if not (folder / path).exists()]
+    if absent:
+        log.warning(
+            "%s: %d of %d clips have no subtitles, such as %s; they are asked about without",
+            task.title, len(absent), len(paths), absent[0],
+        )  # fmt: skip
+    if variant.with_subtitles and not paths:
+        raise ValueError(f"{task.title}: has no subtitles; leave --subtitles out")
 
-    Raises ValueError for a config that cannot work, before anything is allocated.
-    """
-    log.info("%s on %s", config.name, describe_environment())
+
+class Model(NamedTuple):
+    """What one or several evaluations run: the Hugging Face folder of the model, the checkpoint or
+    None, its tokenizer and engine, and a function that gives the prepared weights, which are read
+    when it is first called."""
+
+    init_from: str
+    saved: restore.Saved | None
+    tokenizer: Any
+    engine: RolloutEngine
+    prepare_params: Callable[[], Any]
+
+
+def open_model(config: ConfigDict) -> Model:
+    """The model of a config. Raises ValueError for a config that cannot work, before anything is
+    allocated."""
     run, options = make_train_options(config), make_options(config)
     mesh = make_mesh(run)
     saved = evaluation.find_weights(options, run.contract, run.model.init_from)
@@ -128,28 +164,52 @@ def evaluate(config: ConfigDict, workdir: str) -> dict:
     model_config, tokenizer = load_model_files(run.model.init_from)
     check_contract(model_config, run.contract, config.name)
     engine = make_engine(config, model_config, tokenizer, mesh)
+
+    @functools.cache
+    def prepare_params() -> Any:
+        return engine.prepare(read_weights(run, options, saved, model_config, mesh))
+
+    return Model(run.model.init_from, saved, tokenizer, engine, prepare_params)
+
+
+def evaluate(
+    config: ConfigDict,
+    workdir: str,
+    asked: Mapping[str, Any] | None = None,
+    model: Model | None = None,
+) -> dict:
+    """The results of `config.data.records`, as `videorft evaluate` writes and prints them.
+
+    asked: how the questions of a benchmark are asked, for the settings of the results. model: that
+    of `open_model`, where it is open already. Raises ValueError for a config that cannot work,
+    before anything is allocated.
+    """
+    log.info("%s on %s", config.name, describe_environment())
+    run, options = make_train_options(config), make_options(config)
+    model = model or open_model(config)
     source = open_records(run)
     if options.limit:
         source = FirstRecords(source, options.limit)
     template = run.data.template_file
-    settings = evaluation.describe(
+    settings = {"benchmark": dict(asked)} if asked else {}
+    settings |= evaluation.describe(
         options,
         run.contract,
         load_template(template) if template else DEFAULT_TEMPLATE,
         run.data.records,
         len(source),
-        describe_weights(config, run.model.init_from, saved),
+        describe_weights(config, model.init_from, model.saved),
     )
     return evaluation.evaluate(
         options,
         workdir,
         settings,
-        engine=engine,
-        tokenizer=tokenizer,
+        engine=model.engine,
+        tokenizer=model.tokenizer,
         make_loader=functools.partial(
-            make_loader, run, "evaluate", tokenizer, workdir, source, sizes_dir=find_sizes()
+            make_loader, run, "evaluate", model.tokenizer, workdir, source, sizes_dir=find_sizes()
         ),
-        read_params=functools.partial(read_weights, run, options, saved, model_config, mesh),
+        prepare_params=model.prepare_params,
     )
 
 

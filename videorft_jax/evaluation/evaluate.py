@@ -38,14 +38,14 @@ def evaluate(
     engine: RolloutEngine,
     tokenizer: Any,
     make_loader: Callable[[], Loader],
-    read_params: Callable[[], Any],
+    prepare_params: Callable[[], Any],
 ) -> dict[str, Any]:
     """Runs the records that `workdir` has no completions of, writes and prints the results, and
     returns them.
 
     settings: of `describe`. make_loader: gives the loader of the records, which measures them; it
-    is called once the folder is known to be of this evaluation. read_params: reads the model's
-    weights; it is called only when there is something to run.
+    is called once the folder is known to be of this evaluation. prepare_params: gives the weights
+    as `engine.prepare` does; it is called only when there is something to run.
 
     Raises ValueError when the folder holds another evaluation.
     """
@@ -54,7 +54,7 @@ def evaluate(
         done = set().union(*gather(sorted({row["index"] for row in folder.rows})))
         log.info("media contract %s; %d records are there", _digest(settings), len(done))
         is_left = find_batches(loader, done | loader.failures.keys()).any()
-        params = engine.prepare(read_params()) if is_left else None
+        params = prepare_params() if is_left else None
         performance = _run(options, engine, params, tokenizer, loader, folder, done)
         rows = folder.gather_rows()
         results = summarise(rows)

@@ -7,15 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _DIRECTIONS = "object_rel_direction"
-_AREAS = {
-    "Science": "Biology Chemistry Modern_Physics Astronomy Geography Materials_Science "
-    "Neurobiology Electromagnetism Thermodynamics Mechanics",
-    "Engineering": "Civil_Engineering Electrical_Engineering Mechanical_Engineering "
-    "Biomedical_Engineering Electronics_and_Communication Computer_Science",
-    "Healthcare": "Clinical_Medicine Basic_Medicine Preventive_Medicine Pharmacy Dentistry",
-    "Humanities & Social Science": "Art Literature History Law Economics Management",
-}
-MMVU_AREAS = {subject: area for area, own in _AREAS.items() for subject in own.split()}
 
 Row = Mapping[str, Any]  # score (a number), question_type, categories
 
@@ -49,15 +40,6 @@ def vsi_bench(rows: Sequence[Row]) -> float:
     return statistics.fmean(means.values())
 
 
-def mmvu_areas(rows: Sequence[Row]) -> dict[str, float]:
-    """MMVU's four groups of subjects."""
-    found = collections.defaultdict(list)
-    for row in rows:
-        subject = str(row["categories"].get("subject", "")).replace(" ", "_")
-        found[MMVU_AREAS.get(subject, "other")].append(row["score"])
-    return {area: statistics.fmean(own) for area, own in sorted(found.items())}
-
-
 # Worth of the longest right beginning of a logic group, by the numbers of questions in its steps.
 _BEGINNINGS = {
     (1, 1, 1, 1): (0, 1 / 16, 4 / 16, 9 / 16, 1),
@@ -79,6 +61,7 @@ def group_score(scores: Sequence[float], group_type: str, structure: Any) -> flo
     structure = json.loads(structure) if isinstance(structure, str) and structure else structure
     steps = [step if isinstance(step, list) else [step] for step in structure or ()]
     steps = steps or [[number + 1] for number in range(len(right))]
+    right += [False] * (sum(map(len, steps)) - len(right))  # A question without a score is wrong.
     length = 0
     for step in steps:
         own = sum(right[number - 1] for number in step)
@@ -92,18 +75,34 @@ def group_score(scores: Sequence[float], group_type: str, structure: Any) -> flo
 
 def videomme_v2(rows: Sequence[Row]) -> float:
     """Video-MME-v2: the mean worth of its groups."""
+    return statistics.fmean(worth for worth, _ in _groups(rows))
+
+
+def _groups(rows):
+    """(worth, categories) of each group and rollout; its questions stand in order."""
     groups = collections.defaultdict(list)
     for row in rows:
-        groups[row["categories"].get("group", "")].append(row)
-    worth = [
-        group_score(
-            [row["score"] for row in own],
-            own[0]["categories"].get("group_type", ""),
-            own[0]["categories"].get("group_structure") or (),
-        )
-        for own in groups.values()
-    ]
-    return statistics.fmean(worth)
+        groups[row["categories"].get("group", ""), row.get("rollout", 0)].append(row)
+    for own in groups.values():
+        about = own[0]["categories"]
+        scores = [row["score"] for row in own]
+        kind, structure = about.get("group_type", ""), about.get("group_structure") or ()
+        yield group_score(scores, kind, structure), about
+
+
+def breakdown(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, float]]:
+    """The mean of each value of each category; in Video-MME-v2 of the worths of groups."""
+    names = sorted({name for row in rows for name in row["categories"]} - {"group"})
+    if benchmark == "videomme-v2":
+        names.remove("group_structure")
+        rows = [{"score": worth, "categories": about} for worth, about in _groups(rows)]
+    found = {name: by_category(rows, name) for name in names}
+    if all(row.get("question_type") == "temporal grounding" for row in rows):
+        found["recall"] = {
+            f"IoU >= {least}": statistics.fmean(row["score"] >= least for row in rows)
+            for least in (0.3, 0.5, 0.7)
+        }
+    return found
 
 
 def videorft(rows: Sequence[Row]) -> float:
@@ -122,6 +121,7 @@ def headline(rows: Sequence[Row], benchmark: str, scorer: str) -> tuple[float, s
         "vsibench": (vsi_bench, "mean of the question types"),
         "mlvu": (lambda own: macro(own, "task_type"), "mean of the tasks"),
         "videomme-v2": (videomme_v2, "mean of the groups"),
+        "charades_sta": (micro, "mean IoU"),
     }
     rule, name = rules.get(benchmark, (micro, "mean of the rows"))
     return rule(rows), name

@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videorft_jax.evaluation.headline import by_category, headline
+from videorft_jax.evaluation.headline import breakdown, headline
 from videorft_jax.evaluation.intervals import mean_interval
 
 _APART = {"missing": "absent", "too_many_tokens": "too_long"}  # reasons with counts of their own
 _SHOWN = ("undecodable", "absent", "too_long", "open", "unparsed", "truncated", "failed")
 
 
+MAX_VALUES = 20  # A category with more values stands in the file of scores only.
 # Which scorers a prompt was not made for, and what happens then.
 _MISFITS = {
     ("as_paper", "official"): "the prompt asks for tags, and this scorer wants a bare answer",
@@ -64,7 +65,6 @@ def _figures(rows, name, scorer):
         return counts | empty | {"how": "nothing has a score", "categories": {}}
     score, how = headline(scored, name, scorer)
     interval = mean_interval([row["score"] for row in scored], [row["cluster"] for row in scored])
-    categories = sorted({key for row in scored for key in row["categories"]})
     return counts | {
         "score": score,
         "how": how,
@@ -72,7 +72,7 @@ def _figures(rows, name, scorer):
         "decodable_rows": interval.mean,
         "low": interval.low,
         "high": interval.high,
-        "categories": {key: by_category(scored, key) for key in categories if key != "group"},
+        "categories": breakdown(scored, name),
     }
 
 
@@ -106,4 +106,8 @@ def format_scores(table: dict[str, dict[str, Any]], scorer: str) -> str:
         lines.append(f"    score: {own['how']}{counts}")
         if own["warning"]:
             lines.append(f"    warning: {own['warning']}")
+        for category, means in own["categories"].items():
+            if 1 < len(means) <= MAX_VALUES:
+                values = "  ".join(f"{value} {mean:.4f}" for value, mean in means.items())
+                lines.append(f"    {category}: {values}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ The loader of an evaluation gives the questions of one clip one after another, s
 clips, and the first of them is often the last of the batch before.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,6 @@ class SharedClips:
 
     def __init__(self, engine: RolloutEngine, params: Any):
         self.engine, self.params, self.num_encoded = engine, params, 0
-        self._encode, self._join = jax.jit(self._run_tower), jax.jit(self._pick)
         self._clips: list[int] = []  # the clips of the batch before
         self._visual: jax.Array | None = None  # their visual tokens
         self._shape: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class SharedClips:
         index = np.array([places.get(clip, 0) for clip in clips], np.int32)
         with jax.set_mesh(self.engine.mesh):
             index = sharding.place_batch(index, self.engine.mesh)
-            self._visual = self._join(self._visual, fresh, index)
+            self._visual = _join(self._visual, fresh, index, self.engine.mesh)
         self._clips = list(clips)
         return self._visual
 
@@ -75,21 +75,28 @@ class SharedClips:
         self.num_encoded += count
         part = Batch(*(np.asarray(leaf)[rows] for leaf in batch))
         with jax.set_mesh(self.engine.mesh):
-            return self._encode(self.params, sharding.place_batch(part, self.engine.mesh))
+            placed = sharding.place_batch(part, self.engine.mesh)
+            plan = self.engine.programs.plan
+            return _encode(self.params, placed, self.engine.config, plan, self.engine.mesh)
 
     def _first_row(self, visual):
         """The first of the rows of a global array that this process holds."""
         held = visual.sharding.addressable_devices_indices_map(visual.shape).values()
         return min(part[0].start or 0 for part in held)
 
-    def _run_tower(self, params, batch):
-        model = family.bind(self.engine.config, params)
-        return self._spread(model.encode_vision(batch, plan=self.engine.programs.plan))
 
-    def _pick(self, before, fresh, index):
-        parts = [part for part in (before, fresh) if part is not None]
-        return self._spread(jnp.concatenate(parts)[index])
+@functools.partial(jax.jit, static_argnames=("config", "plan", "mesh"))
+def _encode(params, batch, config, plan, mesh):
+    """The visual tokens of a batch, spread over the mesh. Evaluations of one process that have the
+    same shapes share the program."""
+    return _spread(family.bind(config, params).encode_vision(batch, plan=plan), mesh)
 
-    def _spread(self, visual):
-        rows = sharding.batch_sharding(self.engine.mesh)
-        return jax.lax.with_sharding_constraint(visual, rows)
+
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def _join(before, fresh, index, mesh):
+    parts = [part for part in (before, fresh) if part is not None]
+    return _spread(jnp.concatenate(parts)[index], mesh)
+
+
+def _spread(visual, mesh):
+    return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))

@@ -107,7 +107,7 @@ class Programs:
 
     def prefill(self, batch_shapes, grid: Grid):
         """Gives the compiled prefill program; arguments as in `lower_prefill`."""
-        length, visual = batch_shapes[0].tokens.shape[1], batch_shapes[3] is not None
+        length, visual = batch_shapes[0].tokens.shape[1], getattr(batch_shapes[3], "shape", None)
         key = (length, grid, batch_shapes[0].patches.shape[1:3], visual)
         return self._compile("prefill", key, self.lower_prefill, batch_shapes, grid)
 

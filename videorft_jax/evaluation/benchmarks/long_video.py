@@ -3,24 +3,20 @@
 import pathlib
 from collections.abc import Iterator
 
+from videorft_jax.evaluation.benchmarks import wording
+from videorft_jax.evaluation.benchmarks.subtitles import Subtitles
 from videorft_jax.evaluation.benchmarks.task import (
-    LETTERS,
     Item,
     Task,
     choose,
     find_files,
     find_media,
-    join,
-    lettered,
     read_rows,
     without_letters,
 )
 from videorft_jax.evaluation.scoring.choices import find_options
 
-_VIDEO_MME = (
-    "Select the best answer to the following multiple-choice question based on the video. Respond "
-    "with only the letter (A, B, C, or D) of the correct option."
-)
+_WORDS = "This video's subtitles are listed below:\n{lines}\n\n"  # of Video-MME-v2
 _MLVU = {"1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco",
          "7_topic_reasoning"}  # fmt: skip
 
@@ -42,31 +38,40 @@ def read_videomme(folder: pathlib.Path) -> Iterator[Item]:
                     name: row.get(name, "")
                     for name in ("duration", "domain", "sub_category", "task_type")
                 },
-                prompt=join(_VIDEO_MME, row["question"], *lettered(options), "The best answer is:"),
+                wording=wording.videomme(row["question"], options),
+                subtitles=Subtitles(f"subtitle/{name}.srt"),
             )
 
 
 def read_videomme_v2(folder: pathlib.Path) -> Iterator[Item]:
     for path in find_files(folder, "*test*.parquet", "data/*.parquet", "*.json"):
-        for number, row in enumerate(read_rows(path)):
-            options = without_letters(row["options"])
-            name = str(row.get("videoID") or row.get("video_id"))
-            group = str(row.get("group_id", row.get("video_id", name)))
+        rows = list(read_rows(path))
+        levels = {_group(row): row["level"] for row in rows if row.get("level") is not None}
+        for number, row in enumerate(rows):
+            options, name = without_letters(row["options"]), str(row["video_id"])
+            places = [f"{place}/{name}{end}" for place in ("data", "videos") for end in
+                      (".mp4", ".MP4", ".mkv")]  # fmt: skip
             yield Item(
                 id=str(row.get("question_id", number)),
                 question=row["question"],
                 kind="multiple choice",
                 gold=str(row["answer"]),
-                media=(find_media(folder, f"videos/{name}.mp4", f"data/{name}.mp4"),),
+                media=(find_media(folder, *places),),
                 options=options,
                 categories={
-                    "group": group,
-                    "group_type": row.get("group_type", ""),
+                    "group": _group(row),
+                    "group_type": row["group_type"],
                     "group_structure": row.get("group_structure") or [],
-                    "level": row.get("level", ""),
+                    "level": levels.get(_group(row), ""),  # only one of a group's rows has it
                 },
-                prompt=join(row["question"], *lettered(options), "The best answer is:"),
+                wording=wording.videomme_v2(row["question"], options),
+                subtitles=Subtitles(f"subtitle/subtitle/{name}.jsonl", _WORDS, is_whole=True),
             )
+
+
+def _group(row) -> str:
+    """The four questions about one clip are a group."""
+    return str(row.get("group_id", row["video_id"]))
 
 
 def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
@@ -84,7 +89,7 @@ def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
                 media=(find_media(folder, f"videos/{name}", name),),
                 options=options,
                 categories={"question_type": list(own.get("question_type") or [])},
-                prompt=f"{text}\nAnswer the question with the option letter",
+                wording=wording.lvbench(text),
             )
 
 
@@ -98,7 +103,7 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
             options = tuple(map(str, row["candidates"]))
             task = row.get("task_type") or row["question_type"]
             gold, problem = str(row["answer"]), ""
-            if paths or gold not in LETTERS:
+            if paths or gold not in wording.LETTERS:
                 gold, problem = choose(gold, options)
             name = row.get("video_name") or row["video"]
             places = [f"MLVU/video/{path.stem}/{name}", f"video/{path.stem}/{name}"]
@@ -106,7 +111,6 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
                 places = [f"videos/{name}", f"video/{name}", name]
                 places += [str(found.relative_to(folder)) for found in folder.rglob(name)][:1]
             question = row["question"].split("\n(A)")[0]
-            lines = lettered(options, "({letter}) {text}")
             yield Item(
                 id=str(row.get("question_id") or f"{path.stem}/{number}"),
                 question=question,
@@ -115,7 +119,7 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
                 media=(find_media(folder, *places),),
                 options=options,
                 categories={"task_type": task},
-                prompt=join(question, *lines, "Only give the best option.", "Best option: ("),
+                wording=wording.mlvu(question, options),
                 problem=problem,
             )
 
@@ -131,18 +135,26 @@ def read_longvideobench(folder: pathlib.Path) -> Iterator[Item]:
             id=str(row["id"]),
             question=row["question"],
             kind="multiple choice",
-            gold=LETTERS[row["correct_choice"]],
+            gold=wording.LETTERS[row["correct_choice"]],
             media=(find_media(folder, f"videos/{row['video_path']}"),),
             options=tuple(options),
             categories={
                 "duration_group": row["duration_group"],
                 "question_category": row["question_category"],
             },
-            prompt=join(
-                f"Question: {row['question']}", *lettered(options),
-                "Answer with the option's letter from the given choices directly.",
-            ),
-        )  # fmt: skip
+            wording=wording.longvideobench(row["question"], options),
+            subtitles=_between(row),
+        )
+
+
+def _between(row) -> Subtitles | None:
+    """The subtitles of a row of LongVideoBench, which stand between the frames."""
+    if not row.get("subtitle_path"):
+        return None
+    begin = float(row.get("starting_timestamp_for_subtitles") or 0.0)
+    duration = float(row["duration"])
+    shown = {"listed": "", "is_asked": False, "begin": begin, "duration": duration}
+    return Subtitles(f"subtitles/{row['subtitle_path']}", **shown)
 
 
 TASKS = (

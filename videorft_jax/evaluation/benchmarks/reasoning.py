@@ -4,13 +4,13 @@ them."""
 import pathlib
 from collections.abc import Iterator
 
+from videorft_jax.evaluation.benchmarks import wording
+from videorft_jax.evaluation.benchmarks.subtitles import LISTED, Subtitles
 from videorft_jax.evaluation.benchmarks.task import (
     Item,
     Task,
     find_files,
     find_media,
-    join,
-    lettered,
     read_rows,
     without_letters,
 )
@@ -20,17 +20,21 @@ _NUMERIC = (
 )  # fmt: skip
 _DISCIPLINES = ("Art", "Business", "Engineering", "Humanities", "Medicine", "Science")
 TRACKS = ("Perception", "Comprehension", "Adaptation")
-_OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+_AREAS = {
+    "Science": "Biology Chemistry Modern_Physics Astronomy Geography Materials_Science "
+    "Neurobiology Electromagnetism Thermodynamics Mechanics",
+    "Engineering": "Civil_Engineering Electrical_Engineering Mechanical_Engineering "
+    "Biomedical_Engineering Electronics_and_Communication Computer_Science",
+    "Healthcare": "Clinical_Medicine Basic_Medicine Preventive_Medicine Pharmacy Dentistry",
+    "Humanities & Social Science": "Art Literature History Law Economics Management",
+}
+MMVU_AREAS = {subject: area for area, own in _AREAS.items() for subject in own.split()}
 
 
 def read_vsibench(folder: pathlib.Path) -> Iterator[Item]:
     (path, *_) = find_files(folder, "test.jsonl", "test-*.parquet")
     for row in read_rows(path):
         options = without_letters(row.get("options"))
-        head = ("These are frames of a video.", row["question"])
-        end = ("Options:", *lettered(options), _OPTION_LETTER)
-        if not options:
-            end = ("Please answer the question using a single word or phrase.",)
         yield Item(
             id=str(row["id"]),
             question=row["question"],
@@ -39,7 +43,7 @@ def read_vsibench(folder: pathlib.Path) -> Iterator[Item]:
             media=(find_media(folder, f"{row['dataset']}/{row['scene_name']}.mp4"),),
             options=options,
             categories={"question_type": row["question_type"], "dataset": row["dataset"]},
-            prompt=join(*head, *end),
+            wording=wording.vsibench(row["question"], options),
         )
 
 
@@ -48,16 +52,6 @@ def read_videommmu(folder: pathlib.Path) -> Iterator[Item]:
         track = path.parent.name
         for row in read_rows(path):
             options = without_letters(row.get("options"))
-            text = join(row["question"], *lettered(options))
-            if track == "Adaptation":
-                kind = "multi-choice" if options else "open-ended"
-                prompt = (
-                    "You should watch and learn the video content. Then apply what you learned to "
-                    f"answer the following {kind} question. The image for this question is at the "
-                    f"end of the video.\n{text}"
-                )
-            else:
-                prompt = f"{text}\nPlease ignore the Quiz question in last frame of the video."
             names = [f"{name}/{row['id']}.mp4" for name in _DISCIPLINES]
             yield Item(
                 id=f"{track}/{row['id']}",
@@ -67,7 +61,8 @@ def read_videommmu(folder: pathlib.Path) -> Iterator[Item]:
                 media=(find_media(folder, *names),),
                 options=options,
                 categories={"track": track, "subject": "_".join(row["id"].split("_")[1:-1])},
-                prompt=prompt,
+                wording=wording.videommmu(row["question"], options, track),
+                picture=(row.get("image") or {}).get("bytes") or b"",
             )
 
 
@@ -79,6 +74,7 @@ def read_mmvu(folder: pathlib.Path) -> Iterator[Item]:
         options = tuple(str(choices[letter]) for letter in sorted(choices))
         url = row.get("video_path") or row["video"]
         place = "videos/" + url.split("videos/", 1)[-1]
+        subject = row.get("metadata", {}).get("subject") or place.split("/")[1]
         yield Item(
             id=str(row["id"]),
             question=row["question"],
@@ -86,12 +82,12 @@ def read_mmvu(folder: pathlib.Path) -> Iterator[Item]:
             gold=str(row["answer"]),
             media=(find_media(folder, place, place.removeprefix("videos/")),),
             options=options,
-            categories={"subject": row.get("metadata", {}).get("subject") or place.split("/")[1]},
-            prompt=join(
-                f"Question: {row['question']}", *lettered(options, "{letter}: {text}"),
-                "Visual Information: processed video",
-            ),
-        )  # fmt: skip
+            categories={
+                "subject": subject,
+                "area": MMVU_AREAS.get(subject.replace(" ", "_"), "other"),
+            },
+            wording=wording.mmvu(row["question"], options),
+        )
 
 
 def read_video_holmes(folder: pathlib.Path) -> Iterator[Item]:
@@ -104,10 +100,10 @@ def read_video_holmes(folder: pathlib.Path) -> Iterator[Item]:
             question=row["Question"],
             kind="multiple choice",
             gold=str(row["Answer"]),
-            media=(find_media(folder, f"videos/{name}.mp4", f"{name}.mp4", f"videos/{name}"),),
+            media=(find_media(folder, *_named(name, "videos", "videos_cropped", "")),),
             options=options,
             categories={"question_type": row["Question Type"]},
-            prompt=join(row["Question"], *lettered(options), _OPTION_LETTER),
+            wording=wording.video_holmes(row["Question"], options),
         )
 
 
@@ -118,16 +114,16 @@ def read_scivideobench(folder: pathlib.Path) -> Iterator[Item]:
             if isinstance(options, dict):
                 options = [options[letter] for letter in sorted(options) if options[letter]]
             options = without_letters(options)
-            name = f"jove_{row['video_id']}.mp4"
+            name = f"jove_{row['video_id']}"
             yield Item(
                 id=str(row.get("question_id", number)),
                 question=row["question"],
                 kind="multiple choice",
                 gold=str(row["answer"]),
-                media=(find_media(folder, f"videos/{name}", name),),
+                media=(find_media(folder, *_named(name, "", "videos")),),
                 options=options,
-                categories={"question_type": row.get("question_type", "")},
-                prompt=join(row["question"], *lettered(options), _OPTION_LETTER),
+                categories={key: row[key] for key in ("question_type", "category") if row.get(key)},
+                wording=wording.scivideobench(row["question"], options),
             )
 
 
@@ -141,11 +137,25 @@ def read_videomathqa(folder: pathlib.Path) -> Iterator[Item]:
                 question=row["question"],
                 kind="multiple choice",
                 gold=str(row["answer"]),
-                media=(find_media(folder, f"videos/{name}.mp4", f"{name}.mp4", f"videos/{name}"),),
+                media=(find_media(folder, *_named(name, "videos", "")),),
                 options=options,
-                categories={"question_type": row.get("category", "")},
-                prompt=join(row["question"], *lettered(options), _OPTION_LETTER),
+                categories={
+                    "question_type": row.get("category", ""),
+                    "length": row.get("length", ""),
+                },
+                wording=wording.videomathqa(row["question"], options),
+                subtitles=Subtitles(
+                    f"subtitles/{name}.srt",
+                    LISTED.replace(":", ": "),
+                    subject="the video and the subtitles",
+                ),
             )
+
+
+def _named(name: str, *places: str) -> list[str]:
+    """The files that a clip of that name may be in folders, by the suffixes of releases."""
+    stems = [f"{place}/{name}" if place else name for place in places]
+    return [f"{stem}{end}" for stem in stems for end in (".mp4", ".MP4", ".mkv", ".webm", "")]
 
 
 TASKS = (

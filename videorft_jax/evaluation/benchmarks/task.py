@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from videorft_jax.data.records.tables import is_table, read_table
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from videorft_jax.evaluation.benchmarks.subtitles import Subtitles
+from videorft_jax.evaluation.benchmarks.wording import LETTERS, Wording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Item:
         of a part of a clip, start and end in seconds; of a folder of frames, fps.
       options: texts without letters.
       categories: what results are broken down by.
-      prompt: the wording that the benchmark's own code asks with.
+      wording: how the benchmark's own code asks; None for a record file, which has no code.
+      subtitles: the lines of the clip that the benchmark's own code may show.
+      picture: the bytes of an image file that its own code shows behind the clip.
+      judged: what a judge is asked about the output, of a captioning item.
       problem: what is wrong with the row, "" for nothing.
     """
 
@@ -35,7 +38,10 @@ class Item:
     media: tuple[Mapping[str, Any], ...]
     options: tuple[str, ...] = ()
     categories: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prompt: str = ""
+    wording: Wording | None = None
+    subtitles: Subtitles | None = None
+    picture: bytes = b""
+    judged: str = ""
     problem: str = ""
 
     @property
@@ -115,14 +121,11 @@ def choose(gold: str, options: Sequence[str]) -> tuple[str, str]:
     return LETTERS[plain.index(gold.strip())], "it repeats a candidate" if repeated else ""
 
 
-def lettered(options: Sequence[str], form: str = "{letter}. {text}") -> list[str]:
-    """The options with their letters, a line each."""
-    pairs = zip(LETTERS, options, strict=False)
-    return [form.format(letter=letter, text=text) for letter, text in pairs]
-
-
-def without_letters(options: Sequence[str] | None) -> tuple[str, ...]:
-    """Options whose own letters, "A. " or "(A) ", are taken off where all have them."""
+def without_letters(options: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Options, a list or a text with a line each, whose own letters, "A. " or "(A) ", are taken off
+    where all have them."""
+    if isinstance(options, str):
+        options = options.strip().split("\n")
     options = [str(option).strip() for option in options or ()]
     marks = [(f"{letter}.", f"({letter})", f"{letter}:", f"{letter})") for letter in LETTERS]
     found = [
@@ -130,8 +133,3 @@ def without_letters(options: Sequence[str] | None) -> tuple[str, ...]:
         for option, own in zip(options, marks, strict=False)
     ]
     return tuple(options if None in found else found)
-
-
-def join(*lines: str) -> str:
-    """A prompt of lines."""
-    return "\n".join(lines)

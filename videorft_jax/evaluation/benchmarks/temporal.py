@@ -3,14 +3,13 @@
 import pathlib
 from collections.abc import Iterator
 
+from videorft_jax.evaluation.benchmarks import wording
 from videorft_jax.evaluation.benchmarks.task import (
     Item,
     Task,
     choose,
     find_files,
     find_media,
-    join,
-    lettered,
     read_rows,
 )
 from videorft_jax.evaluation.scoring.choices import find_options
@@ -39,12 +38,6 @@ _MVBENCH = {
     "episodic_reasoning": ("tvqa/frames_fps3_hq", "tvqa/video_fps3_hq_segment"),
 }
 _FRAMES_FPS = 3.0  # rate of the frame folders of episodic_reasoning
-_ENDINGS = {
-    "multi-choice": ("multiple choice", "\nPlease directly give the best option:"),
-    "yes_no": ("yes_no", "\nPlease answer yes or no:"),
-    "caption_matching": ("caption_matching", "\nPlease directly give the best option:"),
-    "captioning": ("captioning", ""),
-}
 
 
 def read_mvbench(folder: pathlib.Path) -> Iterator[Item]:
@@ -65,11 +58,7 @@ def read_mvbench(folder: pathlib.Path) -> Iterator[Item]:
                 media=(_mvbench_clip(folder, task, row),),
                 options=options,
                 categories={"task": task},
-                prompt=(
-                    f"Question:{row['question']}\nOption:\n"
-                    + "".join(f"{line}\n" for line in lettered(options, "({letter}) {text}"))
-                    + "Only give the best option.\n"
-                ),
+                wording=wording.mvbench(row["question"], options),
                 problem=problem,
             )
 
@@ -94,11 +83,12 @@ def _mvbench_clip(folder, task, row):
 
 
 def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
-    for form, (kind, ending) in _ENDINGS.items():
+    for form in wording.TEMPCOMPASS_ENDINGS:
+        kind = "multiple choice" if form == "multi-choice" else form
         paths = find_files(folder, f"questions/{form}.json", f"{form}/*.parquet")
         for row in (row for path in paths for row in _tempcompass_rows(path)):
             clip, dim, number = row["video_id"], row["dim"], row["number"]
-            gold, options = str(row["answer"]), ()
+            gold, options = str(row.get("mc_answer") or row["answer"]), ()
             if kind == "multiple choice":
                 options = tuple(find_options(row["question"])[1])
             yield Item(
@@ -108,8 +98,9 @@ def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
                 gold=gold,
                 media=(find_media(folder, f"videos/{clip}.mp4", f"{clip}.mp4"),),
                 options=options,
-                categories={"format": form, "dim": dim},
-                prompt=f"{row['question']}{ending}",
+                categories={"format": form, "dim": dim, "format, dim": f"{form}, {dim}"},
+                wording=wording.tempcompass(row["question"], form),
+                judged=str(row.get("mc_question") or ""),
             )
 
 
@@ -131,18 +122,15 @@ def read_charades(folder: pathlib.Path) -> Iterator[Item]:
     for path in paths:
         for number, row in enumerate(read_rows(path)):
             start, end = row["timestamp"]
-            name = str(row["video"])
+            caption, name = row["caption"], str(row["video"])
             name = name if name.endswith(".mp4") else f"{name}.mp4"
             yield Item(
                 id=str(number),
-                question=row["caption"],
+                question=caption,
                 kind="temporal grounding",
                 gold=f"[{start}, {end}]",
                 media=(find_media(folder, f"videos/{name}", name, f"Charades_v1_480/{name}"),),
-                prompt=join(
-                    f'When does "{row["caption"]}" happen in the video?',
-                    "Answer with the start and the end in seconds: s - e seconds.",
-                ),
+                wording=wording.charades(caption),
             )
 
 
