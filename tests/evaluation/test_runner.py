@@ -114,15 +114,16 @@ def test_seeds_draw_anew(place, rows):
 
 def test_blank_changes_pixels_only(place, rows):
     with place.loader().steps() as items:
-        batch = next(items).batch
+        item = next(items)
+    batch = item.batch
     blank = blank_pixels(batch, WINDOWED_14)
     for field in batch._fields:
         if field != "patches":
             assert getattr(blank, field) is getattr(batch, field)
     assert not blank.patches[~batch.patch_valid].any()
     for row in range(ROWS):
-        frames = rebuild_frames(blank, row)
-        assert frames.shape == rebuild_frames(batch, row).shape
+        frames = rebuild_frames(blank, row, item.pairs[row])
+        assert frames.shape == rebuild_frames(batch, row, item.pairs[row]).shape
         seen = (frames / 255 - np.array(WINDOWED_14.pixel_mean)) / np.array(WINDOWED_14.pixel_std)
         assert np.abs(seen).max() < 0.5 / 255 / min(
             WINDOWED_14.pixel_std

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from videorft_jax import losses
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.grpo import experience, judge
 from videorft_jax.grpo.trainer import Trainer
 from videorft_jax.rewards.combine import RewardBatch, RewardConfig
@@ -121,14 +122,22 @@ def test_a_completion_that_was_not_finite_has_no_reward():
 
 
 def test_the_order_reward_is_for_ordered_frames():
-    """All right in order and all wrong out of it is rewarded; the reverse is not."""
+    """All right in order and all wrong out of it is rewarded; the reverse is not. One clip among
+    the images of a prompt is enough, and images alone have no order."""
     own = judge.Judge.__new__(judge.Judge)
     own._config = RewardConfig((("accuracy", 1.0),))
-    record = types.SimpleNamespace(
-        problem_type="multiple choice", solution="A", options=(), data_type="video"
-    )
+
+    def show(*kinds):
+        media = tuple(MediaItem(kind, "a") for kind in kinds)
+        choice = {"problem_type": "multiple choice", "solution": "A", "options": ()}
+        return types.SimpleNamespace(media=media, data_type=kinds[0], **choice)
+
+    record = show("video")
     right, wrong = "<think>a</think><answer>A</answer>", "<think>a</think><answer>B</answer>"
     found = own._score_order([[right] * 2, [right, wrong]], [[wrong], [right]], [record] * 2)
+    assert found.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    records = [show("image", "video"), show("image", "image")]
+    found = own._score_order([[right] * 2] * 2, [[wrong]] * 2, records)
     assert found.tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
@@ -144,10 +153,11 @@ def test_shuffled_frames_meet_noise_of_their_own():
         train=types.SimpleNamespace(seed=3),
     )
     collector.engine = collector.shuffled_engine = Engine()
-    item = types.SimpleNamespace(indices=[[5], [6]], valid=np.array([True, False]), index=9)
+    valid = np.array([True, False])
+    item = types.SimpleNamespace(indices=[[5], [6]], valid=valid, index=9, pairs=[[1], []])
     batch = types.SimpleNamespace()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experience, "shuffle_frames", lambda batch, keys: batch)
+        patch.setattr(experience, "shuffle_frames", lambda batch, keys, pairs: batch)
         collector._draw(None, item, batch, None)
     (seed, step, shape), (other_seed, other_step, other_shape) = drawn
     assert (seed, step, shape) == (3, 9, (2, 4))

@@ -190,7 +190,7 @@ class Collector:
         )
         if not self.shuffled_engine:
             return rollout, None
-        frames = shuffle_frames(batch, [(seed, step, int(uid)) for uid in uids])
+        frames = shuffle_frames(batch, [(seed, step, int(uid)) for uid in uids], item.pairs)
         limits = limits[:, : options.num_rollouts // 2]
         shuffled = self.shuffled_engine.rollout(
             prepared, frames, uids, seed=seed, step=step | _SHUFFLED, limits=limits

@@ -132,7 +132,7 @@ class Judge:
         return self._thread.submit(self._compare_with_frames, step, texts).result
 
     def _compare_with_frames(self, step, texts):
-        frames = [rebuild_frames(step.batch, row) for row in range(len(texts))]
+        frames = [rebuild_frames(step.batch, row, pairs) for row, pairs in enumerate(step.pairs)]
         clips = ["" if clip is None else identify_frames(clip) for clip in frames]
         # A mesh is set for one thread only; without it the rows would lie on the first device.
         with jax.set_mesh(self._mesh):
@@ -168,7 +168,9 @@ class Judge:
         def accuracy(texts):
             return score(texts, records, self._config.mode, ("accuracy",))["accuracy"]
 
-        is_video = np.array([record.data_type == "video" for record in records])
+        is_video = np.array(
+            [any(item.kind == "video" for item in record.media) for record in records]
+        )
         return reward_order(accuracy(completions), accuracy(shuffled), is_video)
 
     def _summarise(self, batch: RewardBatch, types, stats) -> dict[str, float]:

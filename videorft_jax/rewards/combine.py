@@ -337,7 +337,7 @@ def reward_order(
     Args:
       accuracy: float [B, R] over ordered frames, NaN left out.
       shuffled_accuracy: float [B, S], S rollouts over shuffled frames, NaN left out.
-      is_video: bool [B].
+      is_video: bool [B], the prompt shows a video, whose frames have an order.
 
     Returns:
       float64 [B, R] of 0 and 1.

@@ -3,7 +3,9 @@
 Inside a patch the values stand in the order channel, frame of the pair, row, column.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,21 +18,21 @@ def _patch_side(batch: Batch) -> int:
     return math.isqrt(batch.patches.shape[-1] // 6)
 
 
-def _runs(batch: Batch, row: int) -> list[slice]:
-    """The frame pairs of a row, split where the grid changes: clips of different sizes."""
-    valid = batch.patch_valid[row]
-    pairs = int(valid.any((1, 2)).sum())
-    starts = [i for i in range(pairs) if not i or not np.array_equal(valid[i], valid[i - 1])]
-    return list(map(slice, starts, [*starts[1:], pairs]))
+def _split(pairs: Sequence[int]) -> list[slice]:
+    """The frame pairs of each item of a row, of which it has `pairs`."""
+    ends = list(itertools.accumulate(pairs))
+    return list(map(slice, [0, *ends[:-1]], ends))
 
 
-def rebuild_frames(batch: Batch, row: int) -> np.ndarray | None:
-    """uint8 [2 F, h, w, 3], the frames of the clips of a row; None when it holds none.
+def rebuild_frames(batch: Batch, row: int, pairs: Sequence[int]) -> np.ndarray | None:
+    """uint8 [2 F, h, w, 3], the frames of all clips and images of a row; None when it holds none.
+
+    `pairs` says how many frame pairs each of them has, see `Step.pairs`.
 
     An image is two equal frames, and a clip with an odd number of them ends in its last one twice.
     Clips of another size than the first are resized to the first one's.
     """
-    runs = [_rebuild(batch, row, run) for run in _runs(batch, row)]
+    runs = [_rebuild(batch, row, run) for run in _split(pairs)]
     if not runs:
         return None
     height, width = runs[0].shape[1:3]
@@ -56,20 +58,23 @@ def _fit(frames: np.ndarray, width: int, height: int) -> np.ndarray:
     )
 
 
-def shuffle_frames(batch: Batch, keys: list[tuple[int, ...]]) -> Batch:
-    """The batch with the frames of each row's clip in random order, drawn from the row's key; of
-    clips of different sizes, each by itself.
+def shuffle_frames(
+    batch: Batch, keys: Sequence[tuple[int, ...]], pairs: Sequence[Sequence[int]]
+) -> Batch:
+    """The batch with the frames of each clip in random order, drawn from its row's key.
 
-    Positions stay: the model is told that the shuffled frames follow each other in time.
+    `pairs` has the frame pairs of each item of each row, see `Step.pairs`. Frames stay within their
+    clip: of several, each is shuffled by itself, and an image stays as it is. Positions stay: the
+    model is told that the shuffled frames follow each other in time.
     """
     patches, size = batch.patches.copy(), _patch_side(batch) ** 2
-    for row, key in enumerate(keys):
+    for row, (key, counts) in enumerate(zip(keys, pairs, strict=True)):
         random = np.random.default_rng(key)
-        for run in _runs(batch, row):
-            pairs = run.stop - run.start
-            frames = patches[row, run].reshape(pairs, -1, 3, 2, size)
-            frames = np.moveaxis(frames, 3, 1).reshape(2 * pairs, -1, 3, size)
-            frames = frames[random.permutation(2 * pairs)]
-            frames = np.moveaxis(frames.reshape(pairs, 2, -1, 3, size), 1, 3)
+        for run in _split(counts):
+            num = run.stop - run.start
+            frames = patches[row, run].reshape(num, -1, 3, 2, size)
+            frames = np.moveaxis(frames, 3, 1).reshape(2 * num, -1, 3, size)
+            frames = frames[random.permutation(2 * num)]
+            frames = np.moveaxis(frames.reshape(num, 2, -1, 3, size), 1, 3)
             patches[row, run] = frames.reshape(patches[row, run].shape)
     return batch._replace(patches=patches)

@@ -48,6 +48,7 @@ class Step(NamedTuple):
     index: int  # It counts batches; `index + 1` is the state to save after this step.
     epoch: int
     bucket: int
+    pairs: list[list[int]]  # the frame pairs of each clip and image of each row, in order
 
 
 class LoaderStalled(RuntimeError):
@@ -195,6 +196,7 @@ class Steps:
             index=k,
             epoch=int(schedule.epoch[k]),
             bucket=int(schedule.bucket[k]),
+            pairs=[[item.grid[0] for sample in row for item in sample.media] for row in samples],
         )
 
 
