@@ -25,8 +25,9 @@ class Frames:
         isolate: bool,
     ):  # fmt: skip
         record = entry.record
-        self._read = lambda: _decode(record, root, contract, isolate)
-        name = f"{entry.media} {record.start} {record.end} {contract.digest}"
+        how = record.media[0].load_arguments(contract)
+        self._read = lambda: load_media(record.path, root, **how, isolate=isolate)
+        name = f"{entry.media} {record.start} {record.end} {how['contract'].digest}"
 
         def look() -> dict:
             clip = self._read()
@@ -57,11 +58,6 @@ class Frames:
             return [_encode(frame) for frame in clip.frames[start:stop]]
 
         return load
-
-
-def _decode(record, root, contract, isolate):
-    span = {"start": record.start, "end": record.end}
-    return load_media(record.path, root, contract, kind=record.data_type, isolate=isolate, **span)
 
 
 def _encode(frame: np.ndarray) -> bytes:

@@ -80,9 +80,8 @@ def _look(source, place, contract):
     except RecordError as error:
         return "bad row", str(error)
     for item in record.media:
-        span = {"start": item.start, "end": item.end, "fps": item.fps}
         media = media_of(source, place, item)
-        clip = load_media(media, source.data_root, contract, kind=item.kind, **span)
+        clip = load_media(media, source.data_root, **item.load_arguments(contract))
         if isinstance(clip, MediaError):
             return clip.reason, item.name
     return None

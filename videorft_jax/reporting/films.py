@@ -45,8 +45,7 @@ class Clip:
 def make_film(clip: Clip, root: str, contract: MediaContract) -> Film | str:
     """The strip of a clip, or the reason why it has none."""
     item = clip.item
-    span = {"start": item.start, "end": item.end, "fps": item.fps}
-    found = load_media(clip.media, root, contract, kind=item.kind, **span)
+    found = load_media(clip.media, root, **item.load_arguments(contract))
     if isinstance(found, MediaError):
         return str(found)
     count = len(found.planes)

@@ -120,8 +120,10 @@ def unpack_clip(payload: bytes) -> Clip:
 
 
 def cache_key(digest: str, item: MediaItem) -> str:
+    """The name of an entry: the clip's digest and all that the record says of how it is read."""
     rate = "" if item.fps is None else f"|{item.fps}"
-    return f"{digest}|{item.kind}|{item.start}|{item.end}{rate}"
+    size = "" if item.resized is None else "|{}x{}".format(*item.resized)
+    return f"{digest}|{item.kind}|{item.start}|{item.end}{rate}{size}"
 
 
 def hash_media(media: str | bytes, root: str, limits: Limits) -> str:

@@ -129,9 +129,8 @@ class _Writer:
         key, entry = cache_key(digest, item), [*name, digest]
         if key in self._keys:
             return _Frames(key, entry, None)
-        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
-        how = {"limits": self._limits, "isolate": self._isolate}
-        clip = load_media(media, root, self._contract, **span, **how)
+        how = item.load_arguments(self._contract) | {"limits": self._limits}
+        clip = load_media(media, root, **how, isolate=self._isolate)
         if isinstance(clip, MediaError):
             raise clip
         return _Frames(key, entry, pack_clip(clip))

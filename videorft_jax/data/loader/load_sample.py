@@ -88,8 +88,8 @@ class Load:
         clip = None if self.cache is None else self.cache.get(media, item, root)
         if clip is not None:
             return clip
-        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
-        return load_media(media, root, m.contract, **span, limits=m.limits, isolate=m.isolate)
+        how = item.load_arguments(m.contract)
+        return load_media(media, root, **how, limits=m.limits, isolate=m.isolate)
 
     def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:
         sample = lay_out(self.measurer, record, clips)

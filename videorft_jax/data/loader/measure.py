@@ -116,11 +116,10 @@ class Measurer:
 
     def _look(self, index: int, item: MediaItem) -> Probe:
         media, root = media_of(self.source, index, item), self.source.data_root
-        span = {"kind": item.kind, "start": item.start, "end": item.end, "fps": item.fps}
-        span |= {"limits": self.limits}
+        how = item.load_arguments(self.contract) | {"limits": self.limits}
         if not (self.full or self.isolate):
-            return probe_media(media, root, self.contract, **span, with_times=bool(item.lines))
-        clip = load_media(media, root, self.contract, **span, isolate=self.isolate)
+            return probe_media(media, root, **how, with_times=bool(item.lines))
+        clip = load_media(media, root, **how, isolate=self.isolate)
         if isinstance(clip, MediaError):
             return Probe(reason=clip.reason, detail=clip.detail)
         stamps = clip.stamps if self.contract.geometry.timestamps else ()
@@ -131,7 +130,8 @@ class Measurer:
         return Probe(len(clip.frames), *size, float(clip.fps), *clip.source_size, **more)
 
     def _media_key(self, index: int, item: MediaItem) -> str | None:
-        span = f"{item.kind}|{item.start}|{item.end}|{self.contract.digest[:16]}"
+        digest = item.load_arguments(self.contract)["contract"].digest
+        span = f"{item.kind}|{item.start}|{item.end}|{digest[:16]}"
         if item.fps is not None:
             span = f"{item.fps}|{span}"
         if item.lines:

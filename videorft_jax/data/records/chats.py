@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.lines import MARK, REMEDY, Line, read_lines
 
 KINDS = ("image", "video")
@@ -14,6 +15,8 @@ ROLES = ("system", "user", "assistant")
 PLACEHOLDER = re.compile(
     r"\n*(?:<(image|video)>|<\|vision_start\|><\|(image|video)_pad\|><\|vision_end\|>)\n*"
 )
+TIMES = ("start", "end", "fps")
+RESIZED = ("resized_height", "resized_width")
 Fail = Callable[..., None]  # (field, reason, value, remedy)
 
 
@@ -21,9 +24,10 @@ Fail = Callable[..., None]  # (field, reason, value, remedy)
 class MediaItem:
     """One video or image of a record: its kind, its path relative to the data root and, of a video,
     the seconds within the clip that are meant. A video may also be a folder of pictures, or a tuple
-    of their paths, with `fps`, the frames that are shown a second. `lines` are texts that are shown
-    with a video, such as subtitles; `listed` says how they stand behind it, and where it is empty
-    they stand between its frames (see `data.records.lines`)."""
+    of their paths, with `fps`, the frames that are shown a second. `resized` is the (height, width)
+    in pixels that the row asks for in place of what the media contract would choose. `lines` are
+    texts that are shown with a video, such as subtitles; `listed` says how they stand behind it,
+    and where it is empty they stand between its frames (see `data.records.lines`)."""
 
     kind: str
     path: str | tuple[str, ...]
@@ -32,18 +36,29 @@ class MediaItem:
     fps: float | None = None
     lines: tuple[Line, ...] = ()
     listed: str = ""
+    resized: tuple[int, int] | None = None
+
+    def load_arguments(self, contract: MediaContract) -> dict[str, Any]:
+        """What `load_media` and `probe_media` are told of the item besides its path: how it is to
+        be read under the contract of a run."""
+        if self.resized is not None:
+            high, wide = self.resized
+            contract = dataclasses.replace(contract, resized_height=high, resized_width=wide)
+        span = {"start": self.start, "end": self.end, "fps": self.fps}
+        return {"contract": contract, "kind": self.kind} | span
 
     def to_row(self) -> dict[str, Any]:
         path = list(self.path) if isinstance(self.path, tuple) else self.path
-        times = {name: getattr(self, name) for name in ("start", "end", "fps")}
+        times = {name: getattr(self, name) for name in TIMES}
         times = {name: value for name, value in times.items() if value is not None}
         texts = {"lines": [list(line) for line in self.lines], "listed": self.listed}
         texts = {name: value for name, value in texts.items() if value}
-        return {"type": self.kind, "path": path} | times | texts
+        size = dict(zip(RESIZED, self.resized, strict=True)) if self.resized else {}
+        return {"type": self.kind, "path": path} | times | size | texts
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name of the item in messages."""
         if isinstance(self.path, tuple):
             return f"{self.path[0]} and {len(self.path) - 1} more"
         return self.path
@@ -53,10 +68,13 @@ def expand_media(row: dict[str, Any], fail: Fail) -> tuple[dict[str, Any], tuple
     """The row with the fields of its first item, and the items of its `media`; none where the row
     shows one plain file, which its own fields tell."""
     listed = row.get("media")
-    if listed is None and _is_frames(row):
-        names = ("path", "start", "end", "fps")
-        listed = [{"type": "video"} | {name: row[name] for name in names if name in row}]
-        row = {name: value for name, value in row.items() if name != "fps"}
+    sized = [name for name in RESIZED if row.get(name) is not None]
+    is_frames = _is_frames(row)
+    if listed is None and (is_frames or (sized and row.get("data_type") in KINDS)):
+        names = ("path", "start", "end", *sized, *(("fps",) if is_frames else ()))
+        kind = "video" if is_frames else row.get("data_type")
+        listed = [{"type": kind} | {name: row[name] for name in names if name in row}]
+        row = {name: value for name, value in row.items() if name not in names[3:]}
     if not isinstance(listed, list):
         return row, ()
     items = tuple(filter(None, (_read_item(i, item, fail) for i, item in enumerate(listed))))
@@ -70,7 +88,8 @@ def expand_media(row: dict[str, Any], fail: Fail) -> tuple[dict[str, Any], tuple
     row |= {"data_type": first.kind, "path": path}
     times = {name: getattr(first, name) for name in ("start", "end")}
     row |= {name: value for name, value in times.items() if value is not None}
-    if len(items) == 1 and isinstance(first.path, str) and not (first.fps or first.lines):
+    plain = MediaItem(first.kind, first.path, first.start, first.end)
+    if items == (plain,) and isinstance(first.path, str):
         items = ()  # the row's own fields tell it all
     return row, items
 
@@ -90,10 +109,16 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
     if not isinstance(item, dict) or item.get("type") not in KINDS:
         fail("media", "value", f"{where}: {item!r}", remedy)
         return None
-    unknown = set(item) - {"type", "path", "start", "end", "fps", "lines", "listed"}
+    unknown = set(item) - {"type", "path", "lines", "listed", *TIMES, *RESIZED}
     if unknown:
         what = f"{where}: {', '.join(sorted(map(str, unknown)))}"
-        fail("media", "value", what, "write type, path, start, end, and fps of frames")
+        known = "write type, path, start, end, resized_height, resized_width, and fps of frames"
+        fail("media", "value", what, known)
+        return None
+    sides = tuple(item.get(name) for name in RESIZED)
+    if sides != (None, None) and not all(_is_length(side) for side in sides):
+        what = f"{where}: resized_height {sides[0]!r}, resized_width {sides[1]!r}"
+        fail("media", "value", what, "write both as whole numbers of pixels above 0, or neither")
         return None
     kind, path = item["type"], item.get("path")
     if isinstance(path, list) and kind == "video":
@@ -102,7 +127,7 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
         fail("media", "value", f"{where}: path {item.get('path')!r}", remedy)
         return None
-    times = {name: item.get(name) for name in ("start", "end", "fps")}
+    times = {name: item.get(name) for name in TIMES}
     for name, value in times.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not number:
@@ -125,7 +150,14 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
     if lines and kind != "video" or not isinstance(listed, str) or (listed and MARK not in listed):
         fail("media", "value", f"{where}: listed {listed!r}", f"{REMEDY}; name {MARK} in listed")
         return None
-    return MediaItem(kind, path, **times, lines=lines, listed=listed)
+    resized = None if sides == (None, None) else (int(sides[0]), int(sides[1]))
+    return MediaItem(kind, path, **times, lines=lines, listed=listed, resized=resized)
+
+
+def _is_length(side: Any) -> bool:
+    """Whether a side is a whole number of pixels; columns of tables hold them as fractions too."""
+    number = isinstance(side, int | float) and not isinstance(side, bool)
+    return number and math.isfinite(side) and side > 0 and side == int(side)
 
 
 def check_times(kind: str | None, start: Any, end: Any, fail: Fail, where: str = "") -> bool:

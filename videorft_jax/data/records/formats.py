@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from videorft_jax.data.records.chats import PLACEHOLDER
+from videorft_jax.data.records.chats import PLACEHOLDER, RESIZED
 from videorft_jax.data.records.records import SCHEMA, RecordError
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
 SPEAKERS |= {"system": "system"}
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}
 TIMES = {"start": "start", "end": "end", "video_start": "start", "video_end": "end"}
+# What items may say of themselves, and our name of it.
+OF_ITEMS = {"image": {}, "video": TIMES}
+OF_ITEMS = {kind: names | {name: name for name in RESIZED} for kind, names in OF_ITEMS.items()}
 IDS = ("problem_id", "id", "question_id", "index")
 ANSWERS = ("solution", "answer", "ground_truth")
 
@@ -76,7 +79,7 @@ class _Converter:
             count = len(self._waiting) + len(self._items)
             what = f"{len(self._items)} placeholders, {count} media"
             self._fail("media", "value", what, "write one placeholder for each item, or none")
-        taken = {*SIGNS.values(), *MEDIA, *TIMES, *IDS, "completion", "fps"}
+        taken = {*SIGNS.values(), *MEDIA, *TIMES, *RESIZED, *IDS, "completion", "fps"}
         rest = {name: value for name, value in self._row.items() if name not in taken}
         known = {name: rest.pop(name) for name in tuple(rest) if name in SCHEMA}
         found = [self._row[name] for name in IDS if isinstance(self._row.get(name), int | str)]
@@ -160,7 +163,7 @@ class _Converter:
             self._take(kind)
         else:
             self._items.append(self._item(kind, source, part, f"turn {number}"))
-            taken = {"type", kind, "path", "url", *TIMES}
+            taken = {"type", kind, "path", "url", *OF_ITEMS[kind]}
             if not isinstance(source, str):
                 taken |= {"fps", "sample_fps"}
             for name in part.keys() - taken:
@@ -212,10 +215,10 @@ class _Converter:
         paths = [path.removeprefix("file://") for path in paths]
         frames = isinstance(source, list | tuple) and kind == "video"
         item = {"type": kind, "path": paths if frames else paths[0]}
+        for name, ours in OF_ITEMS[kind].items():
+            if given.get(name) is not None:
+                item[ours] = given[name]
         if kind == "video":
-            for name, ours in TIMES.items():
-                if given.get(name) is not None:
-                    item[ours] = given[name]
             rate = given.get("fps") or given.get("sample_fps")
             if frames and rate is not None:
                 item["fps"] = rate

@@ -8,7 +8,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from videorft_jax.data.records.chats import PLACEHOLDER, MediaItem, split_text
+from videorft_jax.data.records.chats import (
+    PLACEHOLDER,
+    RESIZED,
+    TIMES,
+    MediaItem,
+    split_text,
+)
 from videorft_jax.data.records.records import PROBLEM_TYPES, Record, label_options
 
 MAX_TEMPLATE_BYTES = 1 << 16
@@ -144,10 +150,10 @@ def _plain(text: str) -> list[dict[str, Any]]:
 
 
 def _show(item: MediaItem) -> dict[str, Any]:
-    times = {name: getattr(item, name) for name in ("start", "end", "fps")}
-    times = {name: value for name, value in times.items() if value is not None}
-    path = list(item.path) if isinstance(item.path, tuple) else item.path
-    return {"type": item.kind, item.kind: path} | times
+    """The part of a turn that shows an item; its lines are written by `write_media`."""
+    row = item.to_row()
+    more = {name: row[name] for name in (*TIMES, *RESIZED) if name in row}
+    return {"type": item.kind, item.kind: row["path"]} | more
 
 
 def build_target(record: Record) -> str:

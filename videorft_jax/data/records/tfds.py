@@ -72,7 +72,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             chat = {name: row[name] for name in CHAT_FIELDS if name in row}
             if self._embed and record.items:
                 where = self._records.where(index)
-                raise ValueError(f"{where}: shows several media; build without --embed")
+                raise ValueError(f"{where}: shows more than one plain file; build without --embed")
             blocks = []
             for item in record.media:
                 for name in list_files(item.path, self._records.data_root, Limits()):
