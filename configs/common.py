@@ -184,6 +184,16 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep_last = 2  # newest checkpoints that stay
     config.checkpoint.keep_every = 0  # those whose step it divides stay too; 0: none
 
+    # Held-out records that the model answers greedily while it trains, in SFT and in GRPO.
+    config.validate = ConfigDict()
+    config.validate.records = ""  # file of records whose clips are not trained on; empty: none
+    config.validate.root = ""  # folder of their media; empty: that of the records
+    config.validate.every = 100  # steps between two rounds; one more follows the last step
+    config.validate.limit = 0  # first records of the file; 0: all
+    config.validate.max_new_tokens = 768  # longest answer
+    config.validate.keep_best = False  # the checkpoint of the best round stays
+    config.validate.patience = 0  # rounds without a better one before a run stops; 0: never
+
     # What a run says while it goes.
     config.log = ConfigDict()
     config.log.interval_s = 30.0  # seconds between two lines, where the console is no terminal

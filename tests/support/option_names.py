@@ -133,4 +133,11 @@ OPTIONS = (
     "train.legacy_labels",
     "train.max_skipped_in_row",
     "train.max_steps",
+    "validate.every",
+    "validate.keep_best",
+    "validate.limit",
+    "validate.max_new_tokens",
+    "validate.patience",
+    "validate.records",
+    "validate.root",
 )

@@ -56,6 +56,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._told: set[int] = set()  # Damaged steps that a warning has named.
+        self._protected: int | None = None  # A step that stays whatever comes after it.
         self._current: int | None = None  # The step that this process saved or restored last.
 
     def check_disk(self, abstract_state) -> None:
@@ -135,6 +136,10 @@ class Checkpointer:
         if not self._async:
             self.wait()
 
+    def protect(self, step: int | None) -> None:
+        """Keeps the checkpoint of `step` until another is protected in its place."""
+        self._protected = step
+
     def _finish(self, folder, body):
         """Runs in a thread: waits for Orbax, then process 0 seals the checkpoint."""
         try:
@@ -147,7 +152,7 @@ class Checkpointer:
 
     def _prune(self, newest):
         valid = [step for step in self._valid_steps() if step <= newest]
-        kept = set(valid[-self._keep_last :])
+        kept = {*valid[-self._keep_last :], self._protected}
         if self._keep_every:
             kept |= {step for step in valid if step % self._keep_every == 0}
         for step in self._steps():

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from videorft_jax import losses
 from videorft_jax.commands import flags
+from videorft_jax.evaluation.validation import open_validation
 from videorft_jax.grpo import trainer
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.planning.fits import check_memory
@@ -32,7 +33,7 @@ def grpo(config: ConfigDict, workdir: str) -> int:
     """
     options = check_options(config)
     check = functools.partial(check_memory, options.train, options)
-    return trainer.train(options, workdir, check)
+    return trainer.train(options, workdir, check, open_validation)
 
 
 def check_options(config: ConfigDict) -> GrpoOptions:

@@ -5,6 +5,7 @@ import functools
 from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
+from videorft_jax.evaluation.validation import open_validation
 from videorft_jax.planning.fits import check_memory
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft import train
@@ -25,4 +26,5 @@ def sft(config: ConfigDict, workdir: str) -> int:
     Raises ValueError, one line, for a config that cannot work, before anything is allocated.
     """
     options = make_train_options(config)
-    return train(options, workdir, functools.partial(check_memory, options, None))
+    check = functools.partial(check_memory, options, None)
+    return train(options, workdir, check, open_validation)

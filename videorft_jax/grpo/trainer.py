@@ -45,10 +45,11 @@ from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.counts import over_processes, train_settings
-from videorft_jax.training.loop import Taken, run_steps
+from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.run import Run, open_run
 from videorft_jax.training.state import read_params
 from videorft_jax.training.trees import cast
+from videorft_jax.training.validation import Measure, Validation
 
 log = logging.getLogger(__name__)
 
@@ -214,11 +215,17 @@ def fit_length(longest: int, limit: int, num_buckets: int) -> int:
     return min(size for size in sizes if size >= longest)
 
 
-def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None]) -> int:
+def train(
+    options: GrpoOptions,
+    workdir: str,
+    check_memory: Callable[..., None],
+    open_validation: Callable[[Run], Measure],
+) -> int:
     """Trains to the end of the data; returns exit code 0.
 
     check_memory: a function that raises ValueError when a batch does not fit on the devices; see
-    `training.run.open_run`.
+    `training.run.open_run`. open_validation: makes the function that answers the records of
+    `validate.records`; `evaluation.validation` has one.
 
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
@@ -237,13 +244,14 @@ def train(options: GrpoOptions, workdir: str, check_memory: Callable[..., None])
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
             raise ValueError(f"{options.train.name}: processes read different data, plans {plans}")
+        validation = begin_validation(run, open_validation)
         trainer = Trainer(options, run)
         trainer.collector.judge.check_record(run.loader.first_record)
-        _loop(run, trainer, start)
+        _loop(run, trainer, start, validation)
     return 0
 
 
-def _loop(run: Run, trainer: Trainer, start: int) -> None:
+def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None) -> None:
     with (
         contextlib.closing(CompletionLog(run.folder, start + 1)) as completions,
         run.loader.steps(run.next_batch) as items,
@@ -275,7 +283,12 @@ def _loop(run: Run, trainer: Trainer, start: int) -> None:
 
         shown = ("loss", "rewards/total/mean", "rewards/accuracy/mean")
         run_steps(
-            run, start, take_step, show=shown, before_save=functools.partial(trainer.save_left, run)
+            run,
+            start,
+            take_step,
+            show=shown,
+            validation=validation,
+            before_save=functools.partial(trainer.save_left, run),
         )
 
 

@@ -38,6 +38,7 @@ _FREE = (
     "evaluate",
     "ablate",
     "checkpoint",
+    "validate",
     "log",
 )
 

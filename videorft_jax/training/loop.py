@@ -8,6 +8,7 @@ from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.training.preemption import PreemptionGuard, stopped
 from videorft_jax.training.run import Run
 from videorft_jax.training.step import TrainState
+from videorft_jax.training.validation import Measure, Validation
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,17 @@ class Taken(NamedTuple):
     is_empty: bool = False
 
 
+def begin_validation(run: Run, open_measure: Callable[[Run], Measure]) -> Validation | None:
+    """The validation of a run that goes on from its checkpoint; None where no records are named.
+
+    open_measure: makes the function that answers `validate.records`.
+    """
+    options = run.options.validate
+    return (
+        Validation(options, run.folder, run.start, open_measure(run)) if options.records else None
+    )
+
+
 def run_steps(
     run: Run,
     start: int,
@@ -35,17 +47,23 @@ def run_steps(
     *,
     show: Sequence[str] = ("loss",),
     before_save: Callable[[int], None] = lambda number: None,
+    validation: Validation | None = None,
 ) -> None:
     """Takes the steps after `start` up to `run.total`, or until the data ends.
 
     take_step: (number, state, tracker) -> the step, or None where the data has ended. show: metrics
     that the console shows. before_save: called with the step of each checkpoint before it is
-    written.
+    written. validation: held-out records, asked while the run trains; a run that they show to have
+    stalled ends before the data does.
 
     Raises RuntimeError when too many steps in a row were not finite, and SystemExit once a
     checkpoint is written after SIGTERM or Ctrl-C.
     """
     options, state = run.options, run.state
+    protect_best(run, validation)
+    if validation and validation.has_stalled:
+        _say_stalled(run, validation, start)
+        return
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, run.total)
     with (
         PreemptionGuard(run.checkpointer.describe_kept) as guard,
@@ -69,17 +87,44 @@ def run_steps(
                 break
             state = taken.state
             rate = run.learning_rate(state)
-            tracker.log(number, taken.metrics | {"lr": rate}, **taken.counts)
+            found = {}
+            if validation and validation.is_due(number, run.total):
+                with tracker.phase("validate"):
+                    found = validation.take(number, state)
+            tracker.log(number, taken.metrics | found | {"lr": rate}, **taken.counts)
             check_skipped(run, number, taken)
             empty_in_row = empty_in_row + 1 if taken.is_empty else 0
             _check_empty(run, number, empty_in_row)
             stop = guard.should_stop(number)
-            if stop or number == run.total or number % options.checkpoint.every == 0:
+            is_kept = bool(found) and protect_best(run, validation) == number
+            has_stalled = validation is not None and validation.has_stalled
+            is_end = stop or has_stalled or number == run.total
+            if is_end or is_kept or number % options.checkpoint.every == 0:
                 before_save(number)
                 run.save(number, state, taken.next_batch)
+            if has_stalled:
+                _say_stalled(run, validation, number)
+                break
             if stop:
                 log.info("stopped after step %d; the same command goes on from there", number)
                 raise stopped()
+
+
+def protect_best(run: Run, validation: Validation | None) -> int | None:
+    """Keeps the checkpoint of the best round where `validate.keep_best` asks for it; returns its
+    step, None where none is kept."""
+    if validation is None or not run.options.validate.keep_best:
+        return None
+    run.checkpointer.protect(validation.best)
+    return validation.best
+
+
+def _say_stalled(run, validation, number):
+    log.info(
+        "stopped after step %d of %d: %d rounds of validate.records were no better than that of "
+        "step %d; raise validate.patience to go on",
+        number, run.total, run.options.validate.patience, validation.best,
+    )  # fmt: skip
 
 
 def check_skipped(run: Run, number: int, taken: Taken) -> None:

@@ -71,6 +71,26 @@ class CheckpointOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidateOptions:
+    """Held-out records that the model answers, greedily, while it trains.
+
+    records: their file, empty for none; root: folder of their media, empty for the file's. every:
+    steps between two rounds. limit: first records of the file, 0 for all. max_new_tokens: longest
+    answer. keep_best: the checkpoint of the best round stays. patience: rounds without a better one
+    after which a run stops, 0 for never. mode: rules of the score, those of `reward.mode`.
+    """
+
+    records: str
+    root: str
+    every: int
+    limit: int
+    max_new_tokens: int
+    keep_best: bool
+    patience: int
+    mode: str
+
+
+@dataclasses.dataclass(frozen=True)
 class LogOptions:
     """interval_s: seconds between two lines on the console. wandb: project, empty for none."""
 
@@ -107,5 +127,6 @@ class TrainOptions:
     allow_changes: bool
     legacy_labels: bool
     checkpoint: CheckpointOptions
+    validate: ValidateOptions
     log: LogOptions
     recorded: dict[str, Any] = dataclasses.field(compare=False, repr=False)

@@ -114,5 +114,9 @@ RANGES = {
     "checkpoint.every": _COUNT,
     "checkpoint.keep_last": _COUNT,
     "checkpoint.keep_every": _NUMBER,
+    "validate.every": _COUNT,
+    "validate.limit": _NUMBER,
+    "validate.max_new_tokens": _COUNT,
+    "validate.patience": _NUMBER,
     "log.interval_s": _NUMBER,
 }

@@ -26,11 +26,13 @@ from videorft_jax.training.options import (
     MeshOptions,
     ModelOptions,
     TrainOptions,
+    ValidateOptions,
 )
 from videorft_jax.training.ranges import RANGES
 
 DTYPES = ("float32", "bfloat16")
 PRESETS = ("train", "evaluate")
+_HELD_OUT_PATHS = ("records", "root")
 _DATA_PATHS = ("records", "root", "template_file", "cache")
 
 
@@ -56,6 +58,7 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
         mesh=MeshOptions(**config.mesh.to_dict()),
         freeze=freeze,
         checkpoint=CheckpointOptions(**config.checkpoint.to_dict()),
+        validate=_make_validate(config),
         log=LogOptions(**config.log.to_dict()),
         recorded=_record(config),
         **train,
@@ -94,6 +97,7 @@ def _record(config):
     values = json.loads(config.to_json_best_effort())
     values["model"]["init_from"] = _absolute_model(values["model"]["init_from"])
     values["data"] = _with_paths(values["data"], *_DATA_PATHS)
+    values["validate"] = _with_paths(values["validate"], *_HELD_OUT_PATHS)
     return values
 
 
@@ -140,6 +144,16 @@ def make_limits(config: ConfigDict) -> Limits:
 def split_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, of which one string may hold several: a command line gives `vision,merger`."""
     return tuple(name for part in names for name in part.split(","))
+
+
+def _make_validate(config):
+    values = _with_paths(config.validate.to_dict(), *_HELD_OUT_PATHS)
+    if not values["records"] and (values["keep_best"] or values["patience"]):
+        raise ValueError(
+            f"{config.name}: validate.keep_best and validate.patience compare held-out records; "
+            "give some by --config.validate.records=FILE"
+        )
+    return ValidateOptions(**values, mode=config.reward.mode)
 
 
 def _make_lora(config, freeze):

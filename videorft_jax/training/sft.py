@@ -5,6 +5,7 @@ of the next batch, so that a run that was killed goes on as if nothing had happe
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,22 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.training.counts import over_processes, train_settings
-from videorft_jax.training.loop import Taken, run_steps
+from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import Run, open_run
 from videorft_jax.training.sft_step import make_sft_step
+from videorft_jax.training.validation import Measure
 
 log = logging.getLogger(__name__)
 
 
-def train(options: TrainOptions, workdir: str, check_memory) -> int:
-    """Trains to the end of the data and returns exit code 0. `check_memory` is that of `open_run`.
+def train(
+    options: TrainOptions, workdir: str, check_memory, open_validation: Callable[[Run], Measure]
+) -> int:
+    """Trains to the end of the data and returns exit code 0.
+
+    check_memory: that of `open_run`. open_validation: makes the function that answers the records
+    of `validate.records`; `evaluation.validation` has one.
 
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
@@ -33,6 +40,7 @@ def train(options: TrainOptions, workdir: str, check_memory) -> int:
             text = "step %d of %d: nothing left to do; raise data.epochs to go on"
             log.info(text, start, run.total)
             return 0
+        validation = begin_validation(run, open_validation)
         step = make_sft_step(options, run.weights, run.optimizer, run.shardings)
         with run.loader.steps(start) as batches:
 
@@ -45,7 +53,7 @@ def train(options: TrainOptions, workdir: str, check_memory) -> int:
                     metrics = {name: float(value) for name, value in metrics.items()}
                 return Taken(state, metrics, _counts(run, item.batch), item.records, number)
 
-            run_steps(run, start, take_step)
+            run_steps(run, start, take_step, validation=validation)
     return 0
 
 
