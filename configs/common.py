@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.init_from = ""  # Hugging Face folder of a model, its name on the hub, or a URL
     config.model.download = False  # fetch a name of the hub that is not in its local cache
+    config.model.adapter = ""  # PEFT folder of LoRA, put on those weights; empty: none
+    config.model.strip_prefix = ""  # what another trainer put before their names, as module.
     config.model.dtype = "bfloat16"  # bfloat16 or float32 computes; weights stay float32
     config.model.attention = "auto"  # auto, reference, chunked (CPU), splash (TPU), flash (GPU)
     config.model.remat = "full"  # what backward recomputes: none, full, save_attention, save_dots

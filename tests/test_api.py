@@ -170,6 +170,7 @@ def test_surface_is_frozen():
         "adapter",
         "media",
         "download",
+        "strip_prefix",
     ]
     from videorft_jax.api import Model
 

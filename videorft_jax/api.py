@@ -191,6 +191,7 @@ def load(
     adapter: str | os.PathLike | None = None,
     media: dict[str, Any] | None = None,
     download: bool = False,
+    strip_prefix: str = "",
 ) -> Model:
     """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
@@ -205,25 +206,24 @@ def load(
     trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
     whatever its name. adapter: a PEFT folder of LoRA, which is merged into the weights.
     media: fields of the contract to replace, such as {"max_frames": 64}; a greatest number below
-    the least brings the least down with it.
+    the least brings the least down with it. strip_prefix: what another trainer put before the names
+    of all tensors, such as "module.".
     Raises ValueError, one line, before anything is allocated.
     """
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    saved = None
-    if _is_run(os.fspath(folder)):
-        from videorft_jax.training import restore as restoring  # brings what training needs
-
-        saved = restoring.find_checkpoint(os.fspath(folder))
+    saved = _find_saved(os.fspath(folder))
     source = find_folder(saved.init_from if saved else folder, download=download)
     folder = folder if saved else source
     config = load_config(source)
     check_vocabulary(config, source)
     added = None if adapter is None else load_adapter(os.fspath(adapter), config)
     if saved:
-        params = restoring.read_params(saved, config, mesh, dtype or "float32")
+        from videorft_jax.training import restore  # brings what training needs
+
+        params = restore.read_params(saved, config, mesh, dtype or "float32")
     else:
         shardings = sharding.state_shardings(family.abstract_params(config), mesh, str(folder))
-        params = read_checkpoint(folder, config, dtype=dtype, shardings=shardings)
+        params = read_checkpoint(folder, config, dtype, shardings, strip_prefix)
     if added is not None:
         params = merge_adapter(params, added)
     contract = saved.contract if saved else read_contract(folder)
@@ -245,8 +245,9 @@ def load(
     )
 
 
-def _is_run(folder):
-    """Whether a folder is a run of ours or a step of one; one that holds weights is a model."""
+def _find_saved(folder):
+    """The checkpoint that a folder of a run of ours or of a step of one holds, else None; a folder
+    that holds weights is a model."""
     path = epath.Path(folder)
     try:
         is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
@@ -255,7 +256,11 @@ def _is_run(folder):
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: cannot be read ({reason}); check it and its rights") from None
-    return is_run and not is_model
+    if is_model or not is_run:
+        return None
+    from videorft_jax.training import restore  # brings what training needs
+
+    return restore.find_checkpoint(folder)
 
 
 def _change(contract, changes):

@@ -17,6 +17,8 @@ from videorft_jax.commands import flags
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.evaluation.runner import evaluate_records
+from videorft_jax.models.lora import LoraConfig, init_lora, merge_lora
+from videorft_jax.models.peft_folder import save_adapter
 from videorft_jax.training import restore
 from videorft_jax.training.state import expected_meta
 from videorft_jax.training.step import TrainState
@@ -202,3 +204,27 @@ def test_help(capsys):
     out = capsys.readouterr().out
     assert "videorft evaluate --config=configs/evaluate_7b.py" in out
     assert all(f"--{name} " in out for name, _, _ in flags.FLAGS)
+
+
+def test_an_adapter_is_merged_before_the_first_record(place, trained, call, tmp_path):
+    """The rows are those of the merged weights; a checkpoint, which holds its own, is refused."""
+    config = LoraConfig(2, 3.0, (r"text/layers/attn/(q|o)$",))
+    shapes = jax.eval_shape(lambda: init_lora(place.raw, config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    save_adapter(tmp_path / "adapter", lora, config, place.model_config)
+    settings = {"model__adapter": str(tmp_path / "adapter"), "evaluate__limit": FIRST}
+    call(tmp_path / "out", **settings)
+    params = place.engine.prepare(merge_lora(place.raw, lora, config))
+    expected = evaluate_records(
+        place.engine, params, place.tokenizer, place.loader(), done=range(FIRST, NUM)
+    )
+    lines = read(tmp_path / "out").splitlines()
+    assert [json.loads(line) for line in lines] == expected
+    told = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["weights"]
+    assert told["adapter"] == str(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="00000007 holds its own weights; leave one of the two"):
+        call(tmp_path / "two", **settings, evaluate__checkpoint=str(trained[0]))
+    contract_file.write_contract(tmp_path / "adapter", MediaContract.evaluate())
+    with pytest.raises(ValueError, match="adapter: was trained under another media contract"):
+        call(tmp_path / "media", **settings)

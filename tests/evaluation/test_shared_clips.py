@@ -16,8 +16,8 @@ from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.evaluation import runner
 from videorft_jax.evaluation.shared_clips import SharedClips
 from videorft_jax.parallel import sharding
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
-from videorft_jax.training.weights import Weights
 
 # The clip of each record, interleaved as the formats of TempCompass are. In batches of four they
 # are 0 0 0 1, 1 2 2 2 and 2 3.
@@ -88,7 +88,7 @@ def test_grouped_on_two_devices(place, files, counted):
     """Each part of the mesh encodes as many clips; a clip is read from the part that has it."""
     mesh = sharding.make_mesh(data=2, fsdp=1, devices=jax.devices()[:2])
     engine = evaluate.make_engine(place.config(), place.model_config, place.tokenizer, mesh)
-    raw = read_params(place.model, Weights(place.model_config, (), None), mesh)
+    raw = read_params(make_train_options(place.config()).model, place.model_config, mesh)
     params = engine.prepare(raw)
     found = runner.evaluate_records(engine, params, place.tokenizer, place.loader(files[0]))
     (encoder,) = counted[1]

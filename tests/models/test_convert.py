@@ -367,14 +367,3 @@ def test_vocabulary_must_fit_the_embedding(tmp_path, style):
     tokenizer(320)
     with pytest.raises(ValueError, match="ids up to 320 and the model only 320 rows"):
         convert.check_vocabulary(config, tmp_path)
-
-
-@pytest.mark.parametrize("head", ["module.", "base_model.model.", "_orig_mod.module."])
-@pytest.mark.parametrize("rename", [str, new_style])
-def test_names_of_another_trainer_are_named_once(hub, tmp_path, head, rename):
-    _, config, tensors = hub
-    names = {head + rename(name): tensor for name, tensor in tensors.items()}
-    folder = write(tmp_path / "wrapped", names, config)
-    with pytest.raises(ValueError, match=f"tensors are named {head}NAME") as caught:
-        convert.read_checkpoint(folder, config)
-    assert len(str(caught.value)) < 400

@@ -118,8 +118,9 @@ def test_damaged_indexes_are_refused(tmp_path):
     write(tmp_path / other, {"b": np.ones(3, np.float32)})
     index = tmp_path / tensor_files.INDEX_NAME
 
-    def names(**weight_map):
-        index.write_text(json.dumps({"weight_map": weight_map}))
+    def names(total=None, **weight_map):
+        metadata = {} if total is None else {"metadata": {"total_size": total}}
+        index.write_text(json.dumps(metadata | {"weight_map": weight_map}))
 
     def check(match):
         refused(tensor_files.read_folder, tmp_path, match)
@@ -132,7 +133,19 @@ def test_damaged_indexes_are_refused(tmp_path):
     names(a=shard, b=other, c=shard)
     check(f"disagrees with the shards about 1 tensors .c not in {shard}")
     names(a=shard)
-    assert tensor_files.read_folder(tmp_path).keys() == {"a"}  # what it does not name is not ours
+    assert tensor_files.read_folder(tmp_path).keys() == {"a"}  # a shard that it does not name
+    names(total=20, a=shard, b=other)
+    assert tensor_files.read_folder(tmp_path).keys() == {"a", "b"}
+    names(total=24, a=shard, b=other)
+    check("promises 24 bytes of tensors and the shards hold 20; .* or delete total_size")
+    write(tmp_path / shard, {"a": np.ones(2, np.float32), "c": np.zeros(1, np.float32)})
+    names(total=20, a=shard, b=other)  # A tensor that it does not name is read, as others do.
+    entries = tensor_files.read_folder(tmp_path)
+    assert entries["c"].path.name == shard
+    write(tmp_path / other, {"b": np.ones(3, np.float32), "c": np.zeros(1, np.float32)})
+    check(f"disagrees with the shards about 1 tensors .c in {other}")
+    write(tmp_path / shard, {"a": np.ones(2, np.float32)})
+    write(tmp_path / other, {"b": np.ones(3, np.float32)})
     names(a=shard, b=shard)
     check(f"disagrees .* .b not in {shard}")
     names(a=shard, b=f"../{other}")

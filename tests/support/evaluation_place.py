@@ -10,9 +10,8 @@ from videorft_jax.data.records.source import RecordSource
 from videorft_jax.evaluation.runner import evaluate_records
 from videorft_jax.parallel import sharding
 from videorft_jax.training.run import load_model_files
-from videorft_jax.training.setup import make_contract
+from videorft_jax.training.setup import make_contract, make_train_options
 from videorft_jax.training.state import read_params
-from videorft_jax.training.weights import Weights
 
 NUM, ROWS, ROLLOUTS, LENGTH = 10, 4, 2, 6
 
@@ -41,8 +40,7 @@ class EvaluationPlace:
         self.model_config, self.tokenizer = load_model_files(config.model.init_from)
         self.contract = make_contract(config)
         self.engine = evaluate.make_engine(config, self.model_config, self.tokenizer, self.mesh)
-        weights = Weights(self.model_config, (), None)
-        self.raw = read_params(config.model.init_from, weights, self.mesh)
+        self.raw = read_params(make_train_options(config).model, self.model_config, self.mesh)
         self.params = self.engine.prepare(self.raw)
 
     def config(self, **changes):

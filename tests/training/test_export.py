@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file
-from trained_place import LORA, TrainedPlace
+from trained_place import LORA
 
 import videorft_jax as vr
 from videorft_jax.data.media.contract import MediaContract
@@ -34,9 +34,9 @@ def logging_as_before():
     absl.setLevel(levels[1])
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return TrainedPlace(tmp_path_factory.mktemp("export"))
+@pytest.fixture
+def place(trained_place):
+    return trained_place
 
 
 def assert_same_bits(found, expected):

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
+    parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
     parser.add_argument("--frames", type=int, help="take so many frames of a clip")
     parser.add_argument("--fps", type=float, help="take so many frames a second, from 4 to 768")
     parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     model = api.load(
         options.model, options.dtype,
         adapter=options.adapter, media=media, download=options.download,
+        strip_prefix=options.strip_prefix,
     )  # fmt: skip
     content = [{"type": "text", "text": options.question}]
     for kind in ("video", "image"):

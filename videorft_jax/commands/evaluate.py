@@ -26,6 +26,7 @@ from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
+from videorft_jax.models.peft_folder import Adapter, load_adapter
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel.processes import describe_environment
 from videorft_jax.rollout.engine import RolloutEngine
@@ -35,7 +36,6 @@ from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import load_model_files, make_loader, make_mesh, open_records
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
-from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -157,17 +157,19 @@ def open_model(config: ConfigDict) -> Model:
     allocated."""
     run, options = make_train_options(config), make_options(config)
     mesh = make_mesh(run)
-    saved = evaluation.find_weights(options, run.contract, run.model.init_from)
+    model = run.model
+    saved = evaluation.find_weights(options, run.contract, model.init_from, model.adapter)
     if saved is not None and not run.model.init_from:
         source = find_folder(saved.init_from, download=config.model.download)
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, init_from=source))
     model_config, tokenizer = load_model_files(run.model.init_from)
     check_contract(model_config, run.contract, config.name)
+    adapter = load_adapter(model.adapter, model_config) if model.adapter else None
     engine = make_engine(config, model_config, tokenizer, mesh)
 
     @functools.cache
     def prepare_params() -> Any:
-        return engine.prepare(read_weights(run, options, saved, model_config, mesh))
+        return engine.prepare(read_weights(run, options, saved, model_config, mesh, adapter))
 
     return Model(run.model.init_from, saved, tokenizer, engine, prepare_params)
 
@@ -254,7 +256,8 @@ def make_engine(config: ConfigDict, model_config, tokenizer, mesh) -> RolloutEng
 
 def describe_weights(config: ConfigDict, init_from: str, saved: restore.Saved | None) -> dict:
     """Which weights are evaluated and in what precision, for the settings of the results."""
-    return {
+    adapter = {"adapter": config.model.adapter} if config.model.adapter else {}
+    return adapter | {
         "init_from": init_from,
         "checkpoint": saved and saved.name,
         "dtype": config.model.dtype,
@@ -264,9 +267,15 @@ def describe_weights(config: ConfigDict, init_from: str, saved: restore.Saved | 
 
 
 def read_weights(
-    run: TrainOptions, options: EvaluateOptions, saved: restore.Saved | None, model_config, mesh
+    run: TrainOptions,
+    options: EvaluateOptions,
+    saved: restore.Saved | None,
+    model_config,
+    mesh,
+    adapter: Adapter | None,
 ):
-    """The parameters of the checkpoint, or of `model.init_from`, in their shards."""
+    """The parameters of the checkpoint, or of `model.init_from` with an adapter merged into them,
+    in their shards."""
     if saved is not None:
         return restore.read_params(saved, model_config, mesh, run.model.dtype, ema=options.ema)
-    return read_params(run.model.init_from, Weights(model_config, (), None), mesh)
+    return read_params(run.model, model_config, mesh, adapter)

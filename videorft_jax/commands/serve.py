@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--checkpoint", required=True, help="Hugging Face folder, or a run or checkpoint of ours")
     add("--adapter", help="PEFT folder of LoRA, merged into the weights")
+    add("--strip_prefix", default="", help="begin of all tensors' names to ignore, as module.")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
     add("--port", type=int, default=8000, help="0: any that is free")
@@ -49,7 +50,12 @@ def main(argv: list[str]) -> int:
     held = _listen(given.host, given.port)
     from videorft_jax import api
 
-    model = api.load(given.checkpoint, dtype=given.dtype, adapter=given.adapter)
+    model = api.load(
+        given.checkpoint,
+        dtype=given.dtype,
+        adapter=given.adapter,
+        strip_prefix=given.strip_prefix,
+    )
     config = uvicorn.Config(
         Server(model, options).app, log_level="warning", access_log=False,
         timeout_graceful_shutdown=int(options.timeout_s) + 1, server_header=False,

@@ -65,19 +65,28 @@ def evaluate(
     return results
 
 
-def find_weights(options: EvaluateOptions, contract: MediaContract, folder: str) -> Saved | None:
+def find_weights(
+    options: EvaluateOptions, contract: MediaContract, folder: str, adapter: str = ""
+) -> Saved | None:
     """The checkpoint to evaluate, None where the options name none and the weights are those of the
-    Hugging Face `folder`.
+    Hugging Face `folder`, with the `adapter` that is merged into them.
 
     Raises ValueError when there is no checkpoint, and when the model was trained on media of
     another contract, which exports hold too, and `other_media` does not allow that.
     """
     saved = find_checkpoint(options.checkpoint) if options.checkpoint else None
-    trained = saved.contract if saved else read_contract(folder)
+    if saved and adapter:
+        raise ValueError(
+            f"model.adapter={adapter}: the checkpoint {saved.name} holds its own weights; leave one"
+            " of the two out"
+        )
+    added = read_contract(adapter) if adapter else None  # The adapter was trained last.
+    trained = saved.contract if saved else added or read_contract(folder)
     difference = trained.diff(contract) if trained else ""
     if difference and not options.other_media:
+        name = saved.name if saved else adapter if added else folder
         raise ValueError(
-            f"{saved.name if saved else folder}: was trained under another media contract "
+            f"{name}: was trained under another media contract "
             f"({difference}); give its config.media options, or --config.evaluate.other_media=True"
         )
     return saved

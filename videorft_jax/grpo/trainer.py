@@ -42,6 +42,7 @@ from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
+from videorft_jax.models.peft_folder import load_adapter
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.counts import over_processes, train_settings
@@ -92,10 +93,12 @@ class Trainer:
             self.reference = (None if run.weights.lora else self._read_reference(run),)
 
     def _read_reference(self, run):
-        """The weights that train as they are in `model.init_from`, in the dtype of the computation.
-        The reference policy shares the others with the policy."""
-        model = self.options.train.model
-        params = read_params(model.init_from, self.weights, self.mesh)
+        """The weights that train as they are in `model.init_from` with `model.adapter` merged into
+        them, in the dtype of the computation. The reference policy shares the others with the
+        policy."""
+        model, config = self.options.train.model, self.weights.model
+        adapter = load_adapter(model.adapter, config) if model.adapter else None
+        params = read_params(model, config, self.mesh, adapter)
 
         def build(params):
             trained, _ = self.weights.split(params, jax.random.key(0))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from videorft_jax.models import tensor_files
+from videorft_jax.models import tensor_files, tensor_names
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import family_of
 
@@ -26,12 +26,15 @@ _BLOCK = 2 * 2**20  # bytes read at once: about the rows for which a transposed 
 _MOST_LISTED = 24  # problems spelled out in one error
 
 
-def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> dict[str, Any]:
+def read_checkpoint(
+    folder, config: ModelConfig, dtype=None, shardings=None, strip_prefix: str = ""
+) -> dict[str, Any]:
     """Reads a safetensors folder, tensor by tensor, into the buffers of this process's shards.
 
-    Old and new key names are accepted. `dtype` None keeps that of the file. `shardings` is a tree
-    of `jax.sharding.Sharding` like the parameters; None puts all on the first local device. Rows
-    (HF dim 0) no local shard needs are not read.
+    Old and new key names are accepted, and those of a base model that was saved without its head.
+    `strip_prefix` is what another trainer put before all of them. `dtype` None keeps that of the
+    file. `shardings` is a tree of `jax.sharding.Sharding` like the parameters; None puts all on the
+    first local device. Rows (HF dim 0) that no local shard needs are not read.
 
     Returns the nested dict of `jax.Array`. Raises one ValueError, before anything is allocated,
     for damaged files (see `tensor_files`) or listing every tensor that is unknown, missing or
@@ -39,7 +42,8 @@ def read_checkpoint(folder, config: ModelConfig, dtype=None, shardings=None) -> 
     """
     leaves = family_of(config).leaves_of(config)
     target = None if dtype is None else known_dtype(dtype)
-    entries = _match(pathlib.Path(folder), config, leaves, is_mixed_fine=target is not None)
+    found = tensor_names.read_names(pathlib.Path(folder), config, leaves, strip_prefix)
+    entries = _match(folder, config, leaves, found, is_mixed_fine=target is not None)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = dict.fromkeys(entries, device) if shardings is None else flatten(shardings)
     compare_paths(places, leaves, "shardings")
@@ -89,17 +93,10 @@ def check_vocabulary(config: ModelConfig, tokenizer_folder) -> None:
         )
 
 
-def _match(folder, config, leaves, *, is_mixed_fine):
+def _match(folder, config, leaves, found, *, is_mixed_fine):
     """The entries of every leaf, one per layer; everything is checked from the headers. The layers
     of a stack may differ in dtype where all of them are cast."""
-    found, problems, old_name = {}, [], family_of(config).old_name
-    entries = tensor_files.read_folder(folder)
-    _check_prefix(folder, entries, {name for leaf in leaves for name, _ in leaf.names()}, old_name)
-    for name, entry in entries.items():
-        old = old_name(name)
-        if old in found:
-            problems.append(f"{old} is there under its old and its new name")
-        found[old] = entry
+    problems = []
     if config.text.tied and "lm_head.weight" in found:
         embed = next(leaf.name for leaf in leaves if leaf.path == "text/embed")
         _check_tied(folder, found.pop("lm_head.weight"), found.get(embed))
@@ -123,23 +120,6 @@ def _match(folder, config, leaves, *, is_mixed_fine):
     problems += [f"unknown {name} (no parameter of ours)" for name in found]
     _raise_listed(f"{folder}: {{}} do not fit config.json", problems, "take both from one model")
     return groups
-
-
-def _check_prefix(folder, names, known, old_name):
-    """Raises ValueError for the names of another trainer: each is one of the model's behind the
-    same words, such as `module.`, or one of an adapter's base."""
-    if any(old_name(name) in known for name in names):
-        return
-    for name in names:
-        parts = name.split(".")
-        heads = (".".join(parts[:count]) + "." for count in range(1, len(parts)))
-        for head in heads:
-            if old_name(name.removeprefix(head)) in known:
-                count = sum(other.startswith(head) for other in names)
-                raise ValueError(
-                    f"{folder}: {count} of {len(names)} tensors are named {head}NAME, as wrappers "
-                    "of trainers save them; save the model inside, or merge its adapter first"
-                )
 
 
 def _check_tied(folder, head, embed):

@@ -8,6 +8,7 @@ Format: 8 bytes little-endian header length, JSON header, data
 """
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -105,8 +108,9 @@ def read_header(path) -> dict[str, Entry]:
 def read_folder(folder) -> dict[str, Entry]:
     """Reads the headers of a folder's `model.safetensors`, or of all shards its index names.
 
-    Returns name -> Entry. Raises ValueError when there are no safetensors (pickle files are
-    never read), when a shard is missing, and when index and shards disagree.
+    Returns name -> Entry, also of tensors that lie in a shard and are not in the index. Raises
+    ValueError when there are no safetensors (pickle files are never read), when a shard is missing,
+    and when index and shards disagree.
     """
     folder = pathlib.Path(folder)
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
@@ -123,7 +127,8 @@ def read_folder(folder) -> dict[str, Entry]:
             )
         raise ValueError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder")
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        values = json.loads(index.read_text())
+        weight_map, total = values["weight_map"], (values.get("metadata") or {}).get("total_size")
         shards = sorted(set(weight_map.values()))
         if any(pathlib.PurePath(shard).name != shard for shard in shards):
             raise ValueError("a shard is not a plain file name")
@@ -137,15 +142,23 @@ def read_folder(folder) -> dict[str, Entry]:
     entries, strays = {}, []
     for shard in shards:
         for name, entry in read_header(folder / shard).items():
-            if weight_map.get(name) == shard:
-                entries[name] = entry
-            else:
+            if name in entries or weight_map.get(name, shard) != shard:
                 strays.append(f"{name} in {shard}")
+            else:
+                entries[name] = entry
     strays += [f"{name} not in {weight_map[name]}" for name in weight_map if name not in entries]
     if strays:
         raise ValueError(
             f"{index}: disagrees with the shards about {len(strays)} tensors "
             f"({', '.join(strays[:3])}); download the folder again"
+        )
+    if extra := entries.keys() - weight_map.keys():
+        log.info("%s: %d tensors of the shards are not in it; they are read", index, len(extra))
+    size = sum(entry.nbytes for name, entry in entries.items() if name in weight_map)
+    if total and total != size:
+        raise ValueError(
+            f"{index}: promises {total} bytes of tensors and the shards hold {size}; download the "
+            "folder again, or delete total_size from the file where the shards are right"
         )
     return entries
 

@@ -12,6 +12,7 @@ _FREE = (
     "name",
     "compile_cache",
     "model.init_from",
+    "model.strip_prefix",
     "model.attention",
     "model.remat",
     "data.records",

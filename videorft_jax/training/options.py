@@ -14,10 +14,14 @@ from videorft_jax.training.optimizer import OptimOptions
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """init_from: Hugging Face folder with weights, tokenizer and configuration. dtype: of the
-    computation. attention, remat: how attention is computed, and what the backward pass keeps."""
+    """init_from: Hugging Face folder with weights, tokenizer and configuration. adapter: folder of
+    PEFT that is put on those weights, empty for none. strip_prefix: what another trainer put before
+    the names of their tensors, empty for nothing. dtype: of the computation. attention, remat: how
+    attention is computed, and what the backward pass keeps."""
 
     init_from: str
+    adapter: str
+    strip_prefix: str
     dtype: str
     attention: str
     remat: str

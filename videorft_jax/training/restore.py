@@ -113,6 +113,12 @@ def read_adapter(saved: Saved, model: ModelConfig, *, ema: bool = False) -> dict
     """
     if saved.lora is None:
         raise ValueError(f"{saved.name}: its run trained no adapters; leave --adapter out")
+    if saved.meta.get("base_is_merged"):
+        raise ValueError(
+            f"{saved.name}: its adapters belong to {saved.init_from} with "
+            f"{saved.meta['config']['model']['adapter']} merged into it, and to no folder; leave "
+            "--adapter out to write the merged weights"
+        )
     part = "ema" if ema else "params"
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     return _read(saved, model, mesh, part, (f"{part}/lora/",))[part]["lora"]

@@ -41,6 +41,7 @@ from videorft_jax.training.optimizer import (
     set_schedule,
 )
 from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.start import open_start
 from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
@@ -238,6 +239,13 @@ def _write_config(path, values):
     partial.replace(path)
 
 
+def _describe_start(start, saved):
+    """What a checkpoint says where an adapter was merged before training: that the adapters which
+    train do not belong to the weights of `init_from`."""
+    is_merged = saved.get("base_is_merged") or (start is not None and not start.trains_on)
+    return {"base_is_merged": True} if is_merged else {}
+
+
 def _check_same_run(options, mode, saved, workdir):
     """Raises ValueError when the checkpoint is of another command, or was made with options that
     teach something else; says what else has changed."""
@@ -298,18 +306,19 @@ def open_run(
         if step is not None:
             _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
             state, saved = checkpointer.restore(None, abstract, agreed)
+        start_from = open_start(options, weights, mode) if step is None else None
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
         total = min(len(loader), options.max_steps or len(loader))
         optimizer = make_optimizer(options.optim, total * updates)
         if state is None:
-            state = fresh_state(options, weights, optimizer, abstract, mesh)
+            state = fresh_state(options, weights, optimizer, abstract, mesh, start_from)
         else:
             loader.check_digest(saved["data"]["plan"])
         start = saved["data"].get("step", int(state.step) // updates)
         state = _renumber(state, start * updates)
         meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
-        meta |= agreed | {"data": {"plan": loader.digest}}
+        meta |= agreed | _describe_start(start_from, saved) | {"data": {"plan": loader.digest}}
         if jax.process_index() == 0:
             _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(

@@ -75,7 +75,7 @@ def _make_model(config):
         name = find_folder(name, download=download)
     elif is_hub_name(name):
         name = find_cached(name) or name
-    return ModelOptions(**values | {"init_from": name})
+    return ModelOptions(**_with_paths(values, "adapter") | {"init_from": name})
 
 
 def _absolute_model(name):
@@ -96,6 +96,7 @@ def _record(config):
     """The config as JSON values, from which `videorft export` finds the model again."""
     values = json.loads(config.to_json_best_effort())
     values["model"]["init_from"] = _absolute_model(values["model"]["init_from"])
+    values["model"] = _with_paths(values["model"], "adapter")
     values["data"] = _with_paths(values["data"], *_DATA_PATHS)
     values["validate"] = _with_paths(values["validate"], *_HELD_OUT_PATHS)
     return values

@@ -13,10 +13,13 @@ import optax
 
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models import family, tensor_files
+from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.hf_folder import read_checkpoint
+from videorft_jax.models.peft_folder import Adapter, merge_adapter
 from videorft_jax.parallel import sharding
 from videorft_jax.training.optimizer import make_optimizer
-from videorft_jax.training.options import TrainOptions
+from videorft_jax.training.options import ModelOptions, TrainOptions
+from videorft_jax.training.start import Start
 from videorft_jax.training.step import TrainState, init_state
 from videorft_jax.training.trees import path_of
 from videorft_jax.training.weights import Weights
@@ -67,11 +70,19 @@ def checkpoint_dtype(folder: str) -> jnp.dtype:
     return jnp.result_type(*{entry.dtype for entry in tensor_files.read_folder(folder).values()})
 
 
-def read_params(folder: str, weights: Weights, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The weights of a Hugging Face folder, in the dtype of its files and in their shards."""
-    shapes = family.abstract_params(weights.model)
-    shardings = sharding.state_shardings(shapes, mesh, folder)
-    return read_checkpoint(folder, weights.model, checkpoint_dtype(folder), shardings)
+def read_params(
+    model: ModelOptions,
+    config: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    adapter: Adapter | None = None,
+) -> dict[str, Any]:
+    """The weights of `model.init_from` with an adapter merged into them, in the dtype of the files
+    and in their shards."""
+    folder = model.init_from
+    shardings = sharding.state_shardings(family.abstract_params(config), mesh, folder)
+    dtype = checkpoint_dtype(folder)
+    params = read_checkpoint(folder, config, dtype, shardings, model.strip_prefix)
+    return params if adapter is None else merge_adapter(params, adapter)
 
 
 def fresh_state(
@@ -80,16 +91,22 @@ def fresh_state(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     mesh: jax.sharding.Mesh,
+    start: Start | None = None,
 ) -> TrainState:
-    """The state of step 0, made of the weights of `model.init_from`."""
-    params = read_params(options.model.init_from, weights, mesh)
+    """The state of step 0, made of the weights of `model.init_from` and of the adapter that `start`
+    holds: it is the one that trains, or it is merged into those weights."""
+    merged = start.adapter if start and not start.trains_on else None
+    factors = start.adapter.factors if start and start.trains_on else None
+    params = read_params(options.model, weights.model, mesh, merged)
 
-    def build(params):
+    def build(params, factors):
         trained, frozen = weights.split(params, jax.random.key(options.seed))
+        if factors is not None:
+            trained = {"lora": jax.tree.map(lambda x: x.astype(jnp.float32), factors)}
         return init_state(trained, frozen, optimizer, ema=options.optim.ema_decay > 0)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(build, out_shardings=shardings)(params)
+    return jax.jit(build, out_shardings=shardings)(params, factors)
 
 
 def expected_meta(weights: Weights, contract: MediaContract) -> dict[str, Any]:
