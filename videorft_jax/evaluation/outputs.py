@@ -18,8 +18,8 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     """The completions below a folder, of one evaluation or of one for each benchmark.
 
     A row has benchmark, id, rollout, question_type, gold, output, options, question, categories,
-    cluster, variant (of the prompt), score (of the run itself), reason ("" where the clip was
-    read), stopped, finite.
+    cluster, variant (of the prompt), judged (what a judge is asked about a caption), score (of the
+    run itself), reason ("" where the clip was read), stopped, finite.
 
     Raises ValueError where there are none.
     """
@@ -85,6 +85,7 @@ def _join(row, record, folder):
         "categories": record.get("categories") or {"type": fields["problem_type"] or ""},
         "cluster": record.get("cluster") or row["path"],
         "variant": record.get("variant") or "",
+        "judged": record.get("judged") or "",
         "score": row["score"],
         "reason": row["reason"],
         "stopped": row["stopped"],
