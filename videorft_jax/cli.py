@@ -121,9 +121,9 @@ def _explain(error):
         if "RESOURCE_EXHAUSTED" not in str(error):
             return ""
         return (
-            f"a device ran out of memory ({' '.join(str(error).split())[:120]}); raise "
-            "train.accumulate, set model.remat=full or lower data.rows; `videorft plan` says what "
-            "each program of a config needs"
+            f"a device ran out of memory ({' '.join(str(error).split())[:120]}); take fewer rows, "
+            "frames or new tokens, or more devices; `videorft plan` says what each program of a "
+            "config needs"
         )
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -21,11 +21,12 @@ def test_refuses_rows_that_no_device_here_can_hold(mode):
     options = options if grpo is None else grpo.train
     mesh, weights = make_mesh(options), make_weights(options, narrow_model())
     small = Bucket(length=1024, pairs=8, windows=4, rows=1)
-    room.check_memory(options, grpo, weights, mesh, [small])
+    check = room.MemoryCheck(options, grpo)
+    check(weights, mesh, [small])
     wide = small._replace(length=1 << 22, pairs=1 << 16)
     expected = f"{config.name}: data.rows = {config.data.rows} rows of {wide.length} tokens cannot"
     with pytest.raises(ValueError, match=expected):
-        room.check_memory(options, grpo, weights, mesh, [small, wide])
+        check(weights, mesh, [small, wide])
 
 
 def test_a_device_of_the_cpu_has_its_share_of_the_host():

@@ -1,7 +1,5 @@
 """`videorft grpo`: reinforced fine-tuning on questions whose answers can be checked."""
 
-import functools
-
 from ml_collections import ConfigDict
 
 from videorft_jax import losses
@@ -9,7 +7,7 @@ from videorft_jax.commands import flags
 from videorft_jax.evaluation.validation import open_validation
 from videorft_jax.grpo import trainer
 from videorft_jax.grpo.options import GrpoOptions
-from videorft_jax.planning.fits import check_memory
+from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.rewards.combine import RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions, require_siglip
 from videorft_jax.rollout.options import RolloutOptions
@@ -29,11 +27,13 @@ def main(argv: list[str]) -> int:
 def grpo(config: ConfigDict, workdir: str) -> int:
     """Trains as the config says, to the end of its data; returns exit code 0.
 
-    Raises ValueError, one line, for a config that cannot work, before anything is allocated.
+    Raises ValueError, one line, for a config that cannot work, before anything is allocated, and
+    RuntimeError, one line, where a device runs out of memory.
     """
     options = check_options(config)
-    check = functools.partial(check_memory, options.train, options)
-    return trainer.train(options, workdir, check, open_validation)
+    check = MemoryCheck(options.train, options)
+    with check.explained():
+        return trainer.train(options, workdir, check, open_validation)
 
 
 def check_options(config: ConfigDict) -> GrpoOptions:

@@ -1,12 +1,10 @@
 """`videorft sft`: supervised fine-tuning on chains of thought."""
 
-import functools
-
 from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
 from videorft_jax.evaluation.validation import open_validation
-from videorft_jax.planning.fits import check_memory
+from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.sft import train
 
@@ -23,8 +21,10 @@ def main(argv: list[str]) -> int:
 def sft(config: ConfigDict, workdir: str) -> int:
     """Trains as the config says, to the end of its data; returns exit code 0.
 
-    Raises ValueError, one line, for a config that cannot work, before anything is allocated.
+    Raises ValueError, one line, for a config that cannot work, before anything is allocated, and
+    RuntimeError, one line, where a device runs out of memory.
     """
     options = make_train_options(config)
-    check = functools.partial(check_memory, options, None)
-    return train(options, workdir, check, open_validation)
+    check = MemoryCheck(options)
+    with check.explained():
+        return train(options, workdir, check, open_validation)

@@ -21,6 +21,18 @@ def estimate(job: Job, name: str) -> Figures:
     return Figures(*parts, compile_s=0.0, estimated=True)
 
 
+def programs_with_estimate(job: Job) -> tuple[str, ...]:
+    """The programs of a step that may need the most memory."""
+    return ("update",) if job.mode == "sft" else ("prefill", "decode", "update")
+
+
+def estimated_gib(job: Job, name: str) -> float:
+    """GiB of a device while the program called `name` runs, with the state of training that lies
+    beside those of a rollout."""
+    beside = 0 if name == "update" else device_bytes((job.state, job.reference, job.judge))
+    return estimate(job, name).peak + beside / GIB
+
+
 def _rows(job):
     return job.shape.rows // job.parts
 

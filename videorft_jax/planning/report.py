@@ -149,13 +149,16 @@ def advise(job: Job, rows: list[Row]) -> list[str]:
 
 def refusal(job: Job, name: str, need: float, limit: float) -> str:
     """What the program called `name` lacks, in GiB, and all that may help."""
-    remedies = ", or ".join(_remedies(job, name))
+    remedies = ", or ".join(find_remedies(job, name))
     return f"{name} needs {need:.2f} GiB of {limit:.2f} GiB a device; {remedies}"
 
 
-def _remedies(job, name):
+def find_remedies(job: Job, name: str) -> list[str]:
+    """Changes under which the program called `name` needs less of a device, the cheapest first."""
     train, grpo, found = job.train, job.grpo, []
     tensor = _wider(job)
+    if train.model.attention == "reference":  # It keeps a score for each pair of tokens.
+        found.append("leave model.attention at auto")
     if name in ("reshard", "vision", "prefill", "decode", "compact", "siglip"):
         if tensor:
             found.append(f"set mesh.tensor={tensor}")
