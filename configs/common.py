@@ -144,6 +144,13 @@ def get_config() -> ConfigDict:
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
 
+    # How GRPO watches itself: metrics alarm/*, and bounds beyond which a run ends.
+    config.alarms = ConfigDict()
+    config.alarms.window = 20  # steps whose means are compared with those before; 0: no alarms
+    config.alarms.entropy_below = 0.0  # mean entropy of a window that ends the run; 0: never
+    config.alarms.kl_above = 0.0  # mean divergence of a window that ends the run; 0: never
+    config.alarms.length_below = 0.0  # mean completion tokens that end the run; 0: never
+
     # (name, weight) pairs: accuracy, format, semantic, length, overlong, order, or module:function
     config.rewards = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))
     # How rewards are computed.

@@ -6,6 +6,7 @@ from videorft_jax import losses
 from videorft_jax.commands import flags
 from videorft_jax.evaluation.validation import open_validation
 from videorft_jax.grpo import trainer
+from videorft_jax.grpo.alarms import AlarmOptions
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.rewards.combine import RewardConfig
@@ -88,6 +89,7 @@ def _make_options(config, has_semantic):
         kl_in_reward=grpo.kl_in_reward,
         mask_truncated=grpo.mask_truncated,
         reference_on_host=grpo.reference_on_host,
+        alarms=AlarmOptions(**config.alarms.to_dict()),
     )
 
 

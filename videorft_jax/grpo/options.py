@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from videorft_jax.grpo.alarms import AlarmOptions
 from videorft_jax.losses import SPREADS, LossOptions
 from videorft_jax.rewards.combine import BUILT_IN, RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions
@@ -32,6 +33,7 @@ class GrpoOptions:
         reward instead of adding a divergence to the loss (Ouyang et al. 2022).
       mask_truncated: leaves completions without an end out of the loss.
       reference_on_host: keeps the reference policy in the host's memory between steps.
+      alarms: how the run watches itself.
 
     Raises ValueError for a number that cannot work.
     """
@@ -51,6 +53,7 @@ class GrpoOptions:
     kl_in_reward: bool
     mask_truncated: bool
     reference_on_host: bool
+    alarms: AlarmOptions
 
     @property
     def steps_per_rollout(self) -> int:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.grpo import leftover
+from videorft_jax.grpo.alarms import Watch, read_history
 from videorft_jax.grpo.completion_log import CompletionLog
 from videorft_jax.grpo.dynamic_sampling import TAKEN, find_shape, join_batches
 from videorft_jax.grpo.experience import Collector, Experience, describe, taking_part
@@ -255,6 +256,9 @@ def train(
 
 
 def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None) -> None:
+    alarms, gated = trainer.options.alarms, trainer.options.rewards.gated
+    history = read_history(run.folder, start, 2 * alarms.window - 1)
+    watch = Watch(alarms, history, "semantic" in gated)
     with (
         contextlib.closing(CompletionLog(run.folder, start + 1)) as completions,
         run.loader.steps(run.next_batch) as items,
@@ -282,7 +286,9 @@ def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None)
                 metrics = {name: float(value) for name, value in metrics.items()}
             records = [row for part in parts for row in part.item.records]
             next_batch = parts[-1].item.index + 1
-            return Taken(state, metrics | logged, counts, records, next_batch, is_empty)
+            alarms, collapse = watch(number, metrics | logged)
+            logged |= alarms
+            return Taken(state, metrics | logged, counts, records, next_batch, is_empty, collapse)
 
         shown = ("loss", "rewards/total/mean", "rewards/accuracy/mean")
         run_steps(

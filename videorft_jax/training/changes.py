@@ -40,6 +40,7 @@ _FREE = (
     "ablate",
     "checkpoint",
     "validate",
+    "alarms",
     "log",
 )
 

@@ -18,7 +18,8 @@ class Taken(NamedTuple):
 
     metrics: name -> float. counts: keyword arguments of `Tracker.log`, see `training.counts`.
     records: those of each row. next_batch: the loader's batch that follows. is_empty: nothing of
-    the batch, on any process, could be learnt from.
+    the batch, on any process, could be learnt from. collapse: why the run must end, as the metrics
+    of several steps show; else empty.
     """
 
     state: TrainState
@@ -27,6 +28,7 @@ class Taken(NamedTuple):
     records: Sequence[Sequence[Any]]
     next_batch: int
     is_empty: bool = False
+    collapse: str = ""
 
 
 def begin_validation(run: Run, open_measure: Callable[[Run], Measure]) -> Validation | None:
@@ -56,8 +58,8 @@ def run_steps(
     written. validation: held-out records, asked while the run trains; a run that they show to have
     stalled ends before the data does.
 
-    Raises RuntimeError when too many steps in a row were not finite, and SystemExit once a
-    checkpoint is written after SIGTERM or Ctrl-C.
+    Raises RuntimeError when too many steps in a row were not finite or the policy has collapsed,
+    and SystemExit once a checkpoint is written after SIGTERM or Ctrl-C.
     """
     options, state = run.options, run.state
     protect_best(run, validation)
@@ -95,6 +97,8 @@ def run_steps(
             check_skipped(run, number, taken)
             empty_in_row = empty_in_row + 1 if taken.is_empty else 0
             _check_empty(run, number, empty_in_row)
+            if taken.collapse:
+                raise RuntimeError(f"{options.name}: {taken.collapse}")
             stop = guard.should_stop(number)
             is_kept = bool(found) and protect_best(run, validation) == number
             has_stalled = validation is not None and validation.has_stalled
