@@ -28,9 +28,10 @@ from videorft_jax.data.records.render import render, write_media
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_folder import check_vocabulary, read_checkpoint
+from videorft_jax.models.hf_folder import read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import load_adapter, merge_adapter
+from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
@@ -215,7 +216,7 @@ def load(
     source = find_folder(saved.init_from if saved else folder, download=download)
     folder = folder if saved else source
     config = load_config(source)
-    check_vocabulary(config, source)
+    check_side_files(config, source)
     added = None if adapter is None else load_adapter(os.fspath(adapter), config)
     if saved:
         from videorft_jax.training import restore  # brings what training needs

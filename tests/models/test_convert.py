@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from videorft_jax.models import hf_folder as convert
 from videorft_jax.models import hf_writer, tensor_files
 from videorft_jax.models.family import load_config
-from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.models.qwen2_5_vl.config import tiny_values
 from videorft_jax.models.qwen2_5_vl.hf_names import leaves_of
 from videorft_jax.parallel.sharding import make_mesh, state_shardings
 
@@ -336,34 +336,3 @@ def test_unknown_model_type_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny_values() | {"model_type": "llava"}))
     with pytest.raises(ValueError, match="model_type is 'llava'; give a checkpoint of Qwen2.5-VL"):
         load_config(tmp_path)
-
-
-@pytest.mark.parametrize("style", ["tokenizer.json", "unigram", "vocab.json", "decoder"])
-def test_vocabulary_must_fit_the_embedding(tmp_path, style):
-    config = parse_config(tiny_values(vocab_size=320))
-    vocab = {f"t{i}": i for i in range(310)}
-
-    def write_json(name, values):
-        (tmp_path / name).write_text(json.dumps(values))
-
-    def tokenizer(largest):
-        if style == "tokenizer.json":
-            added = [{"id": largest, "content": "<|im_end|>"}]
-            write_json("tokenizer.json", {"model": {"vocab": vocab}, "added_tokens": added})
-        elif style == "unigram":
-            pieces = [[f"t{i}", 0.0] for i in range(largest + 1)]
-            write_json("tokenizer.json", {"model": {"vocab": pieces}, "added_tokens": []})
-        elif style == "vocab.json":
-            write_json("vocab.json", vocab)
-            write_json("added_tokens.json", {"<|im_end|>": largest})
-        else:
-            write_json("vocab.json", vocab)
-            write_json("tokenizer_config.json", {"added_tokens_decoder": {str(largest): {}}})
-
-    with pytest.raises(ValueError, match="no tokenizer.json or vocab.json"):
-        convert.check_vocabulary(config, tmp_path)
-    tokenizer(319)
-    convert.check_vocabulary(config, tmp_path)
-    tokenizer(320)
-    with pytest.raises(ValueError, match="ids up to 320 and the model only 320 rows"):
-        convert.check_vocabulary(config, tmp_path)

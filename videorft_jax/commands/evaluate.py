@@ -26,6 +26,7 @@ from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
+from videorft_jax.models.hf_folder import check_checkpoint
 from videorft_jax.models.peft_folder import Adapter, load_adapter
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel.processes import describe_environment
@@ -164,6 +165,8 @@ def open_model(config: ConfigDict) -> Model:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, init_from=source))
     model_config, tokenizer = load_model_files(run.model.init_from)
     check_contract(model_config, run.contract, config.name)
+    if saved is None:
+        check_checkpoint(run.model.init_from, model_config, run.model.strip_prefix)
     adapter = load_adapter(model.adapter, model_config) if model.adapter else None
     engine = make_engine(config, model_config, tokenizer, mesh)
 

@@ -45,12 +45,30 @@ def read_values(folder) -> tuple[dict[str, Any], str]:
     ValueError where it is missing or damaged."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a Hugging Face checkpoint folder")
+        raise ValueError(_explain_absence(pathlib.Path(folder), path))
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
     return values, str(path)
+
+
+def _explain_absence(folder: pathlib.Path, path: pathlib.Path) -> str:
+    """What a folder is that holds no `config.json`, and what to give instead."""
+    files = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    names = {file.name for file in files}
+    if any(file.suffix == ".gguf" for file in files):
+        return (
+            f"{folder}: holds GGUF, which is never read; give the safetensors that it was made of"
+        )
+    if "adapter_config.json" in names:
+        return (
+            f"{folder}: is an adapter of PEFT; give its base as the model, and the folder as the "
+            "adapter (model.adapter, --adapter)"
+        )
+    if folder.is_file():
+        return f"{folder}: is a file; give the Hugging Face checkpoint folder that it lies in"
+    return f"{path}: no such file; give a Hugging Face checkpoint folder"
 
 
 def get_key(values: dict[str, Any], key: str, where: str, prefix: str = "") -> Any:

@@ -15,6 +15,8 @@ _MEANINGLESS = {
     "transformers_version", "transformers.js_config", "typical_p", "unsloth_fixed",
     "unsloth_version", "use_cache", "vision_token_id"
 }  # fmt: skip
+# Where writers say that weights are quantised: transformers, MLX, llm-compressor.
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
 _SHARED = {
     "hidden_size", "intermediate_size", "hidden_act", "patch_size", "spatial_merge_size",
     "temporal_patch_size"
@@ -50,12 +52,13 @@ _LEFT_OUT = {
 def check_keys(values: dict[str, Any], text: dict, vision: dict, where: str) -> None:
     """Raises ValueError, one line, for a key that is neither read nor known to mean nothing, unless
     its value switches nothing on (null, false, zero, empty), and for quantised weights."""
-    method = values.get("quantization_config") or text.get("quantization_config")
-    if method:
-        kind = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-        raise ValueError(
-            f"{where}: the weights are quantised ({kind}); give those they were made of"
-        )
+    for key in _QUANTISED:
+        if method := values.get(key) or text.get(key):
+            kind = method.get("quant_method", key) if isinstance(method, dict) else method
+            raise ValueError(
+                f"{where}: the weights are quantised ({kind}); give the bfloat16 weights that they "
+                "were made of"
+            )
     parts = (
         ("", values, _ROOT),
         ("text_config.", text, _ROOT),

@@ -5,7 +5,6 @@ adopts without a copy on CPU, so that host memory stays at the size of the param
 about names, shapes and dtypes is checked from the headers before that. `hf_writer` writes folders.
 """
 
-import json
 import logging
 import math
 import os
@@ -64,33 +63,13 @@ def read_checkpoint(
     return nest(flat)
 
 
-def check_vocabulary(config: ModelConfig, tokenizer_folder) -> None:
-    """Raises ValueError when the tokenizer has ids the embedding has no row for.
-
-    Reads `tokenizer.json`, or `vocab.json` with `tokenizer_config.json` and `added_tokens.json`.
-    More rows than ids is normal: the published matrices end in rows that were never trained.
-    """
-    folder = pathlib.Path(tokenizer_folder)
-
-    def read(name):
-        path = folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    whole = read("tokenizer.json")
-    vocabulary = whole.get("model", {}).get("vocab", {}) if whole else read("vocab.json")
-    # Unigram models give a list of (piece, score), all others a dict.
-    ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
-    if not ids:
-        raise ValueError(f"{folder}: no tokenizer.json or vocab.json; give a tokenizer folder")
-    ids += [token["id"] for token in whole.get("added_tokens", [])]
-    ids += [int(i) for i in read("tokenizer_config.json").get("added_tokens_decoder", {})]
-    ids += read("added_tokens.json").values()
-    rows = config.text.vocab_size
-    if max(ids) >= rows:
-        raise ValueError(
-            f"{folder}: the tokenizer has ids up to {max(ids)} and the model only {rows} rows "
-            "(vocab_size); use the tokenizer that belongs to the checkpoint"
-        )
+def check_checkpoint(folder, config: ModelConfig, strip_prefix: str = "") -> None:
+    """Raises what `read_checkpoint` would raise for the names, shapes and dtypes of a folder whose
+    tensors are cast to one dtype. The headers of its files are read, and the head of a tied model
+    that has one."""
+    leaves = family_of(config).leaves_of(config)
+    found = tensor_names.read_names(pathlib.Path(folder), config, leaves, strip_prefix)
+    _match(folder, config, leaves, found, is_mixed_fine=True)
 
 
 def _match(folder, config, leaves, found, *, is_mixed_fine):

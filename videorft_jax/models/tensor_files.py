@@ -84,7 +84,7 @@ def read_header(path) -> dict[str, Entry]:
         if dtype not in DTYPES:
             raise bad(
                 f"tensor {name!r} has dtype {dtype!r}, known are {', '.join(DTYPES)}",
-                "convert the checkpoint to bfloat16",
+                "give weights that are not quantised, or convert these to bfloat16",
             )
         entry = Entry(path, DTYPES[dtype], tuple(shape), 8 + length + begin)
         if end - begin != entry.nbytes:

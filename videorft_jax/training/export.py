@@ -14,6 +14,7 @@ from videorft_jax.data.media import contract_file
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import save_adapter
+from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
@@ -50,6 +51,8 @@ def export(
             f"{source}: the folder that the run started from is not there; give it by --model"
         )
     config = load_config(source)
+    if not adapter:
+        check_side_files(config, source)
     with _explained(out):
         _write(saved, config, out, source, dtype, ema, adapter)
 

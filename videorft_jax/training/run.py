@@ -29,7 +29,7 @@ from videorft_jax.data.records.source import Source
 from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
-from videorft_jax.models.hf_folder import check_vocabulary
+from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
@@ -91,7 +91,7 @@ def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
         raise ValueError("model.init_from is empty; give a Hugging Face folder")
     folder = find_folder(folder)
     model_config = load_config(folder)
-    check_vocabulary(model_config, folder)
+    check_side_files(model_config, folder)
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
         raise ValueError(f"{folder}: no tokenizer.json; save the tokenizer as a fast one there")
     # AutoTokenizer would load torch where it is installed: two seconds and 300 MB.

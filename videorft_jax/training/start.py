@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 from videorft_jax.models import family
+from videorft_jax.models.hf_folder import check_checkpoint
 from videorft_jax.models.lora import find_targets
 from videorft_jax.models.peft_folder import Adapter, load_adapter
 from videorft_jax.training.options import TrainOptions
@@ -22,15 +23,19 @@ class Start:
 
 
 def open_start(options: TrainOptions, weights: Weights, mode: str) -> Start | None:
-    """Reads `model.adapter` and says in one line of the log what becomes of it; None without one.
+    """Checks the headers of the weights that a run starts from, reads `model.adapter` and says in
+    one line of the log what becomes of it; None without one.
 
     SFT trains the adapter on where it has the rank, the scale and the targets of `lora`. GRPO never
     does: its reference policy is the model that the run starts from, and with LoRA that is the
-    model under the adapters that train. Raises ValueError as `load_adapter` does.
+    model under the adapters that train. Raises ValueError, before the data are measured, as
+    `check_checkpoint` and `load_adapter` do.
     """
-    if not options.model.adapter:
+    model = options.model
+    check_checkpoint(model.init_from, weights.model, model.strip_prefix)
+    if not model.adapter:
         return None
-    adapter = load_adapter(options.model.adapter, weights.model)
+    adapter = load_adapter(model.adapter, weights.model)
     reason = _find_reason(adapter, weights, mode)
     if not reason:
         log.info("%s: the adapter %s trains on", options.name, adapter.folder)
