@@ -94,3 +94,28 @@ def test_long_prompts_are_counted(place, call, tmp_path):
     found = [json.loads(line) for line in read(tmp_path / "run").splitlines()]
     assert len(found) == (NUM - 1) * ROLLOUTS + 1
     assert [row["problem_id"] for row in found if row["reason"]] == [row["problem_id"]]
+
+
+def test_long_prompts_are_shown_with_fewer_frames(place, call, tmp_path):
+    """A pair of frames of 56 x 56 pixels has 4 tokens, and each clip two pairs. A row that lacks a
+    token shows the clips with one pair; a row that lacks 5 leaves them out."""
+    lines = [json.loads(line) for line in pathlib.Path(place.records).read_text().splitlines()]
+    asked = {name: lines[0][name] for name in ("problem", "options", "problem_type", "solution")}
+    records = pathlib.Path(place.records).with_name("alike.jsonl")
+    records.write_text("".join(json.dumps(line | asked) + "\n" for line in lines))
+    with place.loader(records).steps() as steps:
+        length = int((next(iter(steps)).batch.segment_ids > 0).sum(axis=1).max())
+
+    def run(row_tokens):
+        folder = tmp_path / str(row_tokens)
+        settings = {"data__row_tokens": row_tokens, "data__multiple": 1}
+        return call(folder, data__records=str(records), **settings), folder
+
+    whole, _ = run(length)
+    assert (whole["shortened"], whole["num_scored"]) == (0, NUM)
+    results, folder = run(length - 1)
+    assert (results["shortened"], results["num_scored"]) == (NUM, NUM)
+    rows = [json.loads(line) for line in read(folder).splitlines()]
+    assert {tuple(row["shortened"]) for row in rows} == {(2,)}
+    results, _ = run(length - 5)
+    assert (results["reasons"], results["shortened"]) == ({"too_many_tokens": NUM}, 0)

@@ -136,7 +136,8 @@ def test_summary_by_hand():
     assert found["low"] <= found["accuracy"] <= found["high"]
     expected = {
         "num_records": 5, "num_scored": 3, "num_completions": 8, "unparseable": 1, "failed": 2,
-        "quarantined": 1, "not_finite": 1, "truncated": 1, "mean_length": 110 / 8,
+        "quarantined": 1, "shortened": 0, "not_finite": 1, "truncated": 1,
+        "mean_length": 110 / 8,
         "reasons": {"corrupt": 1}, "interval": METHOD,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected

@@ -19,7 +19,8 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
     A row has benchmark, id, rollout, question_type, gold, output, options, question, categories,
     cluster, variant (of the prompt), judged (what a judge is asked about a caption), score (of the
-    run itself), reason ("" where the clip was read), stopped, finite.
+    run itself), reason ("" where the clip was read), shortened (the frames of a clip that was shown
+    with fewer, else None), stopped, finite.
 
     Raises ValueError where there are none.
     """
@@ -88,6 +89,7 @@ def _join(row, record, folder):
         "judged": record.get("judged") or "",
         "score": row["score"],
         "reason": row["reason"],
+        "shortened": row.get("shortened"),
         "stopped": row["stopped"],
         "finite": row["finite"],
     }

@@ -47,6 +47,7 @@ def evaluate_records(
       completion, answer       texts; answer None: none could be taken out of it
       score, outcome           float or None; scored, unparseable (score 0), failed, quarantined
       reason                   why it is quarantined, else ""
+      shortened                the most frames of each clip where the prompt was too long, else None
       completion_tokens, stopped, finite       length, ended by a stop id, all logits finite
 
     params: of `engine.prepare`. loader: in the mode "evaluate". mode: rules of the score, see
@@ -65,8 +66,8 @@ def evaluate_records(
     needed = find_batches(loader, done)
     if not needed.any():
         return found
-    shares = len(np.unique(loader.clips)) < len(loader.clips)
-    shared = SharedClips(engine, params) if shares else None
+    is_shared = len(np.unique(loader.clips)) < len(loader.clips)
+    shared = SharedClips(engine, params) if is_shared else None
     with loader.steps(int(np.argmax(needed))) as items:
         for item in items:
             if not needed[item.index]:
@@ -77,15 +78,19 @@ def evaluate_records(
             uids = np.array([row[0] if row else 0 for row in item.indices])
             limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
             limits[~item.valid] = 1
-            clips = [int(loader.clips[row[0]]) if row else None for row in item.indices]
-            visual = shared(batch, clips) if shared else None
+            visual = shared(batch, _find_clips(loader, item)) if shared else None
             rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits, visual=visual)
-            rows = _make_rows(item, rollout, tokenizer, mode, loader.source)
-            rows = [row for row in rows if row["index"] not in done]
+            made = _make_rows(item, rollout, tokenizer, mode, loader)
+            rows = [row for row in made if row["index"] not in done]
             found += rows
             if on_batch:
                 on_batch(rows, rollout.counters)
     return found
+
+
+def _find_clips(loader, item):
+    """The number of the media that each row of a batch shows, None for an empty row."""
+    return [int(loader.clips[row[0]]) if row else None for row in item.indices]
 
 
 def find_batches(loader: Loader, done: Collection[int]) -> np.ndarray:
@@ -120,12 +125,12 @@ def _make_bad_rows(loader, done):
         yield _quarantined(loader.failures[index], loader.source)
 
 
-def _make_rows(item: Step, rollout: Rollout, tokenizer, mode, source):
+def _make_rows(item: Step, rollout: Rollout, tokenizer, mode, loader: Loader):
     """The rows of one batch: one a completion, or one for a record that could not be read."""
     failures = dict(item.failures)
     for row in range(len(item.valid)):
         if row in failures:
-            yield _quarantined(failures[row], source)
+            yield _quarantined(failures[row], loader.source)
         for number in range(rollout.lengths.shape[1]) if item.valid[row] else ():
             index, record = item.indices[row][0], item.records[row][0]
             length = int(rollout.lengths[row, number])
@@ -137,6 +142,7 @@ def _make_rows(item: Step, rollout: Rollout, tokenizer, mode, source):
                 **{name: getattr(record, name) for name in RECORD_FIELDS},
                 **_judge(text, record, mode),
                 "reason": "",
+                "shortened": loader.shortened.get(index),
                 "completion_tokens": length,
                 "stopped": bool(rollout.stopped[row, number]),
                 "finite": not rollout.failed[row, number],

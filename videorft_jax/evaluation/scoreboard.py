@@ -9,7 +9,8 @@ from videorft_jax.evaluation.headline import breakdown, headline
 from videorft_jax.evaluation.intervals import mean_interval
 
 _APART = {"missing": "absent", "too_many_tokens": "too_long"}  # reasons with counts of their own
-_SHOWN = ("undecodable", "absent", "too_long", "open", "judged", "unparsed", "truncated", "failed")
+_SHOWN = ("undecodable", "absent", "too_long", "open", "judged", "shortened", "unparsed",
+          "truncated", "failed")  # fmt: skip
 
 
 MAX_VALUES = 20  # A category with more values stands in the file of scores only.
@@ -35,11 +36,11 @@ def tabulate(rows: Sequence[dict[str, Any]], scorer: str) -> dict[str, dict[str,
     denominator, where rows that were never shown or wait for a judge count as wrong.
     decodable_rows, low, high: the mean over the rows that have a score, with its interval over
     clips. Counts of rows: with a score; undecodable (their media are damaged), absent (there is no
-    file) or too long for a prompt; open (a judge must read them) or judged; unparsed (an output
-    without an answer, which is wrong), truncated (cut at its greatest length) and failed (the
-    ground truth cannot be read, or the model gave no finite numbers). warning: why the prompts were
-    not made for this scorer, "" where they were. categories: the mean of each value of each
-    category, over the rows that have a score.
+    file) or too long for a prompt; open (a judge must read them) or judged; shortened (shown with
+    fewer frames, to fit a prompt); unparsed (an output without an answer, which is wrong),
+    truncated (cut at its greatest length) and failed (the ground truth cannot be read, or the model
+    gave no finite numbers). warning: why the prompts were not made for this scorer, "" where they
+    were. categories: the mean of each value of each category, over the rows that have a score.
     """
     grouped = collections.defaultdict(list)
     for row in rows:
@@ -56,6 +57,7 @@ def _figures(rows, name, scorer):
         **{name: sum(row["reason"] == why for row in rows) for why, name in _APART.items()},
         "open": sum(row["outcome"] == "open" for row in rows),
         "judged": sum(row["outcome"] == "judged" for row in rows),
+        "shortened": sum(bool(row.get("shortened")) for row in rows),
         "unparsed": sum(row["outcome"] == "unparsed" for row in rows),
         "failed": sum(row["outcome"] == "failed" or row["finite"] is False for row in rows),
         "warning": find_misfit(rows, scorer),

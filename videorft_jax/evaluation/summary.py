@@ -23,6 +23,7 @@ COUNTED = {
     "unparseable": "completions without an answer that can be read; scored 0",
     "failed": "completions whose record has no ground truth that can be read; left out",
     "quarantined": "records whose clip or row cannot be read, never shown to the model; left out",
+    "shortened": "records whose prompt was too long and was shown with fewer frames; scored",
     "not_finite": "completions ended by logits that are not finite; scored by what was said before",
     "truncated": "completions ended by max_new_tokens; scored by what was said before",
 }
@@ -79,6 +80,8 @@ def format_table(summary: dict[str, Any]) -> str:
             f"{own['unparseable']:>13}{own['truncated']:>11}{length:>9}"
         )
     lines.append(f"interval: {summary['interval']}; unparseable answers count as wrong")
+    if summary["shortened"]:
+        lines.append(f"{summary['shortened']} records were shown with fewer frames, to fit a row")
     if left := summary["num_records"] - summary["num_scored"]:
         reasons = "".join(f", {name} {count}" for name, count in summary["reasons"].items())
         lines.append(
@@ -110,6 +113,7 @@ def _figures(rows):
         "unparseable": outcomes["unparseable"],
         "failed": outcomes["failed"],
         "quarantined": outcomes["quarantined"],
+        "shortened": sum(any(row.get("shortened") for row in own) for own in records),
         "not_finite": sum(not row["finite"] for row in said),
         "truncated": sum(row["finite"] and not row["stopped"] for row in said),
         "mean_length": sum(lengths) / len(lengths) if lengths else None,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from videorft_jax.data.batch.layout import Sample, make_sample
 from videorft_jax.data.batch.patches import pair_planes
 from videorft_jax.data.loader.measure import Measurer
 from videorft_jax.data.loader.recent import RecentClips
+from videorft_jax.data.loader.shorten import Frames, frames_of
 from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import MediaError
@@ -38,6 +39,7 @@ class Load:
     known: dict[int, Failure]
     cache: Any  # a FrameCache or None
     recent: RecentClips | None = None
+    shortened: Mapping[int, Frames] = dataclasses.field(default_factory=dict)
 
     def __call__(
         self, index: int, place: Callable[[Sample], Sample] | None = None
@@ -68,27 +70,31 @@ class Load:
         except RecordError as error:
             return Failure(index, m.source.where(index), "schema", str(error))
         clips = []
-        for item in record.media:
-            clip = self._read_clip(index, item)
+        for place, item in enumerate(record.media):
+            clip = self._read_clip(index, item, frames_of(self.shortened, index, place))
             if isinstance(clip, MediaError):
                 return Failure(index, item.name, clip.reason, clip.detail)
             clips.append(clip)
         return record, clips
 
-    def _read_clip(self, index: int, item: MediaItem) -> Clip | MediaError:
+    def _read_clip(self, index: int, item: MediaItem, frames: int | None) -> Clip | MediaError:
         """The frames of one item: those that a record shortly before had, or from the frame cache
         if it has them, else decoded."""
         media = media_of(self.measurer.source, index, item)
         if self.recent is None or isinstance(media, bytes):
-            return self._decode(media, item)
-        return self.recent.get(item, functools.partial(self._decode, media, item))
+            return self._decode(media, item, frames)
+        decode = functools.partial(self._decode, media, item, frames)
+        return self.recent.get((item, frames), decode)
 
-    def _decode(self, media: str | bytes | tuple[str, ...], item: MediaItem) -> Clip | MediaError:
+    def _decode(
+        self, media: str | bytes | tuple[str, ...], item: MediaItem, frames: int | None
+    ) -> Clip | MediaError:
         m, root = self.measurer, self.measurer.source.data_root
-        clip = None if self.cache is None else self.cache.get(media, item, root)
+        is_cached = self.cache is not None and frames is None
+        clip = self.cache.get(media, item, root) if is_cached else None
         if clip is not None:
             return clip
-        how = item.load_arguments(m.contract)
+        how = item.load_arguments(m.contract.with_frames(frames))
         return load_media(media, root, **how, limits=m.limits, isolate=m.isolate)
 
     def _lay_out(self, index: int, record: Record, clips: list[Clip]) -> Loaded | Failure:

@@ -72,14 +72,19 @@ class Measurer:
         except ValueError as error:
             return Failure(index, record.path, "prompt", str(error))
 
-    def media(self, index: int, item: MediaItem, sizes: SizeCache) -> Probe:
-        """What one item of a record becomes, from `sizes` where it is known."""
-        key = self._media_key(index, item)
+    def media(
+        self, index: int, item: MediaItem, sizes: SizeCache, frames: int | None = None
+    ) -> Probe:
+        """What one item of a record becomes, with at most `frames` frames where they are given,
+        from `sizes` where it is known."""
+        contract = self.contract.with_frames(frames)
+        key = self._media_key(index, item, contract)
         known = sizes.get(key) if key else None
         if known is not None and (known[0] or not self.full):
             return Probe(*known[1:])
         try:
-            probe = call_within(patience(self.limits, self.isolate), self._look, index, item)
+            wait = patience(self.limits, self.isolate)
+            probe = call_within(wait, self._look, index, item, contract)
         except TimeoutError as error:
             probe = Probe(reason="timeout", detail=str(error))
         if key and probe.reason not in ("timeout", "memory"):  # those may pass
@@ -114,9 +119,9 @@ class Measurer:
             sizes.put(key, known)
         return known[0]
 
-    def _look(self, index: int, item: MediaItem) -> Probe:
+    def _look(self, index: int, item: MediaItem, contract: MediaContract) -> Probe:
         media, root = media_of(self.source, index, item), self.source.data_root
-        how = item.load_arguments(self.contract) | {"limits": self.limits}
+        how = item.load_arguments(contract) | {"limits": self.limits}
         if not (self.full or self.isolate):
             return probe_media(media, root, **how, with_times=bool(item.lines))
         clip = load_media(media, root, **how, isolate=self.isolate)
@@ -129,8 +134,8 @@ class Measurer:
             more["times"] = tuple(map(float, clip.timestamps))
         return Probe(len(clip.frames), *size, float(clip.fps), *clip.source_size, **more)
 
-    def _media_key(self, index: int, item: MediaItem) -> str | None:
-        digest = item.load_arguments(self.contract)["contract"].digest
+    def _media_key(self, index: int, item: MediaItem, contract: MediaContract) -> str | None:
+        digest = item.load_arguments(contract)["contract"].digest
         span = f"{item.kind}|{item.start}|{item.end}|{digest[:16]}"
         if item.fps is not None:
             span = f"{item.fps}|{span}"

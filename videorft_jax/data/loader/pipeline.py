@@ -14,6 +14,7 @@ from videorft_jax.data.loader.measure import Measured, Measurer, measure
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.data.loader.schedule import Schedule, make_schedule
+from videorft_jax.data.loader.shorten import Frames, shorten
 from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.loader.steps import Steps
 from videorft_jax.data.media.contract import Limits, MediaContract
@@ -38,7 +39,8 @@ class Loader:
     process only; `waste` the share of padding among tokens and among visual slots; `digest` names
     the schedule and the contract: all processes must have the same one, and a restored run the one
     it was saved with; `source` the records; `failures` those of all processes that measuring found
-    to be bad, by their index; `clips` int [N] numbers the media of each record, so that records
+    to be bad, by their index; `shortened` the frames of those that an evaluation shows with fewer;
+    `clips` int [N] numbers the media of each record, so that records
     of an evaluation which show the same have the same number.
     """
 
@@ -73,17 +75,20 @@ class Loader:
         path = _own_path(quarantine_path, process_index)
         self.quarantine = Quarantine(path, options.max_bad_fraction, len(source))
         sizes = SizeCache(sizes_dir, process_index, shared_sizes)
-        measured = self._measure(measurer, sizes)
-        self.failures = known = self._put_aside(measured, source)
         evaluates = options.mode == "evaluate"
-        self.clips = _number_clips(source, known) if evaluates else np.arange(len(source))
+        measured, self.shortened = self._measure(measurer, sizes)
+        self.failures = known = self._put_aside(measured, source)
+        self.clips = np.arange(len(source))
+        if evaluates:
+            self.clips = _number_clips(source, known, self.shortened)
         schedule = self._schedule_run(measured, known)
         self.waste = schedule.waste(measured.sizes, measured.visual_tokens)
         self.digest = f"{schedule.digest[:32]}{contract.digest[:32]}"
         self.schedule: Schedule = schedule.share(process_index, process_count)
         self.buckets: tuple[Bucket, ...] = self.schedule.buckets
         recent = RecentClips(2 + options.num_threads) if evaluates else None
-        self._load = Load(measurer, np.stack(measured.sizes, axis=1), known, cache, recent)
+        needs = np.stack(measured.sizes, axis=1)
+        self._load = Load(measurer, needs, known, cache, recent, self.shortened)
         shapes = [patches_shape(bucket, contract.geometry) for bucket in self.buckets]
         self._pool = Pool(max(map(math.prod, shapes), default=0))
         self._report(schedule, len(source), len(known))
@@ -98,9 +103,13 @@ class Loader:
         """The first record that this process is going to read."""
         return self._load.measurer.source[int(self.schedule.record[0])]
 
-    def _measure(self, measurer: Measurer, sizes: SizeCache) -> Measured:
+    def _measure(self, measurer: Measurer, sizes: SizeCache) -> tuple[Measured, dict[int, Frames]]:
+        """What was measured, and which records an evaluation shows with fewer frames."""
         try:
-            return measure(measurer, sizes, max(1, self.options.num_threads))
+            measured = measure(measurer, sizes, max(1, self.options.num_threads))
+            if self.options.mode != "evaluate":
+                return measured, {}
+            return measured, shorten(measurer, measured, sizes, self.options.row_tokens)
         finally:
             sizes.close()
 
@@ -172,12 +181,17 @@ class Loader:
         return Steps(*parts, start)
 
 
-def _number_clips(source: Source, known: dict[int, Failure]) -> np.ndarray:
+def _number_clips(
+    source: Source, known: dict[int, Failure], shortened: dict[int, Frames]
+) -> np.ndarray:
     """The number of each record's media, int [N], in the order in which they first occur. Bad
     records, and those whose media the source holds itself, have numbers of their own."""
     holds_media = getattr(source, "fingerprint", None) is not None
     alone = range(len(source)) if holds_media else known
-    keys = (index if index in alone else source[index].media for index in range(len(source)))
+    keys = (
+        index if index in alone else (source[index].media, shortened.get(index))
+        for index in range(len(source))
+    )
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 

@@ -200,6 +200,14 @@ class MediaContract:
             raise ValueError(f"MediaContract: unknown or absent fields {sorted(wrong)}")
         return cls(**fields)
 
+    def with_frames(self, most: int | None) -> "MediaContract":
+        """The same contract with at most `most` frames a clip; itself where that is None."""
+        if most is None:
+            return self
+        fixed = None if self.num_frames is None else min(most, self.num_frames)
+        least = min(most, self.min_frames)
+        return dataclasses.replace(self, min_frames=least, max_frames=most, num_frames=fixed)
+
     def diff(self, other: "MediaContract") -> str:
         """The fields that differ, as "name: ours != theirs, ..."; empty when equal."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)

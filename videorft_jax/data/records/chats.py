@@ -225,12 +225,16 @@ def expand_chat(
     return given | row, tuple(turns)
 
 
-def find_opening(row: dict[str, Any]) -> Any:
+def find_opening(row: dict[str, Any], fail: Fail) -> str:
     """How the answer of a chat begins in the prompt already, as in "Best option: (": the `opening`
     of its last turn, "" where it has none."""
     messages = row.get("messages")
     last = messages[-1] if isinstance(messages, list) and messages else None
-    return last.get("opening") or "" if isinstance(last, dict) else ""
+    opening = last.get("opening") or "" if isinstance(last, dict) else ""
+    if not isinstance(opening, str) or opening != opening.encode("utf-8", "ignore").decode():
+        fail("messages", "value", f"opening {opening!r}", "write a text, or leave it out")
+        return ""
+    return opening
 
 
 def check_placeholders(texts: Sequence[str], kinds: Sequence[str | None], fail: Fail) -> None:

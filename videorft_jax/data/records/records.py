@@ -201,9 +201,7 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
     values: dict[str, Any] = {}
     row, items = expand_media(row, fail)
     row, turns = expand_chat(row, fail)
-    opening = find_opening(row)
-    if not isinstance(opening, str) or not _is_text(opening):
-        fail("messages", "value", f"opening {opening!r}", "write a text, or leave it out")
+    opening = find_opening(row, fail)
     for field, (types, required, _) in SCHEMA.items():
         value = row.get(field)
         if field not in row:
