@@ -1,6 +1,10 @@
 """Exports as transformers' own processor and `generate` use them, clips given as paths."""
 
+import dataclasses
+import importlib.util
 import json
+import pathlib
+import re
 import shutil
 
 import clips
@@ -10,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from trained_place import TrainedPlace
 from transformers.video_utils import VideoMetadata, load_video
 
@@ -17,6 +22,7 @@ import videorft_jax as vr
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.processor_files import describe_equality, processor_files
 from videorft_jax.data.media.sampling import num_sampled, target_size
+from videorft_jax.models.hf_writer import write_checkpoint
 
 FIXED = MediaContract(
     fps=2.0, min_frames=4, max_frames=4, min_pixels=56 * 56, max_pixels=4 * 56 * 56,
@@ -121,6 +127,70 @@ def test_adapters_find_their_class(place, tmp_path):
     assert "base_model" in (tmp_path / "adapter" / "README.md").read_text()
     apart = vr.load(place.model, dtype="float32", adapter=tmp_path / "adapter")
     assert apart.contract == FIXED
+
+
+def test_one_changed_value_fails_the_check(place, tmp_path, monkeypatch, capsys):
+    """The media contract and the rest are the run's; one number of one tensor is not."""
+
+    def spoil(folder, *arguments, **options):
+        write_checkpoint(folder, *arguments, **options)
+        path = pathlib.Path(folder) / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 5] += 1.0
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    monkeypatch.setattr("videorft_jax.training.export.write_checkpoint", spoil)
+    assert place.export("full", tmp_path / "hf", "--check", place.folder / "4.mp4") == 1
+    said = capsys.readouterr().out
+    for text in (
+        "ok    media contract: it is the run's", "has the run's mrope_rule hf5",
+        "FAIL  weights: 1 of 33 differ from the run's, such as text/layers/mlp/up",
+        "FAIL  logits: they differ by",
+    ):  # fmt: skip
+        assert text in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_a_sound_folder_passes_the_check(place, run, tmp_path, capsys):
+    assert place.export(run, tmp_path / "hf", "--check", place.folder / "4.mp4") == 0
+    said = capsys.readouterr().out
+    assert "FAIL" not in said
+    assert "weights: all 33 stacks are those of" in said
+    difference = float(re.search(r"differ by (\S+) of the largest over \d+ tokens", said)[1])
+    assert 0 < difference < 2e-5
+    assert re.search(r"text: both write '.+'", said)
+    if importlib.util.find_spec("torchvision"):
+        assert "processor: same tokens, pixels within 0 of 255 levels" in said
+    else:
+        assert "not compared, since it needs torchvision" in said
+
+
+@pytest.mark.slow
+def test_the_check_names_another_rule(tmp_path, capsys):
+    """A run under the rule of the release is told that this transformers answers otherwise."""
+    place = TrainedPlace(tmp_path, dataclasses.replace(FIXED, mrope_rule="qwen"))
+    (tmp_path / "a.mp4").write_bytes(clips.encode(40, 1, (84, 56)))
+    assert place.export("full", tmp_path / "hf", "--check", tmp_path / "a.mp4") == 0
+    said = capsys.readouterr().out
+    assert "the run has mrope_rule qwen, transformers" in said
+    assert "expect other answers" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--check", "none.mp4"], "--check=none.mp4: no such clip"),
+        (["--check", __file__, "--adapter"], "leave --adapter out"),
+        (["--check", __file__], "pip install torch torchvision"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_first(place, tmp_path, flags, said, monkeypatch, capsys):
+    if said.startswith("pip"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert place.export("lora", tmp_path / "hf", *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_the_card_tells_where_the_weights_come_from(place, tmp_path):

@@ -3,14 +3,18 @@
 import argparse
 import logging
 
+from videorft_jax.doctor.findings import format_findings
+
 EXAMPLES = """videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf
 videorft export --checkpoint=runs/sft_7b/checkpoints/00000500 --out=sft_500 --dtype=bfloat16
-videorft export --checkpoint=runs/sft_7b_lora --out=adapter --adapter"""
+videorft export --checkpoint=runs/sft_7b_lora --out=adapter --adapter
+videorft export --checkpoint=runs/sft_7b --out=runs/sft_7b/hf --check=clip.mp4"""
 
 
 def main(argv: list[str]) -> int:
     """Adapters are merged in float32. Tokenizer, processor and generation files are those of the
-    folder that the run started from."""
+    folder that the run started from. --check answers a question about the clip with transformers
+    and with the run, in float32, and ends with 1 where logits, text or pixels differ."""
     parser = argparse.ArgumentParser(
         prog="videorft export",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
@@ -23,11 +27,18 @@ def main(argv: list[str]) -> int:
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--model", help="the folder that the run started from, if it has moved")
     add("--adapter", action="store_true", help="the adapters alone, as a folder that PEFT reads")
+    add("--check", metavar="CLIP", help="then compare the folder with the run in transformers")
     options = parser.parse_args(argv)
     from videorft_jax.training.export import export  # loads JAX
 
     if options.adapter and options.dtype:
         raise ValueError("--adapter keeps the dtype of the run; leave --dtype out")
+    if options.check is not None:
+        if options.adapter:
+            raise ValueError("--check compares merged weights; leave --adapter out")
+        from videorft_jax.doctor import clients
+
+        clients.check_possible(options.check)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     export(
@@ -38,4 +49,8 @@ def main(argv: list[str]) -> int:
         model=options.model,
         adapter=options.adapter,
     )
-    return 0
+    if options.check is None:
+        return 0
+    findings = clients.check_export(options.out, options.checkpoint, options.check, ema=options.ema)
+    print(format_findings(findings))
+    return 0 if clients.is_alike(findings) else 1

@@ -103,17 +103,24 @@ def check_contract(config: ModelConfig, contract, name: str) -> None:
     _name_positions(config, contract.mrope_rule, name)
 
 
+def rule_of_version(config: ModelConfig, version: str, released: str) -> str | None:
+    """The position rule of a version of transformers, such as "5.23.0"; `released` where it is that
+    of the release, None where no rule of ours equals it."""
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    rules = [theirs for first, theirs in family_of(config).position_rules if number >= first]
+    return rules[-1] if rules else released
+
+
 def _name_positions(config, rule, name):
     """Says so where the transformers that wrote a folder numbers positions by another rule than
     `rule`, since only the user knows whether it fine-tuned the weights or merely saved them."""
     version = str(json.loads(config.source).get("transformers_version", ""))
-    number = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    rules = [theirs for first, theirs in family_of(config).position_rules if number >= first]
-    if not rules or rules[-1] == rule:
+    theirs = rule_of_version(config, version, released=rule)
+    if theirs == rule:
         return
     remedy = "no rule equals its own, and weights that it fine-tuned on clips suffer"
-    if rules[-1] is not None:
-        remedy = f"and where it fine-tuned them on clips, mrope_rule should be {rules[-1]}"
+    if theirs is not None:
+        remedy = f"and where it fine-tuned them on clips, mrope_rule should be {theirs}"
     logging.info(
         "%s: mrope_rule is %s; transformers %s wrote the weights, %s", name, rule, version, remedy
     )

@@ -24,6 +24,14 @@ def describe_equality(contract: MediaContract) -> str:
     )
 
 
+def takes_same_frames(contract: MediaContract, num_frames: int) -> bool:
+    """Whether transformers' processor takes the frames that we take from a clip of which we take
+    `num_frames`, and at the same size."""
+    count = _fixed_count(contract)
+    is_fixed = count is not None and contract.budget == "frame" and num_frames >= count
+    return contract.sampling == "hf" or is_fixed
+
+
 def processor_files(contract: MediaContract) -> dict[str, dict[str, Any]]:
     """File name -> JSON values, for images and for clips.
 
