@@ -22,6 +22,7 @@ from videorft_jax.doctor.findings import FAILURE, OK, WARNING, Finding, ok
 from videorft_jax.models.family import family_of, rule_of_version
 from videorft_jax.models.geometry import Geometry
 from videorft_jax.models.hf_folder import flatten
+from videorft_jax.parallel import sharding
 from videorft_jax.training import restore
 from videorft_jax.training.state import checkpoint_dtype
 
@@ -98,9 +99,11 @@ def _compare_rules(ours, theirs):
 
 
 def _compare_weights(ours, saved, dtype, ema):
-    """Puts the checkpoint's weights, rounded as the folder's, into `ours`."""
-    wanted = restore.read_params(saved, ours.config, ours.mesh, ema=ema)
+    """Puts the checkpoint's weights, rounded as the folder's, into `ours`. Adapters are merged on
+    the devices that the export merges them on, since each sum is rounded as these compute it."""
+    wanted = restore.read_params(saved, ours.config, sharding.make_mesh(), ema=ema)
     wanted = jax.tree.map(jax.jit(functools.partial(_round, dtype=dtype)), wanted)
+    wanted = jax.device_put(wanted, sharding.state_shardings(wanted, ours.mesh, saved.name))
     written, kept = flatten(ours.params), flatten(wanted)
     ours.params = wanted
     bad = [path for path, leaf in kept.items() if not bool((written[path] == leaf).all())]
