@@ -10,6 +10,7 @@ attention never crosses a frame pair.
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Media(NamedTuple):
         num_runs = 3 * cut.temporal_patch * cut.patch  # pixel rows of a patch, over channels
         # patch row, channel, frame, row, column
         shape = (down * cut.merge, 3, cut.temporal_patch, cut.patch, across * cut.unit)
-        pair = np.empty(shape, np.uint8)
+        pair = _scratch(math.prod(shape)).reshape(shape)
         frames = pair.transpose(2, 1, 0, 3, 4)
         runs = pair.view(f"V{cut.patch}").reshape(down, cut.merge, num_runs, across, cut.merge)
         moves = (_window_moves if cut.window else _plain_moves)(out, runs, self.grid, cut)
@@ -104,6 +105,18 @@ class Media(NamedTuple):
     def token_slots(self) -> np.ndarray:
         """int32 [2, num_tokens], frame pair and token slot inside it, in the prompt's order."""
         return _token_slots(self.grid, self.geometry)
+
+
+_OWN = threading.local()  # Each thread keeps the memory in which it brings pairs into order.
+
+
+def _scratch(size: int) -> np.ndarray:
+    """uint8 [size] of any content, which the next call from this thread gives again. Fresh memory
+    for every clip would have to be mapped, which costs about as much as filling it."""
+    kept = getattr(_OWN, "kept", None)
+    if kept is None or len(kept) < size:
+        kept = _OWN.kept = np.empty(size, np.uint8)
+    return kept[:size]
 
 
 def _window_moves(out, runs, grid, cut):
