@@ -111,21 +111,6 @@ MISUSES = [
     ("init . none", 2, "no recipe 'none'; choose among"),
 ]
 
-RUN = """
-import contextlib, io, sys
-from videorft_jax import cli
-for line in sys.stdin.read().splitlines():
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            code = cli.main(line.split())
-        except SystemExit as error:
-            code = error.code
-        except BaseException as error:
-            code = repr(error)
-    print(repr((line, code, said.getvalue())))
-"""
-
 
 @pytest.fixture(scope="module")
 def said(hour):
@@ -137,10 +122,10 @@ def said(hour):
     (hour.folder / "wrong.py").write_text(f"{wrong}    return config.optim.learning_rate\n")
     (hour.folder / "mine.py").write_text(MINE)
     weightless(hour)
-    lines = "\n".join(command for command, _, _ in MISUSES)
-    process = hour.program(RUN, cwd=hour.folder)
-    out = process.communicate(lines, timeout=600)[0]
-    return {line: (code, text) for line, code, text in map(eval, out.splitlines())}
+    commands = [command for command, _, _ in MISUSES]
+    found = hour.batch([(hour.folder, command.split()) for command in commands])
+    texts = [(code, out + err) for code, out, err in found]
+    return dict(zip(commands, texts, strict=True))
 
 
 def weightless(hour):

@@ -16,42 +16,36 @@ FORMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def exported(hour, tmp_path_factory):
+    """form -> (folder that was to be written, exit code, what was said)."""
+    hour.sft()
+    outs = {form: tmp_path_factory.mktemp(form) / "hf" for form in FORMS}
+    commands = []
+    for form, (place, path) in FORMS.items():
+        out = os.path.relpath(outs[form], hour.folder / place)
+        words = ["export", f"--checkpoint={path.format(folder=hour.folder)}", f"--out={out}"]
+        commands.append((hour.folder / place, words))
+    found = hour.batch(commands)
+    return {
+        form: (outs[form], code, *said) for form, (code, *said) in zip(FORMS, found, strict=True)
+    }
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_export_finds_a_checkpoint_and_the_model_it_started_from(hour, form, tmp_path):
-    hour.sft()
-    place, path = FORMS[form]
-    path = path.format(folder=hour.folder)
-    out = os.path.relpath(tmp_path / "hf", hour.folder / place)
-    text = hour.run("export", f"--checkpoint={path}", f"--out={out}", cwd=hour.folder / place)
-    assert "00000004 written to " in text
-    assert (tmp_path / "hf" / "tokenizer.json").exists()
+def test_export_finds_a_checkpoint_and_the_model_it_started_from(exported, form):
+    out, code, said, err = exported[form]
+    assert code == 0, err
+    assert "00000004 written to " in said
+    assert (out / "tokenizer.json").exists()
 
 
-def test_evaluate_and_ask_take_relative_paths(hour, tmp_path):
-    hour.sft()
-    flags = [
-        "--config=../tiny.py",
-        "--workdir=../runs/evaluated",
-        "--config.model.init_from=",
-        "--config.data.records=eval.jsonl",
-        "--config.data.rows=4",
-        "--config.evaluate.max_new_tokens=4",
-    ]
-    text = hour.run(
-        "evaluate",
-        *flags,
-        "--config.evaluate.checkpoint=../runs/none",
-        cwd=hour.folder / "data",
-        code=2,
-    )
-    assert "no checkpoint there" in text
-    flags.append("--config.evaluate.checkpoint=../runs/sft/")
-    broken = hour.run(
-        "evaluate", *flags, "--config.data.row_tokens=64", cwd=hour.folder / "data", code=2
-    )
-    assert "records" in broken.splitlines()[-1] or "records are bad" in broken
-    text = hour.run("evaluate", *flags, cwd=hour.folder / "data")  # in the same folder
-    assert "runs/evaluated/results.json" in text
+def test_evaluate_and_ask_take_relative_paths(hour):
+    """Nothing was written before what could fail was checked: the third command goes through."""
+    hour.evaluated()
+    assert "no checkpoint there" in hour.said["none"]
+    assert "records are bad" in hour.said["bad"]
+    assert "runs/evaluated/results.json" in hour.said["evaluated"]
     clip = next((hour.folder / "data").rglob("*.mp4"))
     question = ["--question=Which colour?", "--max_new_tokens=4", "--dtype=float32"]
     where = os.path.relpath(clip, hour.folder / "data")

@@ -81,7 +81,7 @@ def test_the_readme_from_a_wheel(tmp_path, python):
 
 
 def _walk(walk):
-    assert " recipes in recipes; start one by" in walk.walk("init recipes")
+    assert " recipes in recipes; next: videorft sft" in walk.walk("init recipes")
     walk.walk("validate --data data/sft.jsonl --data_root data")
     cached = ["--data", "data/rl.jsonl", "--data_root", "data", "--out", "cached"]
     walk.walk("cache", *cached)

@@ -1,5 +1,6 @@
 """A new user's folder: own clips, a tiny checkpoint, a recipe, and the real command."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,23 @@ from forked_commands import CommandServer
 from tiny_run import environment, make_data, make_model, sft_options, write_config
 
 STEPS = 4
+# Runs commands in turn; one line of output for each: (exit code, stdout, stderr).
+_BATCH = """
+import contextlib, io, json, os, sys
+from videorft_jax import cli
+exec(json.loads(sys.stdin.readline()))
+for folder, words in map(json.loads, sys.stdin.read().splitlines()):
+    os.chdir(folder)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
+        try:
+            code = cli.main(words)
+        except SystemExit as error:
+            code = error.code
+        except BaseException as error:
+            code = repr(error)
+    print(json.dumps((code, out.getvalue(), err.getvalue())))
+"""
 
 
 class FirstHour:
@@ -21,7 +39,7 @@ class FirstHour:
         self.records = make_data(folder / "data")
         make_model(folder / "model", self.records["sft"])
         self.recipe("tiny", {})
-        self._running, self._sft, self._server = [], None, None
+        self._running, self._server, self.said = [], None, {}
 
     def recipe(self, name, changes, recipe="sft_7b"):
         """Writes NAME.py, the tiny form of a recipe with more changes; returns its path."""
@@ -44,9 +62,16 @@ class FirstHour:
         """Of a command: one CPU device, and this folder as home."""
         return environment(self.folder / "compiled") | {"HOME": str(self.folder)} | more
 
-    def program(self, code, *, cwd):
-        """Starts a Python program that reads standard input."""
-        return self._start([sys.executable, "-c", code], cwd, {}, stdin=subprocess.PIPE)
+    def batch(self, commands, before=""):
+        """Runs (folder, words) of each command in one process, in turn, since starting Python takes
+        longer than most commands; gives (exit code, stdout, stderr) of each. `before` is code that
+        runs first."""
+        lines = [json.dumps(before), *(json.dumps((str(cwd), words)) for cwd, words in commands)]
+        words = [sys.executable, "-c", _BATCH]
+        process = self._start(words, self.folder, {}, stdin=subprocess.PIPE)
+        out = process.communicate("\n".join(lines), timeout=600)[0]
+        assert process.returncode == 0, out
+        return [tuple(json.loads(line)) for line in out.splitlines() if line.startswith("[")]
 
     def start(self, *arguments, cwd, **more):
         """Starts `videorft ARGUMENTS` in the folder `cwd`, by `python` where it has an environment
@@ -82,11 +107,28 @@ class FirstHour:
 
     def sft(self):
         """The work directory of a finished run of the tiny recipe, started with relative paths."""
-        if self._sft is None:
-            self._sft = self.folder / "runs" / "sft"
+        if "sft" not in self.said:
             flags = ("--config.model.init_from=model", "--config.data.records=data/sft.jsonl")
-            self.run("sft", "--config=tiny.py", "--workdir=runs/sft", *flags, cwd=self.folder)
-        return self._sft
+            words = ("sft", "--config=tiny.py", "--workdir=runs/sft", *flags)
+            self.said["sft"] = self.run(*words, cwd=self.folder)
+        return self.folder / "runs" / "sft"
+
+    def evaluated(self):
+        """The work directory of an evaluation of it, which went through after two that were refused
+        there: `said` has "none" (no such checkpoint), "bad" (records) and "evaluated"."""
+        self.sft()
+        flags = ["--config=../tiny.py", "--workdir=../runs/evaluated", "--config.model.init_from="]
+        flags += ["--config.data.records=eval.jsonl", "--config.evaluate.max_new_tokens=4"]
+        wanted = {
+            "none": (2, "--config.evaluate.checkpoint=../runs/none"),
+            "bad": (2, "--config.evaluate.checkpoint=../runs/sft/", "--config.data.row_tokens=64"),
+            "evaluated": (0, "--config.evaluate.checkpoint=../runs/sft/"),
+        }
+        for name, (code, *more) in wanted.items():
+            if name not in self.said:
+                words = ("evaluate", *flags, *more)
+                self.said[name] = self.run(*words, cwd=self.folder / "data", code=code)
+        return self.folder / "runs" / "evaluated"
 
     def end_all(self):
         for process in self._running:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.commands.grpo import check_options, grpo
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation import ablation
 from videorft_jax.grpo.options import GrpoOptions, without_ratio
 from videorft_jax.grpo.rehearsal import rehearse
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> int:
     """videorft ablate --config=FILE --workdir=DIR [--config.section.option=value ...]"""
     config, workdir = flags.parse(argv, "videorft ablate", EXAMPLES)
     ablate(config, workdir)
+    seed = config.ablate.seeds[0]
+    runs = [f"{workdir}/{name}/{seed}" for name, _ in config.ablate.variants]
+    written = f"{workdir}/{ablation.TABLE}, {workdir}/{ablation.PLOT}"
+    print_last_line(written, "report", runs[0], *runs[-1:])
     return 0
 
 

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any
 
+from videorft_jax.commands.last_line import print_last_line
+
 
 def main(argv: list[str]) -> int:
     """videorft ask --model DIR --video CLIP --question TEXT"""
@@ -59,7 +61,9 @@ def main(argv: list[str]) -> int:
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
     )
-    print()
+    print(flush=True)
+    about = "an answer is not kept"
+    print_last_line(about, "serve", f"--checkpoint={options.model}", to_stderr=True)
     return 0
 
 

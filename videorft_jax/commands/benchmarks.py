@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe
 
 EXAMPLES = """videorft benchmarks
@@ -27,14 +28,26 @@ def main(argv: list[str]) -> int:
             for name, task in TASKS.items()
         }
         print(json.dumps(list(whole.values()), indent=1))
-        return 0
-    for name, task in TASKS.items():
+    for name, task in {} if own.json else TASKS.items():
         print(f"{name:<16}{task.num_rows:>6} rows  {task.title}")
         print(f"    get     {task.source} ({task.licence})")
         print(f"    files   {' or '.join(task.files)} in {' or '.join(task.folders)}")
         if found:
             _print_found(found[name])
+    _print_last(found, own)
     return 0
+
+
+def _print_last(found, own):
+    """What can be evaluated of that which is there, or how to look for it."""
+    whole = [name for name, item in found.items() if item["rows"] and not item["missing"]]
+    written = f"{len(whole)} of {len(TASKS)} benchmarks are whole in {own.data_root}"
+    following: tuple[str, ...] = ("evaluate", "--config=evaluate_7b", "--workdir=runs/base")
+    following += (f"--benchmarks={','.join(whole)}", f"--data_root={own.data_root}", "...")
+    if not whole:
+        following = ("benchmarks", f"--data_root={own.data_root or 'DIR'}")
+        written = written if own.data_root else f"{len(TASKS)} benchmarks, none looked for"
+    print_last_line(written, *following, to_stderr=own.json)
 
 
 def _print_found(own):

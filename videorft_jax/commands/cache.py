@@ -11,6 +11,7 @@ from videorft_jax.commands.data_flags import (
     make_limits,
     read_contract,
 )
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.quarantine import one_line, reason_table
@@ -46,11 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     folder = os.path.abspath(options.out)
-    print(f"{added} clips added to {folder}, contract {contract.digest[:16]}")
     if failures:
         print(f"{len(failures)} of {len(source)} records have no readable clip:")
         for found in failures[:MOST_SHOWN]:
             print(f"  row {found.index}: {one_line(found.path)}: {found.reason}; {found.remedy}")
         print(reason_table(Counter(failure.reason for failure in failures), len(source)))
-    print(f"next: videorft sft --config=RECIPE --workdir=DIR --config.data.cache={folder} ...")
+    written = f"{added} clips added to {folder}, contract {contract.digest[:16]}"
+    flags = ("--config=sft_7b", "--workdir=runs/sft_7b", f"--config.data.cache={folder}")
+    print_last_line(written, "sft", *flags, "...")
     return 1 if failures else 0

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation.compare import compare, format_comparison, plot
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoring.score import SCORERS
@@ -32,5 +33,7 @@ def main(argv: list[str]) -> int:
     }
     lines = compare(runs, own.scorer)
     plot(lines, own.out)
-    print(json.dumps(lines, indent=1) if own.json else f"{format_comparison(lines)}\n{own.out}")
+    print(json.dumps(lines, indent=1) if own.json else format_comparison(lines))
+    score = ("score", own.runs[-1].split(",")[0], "--scorer=official")
+    print_last_line(own.out, *score, to_stderr=own.json)
     return 0

@@ -4,6 +4,7 @@ import argparse
 import collections
 import sys
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.records import RecordError
@@ -39,5 +40,6 @@ def main(argv: list[str] | None = None) -> int:
 
     count = write_records(options.out, good())
     form = getattr(source, "form", "tfds")
-    print(f"{count} of {len(source)} rows written to {options.out}, read as format {form}")
+    written = f"{count} of {len(source)} rows written to {options.out}, read as format {form}"
+    print_last_line(written, "validate", f"--data={options.out}")
     return 1 if bad else 0

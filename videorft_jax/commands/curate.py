@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.endpoints import NANO, HideSecrets
 
@@ -36,20 +37,32 @@ def main(argv: list[str]) -> int:
     if options.merge:
         counts = run.merge(config, options.workdir, licences)
         print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
+        _print_last(options, 0)
         return 0
     with run.Curation(config, options.workdir, shard) as curation:
         if options.retry_dead:
             logging.info("%d dead letters are asked again", curation.store.revive())
         if options.dry_run:
-            return _print_estimate(curation)
+            return _print_estimate(curation, options)
         result = curation.run(licences)
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))
+    _print_last(options, result.exit_code, to_stderr=True)
     return result.exit_code
 
 
-def _print_estimate(curation) -> int:
+def _print_last(options, exit_code, to_stderr=False):
+    """What is in the work directory, and what may be done with it or finishes it."""
+    from videorft_jax.curation.publish import SFT  # its libraries are an extra
+
+    again = ("curate", f"--config={options.config}", f"--workdir={options.workdir}")
+    records = f"--data={options.workdir}/{SFT}"
+    following = again if exit_code else ("validate", records)
+    print_last_line(f"everything lies in {options.workdir}", *following, to_stderr=to_stderr)
+
+
+def _print_estimate(curation, options) -> int:
     """What would be asked next, at most, beside the budget; 1 if that alone exceeds it."""
     total, tokens = 0, 0
     for stage, row in curation.estimate().items():
@@ -65,6 +78,7 @@ def _print_estimate(curation) -> int:
     over_tokens = limits.tokens is not None and tokens + ledger.tokens > limits.tokens
     if over_money or over_tokens:
         print("the budget may not cover these requests alone")
+    _print_last(options, 1)
     return int(over_money or over_tokens)
 
 

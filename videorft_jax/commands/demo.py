@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.commands.grpo import grpo
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.sft import sft
 from videorft_jax.demo.options import Commands, DemoOptions, Stage
+from videorft_jax.demo.report import ANSWERS, REPORT
 from videorft_jax.demo.run import Demo
 from videorft_jax.demo.scenes import WorldConfig
 from videorft_jax.training.export import export
@@ -27,7 +29,10 @@ def main(argv: list[str]) -> int:
         evaluate=functools.partial(evaluate_stage, config),
         export=export,
     )
-    return Demo(make_options(config), workdir, commands).run()
+    code = Demo(make_options(config), workdir, commands).run()
+    written = f"{workdir}: report.md, {REPORT}, {ANSWERS}"
+    print_last_line(written, "ask", f"--model={workdir}/grpo", "--video=CLIP", "--question=TEXT")
+    return code
 
 
 def make_options(config: ConfigDict) -> DemoOptions:

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.doctor import installation, machine
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, format_findings, ok
 
@@ -35,8 +36,22 @@ def main(argv: list[str]) -> int:
     for finding in _look(config, own.workdir, own.quick):
         print(format_findings([finding]), flush=True)
         levels.append(finding.level)
-    print(f"{levels.count(FAILURE)} failures, {levels.count(WARNING)} warnings")
+    _print_last(levels, own, config)
     return 1 if FAILURE in levels else 0
+
+
+def _print_last(levels, own, config):
+    """Names the run that may start, or what is to be done before it."""
+    found = f"{levels.count(FAILURE)} failures, {levels.count(WARNING)} warnings"
+    if FAILURE in levels:
+        print_last_line(f"{found}; mend what has failed", "doctor")
+    elif config is None:
+        print_last_line(found, "demo", "--config=demo", "--workdir=runs/demo")
+    else:
+        known = ("sft", "grpo", "evaluate", "ablate", "demo")
+        command = next((name for name in known if name in config.name), "sft")
+        flags = (f"--config={own.config}", f"--workdir={own.workdir or 'DIR'}")
+        print_last_line(found, command, *flags, "...")
 
 
 def _look(config, workdir, quick) -> Iterator[Finding]:

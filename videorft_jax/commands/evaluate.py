@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import videorft_jax
 from videorft_jax.commands import flags
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
                 "--data_root, --variant, --no_think, --subtitles are of --benchmarks; name some"
             )
         evaluate(config, workdir)
+        print_last_line(f"{workdir}/results.json", "report", workdir)
         return 0
     names = own["benchmarks"].split(",")
     variant = Variant(
@@ -72,6 +74,7 @@ def main(argv: list[str]) -> int:
         with_subtitles=bool(own["subtitles"]),
     )
     evaluate_benchmarks(config, workdir, names, own["data_root"] or ".", variant)
+    print_last_line(f"{len(names)} benchmarks in {workdir}", "score", workdir)
     return 0
 
 

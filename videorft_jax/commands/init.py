@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 from videorft_jax.commands import recipes
+from videorft_jax.commands.last_line import print_last_line
 
 
 def main(argv: list[str]) -> int:
@@ -24,6 +25,9 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         shutil.copyfile(recipes.shipped() / f"{name}.py", folder / f"{name}.py")
-    print(f"{len(wanted)} recipes in {folder}; start one by")
-    print(f"  videorft sft --config={folder / 'sft_7b.py'} --workdir=runs/sft_7b ...")
+    name = next(name for name in ("sft_7b", *wanted) if name in wanted)
+    command = name.partition("_")[0]
+    command = command if command in ("sft", "grpo", "evaluate", "ablate", "demo") else "doctor"
+    flags = (f"--config={folder / name}.py", f"--workdir=runs/{name}")
+    print_last_line(f"{len(wanted)} recipes in {folder}", command, *flags, "...")
     return 0

@@ -10,6 +10,7 @@ from videorft_jax.commands.data_flags import (
     make_limits,
     read_contract,
 )
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     page = draw_page(inspect_record(measurer, flags.index), note)
     with open(flags.out, "w", encoding="utf-8") as file:
         file.write(page)
-    print(f"{source.where(flags.index)} drawn in {os.path.abspath(flags.out)}")
+    written = f"{source.where(flags.index)} drawn in {os.path.abspath(flags.out)}"
+    print_last_line(written, "validate", f"--data={flags.data}")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
+from videorft_jax.commands.last_line import print_last_line
 
 if TYPE_CHECKING:
     from videorft_jax.grpo.options import GrpoOptions
@@ -55,6 +56,11 @@ def main(argv: list[str]) -> int:
         print(as_text(rows, step))
     if problem:
         raise RuntimeError(problem)
+    written = f"figures kept in {figures}" if figures else "no file is written"
+    recipe = next((word for word in argv if word.startswith("--config=")), "--config=RECIPE")
+    workdir = own.workdir or f"runs/{config.name}"
+    words = (step["mode"], recipe, f"--workdir={workdir}", "...")
+    print_last_line(written, *words, to_stderr=own.json)
     return 0
 
 

@@ -5,6 +5,7 @@ import functools
 import sys
 import time
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.reporting.report import ReportOptions, default_path, write_report
 
 EXAMPLES = """videorft report runs/grpo_7b
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
         for run in runs:
             for note in run.notes:
                 print(f"{run.folder}: {note}")
-        print(f"{path}", flush=True)
+        print_last_line(f"{path} is for a browser", "report", *own.runs[:1], "--live")
         if not own.live:
             return 0
         time.sleep(_LIVE_S)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation.judge import JudgeOptions, judge_rows
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoreboard import format_scores, tabulate
@@ -46,7 +47,6 @@ def main(argv: list[str]) -> int:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    print(
-        json.dumps(table, indent=1) if own.json else f"{format_scores(table, own.scorer)}\n{path}"
-    )
+    print(json.dumps(table, indent=1) if own.json else format_scores(table, own.scorer))
+    print_last_line(str(path), "compare", own.folder, "...", to_stderr=own.json)
     return 0

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.serving.options import ServeOptions
 
 _DEFAULT = ServeOptions()
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
         signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[held])
+    print_last_line("no request is answered any more", "serve", f"--checkpoint={given.checkpoint}")
     return 0
 
 

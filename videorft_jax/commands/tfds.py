@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
 
@@ -32,5 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 
     source = open_records(options.data, options.data_root, options.format)
     folder = build(options.name, source, options.out, options.embed)
-    print(f"{len(source)} records in {folder}")
+    command = "sft" if options.name == NAMES[0] else "grpo"
+    flags = (f"--config={command}_7b", f"--workdir=runs/{command}_7b")
+    records = f"--config.data.records=tfds:{folder}"
+    print_last_line(f"{len(source)} records in {folder}", command, *flags, records, "...")
     return 0

@@ -13,6 +13,7 @@ from videorft_jax.commands.data_flags import (
     make_limits,
     read_contract,
 )
+from videorft_jax.commands.last_line import print_last_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
         print(f"report written to {os.path.abspath(flags.json)}")
-    named = f"--config=RECIPE --workdir=DIR --config.data.records={flags.data}"
-    print(f"checked sizes kept in {options.sizes_dir}; next: videorft {mode} {named}")
+    named = (
+        f"--config={mode}_7b",
+        f"--workdir=runs/{mode}_7b",
+        f"--config.data.records={flags.data}",
+    )
+    print_last_line(f"checked sizes kept in {options.sizes_dir}", mode, *named, "...")
     return 1 if report["faults"] or report["unused_fields"] else 0
 
 

@@ -61,7 +61,7 @@ def ablate(
         text = format_table(table, len(seeds))
         pathlib.Path(workdir, TABLE).write_text(text)
         plot(table, os.path.join(workdir, PLOT))
-        print(f"{text}\n{workdir}: {TABLE}, {PLOT}")
+        print(text)
     return table
 
 

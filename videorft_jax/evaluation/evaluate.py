@@ -61,7 +61,6 @@ def evaluate(
         folder.finish(rows, results, performance if is_left else {})
     if jax.process_index() == 0:
         print(format_table(results))
-        print(f"{workdir}/results.json")
     return results
 
 
