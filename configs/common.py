@@ -37,6 +37,10 @@ def get_config() -> ConfigDict:
     config.data.root = ""  # folder that the paths of media start from; empty: that of the records
     config.data.template_file = ""  # prompt template, .json or .toml; empty: the paper's
     config.data.cache = ""  # folder of decoded frames written by `videorft cache`; empty: none
+    config.data.pass_rates = ""  # file of `videorft pass_rate`, for filter and order; empty: none
+    config.data.filter = ""  # records that are read, such as "0 < pass_rate < 1"; empty: all
+    config.data.order = ""  # easy_first or hard_first by pass rate, every epoch; empty: shuffled
+    config.data.other_pass_rates = False  # take rates of other weights than those of init_from
     config.data.rows = 16  # rows of a batch, of all processes together; prompts of a step in GRPO
     config.data.row_tokens = 4096  # tokens of a row, and the most that one sample may have
     config.data.max_buckets = 4  # shapes of batches, each of which is compiled

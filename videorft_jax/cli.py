@@ -13,6 +13,7 @@ COMMANDS = {
     "init": "a folder with recipes to edit",
     "sft": "supervised fine-tuning on chains of thought",
     "grpo": "reinforced fine-tuning on questions with checkable answers",
+    "pass_rate": "how often a checkpoint answers each training question right",
     "ablate": "a grid of GRPO runs, compared on held-out records",
     "evaluate": "completions of every record, and what they are worth",
     "score": "what the outputs of an evaluation are worth under a scorer",
@@ -32,7 +33,14 @@ COMMANDS = {
     "serve": "a checkpoint behind OpenAI's protocol of chat completions",
     "tfds": "a TFDS data set of records",
 }
-WITH_OPTIONS = ("sft", "grpo", "ablate", "evaluate", "demo")  # their --help lists configs/common.py
+WITH_OPTIONS = (
+    "sft",
+    "grpo",
+    "pass_rate",
+    "ablate",
+    "evaluate",
+    "demo",
+)  # their --help lists configs/common.py
 
 
 def main(argv: list[str] | None = None) -> int:

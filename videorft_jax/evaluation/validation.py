@@ -39,6 +39,9 @@ def open_validation(run: Run) -> Measure:
         records=validate.records,
         root=validate.root,
         format="auto",
+        pass_rates="",
+        filter="",
+        order="",
         epochs=1,
         max_bad_fraction=1.0,  # A record that cannot be read is counted, and ends nothing.
     )

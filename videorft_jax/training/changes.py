@@ -18,6 +18,8 @@ _FREE = (
     "data.records",
     "data.root",
     "data.cache",
+    "data.pass_rates",
+    "data.other_pass_rates",
     "data.epochs",
     "data.max_bad_fraction",
     "data.threads",

@@ -32,8 +32,9 @@ class DataOptions:
     """Which records are read, and how a loader batches them.
 
     root: folder of the media, empty for that of the records. template_file, cache: empty for our
-    template and for no frame cache. threads: -1 means one per core, at most 16. The others are
-    explained at `LoaderOptions`.
+    template and for no frame cache. pass_rates: file from which `filter` and `order` choose, made
+    by other weights than those of `init_from` only with `other_pass_rates`. threads: -1 means one
+    per core, at most 16. The others are explained at `LoaderOptions`.
     """
 
     records: str
@@ -41,6 +42,10 @@ class DataOptions:
     root: str
     template_file: str
     cache: str
+    pass_rates: str
+    filter: str
+    order: str
+    other_pass_rates: bool
     rows: int
     row_tokens: int
     max_buckets: int

@@ -23,12 +23,14 @@ from videorft_jax.data.loader.cache import FrameCache
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.records import opening
+from videorft_jax.data.records.pass_rates import select
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import Source
 from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
+from videorft_jax.models.folder_digest import digest_weights
 from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
@@ -139,6 +141,7 @@ def make_loader(
         timeout_s=data.timeout_s,
         isolate=data.isolate,
     )
+    selection = _select(options, mode, len(source))
     try:
         return Loader(
             source,
@@ -151,6 +154,7 @@ def make_loader(
             sizes_dir=sizes_dir or os.path.join(workdir, "sizes"),
             quarantine_path=os.path.join(workdir, "quarantine.jsonl"),
             cache=FrameCache(data.cache, contract) if data.cache else None,
+            selection=selection,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -161,6 +165,21 @@ def make_loader(
             f"{data.records}: none of the media of its {error.total} records are there; paths "
             f"start from {source.data_root}, give another folder by --config.data.root=DIR"
         ) from None
+
+
+def _select(options, mode, num_records):
+    """The records that pass rates choose for training; None where all are read."""
+    data, model = options.data, options.model
+    if not data.pass_rates:
+        return None
+    if mode == "evaluate":
+        raise ValueError(
+            f"{options.name}: data.filter and data.order are of training; an evaluation reads all "
+            "records, leave them out"
+        )
+    own = "" if data.other_pass_rates else digest_weights(model.init_from, model.adapter)
+    records = opening.digest_records(data.records)
+    return select(data.pass_rates, data.filter, data.order, num_records, records, own)
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from videorft_jax.checkpoints.bucket import resolve
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.records.formats import FORMATS
+from videorft_jax.data.records.pass_rates import ORDERS, parse_condition
 from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS
 from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.layers import REMAT_POLICIES
@@ -33,7 +34,7 @@ from videorft_jax.training.ranges import RANGES
 DTYPES = ("float32", "bfloat16")
 PRESETS = ("train", "evaluate")
 _HELD_OUT_PATHS = ("records", "root")
-_DATA_PATHS = ("records", "root", "template_file", "cache")
+_DATA_PATHS = ("records", "root", "template_file", "cache", "pass_rates")
 
 
 def make_train_options(config: ConfigDict) -> TrainOptions:
@@ -51,7 +52,7 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
         seed=config.seed,
         model=_make_model(config),
         lora=_make_lora(config, freeze),
-        data=DataOptions(**_with_paths(config.data.to_dict(), *_DATA_PATHS)),
+        data=_make_data(config),
         contract=make_contract(config),
         limits=make_limits(config),
         optim=OptimOptions(**config.optim.to_dict()),
@@ -145,6 +146,25 @@ def make_limits(config: ConfigDict) -> Limits:
 def split_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, of which one string may hold several: a command line gives `vision,merger`."""
     return tuple(name for part in names for name in part.split(","))
+
+
+def _make_data(config):
+    options = DataOptions(**_with_paths(config.data.to_dict(), *_DATA_PATHS))
+    is_used = options.filter or options.order
+    if is_used and not options.pass_rates:
+        raise ValueError(
+            f"{config.name}: data.filter and data.order choose by pass rates; give a file of "
+            "videorft pass_rate by --config.data.pass_rates=FILE"
+        )
+    if options.pass_rates and not is_used:
+        raise ValueError(
+            f"{config.name}: data.pass_rates is not used; give data.filter or data.order too"
+        )
+    if options.order not in ORDERS:
+        raise ValueError(f"{config.name}: data.order is {options.order!r}; choose one of {ORDERS}")
+    if options.filter:
+        parse_condition(options.filter)
+    return options
 
 
 def _make_validate(config):

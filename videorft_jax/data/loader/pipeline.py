@@ -18,6 +18,7 @@ from videorft_jax.data.loader.shorten import Frames, shorten
 from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.loader.steps import Steps
 from videorft_jax.data.media.contract import Limits, MediaContract
+from videorft_jax.data.records.pass_rates import Selection
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
 from videorft_jax.data.records.quarantine import Failure, Quarantine
 from videorft_jax.data.records.records import Record
@@ -57,12 +58,13 @@ class Loader:
         shared_sizes: str | os.PathLike | None = None,
         quarantine_path: str | os.PathLike | None = None,
         cache: Any = None,
+        selection: Selection | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
         if cache is not None:
             cache.check_contract(contract)
-        self.options, self.source = options, source
+        self.options, self.source, self._selection = options, source, selection
         measurer = Measurer(
             source=source,
             contract=contract,
@@ -132,7 +134,11 @@ class Loader:
         options, sizes = self.options, measured.sizes
         evaluate, packed = options.mode == "evaluate", options.mode == "sft"
         every = np.argsort(self.clips, kind="stable")  # the questions of a clip stand together
+        selection, ranks = self._selection, None
         good = np.array([i for i in every if i not in known], np.int64)
+        if selection is not None:
+            good, ranks = good[selection.chosen[good]], selection.ranks
+            log.info("%d of %d records are chosen by pass rate", len(good), len(every))
         shape = (options.rows, options.row_tokens, options.max_buckets, options.multiple, packed)
         is_empty = evaluate and not good.size
         buckets = () if is_empty else choose_buckets(sizes.take(good), *shape)
@@ -145,6 +151,7 @@ class Loader:
             packed=packed,
             seed=None if evaluate else options.seed,
             epochs=options.epochs,
+            ranks=ranks,
         )
 
     def _report(self, schedule: Schedule, num_records: int, num_bad: int) -> None:

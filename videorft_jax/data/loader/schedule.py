@@ -85,10 +85,15 @@ def make_schedule(
     packed: bool,
     seed: int | None,
     epochs: int,
+    ranks: np.ndarray | None = None,
 ) -> Schedule:
     """Every one of `records` (int64, indices into `sizes`) exactly once an epoch. The last batch of
-    a bucket is filled up with empty rows. seed None keeps the order, batches bucket by bucket."""
-    by_epoch = [_fill_epoch(records, sizes, buckets, packed, seed, e) for e in range(epochs)]
+    a bucket is filled up with empty rows. seed None keeps the order, batches bucket by bucket.
+
+    ranks: float [N] of each record. Records are then read from the lowest to the highest in each
+    epoch, those of one rank in an order of their own, and batches follow by their mean rank.
+    """
+    by_epoch = [_fill_epoch(records, sizes, buckets, packed, seed, e, ranks) for e in range(epochs)]
     batches = [batch for epoch in by_epoch for batch in epoch]
     rows = [row for _, batch in batches for row in batch]
     counts = [sum(map(len, batch)) for _, batch in batches]
@@ -98,6 +103,8 @@ def make_schedule(
     digest = hashlib.sha256(json.dumps(inputs).encode())
     for numbers in (records, *sizes.take(records)):
         digest.update(np.asarray(numbers).astype("<i8").tobytes())
+    if ranks is not None:
+        digest.update(np.asarray(ranks[records]).astype("<f8").tobytes())
     return Schedule(
         digest=digest.hexdigest(),
         buckets=buckets,
@@ -109,12 +116,14 @@ def make_schedule(
     )
 
 
-def _fill_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int, list]]:
+def _fill_epoch(records, sizes, buckets, packed, seed, epoch, ranks) -> list[tuple[int, list]]:
     """(bucket, rows) of each batch; a row is an array of records."""
     if not len(records):
         return []
     if seed is not None:
         records = shuffled(seed, epoch, SAMPLES, records)
+    if ranks is not None:
+        records = records[np.argsort(ranks[records], kind="stable")]
     needs = sizes.take(records)
     price = np.stack([bucket.price(needs, packed) for bucket in buckets])
     bucket_of = np.argmin(price, axis=0)
@@ -134,7 +143,9 @@ def _fill_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int,
                 chunk = own[start : start + LOOKAHEAD]
                 packs = pack_rows(sizes.take(chunk), bucket.length, bucket.pairs)
                 found += [chunk[pack] for pack in packs]
-            if seed is not None:
+            if ranks is not None:
+                found.sort(key=lambda row: ranks[row].mean())
+            elif seed is not None:
                 keys = mix(seed, epoch, ROWS, np.array([row[0] for row in found], np.int64))
                 found = [found[i] for i in np.argsort(keys, kind="stable")]
         else:
@@ -146,7 +157,9 @@ def _fill_epoch(records, sizes, buckets, packed, seed, epoch) -> list[tuple[int,
         for b, (bucket, found) in enumerate(zip(buckets, rows, strict=True))
         for start in range(0, len(found), bucket.rows)
     ]
-    if seed is not None:
+    if ranks is not None:
+        batches.sort(key=lambda batch: np.mean([ranks[row].mean() for row in batch[1]]))
+    elif seed is not None:
         order = shuffled(seed, epoch, BATCHES, np.arange(len(batches)))
         batches = [batches[i] for i in order]
     return batches

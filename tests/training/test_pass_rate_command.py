@@ -1,0 +1,102 @@
+"""`videorft pass_rate`, and training on what its rates choose, by the real commands."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny_run import (
+    finish,
+    make_data,
+    make_model,
+    metrics,
+    sft_config,
+    sft_options,
+    start,
+    write_config,
+)
+
+from videorft_jax.models.folder_digest import digest_weights
+from videorft_jax.training.setup import make_train_options
+
+
+class Place:
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = make_data(folder / "data", num_sft=12, num_rl=0, num_eval=0)
+        make_model(folder / "model", self.files["sft"])
+        options = sft_options(
+            folder / "model", self.files["sft"], data__rows=4, train__max_steps=0,
+            rollout__num_rollouts=2, rollout__max_new_tokens=8,
+        )  # fmt: skip
+        write_config(folder / "tiny.py", "sft_7b", options)
+
+    def run(self, command, name, *flags, code=0):
+        arguments = [command, f"--config={self.folder / 'tiny.py'}"]
+        arguments.append(f"--workdir={self.folder / name}")
+        found, text = finish(start(self.folder / "compiled", *arguments, *flags))
+        assert found == code, text
+        return self.folder / name, text
+
+
+@pytest.mark.slow
+def test_rates_choose_what_is_trained_on(tmp_path):
+    place = Place(tmp_path)
+    workdir, text = place.run("pass_rate", "rates")
+    path = workdir / "pass_rates.jsonl"
+    assert f"--config.data.pass_rates={path}" in text.splitlines()[-1]
+    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    drawn = [json.loads(line) for line in (workdir / "completions.jsonl").read_text().splitlines()]
+    assert (len(rows), len(drawn)) == (12, 24)
+    for row in rows:
+        own = [one["score"] for one in drawn if one["index"] == row["index"]]
+        assert row["pass_rate"] == np.mean(own)
+    again, _ = place.run("pass_rate", "rates")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [head, *rows]
+
+    # A random model is never right, so rates are made up from here on.
+    for row in rows:
+        row["pass_rate"] = row["index"] / 12
+    path.write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)))
+    flags = [f"--config.data.pass_rates={path}", "--config.data.filter=pass_rate > 0.3"]
+    trained, text = place.run("sft", "run", *flags, "--config.data.order=hard_first")
+    assert "8 of 12 records are chosen by pass rate" in text
+    assert len(metrics(trained)) >= 1
+    _, text = place.run("evaluate", "asked", *flags, code=2)
+    assert "an evaluation reads all records" in text.splitlines()[-1]
+    other = f"--config.data.records={place.files['sft']}.jsonl"
+    shutil.copy(place.files["sft"], f"{place.files['sft']}.jsonl")
+    with open(f"{place.files['sft']}.jsonl", "a") as file:
+        file.write("\n")
+    _, text = place.run("sft", "others", *flags, other, code=2)
+    assert "other records than data.records" in text.splitlines()[-1]
+
+
+def test_weights_are_told_apart_wherever_they_lie(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "a").mkdir()
+    data = rng.integers(0, 256, 5 << 20, np.uint8).tobytes()
+    (tmp_path / "a/model.safetensors").write_bytes(data)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b/config.json").write_text("{}")
+    assert digest_weights(tmp_path / "a") == digest_weights(tmp_path / "b", "")
+    assert digest_weights(tmp_path / "a") != digest_weights(tmp_path / "a", tmp_path / "b")
+    moved = bytes(byte ^ 1 for byte in data)
+    for content in (moved, data[:-1]):
+        (tmp_path / "b/model.safetensors").write_bytes(content)
+        assert digest_weights(tmp_path / "a") != digest_weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"data__filter": "pass_rate < 1"}, "choose by pass rates"),
+        ({"data__order": "easy_first"}, "choose by pass rates"),
+        ({"data__pass_rates": "rates"}, "data.pass_rates is not used"),
+        ({"data__pass_rates": "rates", "data__order": "random"}, "data.order is 'random'"),
+        ({"data__pass_rates": "rates", "data__filter": "pass > 1"}, "cannot be read"),
+    ],
+)
+def test_options_that_cannot_work(options, line):
+    with pytest.raises(ValueError, match=line):
+        make_train_options(sft_config("model", "records.jsonl", **options))
