@@ -47,7 +47,28 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done or stopped with a checkpoint written, 1 failed, 2 wrong usage or input, 130
     interrupted, 141 when nobody reads the output; under a supervisor 75 instead of 0 where it was
     stopped. `--debug` anywhere shows the trace of an error instead of its line."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try:
+            return _dispatch(sys.argv[1:] if argv is None else list(argv))
+        finally:  # argparse prints its help and raises SystemExit
+            sys.stdout.flush()
+    except BrokenPipeError:  # `videorft ... | head`; nobody would read more
+        return 141
+    finally:
+        _close_broken()
+
+
+def _close_broken():
+    """Lets what nobody reads go nowhere, so that Python finds nothing to complain of at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            stream.flush()
+
+
+def _dispatch(argv):
     is_debugging = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     if argv[:1] == ["help"]:
@@ -105,12 +126,9 @@ def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:
     if mark := os.environ.get("VIDEORFT_UP"):  # a launcher waits for it, see launch/supervise.sh
         pathlib.Path(mark).touch()
     try:
-        code = main(argv) or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `videorft ... | head`; nobody would read more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return main(argv) or 0
+    except BrokenPipeError:  # an OSError that is no fault of a file
+        raise
     except KeyboardInterrupt:
         if is_debugging:
             raise

@@ -3,8 +3,6 @@ code and a part of its last line. No trace is shown."""
 
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -158,12 +156,3 @@ def test_version_and_help(hour):
     whole = hour.run("help", cwd=hour.folder)
     assert "supervised fine-tuning" in whole
     assert hour.run("help", "sft", cwd=hour.folder) == hour.run("sft", "--help", cwd=hour.folder)
-
-
-def test_head_ends_it_quietly(hour):
-    """`videorft sft --help | head -1`"""
-    command = f"{sys.executable} -m videorft_jax.cli sft --help | head -n 1"
-    done = subprocess.run(command, shell=True, cwd=hour.folder, env=hour.environment(),
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.stderr == ""
-    assert done.stdout.startswith("videorft sft --config=")

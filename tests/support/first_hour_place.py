@@ -79,9 +79,17 @@ class FirstHour:
         if more:
             words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]
             return self._start(words, cwd, more)
+        return self._fork(arguments, cwd)
+
+    def start_without_reader(self, *arguments, cwd, reads_errors):
+        """Starts `videorft ARGUMENTS` whose output nobody reads: of stdout and stderr, or where
+        `reads_errors` of stdout alone."""
+        return self._fork(arguments, cwd, merged=not reads_errors, is_read=False)
+
+    def _fork(self, arguments, cwd, **more):
         if self._server is None:
             self._server = CommandServer(self.environment())
-        self._running.append(self._server.start(arguments, cwd))
+        self._running.append(self._server.start(arguments, cwd, **more))
         return self._running[-1]
 
     def _start(self, words, cwd, more, **settings):

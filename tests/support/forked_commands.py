@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 _LOADED = ("sft", "grpo", "evaluate", "ablate", "export", "validate", "ask")
 _BYTES = 1 << 16  # the longest command line
@@ -32,9 +33,15 @@ class CommandServer:
                 start_new_session=True,
             )
 
-    def start(self, words: list[str], cwd: pathlib.Path, *, merged: bool = True) -> "Command":
-        """Starts `videorft WORDS`; what it says on stderr goes to stdout if `merged`."""
+    def start(
+        self, words: Sequence[str], cwd: pathlib.Path, *, merged: bool = True, is_read: bool = True
+    ) -> "Command":
+        """Starts `videorft WORDS`; what it says on stderr goes to stdout if `merged`, and stdout
+        breaks at once unless it `is_read`."""
         out, their_out = os.pipe()
+        if not is_read:
+            os.close(out)
+            out = os.open(os.devnull, os.O_RDONLY)
         err, their_err = os.pipe() if not merged else (None, their_out)
         status, their_status = os.pipe()
         message = json.dumps({"words": list(map(str, words)), "cwd": str(cwd)}).encode()

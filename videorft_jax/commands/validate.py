@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         is_grpo = mode == "grpo"
         report = validate(source, options, Bar(len(source)), check if is_grpo else None)
         report |= {"why": why}
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"videorft validate: {error}", file=sys.stderr)
         return 2

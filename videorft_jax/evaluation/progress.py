@@ -1,5 +1,6 @@
 """A line about how far an evaluation is."""
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -47,8 +48,9 @@ class Progress:
         text = self._line()
         if is_live:
             text = f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}"
-        sys.stderr.write(text + ("\n" if is_last or not is_live else ""))
-        sys.stderr.flush()
+        with contextlib.suppress(BrokenPipeError):  # An evaluation goes on where nobody reads.
+            sys.stderr.write(text + ("\n" if is_last or not is_live else ""))
+            sys.stderr.flush()
 
     def _line(self):
         seconds, done = self.seconds, len(self.records)

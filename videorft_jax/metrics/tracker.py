@@ -149,13 +149,14 @@ class Tracker:
             return
         self._printed = now
         text = self._format(step, values)
-        if self._live:  # back to the first column, erase, and never wrap
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r\x1b[K{text[:width]}")
-            self._open = True
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        with contextlib.suppress(BrokenPipeError):  # A run goes on where nobody reads.
+            if self._live:  # back to the first column, erase, and never wrap
+                width = shutil.get_terminal_size().columns - 1
+                self._stream.write(f"\r\x1b[K{text[:width]}")
+                self._open = True
+            else:
+                self._stream.write(text + "\n")
+            self._stream.flush()
 
     def _end_line(self, _=None):
         """Ends the live line, so that the next text begins on a line of its own.

@@ -62,6 +62,8 @@ def _explained(out):
     """Turns what a full or broken disk raises into one line."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads what is printed; the folder is whole
+        raise
     except OSError as error:
         raise RuntimeError(
             f"{out}: could not be written ({error.strerror or error}) and is not kept; free space "
