@@ -14,6 +14,7 @@ from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.opening import digest_records, open_records
+from videorft_jax.data.records.parts import read_chat
 from videorft_jax.data.records.prompts import build_messages, build_target
 from videorft_jax.data.records.records import RecordError
 from videorft_jax.data.records.source import RecordSource
@@ -190,7 +191,21 @@ TURNS = [{"role": "user", "content": "<video> or <video>?"}, {"role": "assistant
         ({"prompt": "hi", "images": ["a"]}, "write the completion, or one of solution"),
         ({"prompt": "a", "completion": "b", "images": ["a"], "videos": ["b"]}, "without placehol"),
         ({"prompt": "a", "completion": "b"}, "media"),
-        ({"id": 7}, "problem_id: bad missing"),
+        (
+            {"id": 7},
+            "row: bad value: columns id; no known format has them; write problem",
+        ),
+        ({"query": "a", "response": "b"}, "columns query, response; no known format has them"),
+        ({"path": "a.mp4", "data_type": "video"}, "problem_id: bad missing"),
+        ({"messages": TURNS, "video": None}, "name its file in a column videos, or in a part of"),
+        (
+            {
+                "messages": [{"role": "system", "content": "a"}, *TURNS],
+                "videos": ["a", "b"],
+                "system": "b",
+            },
+            "system: bad value: b; remove it, or the chat's own system turn",
+        ),
     ],
 )
 def test_a_bad_row_is_one_line(tmp_path, row, said):
@@ -221,6 +236,39 @@ def test_placeholders_within_parts_take_the_media_of_the_row_or_the_turn(tmp_pat
         source[2]
 
 
+WRITTEN = {
+    "roles": {"conversations": [{"from": "User", "value": "<video>Q?"},
+                                {"from": "ChatGPT", "value": "A."}], "video": "a.mp4"},
+    "keys": {"conversations": [{"role": "user", "content": "<video>Q?"},
+                               {"role": "model", "content": "A."}], "video_path": "a.mp4"},
+    "others": {"messages": [{"from": "human", "value": "Q?"}, {"from": "bot", "value": "A."}],
+               "videos": ["a.mp4"]},
+    "url": {"messages": [
+        {"role": "user", "content": [
+            {"type": "video_url", "video_url": {"url": "file://a.mp4"}},
+            {"type": "input_text", "text": "Q?"}]},
+        {"role": "assistant", "content": [{"text": "A."}]}]},
+    "untyped": {"messages": [{"role": "user", "content": [{"video": "a.mp4"}, {"text": "Q?"}]},
+                             {"role": "assistant", "content": "A."}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_turns_and_parts_as_others_write_them(tmp_path, name):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [WRITTEN[name], WRITTEN[name] | {"system": "You are brief."}])
+    plain, told = open_records(path)
+    assert plain.turns == (("user", "<video>Q?"), ("assistant", "A."))
+    assert told.turns == (("system", "You are brief."), *plain.turns)
+    assert [item.path for item in plain.media] == ["a.mp4"]
+    assert not plain.extra
+    chat = read_chat(WRITTEN[name])  # as `prepare` reads it
+    assert [turn["role"] for turn in chat] == ["user", "assistant"]
+    parts = chat[0]["content"]
+    assert [part["type"] for part in parts] == ["video", "text"]
+    assert (parts[0]["video"], parts[1]["text"]) == ("a.mp4", "Q?")
+
+
 def test_two_readings_are_refused_and_one_can_be_chosen(tmp_path):
     path = tmp_path / "rows.jsonl"
     row = {"prompt": "p", "completion": "c", "images": ["a.png"]}
@@ -230,6 +278,12 @@ def test_two_readings_are_refused_and_one_can_be_chosen(tmp_path):
     assert open_records(path, form="trl")[0].solution == "c"
     with pytest.raises(ValueError, match="choose one of auto, videorft"):
         open_records(path, form="alpaca")
+    other = {"messages": TURNS, "videos": ["a", "b"]}
+    write_jsonl(path, [other, other | {"conversations": []}])
+    assert len(open_records(path)[0].media) == 2
+    with pytest.raises(RecordError, match="row 1: messages, conversations: .*; choose one as"):
+        open_records(path)[1]  # also where the first row fits one format alone
+    assert len(open_records(path, form="messages")[1].media) == 2
     mixed = [row, {"messages": TURNS, "videos": ["a", "b"]}]
     write_jsonl(path, mixed)
     with pytest.raises(RecordError, match="row 1: prompt: bad missing"):

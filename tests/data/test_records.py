@@ -141,6 +141,34 @@ def test_all_faults_are_collected():
     assert [error.field for error in find_errors([1])] == ["row"]
 
 
+@pytest.mark.parametrize(
+    "style",
+    ["{}. ", "({}) ", "[{}] ", "{}: ", "{}) ", "{} - ", "{} – ", "Option {}: ", "**{}.** ", "{}、",
+     "{}．", "（{}）", "【{}】", "<{}> "],
+)  # fmt: skip
+@pytest.mark.parametrize("letters", ["CAB", "cab", "ＣＡＢ"])
+def test_labels_of_every_style_hold_in_any_order(style, letters):
+    texts = ("green", "red", "blue")
+    options = [style.format(letter) + text for letter, text in zip(letters, texts, strict=True)]
+    assert label_options(options) == [("C", "green"), ("A", "red"), ("B", "blue")]
+
+
+@pytest.mark.parametrize(
+    "options", [["B* tree", "A* search"], ["B-movie", "A-frame"], ["Bell", "Axe"], ["B", "A"]]
+)
+def test_texts_that_begin_with_a_letter_keep_it(options):
+    assert label_options(options) == list(zip("AB", options, strict=True))
+
+
+def test_options_of_other_forms():
+    row = ROW | {"problem_type": "multiple choice", "solution": "<answer>B</answer>"}
+    given = parse_row(row | {"options": {"A": "red", "B": "blue"}})
+    assert given.options == ("A. red", "B. blue")
+    assert parse_row(row | {"options": ["1. red", "2. blue"]}).options == ("1. red", "2. blue")
+    with pytest.raises(RecordError, match="label all options, A to B"):
+        parse_row(row | {"options": ["2. red", "1. blue"]})
+
+
 def test_labels():
     assert label_options(["A. red", "(B) blue"]) == [("A", "red"), ("B", "blue")]
     assert label_options(["J. Doe", "A. Smith"]) == [("A", "J. Doe"), ("B", "A. Smith")]

@@ -8,6 +8,7 @@ from hf_processor import make_processor
 from several_media import (
     CHATS,
     NUM_FRAMES,
+    find_media,
     find_targets,
     pixel_rows,
     process,
@@ -42,12 +43,12 @@ def processor():
 
 
 def load(folder, processor, mode, start=0, rows=1):
-    """(index of the record, batch, row) of each record from batch `start` on."""
+    """(index of the record, step, row, segment) of each record from batch `start` on."""
     options = LoaderOptions(mode, rows, 512, 2, 32, 1, 0, 0.0, 2, 0, timeout_s=60.0, isolate=False)
     loader = Loader(open_records(folder / "several.jsonl"), processor.tokenizer, CONTRACT, options)
     with loader.steps(start) as steps:
         return [
-            (index, step.batch, row, segment)
+            (index, step, row, segment)
             for step in steps
             for row, indices in enumerate(step.indices)
             for segment, index in enumerate(indices, 1)
@@ -59,7 +60,8 @@ def test_rows_equal_the_processor(folder, processor, mode):
     """Tokens, targets, positions and pixels of each record; in `sft` several share a row."""
     found, learns = load(folder, processor, mode, rows=2), mode == "sft"
     assert sorted(index for index, *_ in found) == list(range(len(CHATS)))
-    for index, batch, row, segment in found:
+    for index, step, row, segment in found:
+        batch = step.batch
         chat = CHATS[index] if learns else CHATS[index][:-1]
         theirs = process(processor, folder, chat, prompt=not learns)
         own = batch.segment_ids[row] == segment
@@ -72,6 +74,9 @@ def test_rows_equal_the_processor(folder, processor, mode):
         assert targets.any() == learns
         positions = rope_positions(theirs)[:, :count]
         assert np.array_equal(batch.positions[row][:, own], positions)
+        if not learns:
+            kinds = [part["type"] for part in find_media(chat)]
+            assert step.pairs[row] == [NUM_FRAMES // 2 if k == "video" else 1 for k in kinds]
         at = batch.visual_index[row, own]
         pixels = batch.patches[row].reshape(-1, 4, 1176)[at[at >= 0]].reshape(-1, 1176)
         cut = WINDOWED_14
@@ -86,8 +91,8 @@ def test_rows_equal_the_processor(folder, processor, mode):
 def test_a_restart_changes_no_bit(folder, processor):
     whole = load(folder, processor, "grpo")
     for start in range(1, len(whole)):
-        for (index, batch, *_), (other, wanted, *_) in zip(
+        for (index, step, *_), (other, wanted, *_) in zip(
             load(folder, processor, "grpo", start), whole[start:], strict=True
         ):
             assert index == other
-            assert all(map(np.array_equal, batch, wanted))
+            assert all(map(np.array_equal, step.batch, wanted.batch))

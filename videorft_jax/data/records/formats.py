@@ -9,19 +9,17 @@ A chat keeps its own wording: no template is laid around it. Where texts hold pl
 <video>, the media stand there, and before the first question otherwise.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-from videorft_jax.data.records.chats import PLACEHOLDER, RESIZED
+from videorft_jax.data.records.chats import PLACEHOLDER, RESIZED, ROLES
 from videorft_jax.data.records.records import SCHEMA, RecordError
+from videorft_jax.data.records.turns import SPEAKERS, read_part, read_turn
 
-log = logging.getLogger(__name__)
 FORMATS = ("auto", "videorft", "messages", "sharegpt", "trl")
 SIGNS = {"messages": "messages", "sharegpt": "conversations", "trl": "prompt"}
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-SPEAKERS |= {"system": "system"}
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}
+MEDIA |= {"image_path": "image", "video_path": "video"}
 TIMES = {"start": "start", "end": "end", "video_start": "start", "video_end": "end"}
 # What items may say of themselves, and our name of it.
 OF_ITEMS = {"image": {}, "video": TIMES}
@@ -31,8 +29,8 @@ ANSWERS = ("solution", "answer", "ground_truth")
 
 
 def detect_format(row: Any, where: str) -> str:
-    """The format of a file by its first row. Raises ValueError where a row fits two readings, or
-    none."""
+    """The format of a row by its columns; of one without any that a chat format has, videorft.
+    Raises RecordError where a row fits two formats."""
     if not isinstance(row, dict):
         return "videorft"  # whose check says what a row is
     if "media" in row or ("path" in row and "data_type" in row):
@@ -40,10 +38,9 @@ def detect_format(row: Any, where: str) -> str:
     found = ["videorft"] if "problem" in row and "solution" in row else []
     found += [name for name, sign in SIGNS.items() if sign in row]
     if len(found) > 1:
-        choice = " and ".join(found)
-        raise ValueError(f"{where}: fits the formats {choice}; choose one as data.format")
-    if not found:
-        log.info("%s: no column of a known chat format, read as videorft", where)
+        columns = ", ".join(SIGNS.get(name, "problem") for name in found)
+        what = f"fits the formats {' and '.join(found)}"
+        raise RecordError(where, columns, "value", what, "choose one as data.format")
     return found[0] if found else "videorft"
 
 
@@ -79,7 +76,8 @@ class _Converter:
             count = len(self._waiting) + len(self._items)
             what = f"{len(self._items)} placeholders, {count} media"
             self._fail("media", "value", what, "write one placeholder for each item, or none")
-        taken = {*SIGNS.values(), *MEDIA, *TIMES, *RESIZED, *IDS, "completion", "fps"}
+        taken = {SIGNS[self._form], *MEDIA, *TIMES, *RESIZED, *IDS, "fps", "system"}
+        taken |= {"messages", "media"} | ({"completion"} if self._form == "trl" else set())
         rest = {name: value for name, value in self._row.items() if name not in taken}
         known = {name: rest.pop(name) for name in tuple(rest) if name in SCHEMA}
         found = [self._row[name] for name in IDS if isinstance(self._row.get(name), int | str)]
@@ -102,13 +100,18 @@ class _Converter:
             said = self._read_trl(said)
         if not isinstance(said, list):
             self._fail(SIGNS[self._form], "type", said, "write a list of turns")
-        names = ("from", "value") if self._form == "sharegpt" else ("role", "content")
         turns = []
         for turn in said:
-            if not isinstance(turn, dict) or any(name not in turn for name in names):
-                remedy = f"write turns of {names[0]} and {names[1]}"
-                self._fail(SIGNS[self._form], "value", turn, remedy)
-            turns.append((turn[names[0]], turn[names[1]]))
+            found = read_turn(turn)
+            if found is None:
+                names = "from and value" if self._form == "sharegpt" else "role and content"
+                self._fail(SIGNS[self._form], "value", turn, f"write turns of {names}")
+            turns.append(found)
+        system = self._row.get("system")
+        if isinstance(system, str) and system.strip():
+            if turns and turns[0][0] == "system":
+                self._fail("system", "value", system, "remove it, or the chat's own system turn")
+            turns.insert(0, ("system", system))
         return list(enumerate(turns))
 
     def _read_trl(self, prompt: Any) -> list[Any]:
@@ -127,10 +130,9 @@ class _Converter:
 
     def _turn(self, number: int, role: Any, said: Any) -> tuple[str, str]:
         sign = SIGNS[self._form]
-        if role not in SPEAKERS:
+        if role not in ROLES:
             remedy = f"use {', '.join(SPEAKERS)}; calls of tools are not supported"
             self._fail(sign, "value", f"turn {number}: {role!r}", remedy)
-        role = SPEAKERS[role]
         if isinstance(said, str):
             for mark in PLACEHOLDER.finditer(said):
                 self._take(mark[1] or mark[2])
@@ -138,8 +140,9 @@ class _Converter:
         if not isinstance(said, list):
             self._fail(sign, "type", f"turn {number}: {said!r}", "write a text or a list of parts")
         before = len(self._items)
-        pieces = [self._part(number, part) for part in said]
-        texts = [piece for piece, part in zip(pieces, said, strict=True) if part["type"] == "text"]
+        parts = [self._read_part(number, part) for part in said]
+        pieces = [self._show_part(number, part) for part in parts]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
         marks = list(PLACEHOLDER.finditer("".join(texts)))
         if not marks:
             return role, "".join(pieces)
@@ -149,21 +152,24 @@ class _Converter:
             self._take(mark[1] or mark[2])
         return role, "".join(texts)
 
-    def _part(self, number: int, part: Any) -> str:
-        """The text of one part of a turn, a placeholder for a picture or clip."""
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text") if kind == "text" else None
-        if isinstance(text, str):
-            return text
-        if kind not in ("image", "video"):
+    def _read_part(self, number: int, part: Any) -> dict[str, Any]:
+        found = read_part(part)
+        if found is None:
             remedy = "write parts of type text, image or video, with paths of files"
             self._fail(SIGNS[self._form], "value", f"turn {number}: part {part!r}", remedy)
-        source = next((part[name] for name in (kind, "path", "url") if part.get(name)), None)
-        if source is None:
+        return found
+
+    def _show_part(self, number: int, part: dict[str, Any]) -> str:
+        """The text of one part of a turn, a placeholder for a picture or clip."""
+        kind = part["type"]
+        if kind == "text":
+            return part["text"]
+        source = part.get(kind)
+        if not source:
             self._take(kind)
         else:
             self._items.append(self._item(kind, source, part, f"turn {number}"))
-            taken = {"type", kind, "path", "url", *OF_ITEMS[kind]}
+            taken = {"type", kind, *OF_ITEMS[kind]}
             if not isinstance(source, str):
                 taken |= {"fps", "sample_fps"}
             for name in part.keys() - taken:
@@ -193,7 +199,10 @@ class _Converter:
             found = self._waiting
         if not found:
             what = f"a placeholder <{kind}> without a {kind}"
-            self._fail("media", "value", what, "write one placeholder for each item, or none")
+            remedy = "write one placeholder for each item, or none"
+            if not any(self._row.get(column) for column in MEDIA):
+                remedy = f"name its file in a column {kind}s, or in a part of the turn"
+            self._fail("media", "value", what, remedy)
         item = found[0]
         self._waiting = [other for other in self._waiting if other is not item]
         self._items.append(item)

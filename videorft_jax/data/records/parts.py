@@ -6,9 +6,10 @@ from typing import Any
 
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.chats import KINDS, PLACEHOLDER, check_placeholders, split_text
-from videorft_jax.data.records.formats import MEDIA, SIGNS, SPEAKERS, convert_row, detect_format
+from videorft_jax.data.records.formats import MEDIA, SIGNS, convert_row, detect_format
 from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.records import Record, parse_row
+from videorft_jax.data.records.turns import name_speaker, read_part
 
 SPANS = {"start": "start", "end": "end", "video_start": "start", "video_end": "end"}
 RATES = ("fps", "sample_fps")
@@ -16,7 +17,6 @@ VIDEO_FIELDS = {name: name for name in ("min_frames", "max_frames", "min_pixels"
 VIDEO_FIELDS |= {"total_pixels": "total_pixels", "nframes": "num_frames"}
 IMAGE_FIELDS = {"min_pixels": "image_min_pixels", "max_pixels": "image_max_pixels"}
 RESIZED = {name: name for name in ("resized_height", "resized_width")}
-SOURCES = ("path", "url")  # other names of what stands under "video" or "image"
 FPS_FRAMES = {"min_frames": 4, "max_frames": 768}  # qwen-vl-utils, where fps decides the number
 
 
@@ -72,22 +72,19 @@ def _read_turn(index: int, turn: Mapping[str, Any]) -> dict[str, Any]:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list | tuple):
         content = [_read_part(index, part) for part in content]
-    return {"role": SPEAKERS.get(role, role), "content": content}
+    return {"role": name_speaker(role), "content": content}
 
 
 def _read_part(index: int, part: Any) -> dict[str, Any]:
     """The part with its source under the name of its kind, where others call it path or url."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
-        return part
-    if kind not in KINDS:
+    found = read_part(part)
+    if found is None:
+        kind = part.get("type") if isinstance(part, Mapping) else None
         raise ValueError(f"prepare: message {index}: part {kind!r}; use text, image or video")
-    source = next((part[key] for key in (kind, *SOURCES) if part.get(key) is not None), None)
-    if source is None:
+    kind = found["type"]
+    if kind != "text" and kind not in found:
         raise ValueError(f"prepare: message {index}: a part without its {kind}; add a path")
-    if isinstance(source, str):
-        source = source.removeprefix("file://")
-    return {name: value for name, value in part.items() if name not in SOURCES} | {kind: source}
+    return found
 
 
 def place_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ In memory `process` and `solution` are bare text. The `<think>` and `<answer>` t
 import dataclasses
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,8 +44,20 @@ CHAT_FIELDS = ("media", "messages")
 MEDIA_FIELDS = ("data_type", "path", "start", "end")  # `media` stands in for these
 CHAT_GIVES = ("problem", "problem_type", "options", "process", "solution")
 SYNONYMS = {"video_start": "start", "video_end": "end"}  # qwen-vl-utils calls them so
-LABEL = re.compile(r"\s*\(?([A-Za-z])\s*[.):：、]\s*(.*)", re.DOTALL)
+# The label of an option in the styles of the field: A. red, (A) red, [A] red, A: red, A - red,
+# Option A: red, and the same with the wide signs of Chinese and Japanese.
+LABEL = re.compile(
+    r"\s*(?:(?:option|choice|answer)\s+)?"
+    r"(?:\*\*)?[(\[<（【]?([A-Za-zＡ-Ｚａ-ｚ])\s*"
+    r"(?:(?:[.):：、．）\]>】]|\*\*)+|\s[-–—](?=\s))\s*(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+NUMBERED = re.compile(r"\s*[(\[]?(\d{1,2})\s*[.):：、．）\]]\s+.*", re.DOTALL)
 DUPLICATE_KEY = "\0duplicate"
+UNKNOWN = (
+    "no known format has them; write problem, solution and path, or a chat as messages,"
+    " conversations or prompt"
+)
 PAGE = "docs/how_to/record_format.md"  # a row of each type, named by every error
 
 
@@ -159,20 +172,31 @@ def label_options(options: Iterable[str]) -> list[tuple[str, str]]:
     options = [option.strip() for option in options]
     matches = [LABEL.fullmatch(option) for option in options]
     letters = [chr(ord("A") + i) for i in range(len(options))]
-    if all(matches) and sorted(match[1].upper() for match in matches) == letters:
-        return [(match[1].upper(), match[2].strip()) for match in matches]
+    if all(matches) and sorted(_letter(match) for match in matches) == letters:
+        return [(_letter(match), match[2].strip()) for match in matches]
     return list(zip(letters, options, strict=True))
 
 
 def has_unclear_labels(options: Iterable[str], answer: str) -> bool:
     """Whether the letter `answer` names one option by its place and another by its own label, as A
-    does among "B. red", "A. blue", "green": nobody can know which is meant."""
+    does among "B. red", "A. blue", "green": nobody can know which is meant. The same holds of
+    options that are numbered in another order than they stand."""
     options = [option.strip() for option in options]
     labelled = label_options(options)
     if answer not in dict(labelled) or [text for _, text in labelled] != options:
         return False
+    numbered = [NUMBERED.fullmatch(option) for option in options]
+    if all(numbered):
+        numbers = [int(match[1]) for match in numbered]
+        if sorted(numbers) == list(range(1, len(numbers) + 1)) != numbers:
+            return True
     matches = [(letter, LABEL.fullmatch(option)) for letter, option in labelled]
-    return any(match and match[1].upper() == answer != letter for letter, match in matches)
+    return any(match and _letter(match) == answer != letter for letter, match in matches)
+
+
+def _letter(match: re.Match[str]) -> str:
+    """The letter of a label, a wide one as the plain one."""
+    return unicodedata.normalize("NFKC", match[1]).upper()
 
 
 def parse_row(row: Any, where: str = "record") -> Record:
@@ -194,6 +218,11 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
         return [RecordError(where, "row", "type", row, remedy)], {}
     errors: list[RecordError] = []
     row = {SYNONYMS.get(key, key) if SYNONYMS.get(key) not in row else key: row[key] for key in row}
+    if not row.keys() & SCHEMA.keys():
+        what, remedy = f"columns {', '.join(map(str, row)) or 'none'}", UNKNOWN
+        return [RecordError(where, "row", "value", what, remedy)], {}
+    if isinstance(row.get("options"), dict):  # {"A": "red", "B": "blue"}
+        row["options"] = [f"{letter}. {text}" for letter, text in row["options"].items()]
 
     def fail(field: str, reason: str, value: Any, remedy: str = "") -> None:
         errors.append(RecordError(where, field, reason, value, remedy or SCHEMA[field][2]))

@@ -92,6 +92,7 @@ class Rows(abc.ABC):
 
     path: str
     form: str  # one of formats.FORMATS but auto
+    is_detected: bool  # The format was found out, so that a row that fits two is refused.
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -105,7 +106,10 @@ class Rows(abc.ABC):
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: row {index} of {len(self)}")
-        return convert_row(self.raw_row(index), self.form, self.where(index), index)
+        row, where = self.raw_row(index), self.where(index)
+        if self.is_detected:
+            detect_format(row, where)
+        return convert_row(row, self.form, where, index)
 
     def __getitem__(self, index: int) -> Record:
         return parse_row(self.row(index), self.where(index))
@@ -115,12 +119,17 @@ class Rows(abc.ABC):
         return f"{os.path.basename(self.path)} row {index}"
 
     def find_format(self, form: str) -> str:
-        """The format asked for, or that of the first row that can be read."""
-        if form != "auto":
+        """The format asked for, or that of the first row that can be read. Raises RecordError
+        where that row fits two formats."""
+        self.is_detected = form == "auto"
+        if not self.is_detected:
             return form
         for index in range(min(len(self), FIRST_ROWS)):
-            with contextlib.suppress(RecordError):
-                return detect_format(self.raw_row(index), self.where(index))
+            try:
+                row = self.raw_row(index)
+            except RecordError:
+                continue
+            return detect_format(row, self.where(index))
         return "videorft"
 
     def iter_errors(self) -> Iterator[RecordError]:
