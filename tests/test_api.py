@@ -112,8 +112,9 @@ def test_ask_streams_what_generate_says(model, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, tmp_path):
-    """The answers of `ask` with flags are those of the API with the same changes."""
+def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, caplog):
+    """The answers of `ask` with flags are those of the API with the same changes, and it says how
+    it reads clips."""
     folder, ours, clip = model
     path = str(folder / "data" / clip)
     part = {"type": "video", "video": path}
@@ -139,6 +140,11 @@ def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, tmp_path)
         said.add(shown)
         pairs.append(changed.prepare([turns]).patch_valid.any((2, 3)).sum())
     assert len(said) > 2  # The flags matter.
+    told = [record.getMessage() for record in caplog.records if "clips are read" in record.msg]
+    assert told[1].endswith("lies with the weights: 4 frames, 200704 to 200704 pixels each, "
+        "positions qwen")  # fmt: skip
+    assert "4 to 768 frames at 4 a second" in told[3]
+    assert "4 frames, 784 to 784 pixels each" in told[5]
     assert pairs[0] == pairs[2] == 2
     assert pairs[1] > 2
     for flags, message in (

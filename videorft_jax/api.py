@@ -38,6 +38,8 @@ from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
 
+log = logging.getLogger(__name__)
+
 _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
 
 
@@ -235,7 +237,8 @@ def load(
     changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
     contract = _change(contract, changes)
     family.check_contract(config, contract, str(folder))
-    logging.info("%s: clips are read by the media contract %s", folder, where)
+    read = contract.describe()
+    log.info("%s: clips are read by the media contract %s: %s", folder, where, read)
     return Model(
         config=config,
         params=params,

@@ -1,5 +1,6 @@
 """The command: what it refuses at once, and how it stops."""
 
+import json
 import os
 import signal
 import socket
@@ -8,7 +9,11 @@ import openai
 import pytest
 import tiny_run
 
-from videorft_jax import cli
+from videorft_jax import api, cli
+from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.serving.media import make_chat
+from videorft_jax.serving.options import ServeOptions
+from videorft_jax.serving.protocol import read_chat
 
 MODEL = ["serve", "--checkpoint", "nowhere"]
 
@@ -22,6 +27,7 @@ MODEL = ["serve", "--checkpoint", "nowhere"]
         (["--max_slots", "0"], "max_slots is 0"),
         (["--port", "70000"], "give 0 to 65535"),
         (["--port", "0"], "nowhere/config.json: no such file"),
+        (["--frames", "4", "--fps", "2"], "both say how many frames"),
     ],
 )
 def test_what_cannot_work_is_one_line(flags, said, capsys):
@@ -37,6 +43,32 @@ def test_a_port_in_use_is_told_before_weights_are_read(capsys):
         held.listen()
         assert cli.main([*MODEL, "--port", str(held.getsockname()[1])]) == 2
     assert "choose another" in capsys.readouterr().err
+
+
+def test_flags_change_how_clips_are_read(monkeypatch, capsys):
+    """The contract of the run or export is read by `load`; the flags replace fields of it."""
+    asked = {}
+
+    def load(folder, **options):
+        asked.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(api, "load", load)
+    flags = ["--port=0", "--frames=4", "--max_pixels=3136", "--system=Be brief."]
+    assert cli.main([*MODEL, *flags]) == 2
+    four = {"num_frames": None, "min_frames": 4, "max_frames": 4}
+    assert asked["media"] == four | {"max_pixels": 3136, "image_max_pixels": 3136}
+    assert "enough" in capsys.readouterr().err
+
+
+def test_a_system_turn_is_that_of_chats_without_one():
+    options = ServeOptions(system="Be brief.")
+    turns = [{"role": "user", "content": "What moves?"}]
+    own = [{"role": "system", "content": "Be long."}, *turns]
+    for messages, wanted in ((turns, "Be brief."), (own, "Be long.")):
+        body = json.dumps({"model": options.name, "messages": messages}).encode()
+        chat = make_chat(read_chat(body, options), MediaContract(), options)
+        assert chat == [{"role": "system", "content": wanted}, *turns]
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """`videorft ask`: one question about one clip or image, the answer written as it is decoded."""
 
 import argparse
+import logging
 import sys
-from typing import Any
+
+from videorft_jax.commands import media_flags
 
 from videorft_jax.commands.last_line import print_last_line
 
@@ -24,14 +26,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
     parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
-    parser.add_argument("--frames", type=int, help="take so many frames of a clip")
-    parser.add_argument("--fps", type=float, help="take so many frames a second, from 4 to 768")
-    parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")
-    parser.add_argument("--system", help="system turn in place of the model's own")
+    media_flags.add_flags(parser)
     options = parser.parse_args(argv)
     from videorft_jax import api  # loads JAX
 
-    media = media_changes(options.frames, options.fps, options.max_pixels)
+    # How clips are read stands beside the answer, on the other stream.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(api.__name__).setLevel(logging.INFO)
+    media = media_flags.read_changes(options)
     model = api.load(
         options.model, options.dtype,
         adapter=options.adapter, media=media, download=options.download,
@@ -65,24 +67,3 @@ def main(argv: list[str]) -> int:
     about = "an answer is not kept"
     print_last_line(about, "serve", f"--checkpoint={options.model}", to_stderr=True)
     return 0
-
-
-def media_changes(frames: int | None, fps: float | None, max_pixels: int | None) -> dict[str, Any]:
-    """Fields of a media contract that the flags replace; without flags none. Raises ValueError for
-    flags that contradict each other and for numbers that no contract can hold."""
-    if frames is not None and fps is not None:
-        raise ValueError("--frames and --fps both say how many frames are taken; give one")
-    changes: dict[str, Any] = {}
-    if frames is not None:
-        if frames < 2:
-            raise ValueError(f"--frames={frames}: a clip has at least 2; give an --image for one")
-        changes = {"num_frames": None, "min_frames": frames, "max_frames": frames}
-    if fps is not None:
-        if not 0 < fps < 1000:
-            raise ValueError(f"--fps={fps}: give a rate above 0 and below 1000")
-        changes = {"num_frames": None, "fps": fps, "min_frames": 4, "max_frames": 768}
-    if max_pixels is not None:
-        if max_pixels < 28 * 28:
-            raise ValueError(f"--max_pixels={max_pixels}: less than one visual token; give more")
-        changes |= {"max_pixels": max_pixels, "image_max_pixels": max_pixels}
-    return changes

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 
+from videorft_jax.commands import media_flags
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.serving.options import ServeOptions
 
@@ -18,7 +19,8 @@ def main(argv: list[str]) -> int:
     Ctrl-C, after which replies under way are finished first."""
     parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="Hugging Face folder, or a run or checkpoint of ours")
+    add("--checkpoint", required=True, help="Hugging Face folder, its name on the hub, or a run")
+    add("--download", action="store_true", help="fetch a name of the hub")
     add("--adapter", help="PEFT folder of LoRA, merged into the weights")
     add("--strip_prefix", default="", help="begin of all tensors' names to ignore, as module.")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
@@ -39,7 +41,9 @@ def main(argv: list[str]) -> int:
         add(f"--{name}", type=int, default=getattr(_DEFAULT, name), help=f"most {text}")
     add("--chunk", type=int, default=_DEFAULT.chunk, help="tokens between joins of new requests")
     add("--timeout_s", type=float, default=_DEFAULT.timeout_s, help="most seconds of a request")
+    media_flags.add_flags(parser)
     given = parser.parse_args(argv)
+    media = media_flags.read_changes(given)
     options = _read_options(given)
     try:
         import uvicorn
@@ -55,6 +59,8 @@ def main(argv: list[str]) -> int:
         given.checkpoint,
         dtype=given.dtype,
         adapter=given.adapter,
+        media=media,
+        download=given.download,
         strip_prefix=given.strip_prefix,
     )
     config = uvicorn.Config(
@@ -86,7 +92,7 @@ def _read_options(given: argparse.Namespace) -> ServeOptions:
     names = ("name", "max_body", "max_queue", "max_slots", "max_prompt", "max_new_tokens", "chunk",
              "max_media", "timeout_s", "cache_bytes")  # fmt: skip
     roots = tuple(os.path.realpath(root) for root in given.root)
-    values = {name: getattr(given, name) for name in names}
+    values = {name: getattr(given, name) for name in names} | {"system": given.system or ""}
     return ServeOptions(roots=roots, api_key=key, **values)
 
 

@@ -36,7 +36,8 @@ def make_chat(
 ) -> list[dict[str, Any]]:
     """The messages in the form that `Model.prepare` reads.
 
-    contract: how the model reads pictures, used where images become the frames of a clip. Raises
+    contract: how the model reads pictures, used where images become the frames of a clip. A chat
+    without a system turn gets that of the options, where they have one. Raises
     Refused for a URL that is neither data nor a file below a root; nothing is ever fetched.
     """
     keys = _read_keys(request.media_keys)
@@ -57,6 +58,8 @@ def make_chat(
         chat.append({"role": role, "content": content})
     if count > options.max_media:
         raise Refused(400, f"{count} media, at most {options.max_media} are taken", "messages")
+    if options.system and chat[0]["role"] != "system":
+        chat.insert(0, {"role": "system", "content": options.system})
     if request.json_schema is not None:
         text = _FORMAT
         if request.json_schema:

@@ -11,6 +11,7 @@ class ServeOptions:
       name: what the model is called in requests and replies.
       roots: folders whose files a `file://` URL may name; none: no file is read.
       api_key: what `Authorization: Bearer` must hold; "" asks for none.
+      system: system turn of chats that have none, in place of the model's own.
       max_body: most bytes of a request's body. max_queue: most completions that wait for a place.
       max_slots: most completions that are decoded side by side.
       max_prompt: most tokens of a prompt. max_new_tokens: most tokens of a completion.
@@ -23,6 +24,7 @@ class ServeOptions:
     name: str = "videorft"
     roots: tuple[str, ...] = ()
     api_key: str = dataclasses.field(default="", repr=False)
+    system: str = ""
     max_body: int = 64 << 20
     max_queue: int = 256
     max_slots: int = 32

@@ -208,6 +208,18 @@ class MediaContract:
         least = min(most, self.min_frames)
         return dataclasses.replace(self, min_frames=least, max_frames=most, num_frames=fixed)
 
+    def describe(self) -> str:
+        """The numbers that decide most about a clip, as a line for people."""
+        frames = self.num_frames or f"{self.min_frames} to {self.max_frames}"
+        if self.min_frames == self.max_frames and not self.num_frames:
+            frames = self.min_frames
+        rate = f" at {self.fps:g} a second" if isinstance(frames, str) else ""
+        pixels = f"{self.min_pixels} to {self.max_pixels} pixels"
+        if self.resized_height:
+            pixels = f"{self.resized_height} x {self.resized_width} pixels"
+        of = "each" if self.budget == "frame" else "a frame of a clip"
+        return f"{frames} frames{rate}, {pixels} {of}, positions {self.mrope_rule}"
+
     def diff(self, other: "MediaContract") -> str:
         """The fields that differ, as "name: ours != theirs, ..."; empty when equal."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
