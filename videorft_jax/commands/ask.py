@@ -5,7 +5,6 @@ import logging
 import sys
 
 from videorft_jax.commands import media_flags
-
 from videorft_jax.commands.last_line import print_last_line
 
 
