@@ -220,6 +220,8 @@ def load(
     config = load_config(source)
     check_side_files(config, source)
     added = None if adapter is None else load_adapter(os.fspath(adapter), config)
+    changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
+    contract = _choose_contract(saved, folder, adapter, config, changes)
     if saved:
         from videorft_jax.training import restore  # brings what training needs
 
@@ -229,16 +231,6 @@ def load(
         params = read_checkpoint(folder, config, dtype, shardings, strip_prefix)
     if added is not None:
         params = merge_adapter(params, added)
-    contract = saved.contract if saved else read_contract(folder)
-    if adapter is not None:  # It was trained last.
-        contract = read_contract(adapter) or contract
-    where = "of its training" if contract else "of an evaluation, since none lies with the weights"
-    contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
-    changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
-    contract = _change(contract, changes)
-    family.check_contract(config, contract, str(folder))
-    read = contract.describe()
-    log.info("%s: clips are read by the media contract %s: %s", folder, where, read)
     return Model(
         config=config,
         params=params,
@@ -265,6 +257,21 @@ def _find_saved(folder):
     from videorft_jax.training import restore  # brings what training needs
 
     return restore.find_checkpoint(folder)
+
+
+def _choose_contract(saved, folder, adapter, config, changes):
+    """The media contract of the run or export, that of its adapter where this has one, with
+    `changes`; a line in the log says which it is."""
+    contract = saved.contract if saved else read_contract(folder)
+    if adapter is not None:  # It was trained last.
+        contract = read_contract(adapter) or contract
+    where = "of its training" if contract else "of an evaluation, since none lies with the weights"
+    contract = contract or MediaContract.evaluate(family.family_of(config).geometry)
+    contract = _change(contract, changes)
+    family.check_contract(config, contract, str(folder))
+    read = contract.describe()
+    log.info("%s: clips are read by the media contract %s: %s", folder, where, read)
+    return contract
 
 
 def _change(contract, changes):

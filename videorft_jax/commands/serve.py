@@ -17,32 +17,7 @@ def main(argv: list[str]) -> int:
     """videorft serve --checkpoint DIR [--port 8000] [--root FOLDER]
     Answers POST /v1/chat/completions and GET /v1/models, /metrics and /health until SIGTERM or
     Ctrl-C, after which replies under way are finished first."""
-    parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
-    add = parser.add_argument
-    add("--checkpoint", required=True, help="Hugging Face folder, its name on the hub, or a run")
-    add("--download", action="store_true", help="fetch a name of the hub")
-    add("--adapter", help="PEFT folder of LoRA, merged into the weights")
-    add("--strip_prefix", default="", help="begin of all tensors' names to ignore, as module.")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
-    add("--port", type=int, default=8000, help="0: any that is free")
-    add("--name", default=_DEFAULT.name, help="what the model is called in requests")
-    add("--root", action="append", default=[], help="folder whose files file:// URLs may name")
-    add("--api_key_env", help="environment variable that holds the API key clients must send")
-    for name, text in (
-        ("max_body", "bytes of a request"),
-        ("max_queue", "completions that wait"),
-        ("max_slots", "completions decoded side by side"),
-        ("max_prompt", "tokens of a prompt"),
-        ("max_new_tokens", "tokens of a completion"),
-        ("max_media", "clips and pictures of a request"),
-        ("cache_bytes", "bytes of device memory for prompts and clips that come again"),
-    ):
-        add(f"--{name}", type=int, default=getattr(_DEFAULT, name), help=f"most {text}")
-    add("--chunk", type=int, default=_DEFAULT.chunk, help="tokens between joins of new requests")
-    add("--timeout_s", type=float, default=_DEFAULT.timeout_s, help="most seconds of a request")
-    media_flags.add_flags(parser)
-    given = parser.parse_args(argv)
+    given = _make_parser().parse_args(argv)
     media = media_flags.read_changes(given)
     options = _read_options(given)
     try:
@@ -74,6 +49,35 @@ def main(argv: list[str]) -> int:
     uvicorn.Server(config).run(sockets=[held])
     print_last_line("no request is answered any more", "serve", f"--checkpoint={given.checkpoint}")
     return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="Hugging Face folder, its name on the hub, or a run")
+    add("--download", action="store_true", help="fetch a name of the hub")
+    add("--adapter", help="PEFT folder of LoRA, merged into the weights")
+    add("--strip_prefix", default="", help="begin of all tensors' names to ignore, as module.")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--name", default=_DEFAULT.name, help="what the model is called in requests")
+    add("--root", action="append", default=[], help="folder whose files file:// URLs may name")
+    add("--api_key_env", help="environment variable that holds the API key clients must send")
+    for name, text in (
+        ("max_body", "bytes of a request"),
+        ("max_queue", "completions that wait"),
+        ("max_slots", "completions decoded side by side"),
+        ("max_prompt", "tokens of a prompt"),
+        ("max_new_tokens", "tokens of a completion"),
+        ("max_media", "clips and pictures of a request"),
+        ("cache_bytes", "bytes of device memory for prompts and clips that come again"),
+    ):
+        add(f"--{name}", type=int, default=getattr(_DEFAULT, name), help=f"most {text}")
+    add("--chunk", type=int, default=_DEFAULT.chunk, help="tokens between joins of new requests")
+    add("--timeout_s", type=float, default=_DEFAULT.timeout_s, help="most seconds of a request")
+    media_flags.add_flags(parser)
+    return parser
 
 
 def _read_options(given: argparse.Namespace) -> ServeOptions:
