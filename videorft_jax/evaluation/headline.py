@@ -12,17 +12,17 @@ Row = Mapping[str, Any]  # score (a number), question_type, categories
 
 
 def micro(rows: Sequence[Row]) -> float:
-    """The mean over all rows."""
+    """Returns the mean over all rows."""
     return statistics.fmean(row["score"] for row in rows)
 
 
 def macro(rows: Sequence[Row], name: str) -> float:
-    """The plain mean of the means of a category's values."""
+    """Returns the plain mean of the means of a category's values."""
     return statistics.fmean(by_category(rows, name).values())
 
 
 def by_category(rows: Sequence[Row], name: str) -> dict[str, float]:
-    """The mean of each value of a category; a row with a list of values counts in each."""
+    """Returns the mean of each value of a category; a row with a list of values counts in each."""
     found = collections.defaultdict(list)
     for row in rows:
         values = row["categories"].get(name, "")
@@ -32,7 +32,7 @@ def by_category(rows: Sequence[Row], name: str) -> dict[str, float]:
 
 
 def vsi_bench(rows: Sequence[Row]) -> float:
-    """VSI-Bench: the mean of eight types, the three directions taken together as one."""
+    """VSI-Bench takes the mean of eight types, the three directions together as one."""
     means = by_category(rows, "question_type")
     directions = [means.pop(name) for name in list(means) if name.startswith(_DIRECTIONS)]
     if directions:
@@ -49,7 +49,7 @@ _BEGINNINGS = {
 
 
 def group_score(scores: Sequence[float], group_type: str, structure: Any) -> float:
-    """Video-MME-v2: what one group of four answers is worth, in [0, 1].
+    """Returns what one group of four answers of Video-MME-v2 is worth, in [0, 1].
 
     Relevance groups give the square of the share that is right. Logic groups give the worth of the
     longest right beginning along `structure`, such as [1, [2, 3], 4], whose steps hold questions
@@ -74,7 +74,7 @@ def group_score(scores: Sequence[float], group_type: str, structure: Any) -> flo
 
 
 def videomme_v2(rows: Sequence[Row]) -> float:
-    """Video-MME-v2: the mean worth of its groups."""
+    """Video-MME-v2 takes the mean worth of its groups."""
     return statistics.fmean(worth for worth, _ in _groups(rows))
 
 
@@ -91,7 +91,8 @@ def _groups(rows):
 
 
 def breakdown(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, float]]:
-    """The mean of each value of each category; in Video-MME-v2 of the worths of groups."""
+    """Returns the mean of each value of each category; in Video-MME-v2 it is that of the worths of
+    groups, and spans also have the share above three bounds of IoU."""
     names = sorted({name for row in rows for name in row["categories"]} - {"group"})
     if benchmark == "videomme-v2":
         names.remove("group_structure")
@@ -106,7 +107,7 @@ def breakdown(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, float]
 
 
 def videorft(rows: Sequence[Row]) -> float:
-    """The paper's headline: the mean of accuracy and of regression's score where there are both."""
+    """The paper takes the mean of accuracy and of regression's score where there are both."""
     parts = collections.defaultdict(list)
     for row in rows:
         parts[row["question_type"] == "regression"].append(row["score"])
@@ -114,7 +115,7 @@ def videorft(rows: Sequence[Row]) -> float:
 
 
 def headline(rows: Sequence[Row], benchmark: str, scorer: str) -> tuple[float, str]:
-    """(the number, how it is made) of rows that have a score."""
+    """Returns (the number, how it is made) of rows that have a score."""
     if scorer == "videorft":
         return videorft(rows), "mean of accuracy and MRA"
     rules: dict[str, tuple[Callable[[Sequence[Row]], float], str]] = {

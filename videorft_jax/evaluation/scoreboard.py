@@ -2,6 +2,7 @@
 
 import collections
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,12 @@ def format_scores(table: dict[str, dict[str, Any]], scorer: str) -> str:
             lines.append(f"    warning: {own['warning']}")
         for category, means in own["categories"].items():
             if 1 < len(means) <= MAX_VALUES:
-                values = "  ".join(f"{value} {mean:.4f}" for value, mean in means.items())
-                lines.append(f"    {category}: {values}")
+                values = (
+                    f"{value} {mean:.4f}".replace(" ", "\xa0") for value, mean in means.items()
+                )
+                text = f"{category}: {'  '.join(values)}"
+                wrapped = textwrap.wrap(
+                    text, 88, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+                )
+                lines += [f"    {line}".replace("\xa0", " ") for line in wrapped]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ _MLVU = {"1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco"
 
 
 def read_videomme(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions about short, medium and long films, whose files have three suffixes."""
     for path in find_files(folder, "videomme/test-*.parquet", "test-*.parquet", "*.json"):
         for row in read_rows(path):
             options, name = without_letters(row["options"]), row["videoID"]
@@ -44,6 +45,7 @@ def read_videomme(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_videomme_v2(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions in groups of four, one group a film."""
     for path in find_files(folder, "*test*.parquet", "data/*.parquet", "*.json"):
         rows = list(read_rows(path))
         levels = {_group(row): row["level"] for row in rows if row.get("level") is not None}
@@ -75,6 +77,7 @@ def _group(row) -> str:
 
 
 def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions about films of up to two hours; their texts hold the options."""
     (path, *_) = find_files(folder, "video_info.meta.jsonl", "*.parquet")
     for row in read_rows(path):
         for own in row.get("qa") or [row]:
@@ -125,6 +128,7 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_longvideobench(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the validation questions, whose films have subtitles."""
     (path, *_) = find_files(folder, "lvb_val.json", "validation*.parquet")
     for row in read_rows(path):
         options = row.get("candidates")

@@ -32,6 +32,7 @@ MMVU_AREAS = {subject: area for area, own in _AREAS.items() for subject in own.s
 
 
 def read_vsibench(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the ten types of questions; four of them ask for a number."""
     (path, *_) = find_files(folder, "test.jsonl", "test-*.parquet")
     for row in read_rows(path):
         options = without_letters(row.get("options"))
@@ -48,6 +49,7 @@ def read_vsibench(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_videommmu(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the three tracks; of Adaptation each question has a picture of its own."""
     for path in find_files(folder, "*/test-*.parquet"):
         track = path.parent.name
         for row in read_rows(path):
@@ -67,6 +69,7 @@ def read_videommmu(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_mmvu(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads multiple-choice and open-ended questions, whose clips are named by a URL."""
     (path, *_) = find_files(folder, "validation.json", "validation*.parquet")
     for row in read_rows(path):
         is_choice = row["question_type"] == "multiple-choice"
@@ -91,6 +94,7 @@ def read_mmvu(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_video_holmes(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions about suspense films, which have six options."""
     (path, *_) = find_files(folder, "test_Video-Holmes.json")
     for number, row in enumerate(read_rows(path)):
         options = tuple(str(row["Options"][letter]) for letter in sorted(row["Options"]))
@@ -108,6 +112,7 @@ def read_video_holmes(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_scivideobench(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions about scientific experiments, which have ten options."""
     for path in find_files(folder, "*.json", "*.jsonl", "data/*.parquet", "*.parquet"):
         for number, row in enumerate(read_rows(path)):
             options = row["options"]
@@ -128,6 +133,7 @@ def read_scivideobench(folder: pathlib.Path) -> Iterator[Item]:
 
 
 def read_videomathqa(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the questions with five options about mathematics in videos."""
     for path in find_files(folder, "mcq/*.parquet", "*mcq*.json", "*mcq*.parquet", "test*.parquet"):
         for number, row in enumerate(read_rows(path)):
             options = without_letters(row["options"])

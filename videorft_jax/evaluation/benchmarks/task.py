@@ -13,7 +13,7 @@ from videorft_jax.evaluation.benchmarks.wording import LETTERS, Wording
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question of a benchmark.
+    """An item is one question of a benchmark.
 
     Attributes:
       id: unique within the benchmark.
@@ -46,13 +46,13 @@ class Item:
 
     @property
     def cluster(self) -> str:
-        """The clip: questions about one clip are not independent."""
+        """Names the clip, since questions about one clip are not independent."""
         return str(self.media[0]["path"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A benchmark.
+    """A task is a benchmark: where its files lie, and how they are read.
 
     Attributes:
       name: what commands call it.
@@ -85,8 +85,8 @@ class Task:
 
 
 def read_rows(path: pathlib.Path) -> Sequence[Any]:
-    """The content of a JSON file, or the rows of a JSONL or parquet file. Raises ValueError for any
-    other."""
+    """Reads the content of a JSON file, or the rows of a JSONL or parquet file. Raises ValueError
+    for any other."""
     if is_table(str(path)):
         return read_table(str(path))
     text = path.read_text(encoding="utf-8-sig")
@@ -99,7 +99,7 @@ def read_rows(path: pathlib.Path) -> Sequence[Any]:
 
 
 def find_files(folder: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
-    """The files of the first pattern that has any, in order of their names."""
+    """Returns the files of the first pattern that has any, in order of their names."""
     for pattern in patterns:
         if found := sorted(folder.glob(pattern)):
             return found
@@ -107,13 +107,13 @@ def find_files(folder: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
 
 
 def find_media(folder: pathlib.Path, *names: str) -> dict[str, Any]:
-    """A video item at the first of `names` that exists, or at the first of them."""
+    """Makes a video item at the first of `names` that exists, or at the first of them."""
     name = next((name for name in names if (folder / name).exists()), names[0])
     return {"type": "video", "path": name}
 
 
 def choose(gold: str, options: Sequence[str]) -> tuple[str, str]:
-    """(letter of the first option with the gold text, what is wrong with the row)."""
+    """Returns (letter of the first option with the gold text, what is wrong with the row)."""
     plain = [option.strip() for option in options]
     if gold.strip() not in plain:
         return "", f"its gold answer {gold!r} is no candidate"
@@ -122,8 +122,8 @@ def choose(gold: str, options: Sequence[str]) -> tuple[str, str]:
 
 
 def without_letters(options: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Options, a list or a text with a line each, whose own letters, "A. " or "(A) ", are taken off
-    where all have them."""
+    """Takes the options' own letters, "A. " or "(A) ", off where all have them. They come as a
+    list, or as a text with a line for each."""
     if isinstance(options, str):
         options = options.strip().split("\n")
     options = [str(option).strip() for option in options or ()]

@@ -83,6 +83,8 @@ def _mvbench_clip(folder, task, row):
 
 
 def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the four forms of questions about a clip. A caption is judged by a question that it has
+    to answer."""
     for form in wording.TEMPCOMPASS_ENDINGS:
         kind = "multiple choice" if form == "multi-choice" else form
         paths = find_files(folder, f"questions/{form}.json", f"{form}/*.parquet")
@@ -118,6 +120,7 @@ def _tempcompass_rows(path):
 
 
 def read_charades(folder: pathlib.Path) -> Iterator[Item]:
+    """Reads the sentences whose span in the film is asked for."""
     paths = find_files(folder, "data/test*.parquet", "test*.parquet", "*.jsonl", "*.json")
     for path in paths:
         for number, row in enumerate(read_rows(path)):

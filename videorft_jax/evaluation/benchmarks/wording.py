@@ -20,13 +20,13 @@ class Wording(NamedTuple):
 
 
 def lettered(options: Sequence[str], form: str = "{letter}. {text}") -> list[str]:
-    """The options with their letters, a line each."""
+    """Writes the options with their letters, a line each."""
     pairs = zip(LETTERS, options, strict=False)
     return [form.format(letter=letter, text=text) for letter, text in pairs]
 
 
 def join(*lines: str) -> str:
-    """A prompt of lines."""
+    """Makes a prompt of lines."""
     return "\n".join(lines)
 
 
@@ -39,6 +39,7 @@ _SELECT = (
 
 
 def vsibench(question: str, options: Sequence[str]) -> Wording:
+    """Questions without options ask for a number."""
     head = ("These are frames of a video.", question)
     if not options:
         return Wording(join(*head, "Please answer the question using a single word or phrase."))
@@ -46,6 +47,7 @@ def vsibench(question: str, options: Sequence[str]) -> Wording:
 
 
 def videommmu(question: str, options: Sequence[str], track: str) -> Wording:
+    """The track Adaptation asks about a picture that follows the clip, and the others do not."""
     text = join(question, *lettered(options))
     if track != "Adaptation":
         return Wording(f"{text}\nPlease ignore the Quiz question in last frame of the video.")
@@ -58,7 +60,7 @@ def videommmu(question: str, options: Sequence[str], track: str) -> Wording:
 
 
 def mmvu(question: str, options: Sequence[str]) -> Wording:
-    """The prompt of reasoning step by step, with the line break that it has inside a sentence."""
+    """MMVU asks to reason step by step; its prompt has a line break inside its last sentence."""
     if options:
         return Wording(
             f"\nQuestion: {question}\n{join(*lettered(options, '{letter}: {text}'))}\n\n"
@@ -76,6 +78,7 @@ def mmvu(question: str, options: Sequence[str]) -> Wording:
 
 
 def mvbench(question: str, options: Sequence[str]) -> Wording:
+    """The prompt has a system text, and opens the answer."""
     return Wording(
         join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
              "Only give the best option."),
@@ -95,11 +98,12 @@ TEMPCOMPASS_ENDINGS = {
 
 
 def tempcompass(question: str, form: str) -> Wording:
+    """The end of the prompt depends on the form of the question, and captioning has none."""
     return Wording(f"{question}{TEMPCOMPASS_ENDINGS[form]}")
 
 
 def charades(caption: str) -> Wording:
-    """The prompt of lmms-eval, with its slip in the word seconds."""
+    """The prompt is that of lmms-eval, with its slip in the word seconds."""
     return Wording(
         "Please find the visual event described by a sentence in the video, determining its "
         "starting and ending times. The format should be: 'The event happens in the start time - "
@@ -110,21 +114,24 @@ def charades(caption: str) -> Wording:
 
 
 def videomme(question: str, options: Sequence[str]) -> Wording:
+    """The prompt is that of the benchmark's page, without its part for subtitles."""
     head = _SELECT.format("A, B, C, or D")
     return Wording(join(head, question, *lettered(options), "The best answer is:"))
 
 
 def videomme_v2(question: str, options: Sequence[str]) -> Wording:
+    """The instruction follows the options here, other than in Video-MME."""
     end = _SELECT.format("A, B, C, D, E, F, G, or H")
     return Wording(join(f"Question: {question}", *lettered(options), end))
 
 
 def lvbench(question: str) -> Wording:
-    """The question holds its options."""
+    """The question holds its options, so that they are not listed again."""
     return Wording(f"{question}\nAnswer the question with the option letter")
 
 
 def mlvu(question: str, options: Sequence[str]) -> Wording:
+    """The prompt has a system text, and opens the answer."""
     return Wording(
         join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
              "Only give the best option."),
@@ -135,10 +142,12 @@ def mlvu(question: str, options: Sequence[str]) -> Wording:
 
 
 def longvideobench(question: str, options: Sequence[str]) -> Wording:
+    """The text follows the clip and its subtitles."""
     return Wording(join(f"Question: {question}", *lettered(options), _DIRECTLY))
 
 
 def video_holmes(question: str, options: Sequence[str]) -> Wording:
+    """The prompt asks for reasoning in tags, and lists the options in one line."""
     listed = ", ".join(lettered(options, "{letter}: {text}"))
     return Wording(
         "Based on the given video, reason and answer the single-choice question. Provide your "
@@ -149,10 +158,12 @@ def video_holmes(question: str, options: Sequence[str]) -> Wording:
 
 
 def scivideobench(question: str, options: Sequence[str]) -> Wording:
+    """A blank line stands between the options and the instruction."""
     return Wording(join(question, *lettered(options), "", _DIRECTLY))
 
 
 def videomathqa(question: str, options: Sequence[str]) -> Wording:
+    """The prompt is that of the questions with five options."""
     head = (
         "Select the best answer to the following multiple-choice question based on the video. "
         "Respond with the letter (A, B, C, D or E) of the correct option."

@@ -15,6 +15,28 @@ _PREFIXES = (
     "The best option isThe correct option is",  # a comma is missing in the original list
     "Best answer:Best option:",
 )
+_PREFIXES_V2 = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    "Final Answer:",
+    "Best answer:",
+    "Best option:",
+    "Answer:",
+    "Option:",
+)
+_PREFIXES_SCIENCE = (
+    "The answer is",
+    "The correct answer is",
+    "The best answer is",
+    "Answer:",
+    "Option:",
+    "### Final Answer:\n$$\\boxed",
+    "the final answer is",
+)
 _WORDS_TEXT = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
 sixteen seventeen eighteen nineteen twenty
@@ -22,41 +44,64 @@ sixteen seventeen eighteen nineteen twenty
 _WORDS = {word: value for value, word in enumerate(_WORDS_TEXT.split())}
 
 
-def first_capital(text: str, letters: Sequence[str]) -> str:
-    """Video-MME, LongVideoBench: set phrases removed, then the first capital that is a letter."""
+def first_capital(text: str, letters: Sequence[str], prefixes: Sequence[str] = _PREFIXES) -> str:
+    """Video-MME, LongVideoBench and VideoMathQA remove set phrases, and then read the first capital
+    that is an option's letter."""
     text = text.strip()
-    for prefix in _PREFIXES:
+    for prefix in prefixes:
         text = text.replace(prefix, "")
     return next((char for char in text if char in letters), "")
 
 
+def videomme_v2_letter(text: str, letters: Sequence[str]) -> str:
+    """Video-MME-v2 reads as Video-MME does, and removes more phrases."""
+    return first_capital(text, letters, _PREFIXES_V2)
+
+
+def scivideobench_letter(text: str, letters: Sequence[str]) -> str:
+    """SciVideoBench reads as Video-MME does, and removes other phrases. The original guesses at
+    random where nothing is found; here that is no answer."""
+    return first_capital(text, letters, _PREFIXES_SCIENCE)
+
+
+def video_holmes_letter(text: str, letters: Sequence[str]) -> str:
+    """Video-Holmes takes the last answer block, or the whole text, and there the first option in
+    the order of the alphabet whose letter stands before a space or a colon or behind a bracket,
+    else anywhere."""
+    blocks = re.findall(r"<answer>\s*(.*?)\s*</answer>", text, re.S)
+    said = blocks[-1].strip() if blocks else text
+    marked = (x for x in letters if any(mark in said for mark in (f"{x} ", f"{x}:", f"[{x}")))
+    return next(marked, "") or next((x for x in letters if x in said), "")
+
+
 def first_piece(text: str) -> str:
-    """VSI-Bench: what stands before the first space, without a full stop at its end."""
+    """VSI-Bench reads what stands before the first space, without a full stop at its end."""
     return text.split(" ")[0].rstrip(".").strip()
 
 
 def mvbench_agrees(text: str, gold: str) -> bool:
-    """MVBench: the first word without full stops is contained in "(x)", or contains it. An empty
-    output is contained in everything."""
+    """MVBench asks whether the first word without full stops is contained in "(x)", or contains it.
+    An empty output is contained in everything."""
     word = text.lower().split(" ")[0]
     return word.replace(".", "") in f"({gold.lower()})" or f"({gold.lower()})" in word
 
 
 def lvbench_letter(text: str) -> str:
-    """LVBench: before the first ")", behind "(", the first word's first character."""
+    """LVBench takes what stands before the first ")" and behind "(", and of that the first word's
+    first character."""
     text = text.split(")")[0].split("(")[-1].strip()
     return text.split(" ")[0][:1]
 
 
 def mlvu_letter(text: str) -> str:
-    """MLVU: the letter right before the first ")", else the whole text."""
+    """MLVU reads the letter right before the first ")", else the whole text."""
     place = text.find(")")
     return text[place - 1 : place] if place > 0 else text.strip()
 
 
 def mmmu_letter(text: str, letters: Sequence[str], options: Sequence[str]) -> str:
-    """Video-MMMU: letters with full stop, colon, brackets or space around them, the last one; else
-    an option whose words stand in a long text. The original guesses at random where nothing is
+    """Video-MMMU reads the last letter with full stop, colon, brackets or space around it; else an
+    option whose words stand in a long text. The original guesses at random where nothing is
     found; here that is no answer."""
     for char in ",.!?;:'":
         text = text.strip(char)
@@ -103,7 +148,7 @@ def _last(pattern: str, text: str) -> int:
 
 
 def lmms_number(text: str) -> float | None:
-    """lmms-eval on VSI-Bench: the first number or English number word anywhere in the text."""
+    """On VSI-Bench lmms-eval reads the first number or English number word anywhere in the text."""
     match = re.search(r"-?\d+(?:\.\d+)?|\b(?:" + "|".join(_WORDS) + r")\b", text, re.I)
     if match is None:
         return None
@@ -112,13 +157,13 @@ def lmms_number(text: str) -> float | None:
 
 
 def lmms_mvbench_letter(text: str) -> str:
-    """lmms-eval on MVBench: the first single letter a to e, so that the article "a" is answer A."""
+    """On MVBench lmms-eval reads the first single letter a to e, so that the article "a" is A."""
     match = re.search(r"\b([A-Ea-e])\b", text)
     return match[1].upper() if match else ""
 
 
 def tempcompass_rule(kind: str, text: str, gold: str, question: str) -> float | None:
-    """TempCompass without its judge: 1, 0, or None where the rules leave it to the judge."""
+    """Scores as the rules of TempCompass do, 1 or 0; None where they leave it to the judge."""
     text = text.strip()
     if kind == "yes_no":
         said = next((word for word in ("yes", "no") if text.lower().startswith(word)), None)
@@ -135,7 +180,7 @@ def tempcompass_rule(kind: str, text: str, gold: str, question: str) -> float | 
 
 
 def _caption_rule(text, gold, question):
-    """The option line, its sentence, its label, or the label's last part, exactly."""
+    """Right are the option line, its sentence, its label, and the label's last part, exactly."""
     for line in question.split("\n")[1:]:
         label, _, sentence = line.partition(":")
         forms = (line, sentence.strip(), label, label.split(" ")[-1])

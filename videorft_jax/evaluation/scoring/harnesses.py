@@ -165,7 +165,9 @@ _OFFICIAL: dict[str, Callable[[Row], float]] = {
     "mmvu": lambda row: _JUDGED,  # every answer goes to a judge
     "mvbench": _official_mvbench,
     "tempcompass": _tempcompass,
-    "videommev2": _by_letter(parsers.first_capital),
+    "videommev2": _by_letter(parsers.videomme_v2_letter),
+    "videoholmes": _by_letter(parsers.video_holmes_letter),
+    "scivideobench": _by_letter(parsers.scivideobench_letter),
     "videomme": _four(parsers.first_capital),
     "lvbench": _by_letter(lambda text, letters: parsers.lvbench_letter(text)),
     "mlvu": _by_letter(lambda text, letters: parsers.mlvu_letter(text)),
@@ -179,7 +181,9 @@ _LMMS: dict[str, Callable[[Row], float]] = {
     "tempcompass": _tempcompass,
     "lvbench": _four(parsers.lmms_letter),
     "mlvu": _four(parsers.lmms_letter),  # golds E and F can never be right there
-    "videommev2": _by_letter(parsers.first_capital),
+    "videommev2": _by_letter(parsers.videomme_v2_letter),
+    "scivideobench": _by_letter(parsers.scivideobench_letter),
+    "videomathqa": _by_letter(parsers.first_capital),
     "longvideobench": _by_letter(parsers.first_capital),
     "charadessta": _charades,
 }
