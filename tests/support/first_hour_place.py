@@ -113,6 +113,13 @@ class FirstHour:
         assert process.returncode == code, text
         return text
 
+    def apart(self, *arguments, cwd):
+        """(exit code, stdout, stderr) of a command that Python is started for."""
+        words = [self.python, "-P", "-m", "videorft_jax.cli", *arguments]
+        env = self.environment()
+        done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
     def sft(self):
         """The work directory of a finished run of the tiny recipe, started with relative paths."""
         if "sft" not in self.said:
