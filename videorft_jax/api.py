@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from etils import epath
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.media.clip import resize_frames
-from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.contract import MediaContract, cut_text
 from videorft_jax.data.media.contract_file import read_contract
 from videorft_jax.data.media.image import read_image
 from videorft_jax.data.media.sampling import pair_times
@@ -40,6 +41,7 @@ from videorft_jax.rollout.sampling import make_sampling
 
 log = logging.getLogger(__name__)
 
+_MOST_PATH = 4000  # characters that every operating system takes
 _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
 
 
@@ -68,16 +70,20 @@ class Model:
         """Chats in Hugging Face's form to one batch of right-padded prompts.
 
         A part is {"type": "video", "video": path, "start": s, "end": s}, {"type": "image",
-        "image": path} or {"type": "text", "text": ...}. In place of a path, pixels already decoded:
-        uint8 [n, h, w, 3] with "fps" (an image: [h, w, 3]); they are resized only when their sides
-        are no multiples of a visual token's or lie outside the budget. Frames may also be a folder
-        or list of pictures with "fps". The keys of qwen-vl-utils (fps, nframes, max_pixels,
-        resized_height, video_start ...) change the contract for their part. Where a text holds
-        placeholders such as <video>, the media of its turn stand there. A chat may also be a plain
-        dict, a row of any format that files may have; see `data.records.parts.read_chat`. A chat
-        that ends in an assistant's turn is laid out with that turn as the target. Raises
-        ValueError, MediaError among them.
+        "image": path} or {"type": "text", "text": ...}. In place of a path may stand file://, a
+        data URI, the bytes of a file, a picture of Pillow, or pixels: [n, h, w, 3] with "fps" (an
+        image: [h, w, 3]), see `data.media.given.read_frames`. Pixels are resized only when their
+        sides are no multiples of a visual token's or lie outside the budget. Frames may also be a
+        folder or list of pictures with "fps". The source may also be called path, url, base64, or
+        as in OpenAI's chats image_url and video_url. The keys of qwen-vl-utils (fps, nframes,
+        max_pixels, resized_height, video_start ...) change the contract for their part. Where a
+        text holds placeholders such as <video>, the media of its turn stand there. A chat may also
+        be a plain dict, a row of any format that files may have; see
+        `data.records.parts.read_chat`. A chat that ends in an assistant's turn is laid out with
+        that turn as the target. Raises ValueError, MediaError among them.
         """
+        if not isinstance(messages, list | tuple | Iterator):
+            raise ValueError("prepare: no list of chats; put a chat into a list")
         samples = [self._sample(chat) for chat in messages]
         if not samples:
             raise ValueError("prepare: no chats; give a list of at least one")
@@ -95,6 +101,8 @@ class Model:
         if chat and chat[-1]["role"] == "assistant":
             target = chat.pop()["content"]
             if not isinstance(target, str):
+                if any(part["type"] != "text" for part in target):
+                    raise ValueError("prepare: the last turn shows media; a target is text alone")
                 target = "".join(part["text"] for part in target)
         contents = [m["content"] for m in chat if not isinstance(m["content"], str)]
         parts = [part for content in contents for part in content if part["type"] != "text"]
@@ -112,24 +120,26 @@ class Model:
         kind, source, cut = part["type"], part[part["type"]], self.contract.geometry
         still = kind == "image"
         is_file = isinstance(source, str | os.PathLike | bytes) and not os.path.isdir(source)
-        contract, span = read_keys(part, self.contract, is_file)
-        if not isinstance(source, np.ndarray):
+        is_array = isinstance(source, np.ndarray)
+        contract, span = read_keys(part, self.contract, is_file, is_array=is_array)
+        rate = part.get("fps") or part.get("sample_fps")
+        if not is_array:
             if still:
                 return patches.make_media(read_image(source, contract).frames, None, cut), ()
-            rate = None if is_file else part.get("fps") or part.get("sample_fps")
-            clip = read_video(source, contract, **span, fps=rate)
+            clip = read_video(source, contract, **span, fps=None if is_file else rate)
             return patches.make_media(clip.frames, clip.fps, cut), clip.stamps
-        if not still and "fps" not in part:
+        if not still and rate is None:
             raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
-        frames = source[None] if still and source.ndim == 3 else source
-        frames = resize_frames(frames, contract, image=still)
+        frames = resize_frames(source, contract, image=still)
         if still:
             return patches.make_media(frames, None, cut), ()
-        stamps = pair_times(np.arange(len(frames)) / part["fps"], cut.temporal_patch)
-        return patches.make_media(frames, part["fps"], cut), stamps
+        stamps = pair_times(np.arange(len(frames)) / rate, cut.temporal_patch)
+        return patches.make_media(frames, float(rate), cut), stamps
 
     def forward(self, batch: Batch) -> jax.Array:
         """float32 logits [B, T, V] of every position; for inspection and tests only."""
+        if not isinstance(batch, Batch):
+            raise ValueError(f"forward: a {type(batch).__name__}; give a batch of prepare")
         with jax.set_mesh(self.mesh):
             return _logits(self.config, self.params, sharding.place_batch(batch, self.mesh))
 
@@ -180,6 +190,7 @@ class Model:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
+        folder = _read_path(folder, "the export")
         files = client_files(self.config, self.contract, self.tokenizer)
         write_checkpoint(
             folder, self.params, self.config, source_folder=self.folder, side_files=files
@@ -213,13 +224,16 @@ def load(
     of all tensors, such as "module.".
     Raises ValueError, one line, before anything is allocated.
     """
+    folder = _read_path(folder, "the model")
+    adapter = None if adapter is None else _read_path(adapter, "the adapter")
+    _check_kinds(mesh, media, strip_prefix)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    saved = _find_saved(os.fspath(folder))
+    saved = _find_saved(folder)
     source = find_folder(saved.init_from if saved else folder, download=download)
     folder = folder if saved else source
     config = load_config(source)
     check_side_files(config, source)
-    added = None if adapter is None else load_adapter(os.fspath(adapter), config)
+    added = None if adapter is None else load_adapter(adapter, config)
     changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
     contract = _choose_contract(saved, folder, adapter, config, changes)
     if saved:
@@ -239,6 +253,22 @@ def load(
         mesh=mesh,
         folder=str(source),
     )
+
+
+def _read_path(value: Any, what: str) -> str:
+    """A path as text. Raises ValueError for what no path can be."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not isinstance(path, str) or not path or len(path) > _MOST_PATH or not path.isprintable():
+        shown = cut_text(repr(value))
+        raise ValueError(f"{shown} is no folder for {what}; give its path or name")
+    return path
+
+
+def _check_kinds(mesh, media, strip_prefix):
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise ValueError(f"mesh is a {type(mesh).__name__}; give a jax.sharding.Mesh, or None")
+    if not isinstance(media or {}, Mapping) or not isinstance(strip_prefix, str):
+        raise ValueError("media is a dict of fields and strip_prefix a text; give these")
 
 
 def _find_saved(folder):
@@ -279,7 +309,8 @@ def _change(contract, changes):
     fields = contract.to_dict() | changes
     for name in ("max_frames", "max_pixels", "image_max_pixels"):
         least = name.replace("max", "min")
-        if name in changes and least not in changes:
+        is_number = isinstance(fields[name], int | float)  # The contract refuses all others.
+        if name in changes and least not in changes and is_number:
             fields[least] = min(fields[least], fields[name])
     return MediaContract.from_dict(fields)
 

@@ -134,7 +134,7 @@ def commands(trained_place, tmp_path, monkeypatch, capsys):
 
     def with_recipe(command):
         def call(folder, **changes):
-            records = trained_place.folder / "data" / "sft.jsonl"
+            records = tmp_path / "none.jsonl"  # It would be missed after the weights are checked.
             options = tiny_run.sft_options(folder, records, **changes)
             tiny_run.write_config(tmp_path / "recipe.py", f"{command}_7b", options)
             workdir = tmp_path / f"{command}_run"

@@ -209,7 +209,12 @@ def _aligned(shape, dtype):
 
 def known_dtype(dtype) -> np.dtype:
     """A dtype that safetensors can hold. Raises ValueError for any other."""
-    dtype = jax.numpy.dtype(dtype)
+    try:
+        dtype = jax.numpy.dtype(dtype)
+    except TypeError:
+        raise ValueError(
+            f"dtype {str(dtype)[:40]!r} is unknown; give bfloat16 or float32"
+        ) from None
     known = tensor_files.DTYPES.values()
     if dtype not in known:
         names = ", ".join(known.name for known in known)

@@ -51,7 +51,7 @@ def to_float(score: float | Outcome) -> float:
 def check_mode(mode: str) -> None:
     """Raises ValueError for a mode that does not exist."""
     if mode not in MODES:
-        raise ValueError(f"rewards: mode is {mode!r}; choose one of {', '.join(MODES)}")
+        raise ValueError(f"rewards: mode is {str(mode)[:40]!r}; choose one of {', '.join(MODES)}")
 
 
 def score_accuracy(

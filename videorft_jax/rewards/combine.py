@@ -215,10 +215,16 @@ def score(
     Raises:
       ValueError: unknown mode or reward, a dict that is no sound row, or shapes that do not agree.
     """
+    for name, value in (("completions", completions), ("records", records), ("rewards", rewards)):
+        if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+            raise ValueError(f"score: {name} is a {type(value).__name__}; give a list")
+    if not all(isinstance(record, Mapping) or hasattr(record, "solution") for record in records):
+        raise ValueError("score: a record is neither a dict nor a Record; give one of them")
     is_flat = all(isinstance(texts, str) for texts in completions)
     groups: Any = [[text] for text in completions] if is_flat else completions
     for name in rewards:
-        if ":" not in name and name not in ("accuracy", "format"):
+        if not isinstance(name, str) or ":" not in name and name not in ("accuracy", "format"):
+            name = " ".join(str(name).split())[:40]
             raise ValueError(f"score: {name} needs more than text; name accuracy, format, mod:func")
     config = RewardConfig(tuple((name, 1.0) for name in rewards), mode)
     scores = Rewards(config)(groups, records).scores
@@ -373,7 +379,7 @@ def _score_batch(
 
 
 def _check_batch(completions: Sequence[Sequence[str]], records: Sequence[Any]) -> None:
-    sizes = {0 if isinstance(group, str) else len(group) for group in completions}
+    sizes = {len(group) if isinstance(group, list | tuple) else 0 for group in completions}
     if len(completions) != len(records) or len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"rewards: {len(completions)} groups of {sorted(sizes)} completions for {len(records)} "

@@ -1,5 +1,7 @@
 """What a rollout is asked for, checked before anything reaches a device. NumPy only."""
 
+import numbers
+
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
@@ -21,8 +23,9 @@ def check_request(
     count, shape = len(batch.tokens), (len(batch.tokens), sampling.num_rollouts)
     uids = np.asarray(uids)
     for name, value in (("seed", seed), ("step", step), *(("uid", int(uid)) for uid in uids)):
-        if not 0 <= value < 2**32:
-            raise ValueError(f"rollout: {name} {value} is outside 0 .. 2^32 - 1; give one inside")
+        if not isinstance(value, numbers.Integral) or not 0 <= value < 2**32:
+            shown = str(value) if isinstance(value, numbers.Real) else type(value).__name__
+            raise ValueError(f"rollout: {name} {shown} is outside 0 .. 2^32 - 1; give one inside")
     if uids.shape != (count,):
         raise ValueError(f"rollout: uids have shape {uids.shape}; give one to each of {count} rows")
     limits = np.full(shape, sampling.max_new_tokens) if limits is None else np.asarray(limits)

@@ -12,6 +12,7 @@ over devices. Ids whose logits tie at that bound all stay, so the result depends
 
 import dataclasses
 import json
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.models.config import ModelConfig
+
+_NUM_NUMBERS = 6  # fields of SamplingConfig that a caller gives as one number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,13 @@ class SamplingConfig:
     num_real_tokens: int | None = None
 
     def __post_init__(self):
+        for field in dataclasses.fields(self)[:_NUM_NUMBERS]:
+            value, kind = getattr(self, field.name), numbers.Real
+            if isinstance(field.default, int):
+                kind = numbers.Integral
+            if not isinstance(value, kind) or isinstance(value, bool):
+                wanted = "a number" if kind is numbers.Real else "a whole number"
+                raise ValueError(f"sampling: {field.name} is {str(value)[:40]!r}; give {wanted}")
         conditions = [
             ("num_rollouts", self.num_rollouts >= 1, "at least 1"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),

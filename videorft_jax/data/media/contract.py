@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import numbers
 
 from videorft_jax.models.geometry import WINDOWED_14, Geometry, find_geometry
 
@@ -16,6 +18,7 @@ CHOICES = {
     "stamps": ("index", "time"),
     "video_wrapper": ("qwen", "hf5"),
 }
+_MOST = 400  # characters of a path or of a detail in a message
 REASONS = {
     "missing": "check the path and the data root",
     "not_regular": "replace the pipe or device by a plain file; a folder of frames needs fps",
@@ -42,6 +45,13 @@ REASONS = {
 }
 
 
+def cut_text(text: str, most: int = 120) -> str:
+    """A text as messages show it, in one line: of a long one, such as a data URI, its begin and its
+    length."""
+    text = text if text.isprintable() else " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]}... ({len(text)} characters)"
+
+
 class MediaError(ValueError):
     """A clip that cannot be used. `reason` is a key of `REASONS`, `path` names the clip as the
     record does, `detail` says what was seen. `str()` is one line and ends in the remedy."""
@@ -53,7 +63,8 @@ class MediaError(ValueError):
         self.reason, self.detail, self.path = reason, detail, path
 
     def __str__(self) -> str:
-        line = f"{self.path}: {self.reason}: {self.detail}; {REASONS[self.reason]}"
+        path, detail = cut_text(self.path, _MOST), cut_text(self.detail, _MOST)
+        line = f"{path}: {self.reason}: {detail}; {REASONS[self.reason]}"
         return line.encode("unicode_escape").decode()
 
 
@@ -129,10 +140,19 @@ class MediaContract:
             if not ok:
                 raise ValueError(f"MediaContract: {what}")
 
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            may_be_none = field.default is None and value is None
+            if isinstance(field.default, str) or may_be_none:
+                continue
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            shown = cut_text(repr(value), 40)
+            require(is_number and abs(value) < math.inf, f"{field.name} is {shown}; give a number")
         object.__setattr__(self, "fps", float(self.fps))  # 2 and 2.0 are one contract
         for name, known in CHOICES.items():
             found = getattr(self, name)
-            require(found in known, f"{name} is {found!r}; choose one of {known}")
+            shown = cut_text(repr(found), 40)
+            require(found in known, f"{name} is {shown}; choose one of {known}")
         require(self.resize == "bicubic_antialias", f"unknown resize {self.resize!r}")
         require(0 < self.fps < 1000, f"fps must be in (0, 1000), got {self.fps}")
         require(self.num_frames is None or self.num_frames >= 2, "num_frames must be None or >= 2")
@@ -194,10 +214,13 @@ class MediaContract:
     @classmethod
     def from_dict(cls, fields: dict) -> "MediaContract":
         """Inverse of `to_dict`; ValueError names fields that are unknown or absent."""
+        if not isinstance(fields, dict):
+            raise ValueError("MediaContract: fields are no dict; give name -> value")
         wrong = set(fields) ^ {field.name for field in dataclasses.fields(cls)}
         wrong -= set(cls.LATER) - set(fields)
         if wrong:
-            raise ValueError(f"MediaContract: unknown or absent fields {sorted(wrong)}")
+            names = cut_text(str(sorted(map(str, wrong))), _MOST)
+            raise ValueError(f"MediaContract: unknown or absent fields {names}")
         return cls(**fields)
 
     def with_frames(self, most: int | None) -> "MediaContract":

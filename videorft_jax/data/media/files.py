@@ -205,8 +205,9 @@ def name_of(source) -> str:
     if isinstance(source, bytes):
         return "<bytes>"
     if isinstance(source, list | tuple):
-        return f"{source[0] if source else 'no frames'} and {max(len(source) - 1, 0)} more"
-    return str(source)
+        first = name_of(source[0]) if source else "no frames"
+        return f"{first} and {max(len(source) - 1, 0)} more"
+    return str(source) if isinstance(source, str | os.PathLike) else f"<{type(source).__name__}>"
 
 
 def explain(error: Exception) -> tuple[str, str]:

@@ -36,5 +36,9 @@ def score_outputs(rows: Sequence[Mapping[str, Any]], scorer: str = "robust") -> 
     """
     if scorer not in SCORERS:
         raise ValueError(f"score: scorer is {scorer!r}; choose one of {', '.join(SCORERS)}")
+    if isinstance(rows, str) or not isinstance(rows, Sequence):
+        raise ValueError(f"score: rows are a {type(rows).__name__}; give a list of dicts")
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("score: a row is no dict; give question_type, gold and output by name")
     made = [make_row(row, place) for place, row in enumerate(rows)]
     return [SCORERS[scorer](row) for row in made]

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import re
 import string
@@ -46,6 +47,8 @@ __all__ = [
     "save_siglip",
     "tokenize",
 ]
+
+_MOST_PATH = 4000  # characters that every operating system takes
 
 # Batches are cut and padded to these sizes, so a tower compiles at most once per size.
 _IMAGE_BATCHES = (4, 16)  # 16 images of 729 patches hold 0.5 GB of fp32 attention scores
@@ -352,6 +355,9 @@ def load_siglip(folder: str, dtype: str = "bfloat16") -> Siglip:
     """
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"siglip dtype is {dtype!r}: use 'bfloat16' or 'float32'")
+    is_path = isinstance(folder, str | os.PathLike)
+    if not is_path or not str(folder).isprintable() or len(str(folder)) > _MOST_PATH:
+        raise ValueError(f"siglip: a {type(folder).__name__} that is no path of a folder; give one")
     config, tokenizer = _read_config(pathlib.Path(folder))
     return Siglip(config, _read_params(pathlib.Path(folder), config, dtype), tokenizer)
 
