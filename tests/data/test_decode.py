@@ -120,6 +120,10 @@ MADE = {
     "h264.ts": ("libx264", X264 | {"g": "20", "bf": "3"}, {}),
     "mpeg2.mpg": ("mpeg2video", {"g": "12"}, {"bframes": 2}),
     "h264.flv": ("libx264", X264 | {"g": "20", "bf": "2"}, {}),
+    "utvideo.avi": ("utvideo", {}, {}),
+    "ffvhuff.avi": ("ffvhuff", {}, {}),
+    "vp8.ivf": ("libvpx", {"g": "20", "deadline": "realtime", "cpu-used": "8"}, {}),
+    "mpeg2.mxf": ("mpeg2video", {"g": "12"}, {"bframes": 2}),
     "fragments.mp4": (
         "libx264",
         X264 | {"g": "20", "bf": "3"},
@@ -129,7 +133,7 @@ MADE = {
 DERIVED = ("edit_list.mp4", "late_start.mkv", "late_start.ts", "rotated.mp4")
 REAL = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
 # Containers without a trustworthy index, and streams whose keyframes cannot stand alone.
-FROM_START = ("avi", "ts", "mpg", "flv")
+FROM_START = ("avi", "ts", "mpg", "flv", "ivf", "mxf")
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,28 @@ def test_a_large_text_chunk_is_a_refusal_with_the_name(tmp_path):
     assert (found.reason, found.path) == ("corrupt", "a.png")
 
 
+@pytest.mark.parametrize("form", ["TIFF", "PPM", "JPEG2000", "BMP", "GIF", "WEBP"])
+def test_pictures_of_other_formats(form):
+    """Without loss, as told; the two colours of `base` come back."""
+    options = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}.get(form, {})
+    straight = np.asarray(Image.open(io.BytesIO(PNG)))
+    clip = read(encoded(Image.fromarray(straight), form, **options))
+    assert np.array_equal(clip.frames[0], straight)
+
+
+def test_what_is_no_picture_is_called_so():
+    found = read(b"no picture, and no video either")
+    assert (found.reason, found.detail) == ("not_media", "no picture of a known format")
+
+
+def test_pages_of_a_document_are_no_still():
+    pages = [Image.new("L", (56, 56), level) for level in (0, 255)]
+    found = read(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert (found.reason, found.detail) == (
+        "unsupported", "an animation of 2 frames is no still image"
+    )  # fmt: skip
+
+
 GREY = np.array([[0, 64, 128], [192, 254, 255]], np.uint8)
 
 

@@ -30,13 +30,15 @@ from videorft_jax.data.media.streams import (
     find_lack,
 )
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif"
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,ivf,mxf"
 # Audio decoders are left out on purpose: probing then decodes no sound. Neither are the still
 # picture codecs, whose bombs cost gigabytes while probing.
 CODECS = (
     "h264,hevc,vp8,vp9,libdav1d,av1,mpeg4,mpeg2video,mpeg1video,msmpeg4,msmpeg4v1,msmpeg4v2,h263,"
-    "h263i,flv,wmv1,wmv2,wmv3,vc1,theora,mjpeg,prores,dnxhd,ffv1,gif,vp6,vp6f,svq3,cinepak,rawvideo"
+    "h263i,flv,wmv1,wmv2,wmv3,vc1,theora,mjpeg,prores,dnxhd,ffv1,gif,vp6,vp6f,svq1,svq3,cinepak,"
+    "rawvideo,dvvideo,huffyuv,ffvhuff,utvideo,qtrle"
 )
+UNKNOWN_CONTAINER = "no allowed video container recognised"
 SEEKABLE = (MOV, MATROSKA)  # the others are read from the start
 Convert = Callable[[av.VideoFrame], np.ndarray]
 Choose = Callable[[np.ndarray, float], np.ndarray]
@@ -126,7 +128,7 @@ class VideoFile:
                 head = file.read(12)
         if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
             return MediaError("truncated", "the header is there, the index is not")
-        return MediaError("not_media", "no allowed video container recognised")
+        return MediaError("not_media", UNKNOWN_CONTAINER)
 
     def _pick_stream(self, pixels: dict[str, str]) -> None:
         stream = choose_stream(self.container)

@@ -157,7 +157,7 @@ def guarded(read: Callable[[], T], source) -> T:
         raise MediaError(*explain(error), name_of(source)) from None
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".heif")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".heic", ".heif", ".tif", ".tiff")
 
 
 def list_files(path, root: str | os.PathLike | None, limits: Limits) -> list[str]:

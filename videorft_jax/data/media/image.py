@@ -10,11 +10,12 @@ from PIL import Image, UnidentifiedImageError, features
 
 from videorft_jax.data.media.clip import Clip, resize_planes
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
-from videorft_jax.data.media.decode import read_single_frame
+from videorft_jax.data.media.decode import UNKNOWN_CONTAINER, read_single_frame
 from videorft_jax.data.media.files import read_guarded
 from videorft_jax.data.media.sampling import target_size
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # JPEG includes the MPO of phones
+# JPEG includes the MPO of phones.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 AVIF_BRANDS = {b"avif", b"avis"}  # The box that opens a file names all that the file keeps to.
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # the EXIF tag
@@ -69,7 +70,7 @@ def look_at_image(
             with open_image(name, limits) as image:
                 return shown_size(image)
         except UnidentifiedImageError:
-            return read_single_frame(name, limits).shape[:2]
+            return _read_video_of_one(name, limits).shape[:2]
 
     return read_guarded(look, source, root, limits)
 
@@ -79,7 +80,17 @@ def _read_still(name: str | bytes, limits: Limits) -> np.ndarray:
         with open_image(name, limits) as image:
             return to_rgb(image)
     except UnidentifiedImageError:
+        return _read_video_of_one(name, limits)
+
+
+def _read_video_of_one(name: str | bytes, limits: Limits) -> np.ndarray:
+    """The frame of a video that has one. A file that is no video either is called no picture."""
+    try:
         return read_single_frame(name, limits)
+    except MediaError as error:
+        if error.detail != UNKNOWN_CONTAINER:
+            raise
+        raise MediaError("not_media", "no picture of a known format") from None
 
 
 @contextlib.contextmanager
