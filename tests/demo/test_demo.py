@@ -1,15 +1,17 @@
 """The demo: its recipe, its report, and a small one from end to end, killed on the way."""
 
 import json
+import os
 import sys
 import types
 
+import held_out
 import numpy as np
 import pytest
 from option_names import OPTIONS
 from tiny_run import ROOT, finish, load_recipe, start, wait_for
 
-from videorft_jax import api
+from videorft_jax import api, cli
 from videorft_jax.commands import options_help
 from videorft_jax.demo import report as demo_report
 from videorft_jax.demo.scenes import WorldConfig
@@ -153,6 +155,24 @@ def test_control_spends_the_time_that_grpo_spent(smoke):
 
     expected = max(1, round(np.median(seconds("grpo")) * 4 / np.median(seconds("sft"))))
     assert len(seconds("more_sft")) == expected
+
+
+def test_run_export_and_command_answer_as_the_evaluation(smoke, tmp_path, monkeypatch, capsys):
+    """The media contract travels: all 30 texts are the same, from another working directory."""
+    monkeypatch.chdir(tmp_path)
+    found = json.loads((smoke.workdir / "evaluations/after_grpo/results.json").read_text())
+    limit = found["settings"]["evaluate"]["max_new_tokens"]
+    rows = held_out.read_answers(smoke.workdir, "after_grpo")
+    chats = held_out.read_chats(smoke.workdir, len(rows))
+    expected = [row["completion"] for row in rows]
+    assert len(set(expected)) > 3  # The clips matter.
+    for folder in ("grpo", "grpo/hf"):
+        model = api.load(os.path.relpath(smoke.workdir / folder), dtype="float32")
+        out = model.generate(chats, num_rollouts=1, max_new_tokens=limit, temperature=0.0)
+        assert [texts[0] for texts in out.texts] == expected
+    command = held_out.ask_arguments(smoke.workdir / "grpo", chats[0], limit)
+    assert cli.main([*command, "--dtype=float32"]) == 0
+    assert capsys.readouterr().out == expected[0].rstrip("\ufffd") + "\n"
 
 
 def test_export_is_the_model_that_grpo_left(smoke):

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 
+import hub_cache
 import jax
 import numpy as np
 import pytest
@@ -130,6 +131,16 @@ def test_checkpoint(place, trained, call, tmp_path):
     asked = settings | {"media__fps": 1.0, "evaluate__other_media": True}
     call(tmp_path / "other", **asked)
     assert (tmp_path / "other" / "results.json").exists()
+
+
+def test_a_name_of_the_hub_is_evaluated(place, whole, call, tmp_path, monkeypatch):
+    snapshot = hub_cache.put(tmp_path / "hub", "org/tiny", place.model, monkeypatch)
+    call(tmp_path / "out", model__init_from="org/tiny")
+    assert read(tmp_path / "out") == read(whole)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["settings"]["weights"]["init_from"] == str(snapshot)
+    with pytest.raises(ValueError, match=r"fetch it by: hf download org/other$"):
+        call(tmp_path / "other", model__init_from="org/other")
 
 
 def test_an_export_is_asked_under_its_own_contract(place, call, tmp_path):

@@ -18,6 +18,7 @@ from videorft_jax.models import family
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.peft_folder import load_adapter, merge_adapter, save_adapter
 from videorft_jax.models.qwen2_5_vl.config import tiny_values
 
 # Version -> the position rule that equals its own. The last is the newest that there was.
@@ -151,3 +152,29 @@ def test_folders_go_both_ways(environments, version, tmp_path):
         assert_close(ours[name], answers(folder))
         if name != "hub":
             np.testing.assert_array_equal(answers(folder)[0], answers(folders[name])[0])
+
+
+@pytest.mark.slow
+def test_adapters_go_both_ways(environments, tmp_path):
+    """The newest PEFT: its adapter merged by us, and ours merged by it."""
+    newest = list(VERSIONS)[-1]
+    sample = make_inputs(tmp_path / "inputs.npz", VERSIONS[newest])
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(tiny_values()))
+    client = functools.partial(
+        client_versions.run_client, environments(newest), folders={"base": str(base)},
+        inputs=str(tmp_path / "inputs.npz"),
+    )  # fmt: skip
+    client(task="write")
+    plain = answers(base)[0]
+    client(task="tune", adapter=str(tmp_path / "theirs"))
+    config = load_config(base)
+    adapter = load_adapter(tmp_path / "theirs", config)
+    ours = compute(config, merge_adapter(read_checkpoint(base, config), adapter), sample)
+    assert_close(ours, answers(base))
+    assert np.abs(ours[0] - plain).max() > 0.1 * np.abs(plain).max()
+    again = str(tmp_path / "ours")
+    save_adapter(again, adapter.factors, adapter.config, config, base_model=str(base))
+    client(task="read", adapter=again)
+    assert_close(ours, answers(base))

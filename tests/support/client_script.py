@@ -3,8 +3,10 @@
     python client_script.py '{"task": "write", "folders": {"yarn": "DIR"}, "inputs": "x.npz"}'
 
 "write" makes of each folder's config.json a model with random weights, saves it there as this
-version does and computes with it; "read" loads each folder. Logits and the ids that greedy decoding
-adds to the prompt lie afterwards in DIR/client.npz, beside the inputs of the file.
+version does and computes with it; "read" loads each folder and merges the adapters of PEFT in the
+folder `adapter`, where one is given; "tune" puts new ones beside the model and saves them there.
+Logits and the ids that greedy decoding adds to the prompt lie afterwards in DIR/client.npz. The
+file of `inputs` holds the arguments of the model.
 """
 
 import inspect
@@ -39,14 +41,30 @@ def make_model(folder, padded):
     return model
 
 
+def tune(model, adapter):
+    """Random adapters of both towers; PEFT itself begins with a product of zero."""
+    import peft
+
+    targets = ["q_proj", "v_proj", "down_proj", "attn.qkv", "merger.mlp.0"]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_" in name:
+                value.copy_(0.2 * torch.randn_like(value))
+    model.save_pretrained(adapter)
+    return model
+
+
 def compute(model, inputs):
     """Logits of the prompt, and what greedy decoding adds to it."""
-    known = inspect.signature(model.forward).parameters
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = inspect.signature(bare.forward).parameters
     inputs = {name: torch.tensor(value) for name, value in inputs.items() if name in known}
     model.eval()
     with torch.no_grad():
         logits = model(**inputs).logits[0].float().numpy()
-        model.generation_config = transformers.GenerationConfig(
+        bare.generation_config = model.generation_config = transformers.GenerationConfig(
             do_sample=False, max_new_tokens=STEPS, eos_token_id=None, pad_token_id=0
         )
         ids = model.generate(**inputs)[0].numpy()
@@ -62,7 +80,9 @@ def main(job):
             model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 folder, torch_dtype=torch.float32
             )
-        if adapter := job.get("adapter"):
+        if job["task"] == "tune":
+            model = tune(model, job["adapter"])
+        elif adapter := job.get("adapter"):
             import peft
 
             model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()

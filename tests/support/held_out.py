@@ -25,11 +25,11 @@ def read_answers(workdir: pathlib.Path, stage: str) -> list[dict]:
     return sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["index"])
 
 
-def ask_arguments(model, chat) -> list[str]:
+def ask_arguments(model, chat, max_new_tokens: int = 64) -> list[str]:
     """The command line of `videorft ask` that puts the same question."""
     system, user = (message["content"] for message in chat)
     parts = {part["type"]: part[part["type"]] for part in user}
     return [
         "ask", f"--model={model}", f"--system={system[0]['text']}", f"--video={parts['video']}",
-        f"--question={parts['text']}", "--max_new_tokens=64",
+        f"--question={parts['text']}", f"--max_new_tokens={max_new_tokens}",
     ]  # fmt: skip

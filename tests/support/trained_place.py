@@ -37,8 +37,9 @@ class TrainedPlace:
             "lora": self.save("lora", (), LORA),
         }
 
-    def save(self, name, freeze, lora, ema=False):
-        config = tiny_run.sft_config(self.model, "records.jsonl")
+    def save(self, name, freeze, lora, ema=False, model=None):
+        """A run that started from `model`, by default the folder of the place."""
+        config = tiny_run.sft_config(model or self.model, "records.jsonl")
         weights = Weights(self.loaded.config, freeze, lora)
         trained, frozen = jax.jit(weights.split)(self.loaded.params, jax.random.key(1))
         rng = np.random.default_rng(2)

@@ -5,11 +5,13 @@ import logging
 import shutil
 
 import hf_twin as hf
+import hub_cache
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny_run
 import torch
 import transformers
 from safetensors.numpy import load_file
@@ -20,6 +22,7 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.hf_folder import flatten
 from videorft_jax.parallel import sharding
 from videorft_jax.training import restore
+from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.trees import join
 
 
@@ -173,6 +176,38 @@ def test_model_that_has_moved(place, tmp_path, capsys):
     capsys.readouterr()
     assert place.export("full", tmp_path / "other", f"--model={moved}") == 2
     assert "model.text.num_layers is 2 in the checkpoint and 3" in capsys.readouterr().err
+
+
+def test_a_run_that_began_with_a_name_of_the_hub(place, tmp_path, monkeypatch, capsys):
+    """The run keeps the name, and finds tokenizer and config again in the cache of this machine."""
+    snapshot = hub_cache.put(tmp_path / "hub", "org/tiny", place.model, monkeypatch)
+    options = make_train_options(tiny_run.sft_config("org/tiny", "records.jsonl"))
+    assert options.model.init_from == str(snapshot)
+    assert options.recorded["model"]["init_from"] == "org/tiny"
+    trained, _, _ = place.save("named", (), None, model="org/tiny")
+    assert vr.load(place.folder / "named", dtype="float32").folder == str(snapshot)
+    base = vr.load("org/tiny", dtype="float32")
+    assert_same_bits(flatten(jax.tree.map(np.asarray, base.params)), place.read(place.model))
+    assert place.export("named", tmp_path / "hf") == 0
+    assert_same_bits(place.read(tmp_path / "hf"), flatten(trained))
+    (snapshot / "tokenizer.json").unlink()
+    capsys.readouterr()
+    assert place.export("named", tmp_path / "again") == 2
+    assert "lacks tokenizer.json; if it is a name there, fetch it by: hf download org/tiny" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_model_in_a_bucket_is_loaded(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bucket = hub_cache.make_bucket(monkeypatch)
+    for path in place.model.iterdir():
+        bucket.pipe(f"gs://bucket/tiny/{path.name}", path.read_bytes())
+    options = make_train_options(tiny_run.sft_config("gs://bucket/tiny", "records.jsonl"))
+    assert options.recorded["model"]["init_from"] == "gs://bucket/tiny"
+    for name in ("gs://bucket/tiny", options.model.init_from):
+        found = vr.load(name, dtype="float32").params
+        assert_same_bits(flatten(jax.tree.map(np.asarray, found)), place.read(place.model))
 
 
 def test_bad_input(place, tmp_path, capsys):
