@@ -79,9 +79,14 @@ _DENIED_AFTER = re.compile(
 )
 _AFFIRMED_AFTER = re.compile(
     r"^[\s\"')\]]*(?:is|seems|looks|must be|has to be)\s+(?:clearly\s+|definitely\s+)?(?:the\s+)?"
-    r"(?:right|correct|true|best|answer|accurate)\b",
+    r"(?:right|correct|true|best|answer|accurate|better|more (?:likely|plausible|accurate))\b",
     re.I,
 )
+_TEMPTING = re.compile(
+    r"^[\s\"')\]]*(?:is|seems|looks|sounds)\s+(?:\w+ )?(?:tempting|plausible|possible|close)\b",
+    re.I,
+)
+_PLURAL = re.compile(r"^[\s\"')\]]*(?:are|were|can|do|both|all|seem|look)\b", re.I)
 _MORE = re.compile(
     r"^[\s\"')\]]*(?:,|/|&|;|\+|\bor\b|\band\b|和|或|、)\s*(?:also\s+|maybe\s+|possibly\s+)?"
 )
@@ -237,11 +242,8 @@ def _around(text, start, end):
 def _read_letters(text, labels, cues) -> set[str]:
     """The labels that the text commits itself to by the strongest words it uses."""
     mentions = list(_mentions(text, list(labels)))
-    kept = []
-    for label, start, end in mentions:
-        before, after = _around(text, start, end)
-        if not _DENIED_BEFORE.search(before) and not _DENIED_AFTER.match(after):
-            kept.append((label, start, end))
+    denied = _find_denied(text, mentions)
+    kept = [mention for mention in mentions if mention not in denied]
     if len(kept) > 1 and not re.search(r"\w{2,}", re.sub(r"\b(?:or|and)\b", "", text)):
         return {label for label, *_ in kept}  # letters alone
     denied = {label for label, *_ in mentions} - {label for label, *_ in kept}
@@ -261,6 +263,30 @@ def _read_letters(text, labels, cues) -> set[str]:
         return leading
     lone = [m for m in kept if _stands_alone(text, m)]
     return {label for label, *_ in lone}
+
+
+def _find_denied(text, mentions):
+    """The mentions that the text denies, alone or in a list: "not A or C", "A, C and D are wrong".
+    An option that is only called plausible before another one is named is denied too."""
+    around = {mention: _around(text, *mention[1:]) for mention in mentions}
+    denied = {
+        mention for mention, (before, after) in around.items()
+        if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after)
+        or (_TEMPTING.match(after) and mention is not mentions[-1])
+    }  # fmt: skip
+    pairs = list(zip(mentions, mentions[1:], strict=False))
+    for first, second in pairs:
+        if first in denied and re.fullmatch(r"\s*n?or\s*", text[first[2] : second[1]]):
+            denied.add(second)
+    is_list = False
+    for first, second in reversed(pairs):
+        between = text[first[2] : second[1]]
+        ends = second in denied and _PLURAL.match(around[second][1])
+        joined = re.fullmatch(r"\s*,?\s*(?:and|or|&)\s*", between) if not is_list else None
+        is_list = bool((ends and joined) or (is_list and re.fullmatch(r"\s*,\s*", between)))
+        if is_list:
+            denied.add(first)
+    return denied
 
 
 def _read_revised(text, labels) -> set[str]:
@@ -308,7 +334,7 @@ def _with_alternatives(text, kept, found):
 _LINKS_TEXT = """
 is be so thus hence with was to say probably likely clearly obviously definitely maybe perhaps guess
 and or either both es est ist è é sono choose option certainly surely yes sure just only then
-therefore but
+therefore but also la le el die leaving leaves
 """
 _LINKS = frozenset(_LINKS_TEXT.split())
 

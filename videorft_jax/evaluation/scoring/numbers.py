@@ -36,6 +36,15 @@ _POWER = re.compile(r"(\d+(?:\.\d+)?)\s*(?:x|\*|×|\\times)\s*10\s*(?:\^|\*\*)\s
 _BARE_POWER = re.compile(r"(?<![\w.])10\s*(?:\^|\*\*)\s*\{?([-+]?\d{1,3})\}?(?![\w.])")
 _MARGIN = re.compile(r"\s*(?:±|\+/-|\+-|\\pm)\s*\d+(?:\.\d+)?")
 _DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2})(?![\d,]|\.\d)")
+_SPACED = re.compile(r"(?<![\w.,'])\d{1,3}(?:[ \u00a0\u202f'’]\d{3})+(?![\w.,]| \d)")
+# "3 objects: a cup, 2 plates" counts before it lists.
+_LISTED = re.compile(r"\W*(?:there (?:are|is)\s+)?\w+(?: [a-z]+){1,3}\s*(?=:)", re.I)
+# What is shown, and parts of what was counted, where other numbers are said too.
+_ASIDE = re.compile(
+    r"^\s?(?:frames?|images?|pictures?|screenshots?|clips?|videos?|options?|steps?"
+    r"|of (?:them|which|these|those))\b",
+    re.I,
+)
 _NOTHING = re.compile(
     r"\W*(?:there (?:is|are|was|were)\s+)?(?:none|no(?! (?:idea|answer|clue|doubt|way|number|info"
     r"|one|video))\s+[a-z]+)(?: (?:at all|in|on|of|visible|there)\b[\w\s]{0,40})?\W*",
@@ -99,6 +108,9 @@ def read_number(text: str) -> Number | None:
     if _NOTHING.fullmatch(text):
         return Number(0.0, "")
     text = without_refusal(_spell(text)) or ""
+    head = _LISTED.match(text)
+    if head and re.match(r"\W*(?:there (?:are|is)\s+)?\d", text, re.I):
+        text = head[0]
     bare = re.sub(r"\([^()]*\)", " ", text)  # "4 chairs (2 left, 2 right)", "3.5 m (11 ft)"
     for version in (bare, text):
         found = _mentions(version)
@@ -114,6 +126,7 @@ def _spell(text: str) -> str:
     text = _POWER.sub(lambda m: f"{m[1]}e{int(m[2])}", text)
     text = _BARE_POWER.sub(lambda m: f"1e{int(m[1])}", text)
     text = _MARGIN.sub("", text)
+    text = _SPACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _DECIMAL_COMMA.sub(r"\1.\2", text)
     text = re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", text, flags=re.I)
     text = re.sub(r"(?<=\d)\s+and\s+(?:a|one)\s+half\b", ".5", text, flags=re.I)
@@ -234,6 +247,7 @@ def _named(text):
 
 def _choose(text, found):
     """The one number among those mentioned."""
+    found = [item for item in found if not _ASIDE.match(text[item[2] :])] or found
     joined = _joined(text, found)
     if joined:
         single = [item for item in found if item not in joined]

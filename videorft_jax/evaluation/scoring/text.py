@@ -1,6 +1,7 @@
 """The part of a model's output that is meant as its answer, in plain characters."""
 
 import re
+import unicodedata
 
 from videorft_jax.rewards.answers import PLAIN
 
@@ -12,6 +13,7 @@ _SIGNS = PLAIN | {
 _TAG = re.compile(r"<\s*(/?)\s*(think|thinking|analysis|reasoning|answer)\s*(?:>|$)", re.I)
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>")
 _FAILED = re.compile(r"REQUEST_FAILED|^\W*(API|request|connection) (error|failed)", re.I)
+_STYLED = re.compile(r"[\U0001D400-\U0001D7FF\u24B6-\u24E9]")  # bold, circled and such letters
 _BOX = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}|\\boxed\s+(\w+)")
 _REFUSAL = re.compile(
     r"\b(can ?not|can't|could ?n[o']t|unable to|not able to|impossible to|hard to)"
@@ -35,6 +37,8 @@ def plain(text: str) -> str:
     text = text.replace("&gt;", ">").replace("&lt;", "<")
     text = re.sub(r"<(b|i|u|p|em|strong|span|code)>(.*?)</\1>", r" \2 ", text, flags=re.I)
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\$+\s*([A-Za-z])\s*\$+|^\s*\|\s*(\w+)\s*\|\s*$", r"\1\2", text)
+    text = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = re.sub(r"\\[()\[\]]|\*\*|__|`|^#+ ?", " ", text, flags=re.M)
     return re.sub(r"[ \t]+", " ", text).strip(" \t\r\n*")
 
