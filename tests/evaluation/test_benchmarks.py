@@ -4,7 +4,7 @@ import json
 import pathlib
 
 import pytest
-from benchmark_layouts import make_layouts
+from benchmark_layouts import clip, make_layouts, text
 
 from videorft_jax import cli
 from videorft_jax.data.records.records import parse_row
@@ -71,6 +71,38 @@ def test_records_are_those_of_the_loader(layouts, tmp_path):
 def test_a_variant_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="variant is 'mine'; choose one of as_paper, official"):
         Variant("mine")
+
+
+def test_mvbench_in_the_revision_of_cut_clips(tmp_path):
+    """One file holds all tasks; a clip that is cut already has no bounds any more."""
+    row = {"video": "A.mp4", "question": "Q?", "candidates": ["left", "right"], "answer": "right",
+           "start": 0.2, "end": 0.8}  # fmt: skip
+    webm = row | {"video": "1.webm", "start": None, "end": None}
+    text(tmp_path / "MVBench/test.json", {
+        "root": {"action_sequence": "star/Charades_segment", "action_antonym": "ssv2_video_mp4"},
+        "meta": {"action_sequence": [row], "action_antonym": [webm]},
+    })  # fmt: skip
+    clip(tmp_path / "MVBench/star/Charades_segment/A.mp4")
+    clip(tmp_path / "MVBench/video/ssv2_video_mp4/1.mp4")
+    _, (first, second) = load_items(TASKS["mvbench"], tmp_path)
+    assert dict(first.media[0]) == {"type": "video", "path": "star/Charades_segment/A.mp4"}
+    assert second.media[0]["path"] == "video/ssv2_video_mp4/1.mp4"
+    assert [item.id for item in (first, second)] == ["action_sequence/0", "action_antonym/0"]
+
+
+def test_what_is_wrong_ends_the_command_in_one_line(tmp_path, capsys):
+    config = str(pathlib.Path(__file__).parents[2] / "configs/evaluate_7b.py")
+    words = ["evaluate", f"--config={config}", f"--workdir={tmp_path}/run"]
+    for names, said in (
+        ("mme", "benchmarks: no 'mme'; choose among vsibench"),
+        ("mmvu", "MMVU (validation): no validation.json or validation*.parquet in"),
+        ("eval_mmvu.json", "eval_mmvu.json: no eval_mmvu.json in"),
+    ):
+        assert cli.main([*words, f"--benchmarks={names}", f"--data_root={tmp_path}"]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert said in lines[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_lists_what_is_there(layouts, capsys):

@@ -43,11 +43,8 @@ _FRAMES_FPS = 3.0  # rate of the frame folders of episodic_reasoning
 def read_mvbench(folder: pathlib.Path) -> Iterator[Item]:
     """The 20 tasks; clips of the revision "main" are cut by their bounds, those of "video" are cut
     already."""
-    for path in find_files(folder, "json/*.json", "*.json"):
-        task = path.stem
-        if task not in _MVBENCH:
-            continue
-        for number, row in enumerate(read_rows(path)):
+    for task, rows in _mvbench_tasks(folder):
+        for number, row in enumerate(rows):
             options = tuple(map(str, row["candidates"]))
             gold, problem = choose(str(row["answer"]), options)
             yield Item(
@@ -61,6 +58,15 @@ def read_mvbench(folder: pathlib.Path) -> Iterator[Item]:
                 wording=wording.mvbench(row["question"], options),
                 problem=problem,
             )
+
+
+def _mvbench_tasks(folder):
+    """(task, its rows) from a file for each task, or from the one file of the revision "video"."""
+    for path in find_files(folder, "json/*.json", "test.json", "*.json"):
+        if path.name == "test.json":
+            yield from read_rows(path)["meta"].items()
+        elif path.stem in _MVBENCH:
+            yield path.stem, read_rows(path)
 
 
 def _mvbench_clip(folder, task, row):
@@ -138,7 +144,7 @@ def read_charades(folder: pathlib.Path) -> Iterator[Item]:
 
 
 TASKS = (
-    Task("mvbench", "MVBench", 4000, ("json/action_*.json", "json/*.json"), ("MVBench", "mvbench"),
+    Task("mvbench", "MVBench", 4000, ("json/*.json", "test.json"), ("MVBench", "mvbench"),
          "OpenGVLab/MVBench; the NTU RGB+D clips of fine_grained_pose from their owner",
          "MIT for the annotations; gated", read_mvbench),
     Task("tempcompass", "TempCompass", 7540,
