@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 # Keys that writers leave behind and that change nothing in what the weights compute.
-_MEANINGLESS = {
+MEANINGLESS = {
     "_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "architectures",
     "auto_map", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dtype",
     "eos_token_id", "id2label", "initializer_range", "keys_to_ignore_at_inference", "label2id",
@@ -17,6 +17,7 @@ _MEANINGLESS = {
 }  # fmt: skip
 # Where writers say that weights are quantised: transformers, MLX, llm-compressor.
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
+_VISION_THETA, _VISION_ROPE = 10000.0, {"rope_type", "rope_theta"}  # fixed by the towers
 _SHARED = {
     "hidden_size", "intermediate_size", "hidden_act", "patch_size", "spatial_merge_size",
     "temporal_patch_size"
@@ -65,13 +66,20 @@ def check_keys(values: dict[str, Any], text: dict, vision: dict, where: str) -> 
         ("vision_config.", vision, _VISION),
     )
     for prefix, part, known in parts:
-        found = {key for key, value in part.items() if value} - known - _MEANINGLESS
+        found = {key for key, value in part.items() if value} - known - MEANINGLESS
         if found:
             named = ", ".join(f"'{prefix}{key}'" for key in sorted(found))
             raise ValueError(
                 f"{where}: unknown {named}, which may change what the model computes; remove what "
                 "means nothing, or use another checkpoint"
             )
+    rope = vision.get("rope_parameters") or {}
+    kind, theta = rope.get("rope_type", "axial"), rope.get("rope_theta", _VISION_THETA)
+    if kind not in ("axial", "default") or theta != _VISION_THETA or rope.keys() - _VISION_ROPE:
+        raise ValueError(
+            f"{where}: vision_config.rope_parameters {rope} are not supported; use axial ones of "
+            f"rope_theta {_VISION_THETA}"
+        )
     kinds = set(text.get("layer_types") or ()) - {"full_attention"}
     if kinds:
         raise ValueError(

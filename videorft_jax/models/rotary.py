@@ -34,6 +34,38 @@ _KEYS = {
 _ALWAYS = {"type", "rope_type", "rope_theta", "mrope_section", "mrope_interleaved"}
 
 
+def find_rope(values: dict[str, Any], text: dict[str, Any], where: str) -> dict[str, Any]:
+    """The rotary parameters of a `config.json`, whose decoder's part is `text`, {} for none.
+
+    They may stand in the decoder's part or in the root, as `rope_parameters` or `rope_scaling`, and
+    only one place would be read. Raises ValueError, one line, where two places disagree.
+    """
+    places = [
+        (f"{prefix}{key}", part[key])
+        for prefix, part in (("text_config.", text), ("", values))
+        for key in ("rope_parameters", "rope_scaling")
+        if part.get(key)
+    ]
+    for name, rope in places:
+        if not isinstance(rope, dict):
+            raise ValueError(f"{where}: {name} is no object; write one")
+        first, others = _plain(places[0][1]), _plain(rope)
+        for key in sorted(first.keys() & others.keys() | {"type"}):
+            if first.get(key) != others.get(key):
+                raise ValueError(
+                    f"{where}: {places[0][0]} and {name} disagree about {key} "
+                    f"({first.get(key)}, {others.get(key)}); write the same, or one of them"
+                )
+    return places[0][1] if places else {}
+
+
+def _plain(rope):
+    """The parameters with one name for the plain kinds, and without keys that are not set."""
+    kind = rope.get("rope_type", rope.get("type"))
+    given = {key: value for key, value in rope.items() if value is not None and key != "rope_type"}
+    return given | {"type": "default" if kind in ("mrope", None) else kind}
+
+
 def parse_scaling(rope: dict[str, Any], longest: int | None, where: str) -> RopeScaling | None:
     """The scaling that `rope_scaling` or `rope_parameters` asks for, by the rules of transformers.
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from videorft_jax.models.config import ModelConfig, check_values, get_key, override, parse_token_ids
 from videorft_jax.models.config_keys import check_keys, fill_vision, is_tied
 from videorft_jax.models.geometry import WINDOWED_14
-from videorft_jax.models.rotary import RopeScaling, parse_scaling
+from videorft_jax.models.rotary import RopeScaling, find_rope, parse_scaling
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -100,8 +100,8 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     def vision(key):
         return get_key(vision_values, key, where, "vision_config.")
 
-    rope = text_values.get("rope_parameters") or text_values.get("rope_scaling")
-    if not rope or "mrope_section" not in rope:
+    rope = find_rope(values, text_values, where)
+    if "mrope_section" not in rope:
         raise ValueError(f"{where}: key 'rope_scaling.mrope_section' is missing; add it")
     theta = rope.get("rope_theta", text_values.get("rope_theta"))
     if theta is None:
@@ -144,9 +144,13 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
 
 def _in_channels(values, where):
     # The hub writes in_chans; transformers writes in_channels and may keep both.
-    for key in ("in_channels", "in_chans"):
-        if key in values:
-            return values[key]
+    found = {values[key] for key in ("in_channels", "in_chans") if key in values}
+    if len(found) > 1:
+        raise ValueError(
+            f"{where}: vision_config.in_chans and in_channels disagree; write the same"
+        )
+    if found:
+        return found.pop()
     raise ValueError(f"{where}: key 'vision_config.in_chans' is missing; a checkpoint must give it")
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from videorft_jax.models.config import ModelConfig, check_values, get_key, parse_token_ids
 from videorft_jax.models.config_keys import check_keys, is_tied
 from videorft_jax.models.geometry import PLAIN_16
-from videorft_jax.models.rotary import RopeScaling, parse_scaling
+from videorft_jax.models.rotary import RopeScaling, find_rope, parse_scaling
 
 MODEL_TYPE = "qwen3_vl"
 
@@ -101,7 +101,7 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> Config:
     def vision(key):
         return get_key(vision_values, key, where, "vision_config.")
 
-    rope = text_values.get("rope_parameters") or text_values.get("rope_scaling") or {}
+    rope = find_rope(values, text_values, where)
     theta = rope.get("rope_theta", text_values.get("rope_theta"))
     for key, found in (
         ("rope_scaling.mrope_section", rope.get("mrope_section")),
