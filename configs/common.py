@@ -145,6 +145,7 @@ def get_config() -> ConfigDict:
     config.grpo.entropy_bonus = 0.0  # weight of the entropy in the objective; 0: off
     config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards
     config.grpo.filter = "accuracy"  # reward that must differ in a drawn group; absent: the total
+    config.grpo.reference = ""  # folder of the reference policy, as a teacher; empty: init_from
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
 

@@ -57,6 +57,7 @@ OPTIONS = (
     "grpo.normalise_each",
     "grpo.num_updates",
     "grpo.off_policy_limit",
+    "grpo.reference",
     "grpo.reference_on_host",
     "grpo.sampler_cap",
     "grpo.sampler_floor",

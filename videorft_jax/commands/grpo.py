@@ -3,11 +3,13 @@
 from ml_collections import ConfigDict
 
 from videorft_jax import losses
+from videorft_jax.checkpoints.bucket import resolve
 from videorft_jax.commands import flags
 from videorft_jax.evaluation.validation import open_validation
 from videorft_jax.grpo import trainer
 from videorft_jax.grpo.alarms import AlarmOptions
 from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.models.sources import find_folder
 from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.rewards.combine import RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions, require_siglip
@@ -88,9 +90,15 @@ def _make_options(config, has_semantic):
         normalise_each=grpo.normalise_each,
         kl_in_reward=grpo.kl_in_reward,
         mask_truncated=grpo.mask_truncated,
+        reference=_find_reference(grpo.reference),
         reference_on_host=grpo.reference_on_host,
         alarms=AlarmOptions(**config.alarms.to_dict()),
     )
+
+
+def _find_reference(name):
+    """The folder that a path, a name of the hub or a URL of the reference policy leads to."""
+    return resolve(find_folder(name)) if name else ""
 
 
 def _make_rewards(config, has_semantic):

@@ -32,6 +32,7 @@ class GrpoOptions:
       kl_in_reward: takes beta times log(policy / reference), summed over a completion, off its
         reward instead of adding a divergence to the loss (Ouyang et al. 2022).
       mask_truncated: leaves completions without an end out of the loss.
+      reference: folder of the reference policy; empty for the model that training starts from.
       reference_on_host: keeps the reference policy in the host's memory between steps.
       alarms: how the run watches itself.
 
@@ -52,6 +53,7 @@ class GrpoOptions:
     normalise_each: bool
     kl_in_reward: bool
     mask_truncated: bool
+    reference: str
     reference_on_host: bool
     alarms: AlarmOptions
 

@@ -29,7 +29,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.grpo import leftover
@@ -40,17 +39,15 @@ from videorft_jax.grpo.experience import Collector, Experience, describe, taking
 from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.grpo.reference import check_reference, read_reference
 from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
-from videorft_jax.models.peft_folder import load_adapter
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.run import Run, open_run
-from videorft_jax.training.state import read_params
-from videorft_jax.training.trees import cast
 from videorft_jax.training.validation import Measure, Validation
 
 log = logging.getLogger(__name__)
@@ -91,21 +88,11 @@ class Trainer:
             self.left = leftover.load(run.folder, run.start)
         self.reference: tuple[Any, ...] = ()  # What the programs read of the reference policy.
         if options.loss.beta:
-            self.reference = (None if run.weights.lora else self._read_reference(run),)
-
-    def _read_reference(self, run):
-        """The weights that train as they are in `model.init_from` with `model.adapter` merged into
-        them, in the dtype of the computation. The reference policy shares the others with the
-        policy."""
-        model, config = self.options.train.model, self.weights.model
-        adapter = load_adapter(model.adapter, config) if model.adapter else None
-        params = read_params(model, config, self.mesh, adapter)
-
-        def build(params):
-            trained, _ = self.weights.split(params, jax.random.key(0))
-            return cast(trained, jnp.dtype(model.dtype))
-
-        return jax.jit(build, out_shardings=self.programs.reference_shardings)(params)
+            places = self.programs.reference_shardings
+            read = (
+                None if run.weights.lora else read_reference(options, run.weights, run.mesh, places)
+            )
+            self.reference = (read,)
 
     @property
     def num_programs(self) -> int:
@@ -234,6 +221,7 @@ def train(
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
+    check_reference(options)
     rehearse(options)
 
     def check(weights, mesh, buckets):

@@ -1,0 +1,145 @@
+"""A reference policy other than the model that training starts from: distillation on-policy."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import (
+    finish,
+    load_recipe,
+    make_data,
+    make_model,
+    metrics,
+    sft_options,
+    start,
+    write_config,
+)
+
+from videorft_jax.commands.grpo import check_options
+from videorft_jax.grpo.reference import check_reference, read_reference
+from videorft_jax.models.family import load_config
+from videorft_jax.models.hf_folder import flatten, read_checkpoint
+from videorft_jax.parallel import sharding
+from videorft_jax.training.state import abstract_state
+from videorft_jax.training.weights import make_weights
+
+DISTIL = {"rewards": (("accuracy", 0.0),), "grpo.beta": 1.0, "grpo.kl": "k2"}
+
+
+class Place:
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = make_data(folder / "data", num_sft=16, num_rl=16, num_eval=0)
+        self.student, self.teacher = folder / "student", folder / "teacher"
+        make_model(self.student, self.files["sft"])
+        make_model(self.teacher, self.files["sft"], scale=2.7)
+        self.options = sft_options(
+            self.student, self.files["rl"], data__row_tokens=192, data__epochs=6,
+            train__max_steps=12, optim__lr=3e-4,
+            optim__schedule="constant", rollout__num_rollouts=4, rollout__max_new_tokens=8,
+            grpo__length_buckets=1, reward__gated=(),
+        ) | DISTIL  # fmt: skip
+
+    def config(self, **changes):
+        config = load_recipe("grpo_7b")
+        changes = {path.replace("__", "."): value for path, value in changes.items()}
+        for path, value in (self.options | changes).items():
+            *sections, field = path.split(".")
+            section = config
+            for name in sections:
+                section = section[name]
+            section[field] = value
+        return config
+
+    def check(self, **changes):
+        options = check_options(self.config(**changes))
+        check_reference(options)
+        return options
+
+    def run(self, name, *flags):
+        config = self.folder / f"{name}.py"
+        write_config(config, "grpo_7b", self.options)
+        arguments = ["grpo", f"--config={config}", f"--workdir={self.folder / name}", *flags]
+        code, text = finish(start(self.folder / "compiled", *arguments))
+        assert code == 0, text
+        return metrics(self.folder / name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("reference"))
+
+
+def test_its_weights_are_those_of_its_folder(place):
+    options = place.check(grpo__reference=str(place.teacher))
+    config = load_config(place.teacher)
+    weights, mesh = make_weights(options.train, config), sharding.make_mesh()
+    params = abstract_state(options.train, weights, mesh).params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+    found = flatten(read_reference(options, weights, mesh, shardings))
+    wanted = flatten(read_checkpoint(place.teacher, config, "float32"))
+    others = flatten(read_checkpoint(place.student, config, "float32"))
+    assert found.keys() == wanted.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(found[path], wanted[path], path)
+    assert any((np.asarray(others[path]) != wanted[path]).any() for path in wanted)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_approached_by_its_own_words_alone(place):
+    """With no reward the divergence from the teacher falls; a copy of the start is the default."""
+    few = "--config.train.max_steps=2"
+    plain = place.run("plain", few)
+    shutil.copytree(place.student, place.folder / "copy")
+    copied = place.run("copied", few, f"--config.grpo.reference={place.folder / 'copy'}")
+    for line, other in zip(plain, copied, strict=True):
+        assert [line[name] for name in ("loss", "kl", "grad_norm")] == [
+            other[name] for name in ("loss", "kl", "grad_norm")
+        ]
+    taught = place.run("taught", f"--config.grpo.reference={place.teacher}")
+    assert plain[0]["kl"] < 1e-9
+    curve = [line["kl"] for line in taught]
+    assert curve[0] > 0.1
+    assert np.mean(curve[-3:]) < 0.65 * np.mean(curve[:3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"grpo.beta": 0.0}, "grpo.beta is 0"),
+        ({"lora.rank": 4}, "must be model.init_from"),
+        ({"train.freeze": ("vision",)}, "must be model.init_from"),
+    ],
+)
+def test_options_that_exclude_it(place, changes, line):
+    with pytest.raises(ValueError, match=line):
+        place.check(grpo__reference=str(place.teacher), **changes)
+
+
+def test_folders_that_cannot_be_one(place, tmp_path):
+    shutil.copytree(place.teacher, tmp_path / "wide")
+    values = json.loads((tmp_path / "wide/config.json").read_text())
+    text = values.get("text_config", values)
+    text["rope_theta"] = 5e5
+    for scope in (values, text):
+        if "rope_theta" in scope:
+            scope["rope_theta"] = 5e5
+    (tmp_path / "wide/config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="another model than model.init_from .*rope_theta"):
+        place.check(grpo__reference=str(tmp_path / "wide"))
+    shutil.copytree(place.teacher, tmp_path / "words")
+    tokens = json.loads((tmp_path / "words/tokenizer.json").read_text())
+    first, second, *_ = tokens["model"]["vocab"]
+    vocab = tokens["model"]["vocab"]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (tmp_path / "words/tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ValueError, match="has other tokens than model.init_from"):
+        place.check(grpo__reference=str(tmp_path / "words"))
+    (tmp_path / "words/tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="tokenizer.json: cannot be read"):
+        place.check(grpo__reference=str(tmp_path / "words"))
+    for name in ("none", "org/none"):
+        with pytest.raises(ValueError, match="none"):
+            place.check(grpo__reference=name)
