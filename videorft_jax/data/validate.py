@@ -1,8 +1,8 @@
 """`videorft validate`: everything that is wrong with a data set, before anything is trained on it.
 
-It decodes every clip with the reader, the limits and the
-contract of training, and keeps what it learns in the folder that the loader reads at its start.
-What passes here passes there, and training then starts at once.
+The command decodes every clip with the reader, the limits and the contract of training, and keeps
+what it learns in the folder that the loader reads at its start. A record that passes here passes
+there, and training then starts at once.
 """
 
 import collections
@@ -52,7 +52,8 @@ class ValidateOptions:
 
 
 def describe(values: np.ndarray) -> dict[str, float]:
-    """Least, mean, median, 95th percentile and greatest of a list of numbers; empty when empty."""
+    """The least, mean, median, 95th percentile and greatest of some numbers; {} where there are
+    none."""
     if not len(values):
         return {}
     points = {"min": values.min(), "mean": values.mean(), "median": np.median(values)}
@@ -77,7 +78,7 @@ def find_odd(probe: Probe, contract: MediaContract, data_type: str) -> list[str]
 
 
 def find_duplicates(source: Source, bad: set[int]) -> dict[str, list[int]]:
-    """Rows that repeat an earlier sound row's id, or its question about the same media."""
+    """The rows that repeat the id of an earlier sound row, or its question about the same media."""
     ids, questions = set(), set()
     repeated: dict[str, list[int]] = {"problem_id": [], "question and media": []}
     for index in range(len(source)):
@@ -95,7 +96,8 @@ def find_duplicates(source: Source, bad: set[int]) -> dict[str, list[int]]:
 
 
 def plan_report(measured: Measured, options: ValidateOptions) -> dict[str, Any]:
-    """Compiled shapes, batches an epoch and padding, by the loader's own planner."""
+    """The shapes that training would compile, its batches an epoch and their padding, worked out by
+    the loader's own planner."""
     sizes, packed = measured.sizes, options.mode == "sft"
     bad = {failure.index for failure in measured.failures}
     good = np.array([i for i in range(len(sizes.tokens)) if i not in bad], np.int64)

@@ -35,7 +35,7 @@ class Media(NamedTuple):
 
     @property
     def num_windows(self) -> int:
-        """Windows of each frame pair."""
+        """The number of windows of each frame pair."""
         return math.prod(_window_grid(*self.grid[1:], self.geometry))
 
     @property
@@ -203,8 +203,8 @@ def _token_slots(grid, cut):
 
 
 def token_grid(height: int, width: int, geometry: Geometry = WINDOWED_14) -> tuple[int, int]:
-    """Visual tokens down and across a frame of `height` x `width` pixels. Raises ValueError when
-    the sides are no multiples of a token's."""
+    """The number of visual tokens down and across a frame of `height` x `width` pixels. Raises
+    ValueError when the sides are no multiples of a token's."""
     unit = geometry.unit
     if height % unit or width % unit or not height or not width:
         raise ValueError(
@@ -214,7 +214,7 @@ def token_grid(height: int, width: int, geometry: Geometry = WINDOWED_14) -> tup
 
 
 def num_windows(height: int, width: int, geometry: Geometry = WINDOWED_14) -> int:
-    """Windows of 16 visual tokens that hold a frame of `height` x `width` pixels."""
+    """The number of windows of 16 visual tokens that hold a frame of `height` x `width` pixels."""
     return math.prod(_window_grid(*token_grid(height, width, geometry), geometry))
 
 

@@ -1,10 +1,10 @@
 """Memory for the pixels of batches: filled by many threads at once, and used again.
 
-Nobody gives memory back by hand. A block is lent as an array
-whose base is a lease, and every view of that array, and whatever looks at its memory without a copy
-(`jax.device_put` on a CPU does), keeps the lease alive. The block is free when the lease dies, and
-no sooner. Fresh memory for every batch costs more than filling it, because the system clears each
-page first.
+Fresh memory for every batch would cost more than filling it, because the system clears each page
+first, so that blocks of memory are kept and lent again. A block is lent as an array whose base is a
+lease. Every view of that array, and whatever looks at its memory without a copy (`jax.device_put`
+on a CPU does), keeps the lease alive, and when the last of them is gone the block is free. No code
+has to give memory back.
 """
 
 import collections
@@ -18,7 +18,7 @@ from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.data.loader.schedule import Schedule
 from videorft_jax.models.geometry import Geometry
 
-KEPT = 3  # blocks that wait unused; about as many are filled or read at a time
+KEPT = 3  # So many unused blocks are kept; about as many are filled or read at a time.
 
 
 def patches_shape(bucket: Bucket, geometry: Geometry) -> tuple[int, ...]:

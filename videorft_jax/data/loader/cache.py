@@ -1,9 +1,9 @@
 """Decoded frames on disk, for data that is read more often than once: `videorft cache`.
 
-A clip is found by what is in its file (sha256), not by its
-name, and a cache belongs to one media contract, stored beside it and compared field by field. So a
-cache can be moved, or shared by several record files, and never gives frames of other settings.
-Entries are ArrayRecord records (random access, checksummed, zstd): a JSON header and raw bytes.
+A clip is found by the sha256 of its file, whatever the file is called, and a cache belongs to one
+media contract, which is stored beside it and compared field by field. A cache can therefore be
+moved, or shared by several record files, and never gives frames of other settings. Entries are
+ArrayRecord records (random access, checksummed, zstd): a JSON header and raw bytes.
 """
 
 import hashlib
@@ -127,6 +127,8 @@ def cache_key(digest: str, item: MediaItem) -> str:
 
 
 def hash_media(media: str | bytes, root: str, limits: Limits) -> str:
+    """The sha256 of a file, of a file's bytes, or of all pictures of a folder or list in order.
+    Raises MediaError where one cannot be opened."""
     if isinstance(media, bytes):
         return hashlib.sha256(media).hexdigest()
     digest = hashlib.sha256()
@@ -138,6 +140,8 @@ def hash_media(media: str | bytes, root: str, limits: Limits) -> str:
 
 
 def read_contract(folder: str) -> MediaContract | None:
+    """The contract under which a folder's frames were cached; None where it holds no cache. Raises
+    ValueError for a damaged one."""
     try:
         with open(os.path.join(folder, "cache.json"), encoding="utf-8") as file:
             claim = json.load(file)

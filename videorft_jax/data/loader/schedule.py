@@ -1,9 +1,9 @@
 """The schedule of all epochs: which sample stands in which batch and row.
 
-The schedule is an array, not a process. Batch k of the run is a
-slice of it, so the whole state of a loader is the number k, and any process count, worker count or
-starting point reads the same batches. `digest` names it, so that a checkpoint can tell
-whether it continues the run that it came from.
+The schedule is an array that is worked out before the run begins. Batch k of the run is a slice of
+it, so that the whole state of a loader is the number k, and any process count, worker count or
+starting point reads the same batches. Its `digest` is saved in checkpoints, which tells whether a
+resumed run reads what the saved one did.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import numpy as np
 
 from videorft_jax.data.loader.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
 
-VERSION = 1  # raise when the same input gives another schedule
-SAMPLES, ROWS, BATCHES = range(3)  # purposes of the random keys
+VERSION = 1  # A change that gives the same input another schedule must raise it.
+SAMPLES, ROWS, BATCHES = range(3)  # What random keys are drawn for: each purpose has its own.
 
 
 @dataclasses.dataclass(frozen=True)

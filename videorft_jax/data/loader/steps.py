@@ -30,9 +30,9 @@ from videorft_jax.data.loader.watchdog import kill_workers, mark_flags_parsed, s
 from videorft_jax.data.records.quarantine import Failure, Quarantine
 from videorft_jax.data.records.records import Record
 
-# Bytes from which workers hand arrays over in shared memory. What is left of a sample fits into a
-# pipe and is written in one go: a worker killed within a write would leave half a message, for
-# whose rest grain waits for ever, even when the process ends.
+# Workers hand arrays of so many bytes and more over in shared memory. The rest of a sample then
+# fits into a pipe and is written in one go. A worker that is killed in the middle of a longer write
+# would leave half a message, and grain would wait for the other half for ever.
 LARGE_ARRAY = 1 << 12
 CLOSE_S = 10.0
 

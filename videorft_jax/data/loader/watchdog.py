@@ -1,8 +1,8 @@
 """Nothing waits for ever: bounded calls, workers that die with their parent, and their process ids.
 
-A thread that hangs inside the operating system cannot be
-stopped, only left behind. So each thread that loads clips has a daemon thread of its own decode
-them, and takes a new one when a clip hangs; the run goes on (and ends) without it.
+A thread that hangs inside the operating system cannot be stopped, it can only be left behind.
+Therefore each thread that loads clips has a daemon thread decode them. When a clip hangs, it takes
+a new daemon thread, and the run goes on and ends without the one that hangs.
 """
 
 import functools
@@ -63,6 +63,7 @@ def _answer(call: Callable) -> tuple[bool, Any]:
 
 
 def _wanted(function: Callable, then: Callable | None, claim: threading.Lock) -> Any:
+    """then(function()), or None where the caller has stopped waiting and holds the claim."""
     value = function()
     if then is None:
         return value

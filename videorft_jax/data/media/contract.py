@@ -8,7 +8,7 @@ import numbers
 
 from videorft_jax.models.geometry import WINDOWED_14, Geometry, find_geometry
 
-_UNIT = WINDOWED_14.unit**2  # pixels of a visual token, where a contract names no other geometry
+_UNIT = WINDOWED_14.unit**2  # The pixels of a visual token under the default geometry.
 
 # What the fields of a contract may say.
 CHOICES = {

@@ -1,11 +1,11 @@
 """Exact frames of a video by PyAV, decoding as little as possible.
 
-Every packet is looked at once without decoding, which gives
-the true frame list, the keyframes and the signs of damage. Wanted frames are then decoded group by
-group (seek to the keyframe in front, packets that nobody wants or needs are skipped inside the
-decoder). The result is bit-identical to decoding everything. Wherever that cannot be promised (a
-container without a trustworthy index, odd timestamps, any surprise on the way) the file is decoded
-from its first packet to its last, and only that reading may call a clip corrupt.
+Every packet is looked at once without decoding, which gives the true frame list, the keyframes and
+the signs of damage. Wanted frames are then decoded group by group: the reader seeks to the keyframe
+in front of them, and the decoder skips packets that no wanted frame needs. The result is
+bit-identical to decoding everything. Wherever that cannot be promised (a container without a
+trustworthy index, odd timestamps, any surprise on the way) the file is decoded from its first
+packet to its last, and only that reading may call a clip corrupt.
 
 What a decoder does not notice, this reader does not either: of files with some bytes overwritten it
 refused all but 4 of 30 for H.264, 1 for AV1, 2 for MPEG-4, but 19 for HEVC and 30 for VP9 decoded
@@ -39,7 +39,7 @@ CODECS = (
     "rawvideo,dvvideo,huffyuv,ffvhuff,utvideo,qtrle"
 )
 UNKNOWN_CONTAINER = "no allowed video container recognised"
-SEEKABLE = (MOV, MATROSKA)  # the others are read from the start
+SEEKABLE = (MOV, MATROSKA)  # Files of other containers are read from their start.
 Convert = Callable[[av.VideoFrame], np.ndarray]
 Choose = Callable[[np.ndarray, float], np.ndarray]
 

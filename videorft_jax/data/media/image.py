@@ -16,7 +16,8 @@ from videorft_jax.data.media.sampling import target_size
 
 # JPEG includes the MPO of phones.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-AVIF_BRANDS = {b"avif", b"avis"}  # The box that opens a file names all that the file keeps to.
+# The box that opens an AVIF or HEIC file lists the brands, the standards that the file conforms to.
+AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
@@ -29,7 +30,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
-MOST_BRANDS = 256  # bytes of the opening box that are read
+MOST_BRANDS = 256  # So many bytes of the opening box are read.
 IMAGE_FPS = 2.0  # A still image becomes a clip whose grid steps last one second.
 
 

@@ -1,9 +1,9 @@
 """Decoding in a process that can be killed: for media of unknown origin.
 
-A thread that hangs inside a decoder cannot be stopped, and a
-decoder that eats memory takes the run with it. Here the operating system holds the limits (address
-space, processor time, wall time), and the answer comes back as one line of JSON and raw bytes; no
-pickle crosses the border.
+A thread that hangs inside a decoder cannot be stopped, and a decoder that eats memory takes the run
+with it. Here a child process decodes, and the operating system holds its limits (address space,
+processor time, wall time). The answer comes back as one line of JSON and raw bytes, because a
+pickle from a process that read hostile media could run code.
 """
 
 import dataclasses

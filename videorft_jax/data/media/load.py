@@ -26,10 +26,10 @@ def load_media(
 ) -> Clip | MediaError:
     """A Clip, or the MediaError to be quarantined; never raises for bad input.
 
-    kind is the record's data_type, "video" or "image"; fps the rate of frames that lie in a folder
-    or list of pictures. With isolate, decoding runs in a process of
-    its own that is killed past its limits of time and memory (about 0.3 s per clip; for media of
-    unknown origin). Raises ValueError for another kind.
+    kind is the record's data_type, "video" or "image"; fps is the rate of frames that lie in a
+    folder or list of pictures. With isolate, decoding runs in a process of its own that is killed
+    past its limits of time and memory. That costs about 0.3 s a clip and is meant for media of
+    unknown origin. Raises ValueError for another kind.
     """
     if kind not in KINDS:
         raise ValueError(f"load_media: kind is 'video' or 'image', got {kind!r}")
@@ -45,6 +45,6 @@ def load_media(
 
 
 def patience(limits: Limits, isolate: bool) -> float:
-    """Seconds after which the thread that loads a clip is given up. They are more than the clip's
-    own deadline, whose refusal names the better reason."""
+    """The seconds after which the thread that loads a clip is given up. They are more than the
+    clip's own deadline, so that the decoder, which knows where it stopped, refuses first."""
     return 1.5 * limits.timeout_s + (20 if isolate else 1)

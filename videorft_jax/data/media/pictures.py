@@ -15,7 +15,7 @@ from videorft_jax.data.media.files import list_files, open_media
 from videorft_jax.data.media.image import check_pixels, open_image, shown_size, to_rgb
 from videorft_jax.data.media.sampling import Sampling, sample_frames, target_size
 
-SHORTEST_MS = 100  # how long browsers show a frame of an animation whose duration is 10 ms or less
+SHORTEST_MS = 100  # Browsers show a frame so long where the file says 10 ms or less.
 
 
 class Pictures(Protocol):
@@ -87,7 +87,8 @@ def is_animation(name: str | bytes) -> bool:
 
 @contextlib.contextmanager
 def open_animation(name: str | bytes, limits: Limits) -> Iterator[Animation]:
-    """Raises MediaError not_media for a picture that does not move."""
+    """Opens an animated WebP or PNG picture as the frames of a clip. Raises MediaError not_media
+    for a picture that does not move, and too_long."""
     file = BytesIO(name) if isinstance(name, bytes) else name
     with Image.open(file, "r", ("PNG", "WEBP")) as image:
         check_pixels(image, limits)

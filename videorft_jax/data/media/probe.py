@@ -27,15 +27,15 @@ class Probe(NamedTuple):
     times: tuple[float, ...] = ()  # Seconds of each frame, where they were asked for.
 
     def num_pairs(self, geometry: Geometry) -> int:
-        """Frame pairs; a single frame and an odd last one are shown twice."""
+        """The number of frame pairs. A single frame and an odd last one are shown twice."""
         return -(-self.frames // geometry.temporal_patch)
 
     def num_windows(self, geometry: Geometry) -> int:
-        """Windows of 16 visual tokens that hold a frame pair."""
+        """The number of windows of 16 visual tokens that hold a frame pair."""
         return num_windows(self.height, self.width, geometry)
 
     def num_tokens(self, geometry: Geometry) -> int:
-        """Visual tokens."""
+        """The number of visual tokens of the clip."""
         down, across = token_grid(self.height, self.width, geometry)
         return self.num_pairs(geometry) * down * across
 

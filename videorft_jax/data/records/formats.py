@@ -21,7 +21,7 @@ SIGNS = {"messages": "messages", "sharegpt": "conversations", "trl": "prompt"}
 MEDIA = {"image": "image", "images": "image", "video": "video", "videos": "video"}
 MEDIA |= {"image_path": "image", "video_path": "video"}
 TIMES = {"start": "start", "end": "end", "video_start": "start", "video_end": "end"}
-# What items may say of themselves, and our name of it.
+# The keys by which an item says how it is to be read, and the names that `MediaItem` has for them.
 OF_ITEMS = {"image": {}, "video": TIMES}
 OF_ITEMS = {kind: names | {name: name for name in RESIZED} for kind, names in OF_ITEMS.items()}
 IDS = ("problem_id", "id", "question_id", "index")
@@ -32,7 +32,7 @@ def detect_format(row: Any, where: str) -> str:
     """The format of a row by its columns; of one without any that a chat format has, videorft.
     Raises RecordError where a row fits two formats."""
     if not isinstance(row, dict):
-        return "videorft"  # whose check says what a row is
+        return "videorft"  # The check of that format refuses the row and says what one is.
     if "media" in row or ("path" in row and "data_type" in row):
         return "videorft"
     found = ["videorft"] if "problem" in row and "solution" in row else []
@@ -208,7 +208,7 @@ class _Converter:
         self._items.append(item)
 
     def _listed(self, column: str, kind: str) -> list[Any]:
-        """The sources of a column; a list of frames of a video is one source."""
+        """The sources that a column holds. The list of frames of a video is one source."""
         value = self._row.get(column)
         if value is None:
             return []

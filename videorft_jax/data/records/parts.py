@@ -23,7 +23,8 @@ RESIZED = {name: name for name in ("resized_height", "resized_width")}
 _IN_MAPPING = ("bytes", "url", "path")
 MOST_RATE = 10_000  # frames a second; as many seconds may lie between two
 MOST = 10**12  # No number of a part means anything above it.
-FPS_FRAMES = {"min_frames": 4, "max_frames": 768}  # qwen-vl-utils, where fps decides the number
+# The bounds of qwen-vl-utils where a rate, and no fixed count, decides the number of frames.
+FPS_FRAMES = {"min_frames": 4, "max_frames": 768}
 
 
 def read_chat(chat: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from videorft_jax.data.records.formats import SIGNS, convert_row, detect_format
 from videorft_jax.data.records.records import parse_row
 
-# What a reward can do without stands in for absent fields while the row is checked.
+# While a row is checked, these stand in for fields that it may lack, as rewards do not read them.
 SHOWN = {"data_type": "video", "path": "?"}
 ASKED = {"problem": "?"}
 

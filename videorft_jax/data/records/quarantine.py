@@ -1,8 +1,9 @@
 """Bad records: written down, counted, and a reason to stop when there are too many.
 
-The file is the memory. A record is written once, with its
-reason, however many epochs meet it; a resumed run reads the file back and goes on counting. Only
-what was found in measuring is forgotten: it is measured again, and may have been repaired.
+A run remembers bad records by the file that it writes. A record is written once, with its reason,
+however many epochs meet it, and a resumed run reads the file back and goes on counting. Records
+that measuring found to be bad are left out of that, because every start measures anew and the files
+may have been repaired.
 """
 
 import collections
@@ -15,12 +16,12 @@ from typing import NamedTuple
 from videorft_jax.data.media.contract import REASONS
 
 log = logging.getLogger(__name__)
-LEAST_SEEN = 100  # samples before which a fraction means nothing
+LEAST_SEEN = 100  # A share of fewer samples than this says nothing about the data.
 REMEDIES = {
     "too_many_tokens": "raise data.row_tokens, or ask for fewer or smaller frames",
     "changed": "run `videorft validate`, which decodes; the file is not what its packets said",
 }
-MOST_LOGGED = 10  # bad records named in the log; the file has all
+MOST_LOGGED = 10  # The log names so many bad records; the file has all.
 
 
 class Failure(NamedTuple):

@@ -41,9 +41,9 @@ SCHEMA: dict[str, tuple[tuple[type, ...], bool, str]] = {
     "messages": ((list, type(None)), False, 'write [{"role": "user", "content": "..."}, ...]'),
 }
 CHAT_FIELDS = ("media", "messages")
-MEDIA_FIELDS = ("data_type", "path", "start", "end")  # `media` stands in for these
+MEDIA_FIELDS = ("data_type", "path", "start", "end")  # A row with `media` leaves them out.
 CHAT_GIVES = ("problem", "problem_type", "options", "process", "solution")
-SYNONYMS = {"video_start": "start", "video_end": "end"}  # qwen-vl-utils calls them so
+SYNONYMS = {"video_start": "start", "video_end": "end"}  # These are qwen-vl-utils' names.
 # The label of an option in the styles of the field: A. red, (A) red, [A] red, A: red, A - red,
 # Option A: red, and the same with the wide signs of Chinese and Japanese.
 LABEL = re.compile(
@@ -131,7 +131,7 @@ class Record:
 
 
 def unwrap(text: str, tag: str) -> str:
-    """Bare text of `<tag>text</tag>`, stripped; linear in the length of `text`.
+    """The bare text of `<tag>text</tag>`, stripped, in time linear in the length of `text`.
 
     Text without the tag is returned as it is. Nested and repeated tags around one and the same
     text count as one. Case of the tags does not matter.

@@ -25,10 +25,10 @@ from videorft_jax.data.records.records import (
 )
 from videorft_jax.data.records.tables import read_table
 
-MAX_ROW_BYTES = 1 << 24  # a longer line is a file that is not JSONL, not a record
+MAX_ROW_BYTES = 1 << 24  # A file with a longer line is no JSONL.
 CHUNK_BYTES = 1 << 24
-FIRST_ROWS = 100  # looked at for one that tells the format
-SHORTEST_ROW = 16  # a line below this many bytes may be blank and is looked at while indexing
+FIRST_ROWS = 100  # The format is that of the first of them that can be read.
+SHORTEST_ROW = 16  # Lines of fewer bytes may be blank, so that indexing looks at them.
 
 
 class Source(Protocol):
@@ -86,8 +86,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Rows(abc.ABC):
-    """What all files of rows have in common: `source[i]` is a `Record`, or RecordError for a bad
-    row. Rows are numbered from 0. Ids need not be unique: rows are addressed by position, and
+    """A file of rows, numbered from 0: `source[i]` is the `Record` of row i, and raises RecordError
+    where the row is bad. Ids need not be unique, because rows are addressed by position;
     `iter_errors` reports repeated ids."""
 
     path: str
@@ -115,7 +115,7 @@ class Rows(abc.ABC):
         return parse_row(self.row(index), self.where(index))
 
     def where(self, index: int) -> str:
-        """How messages name row `index`."""
+        """The name of row `index` in messages."""
         return f"{os.path.basename(self.path)} row {index}"
 
     def find_format(self, form: str) -> str:

@@ -1,7 +1,7 @@
 """Rows of files that are no plain JSON: compressed JSON, CSV, parquet, and Hugging Face folders.
 
-They are read into memory, parquet and Arrow as they lie in columns. Plain JSONL is not: see
-`RecordSource`.
+Such a file is read into memory whole, parquet and Arrow in the columns in which they lie. Plain
+JSONL is not read by this module but by `RecordSource`, which leaves it on disk.
 """
 
 import csv
