@@ -97,6 +97,25 @@ def test_a_round_changes_nothing_and_repeats_after_a_restart(place, validated):
     assert rounds(again) == before
 
 
+@pytest.mark.slow
+def test_grpo_asks_the_policy_that_it_has_just_updated(place):
+    flags = [
+        f"--config.data.records={place.files['rl']}", "--config.train.max_steps=2",
+        "--config.rewards=(('accuracy', 1.0), ('format', 1.0))", "--config.data.epochs=2",
+        "--config.rollout.num_rollouts=4", "--config.rollout.max_new_tokens=8",
+        f"--config.validate.records={place.files['eval']}", "--config.validate.every=1",
+        "--config.validate.max_new_tokens=12",
+    ]  # fmt: skip
+    workdir, _ = place.run("grpo", *flags, command="grpo")
+    assert [row["step"] for row in rounds(workdir)] == [1, 2]
+    checkpoint = f"--config.evaluate.checkpoint={workdir}"
+    out, _ = place.run("grpo_asked", checkpoint, command="evaluate", config="asked.py")
+    wanted, found = json.loads((out / "results.json").read_text())["results"], rounds(workdir)[-1]
+    for name in ("accuracy", "low", "high", "mean_length"):
+        assert found[name] == pytest.approx(wanted[name]), name
+    assert found["mean_length"] != rounds(workdir)[0]["mean_length"]
+
+
 def test_overlap_is_refused_before_the_first_step(place):
     flag = f"--config.validate.records={place.files['sft']}"
     workdir, text = place.run("overlap", flag, code=2)
