@@ -1,5 +1,6 @@
 """Benchmarks in the layouts of their releases: what is read, what is missing, what is asked."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,7 +9,14 @@ from benchmark_layouts import clip, make_layouts, text
 
 from videorft_jax import cli
 from videorft_jax.data.records.records import parse_row
-from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
+from videorft_jax.evaluation.benchmarks.catalogue import (
+    TASKS,
+    count_problems,
+    describe,
+    find_task,
+    load_items,
+)
+from videorft_jax.evaluation.benchmarks.task import choose
 from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 
 
@@ -71,6 +79,16 @@ def test_records_are_those_of_the_loader(layouts, tmp_path):
 def test_a_variant_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="variant is 'mine'; choose one of as_paper, official"):
         Variant("mine")
+
+
+def test_faults_of_gold_answers_are_counted(layouts):
+    root, _ = layouts
+    items = load_items(TASKS["mvbench"], root)[1]
+    assert count_problems(items) == "1 gold answers are no candidate"
+    repeated = dataclasses.replace(items[0], problem=choose("up", ["up", "up"])[1])
+    assert count_problems([repeated, repeated]) == "2 repeat a candidate"
+    assert choose("up", ["down", "up", "up"])[0] == "B"  # The first of equal ones counts.
+    assert count_problems([]) == ""
 
 
 def test_mvbench_in_the_revision_of_cut_clips(tmp_path):

@@ -17,6 +17,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.source import FirstRecords
 from videorft_jax.evaluation import evaluate as evaluation
 from videorft_jax.evaluation.benchmarks.catalogue import (
+    count_problems,
     find_missing,
     find_other_version,
     find_task,
@@ -117,6 +118,8 @@ def evaluate_benchmarks(
         _tell_subtitles(task, folder, items, variant)
         if other := find_other_version(task, items):
             log.warning("%s: %s", task.title, other)
+        if faults := count_problems(items):
+            log.warning("%s: %s", task.title, faults)
     model = open_model(config)
     for name, (folder, items) in loaded.items():
         missing = find_missing(folder, items)

@@ -57,6 +57,15 @@ def find_other_version(task: Task, items: Sequence[Item]) -> str:
     return ""
 
 
+def count_problems(items: Iterable[Item]) -> str:
+    """Says how many gold answers are no candidate, so that no answer is right, and how many
+    questions repeat a candidate, of which the first counts; "" where there are none."""
+    faults = [item.problem for item in items if item.problem]
+    lost = sum(fault.endswith("is no candidate") for fault in faults)
+    counts = {"gold answers are no candidate": lost, "repeat a candidate": len(faults) - lost}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
 def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
     """What of a benchmark is on the disk.
 
