@@ -208,7 +208,7 @@ def test_a_hung_worker_is_an_error_within_the_limit(source, tokenizer):
     started = time.monotonic()
     with pytest.raises(LoaderStalled, match=r"no batch within 3 s \(2 workers, 2 threads\)"):
         list(steps)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300  # and not for ever
     assert gone(pids)
     assert not [p for p in multiprocessing.active_children() if p.pid in pids]
 
