@@ -6,7 +6,6 @@ import hf_twin as hf
 import jax
 import numpy as np
 import pytest
-import tiny_run
 import torch
 import transformers
 
@@ -16,10 +15,8 @@ from videorft_jax.data.records.source import RecordSource
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("api")
-    files = tiny_run.make_data(folder / "data", num_sft=8, num_rl=0, num_eval=0)
-    tiny_run.make_model(folder / "model", files["sft"])
+def model(tiny_model):
+    folder, files = tiny_model
     source = RecordSource(files["sft"])
     clip = next(r.path for r in (source[i] for i in range(8)) if r.data_type == "video")
     return folder, vr.load(folder / "model", dtype="float32", mrope_rule="hf5"), clip

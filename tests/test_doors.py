@@ -10,7 +10,6 @@ import pathlib
 
 import numpy as np
 import pytest
-import tiny_run
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,11 +24,9 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 56, 84, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """(model, folder, path of a clip, path of a picture)."""
-    folder = tmp_path_factory.mktemp("doors")
-    files = tiny_run.make_data(folder / "data", num_sft=4, num_rl=0, num_eval=0)
-    tiny_run.make_model(folder / "model", files["sft"])
+def place(tiny_model):
+    """(model, folder, path of a clip); the folder has a picture too."""
+    folder, _ = tiny_model
     Image.fromarray(FRAMES[0]).save(folder / "frame.png")
     clip = sorted((folder / "data").rglob("*.mp4"))[0]
     media = {"max_frames": 4, "max_pixels": 56 * 84, "image_max_pixels": 56 * 84}
