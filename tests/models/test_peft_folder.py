@@ -22,16 +22,19 @@ from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
 LANGUAGE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FORMS = {
-    "rslora": {"target_modules": LANGUAGE, "use_rslora": True},
+    "rslora": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "patterns": {
         "target_modules": LANGUAGE,
         "rank_pattern": {"q_proj": 5, r"layers\.1\..*down_proj": 2},
         "alpha_pattern": {"language_model.layers.0.self_attn.v_proj": 40, ".*up_proj": 1},
     },
     "patterns and rslora": {
-        "target_modules": LANGUAGE, "use_rslora": True, "rank_pattern": {"up_proj": 7},
+        "target_modules": ["up_proj", "v_proj"], "use_rslora": True, "rank_pattern": {"up_proj": 7},
     },
-    "layers": {"target_modules": LANGUAGE, "layers_to_transform": [1], "layers_pattern": "layers"},
+    "layers": {
+        "target_modules": ["k_proj", "down_proj"], "layers_to_transform": [1],
+        "layers_pattern": "layers",
+    },
     "one layer": {"target_modules": ["o_proj", "qkv"], "layers_to_transform": 0},
     "a regular expression": {"target_modules": r".*language_model.*\.(1)\..*(q|gate)_proj"},
     "excluded": {"target_modules": "all-linear", "exclude_modules": ["lm_head", "qkv"]},
