@@ -30,6 +30,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18",
         "jax>=0.10.2,<0.13",
+        "huggingface_hub>=1",  # finds models by name; transformers brings it too
         "importlib_resources",  # tensorflow-datasets needs it and does not say so
         "jinja2",  # transformers renders chat templates only with it
         "matplotlib>=3.10",
