@@ -2,7 +2,7 @@
 
 import itertools
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +11,8 @@ import time
 import pytest
 from first_hour_place import FirstHour
 from tiny_run import ROOT
+from wheel import build_wheel, interpreters
 
-SHIPPED = ("videorft_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 MODEL = [
     "--config.model.dtype=float32",
     "--config.model.remat=none",
@@ -27,40 +27,34 @@ REWARDS = "--config.rewards=(('accuracy', 1.0), ('format', 1.0), ('mine:brevity'
 DRAWS = ["--config.rollout.num_rollouts=2", "--config.rollout.max_new_tokens=8"]
 
 
-def interpreters():
-    """Of Python 3.11 and 3.12, those that have the dependencies."""
-    found = {sys.executable: f"{sys.version_info[0]}.{sys.version_info[1]}"}
-    for path in os.environ.get("VIDEORFT_PYTHONS", "").split(os.pathsep):
-        if path:
-            found[path] = os.path.basename(os.path.dirname(os.path.dirname(path)))
-    return [pytest.param(path, id=name) for path, name in found.items()]
-
-
 class Walk(FirstHour):
     """A user's folder where only the wheel is installed."""
 
     def __init__(self, folder, python):
         super().__init__(folder)
-        source = folder / "source"
-        for name in SHIPPED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            source.mkdir(exist_ok=True)
-            copy(ROOT / name, source / name)
-        pip = [sys.executable, "-m", "pip", "-q"]
-        build = ["wheel", source, "--no-deps", "--no-build-isolation", "-w", folder / "dist"]
-        subprocess.run([*pip, *build], check=True)
-        (wheel,) = (folder / "dist").glob("*.whl")
-        target = ["install", "--no-deps", "--target", folder / "site", wheel]
-        subprocess.run([*pip, *target], check=True)
-        shutil.rmtree(source)
+        target = ["install", "--no-deps", "--target", folder / "site", build_wheel(folder)]
+        subprocess.run([sys.executable, "-m", "pip", "-q", *target], check=True)
         self.python = python
 
     def environment(self, **more):
         return super().environment(**more) | {"PYTHONPATH": str(self.folder / "site")}
 
-    def walk(self, line, *flags, code=0):
-        """One line of the README, with more flags; what it said."""
-        return self.run(*line.split(), *flags, cwd=self.folder, code=code)
+    def start(self, *arguments, cwd, **more):
+        words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]
+        return self._start(words, cwd, more)
+
+    def walk(self, line, *flags):
+        """One line of the README, with more flags; what it said, which names the next command."""
+        text = self.run(*line.split(), *flags, cwd=self.folder)
+        assert "; next: videorft " in text.splitlines()[-1], text
+        return text
+
+    def dry_run(self, launcher, *words):
+        """What a launcher would do, as it says; nothing is reached."""
+        command = [ROOT / "launch" / launcher, "run", *words, "--dry_run", "--", "sft"]
+        flags = ["--config=sft_7b", "--workdir=runs/pod"]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=self.folder)
+        return done.returncode, done.stdout, done.stderr
 
     def begin(self, line, *flags):
         return self.start(*line.split(), *flags, cwd=self.folder)
@@ -90,7 +84,7 @@ def _walk(walk):
     steps += ["--config.checkpoint.every=2", "--config.data.epochs=3"]
     _stop(walk, walk.begin(sft, *steps), 2, signal.SIGKILL, -signal.SIGKILL)
     _stop(walk, walk.begin(sft, *steps), 4, signal.SIGINT, 0)
-    assert "next: videorft export" in walk.walk(sft, *steps).splitlines()[-1]
+    assert re.search("restored step [456]", walk.walk(sft, *steps))
     walk.walk("export --checkpoint=runs/sft --out=runs/sft/hf")
     grpo = "grpo --config=recipes/grpo_7b.py --workdir=runs/grpo"
     grpo += " --config.model.init_from=runs/sft/hf --config.data.records=data/rl.jsonl"
@@ -109,8 +103,19 @@ def _walk(walk):
     ask = f"ask --model runs/sft/hf --video {clip} --dtype float32 --max_new_tokens 4"
     walk.walk(ask, "--question=What happens first?")
     walk.walk("plan --config=grpo_7b --topology=H100:8")
-    pod = ["run", "--name=pod", "--zone=z", "--dry_run", "--", "sft", "--config=sft_7b"]
-    said = subprocess.run([ROOT / "launch/tpu_pod.sh", *pod], capture_output=True, text=True)
+    for launcher, *words in (
+        ("tpu_pod.sh", "--name=pod", "--zone=z"), ("gpu_node.sh", "--hosts=a,b")
+    ):  # fmt: skip
+        code, _, said = walk.dry_run(launcher, *words)
+        assert code == 2, said
+        assert "--workdir=runs/pod: workers do not start in this folder; give an absolute" in said
+    code, said, _ = walk.dry_run("gpu_node.sh")
+    assert code == 0
+    assert f"cd {walk.folder} " in said
+    assert "--workdir=runs/pod" in said
+    absolute = ["--", "sft", "--config=sft_7b", f"--workdir={walk.folder}/runs/pod"]
+    pod = [ROOT / "launch/tpu_pod.sh", "run", "--name=pod", "--zone=z", "--dry_run", *absolute]
+    said = subprocess.run(pod, capture_output=True, text=True)
     assert said.stdout.count("--distributed'") == 2, said
 
 
