@@ -134,11 +134,11 @@ def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:
             raise
         print(f"{name}: interrupted; the same command goes on from what is kept", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         if is_debugging or not (text := _explain(error)):
             raise  # a fault of ours or of the platform: its trace is wanted
         print(f"{name}: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2 if isinstance(error, ValueError | ImportError) else 1
 
 
 def _explain(error):
@@ -151,6 +151,9 @@ def _explain(error):
             "frames or new tokens, or more devices; `videorft plan` says what each program of a "
             "config needs"
         )
+    if isinstance(error, ImportError):
+        is_ours = (error.name or "").startswith("videorft_jax")
+        return "" if is_ours else f"{error}; see the extras under Install in the README"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; see that it can be read and written and has room"

@@ -168,5 +168,5 @@ def test_command(source, tmp_path, capsys):
     assert "16 clips added" in out
     assert "missing" in out
     assert len(FrameCache(tmp_path / "c", MediaContract.train())) == 16
-    assert main([*arguments, "--contract", "evaluate"]) == 2
-    assert "min_frames: 16 != 32" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="min_frames: 16 != 32"):
+        main([*arguments, "--contract", "evaluate"])

@@ -10,7 +10,9 @@ from videorft_jax.commands.last_line import print_last_line
 
 def main(argv: list[str]) -> int:
     """videorft ask --model DIR --video CLIP --question TEXT"""
-    parser = argparse.ArgumentParser(prog="videorft ask", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft ask", description=main.__doc__, allow_abbrev=False
+    )
     parser.add_argument(
         "--model", required=True, help="Hugging Face folder, its name on the hub, or a run"
     )
@@ -27,6 +29,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
     media_flags.add_flags(parser)
     options = parser.parse_args(argv)
+    if not options.question.strip():
+        raise ValueError("--question is empty; write what is asked")
     from videorft_jax import api  # loads JAX
 
     # How clips are read stands beside the answer, on the other stream.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data_root", help="folder that holds a folder for each benchmark")
     parser.add_argument("--json", action="store_true", help="print a list for programs")
     own = parser.parse_args(argv)
+    if own.data_root and not os.path.isdir(own.data_root):
+        raise ValueError(f"--data_root={own.data_root}: no such folder")
     found = {name: describe(task, own.data_root) for name, task in TASKS.items() if own.data_root}
     if own.json:
         whole = found or {

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import sys
 from collections import Counter
 
 from videorft_jax.commands.data_flags import (
     add_contract_flags,
     add_data_flags,
+    at_least_one,
     make_limits,
     read_contract,
 )
@@ -22,30 +22,28 @@ MOST_SHOWN = 20
 
 def main(argv: list[str] | None = None) -> int:
     """videorft cache --data FILE --data_root DIR --out DIR: decodes every clip once."""
-    parser = argparse.ArgumentParser(prog="videorft cache", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft cache", description=main.__doc__, allow_abbrev=False
+    )
     add_data_flags(parser)
     parser.add_argument("--out", required=True, help="folder of the cache")
     add_contract_flags(parser)
     parser.add_argument(
         "--patch_size", type=int, default=14, help="of the model: 14 for Qwen2.5-VL, 16 Qwen3-VL"
     )
-    parser.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1))
+    parser.add_argument("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
     options = parser.parse_args(argv)
-    try:
-        source = open_records(options.data, options.data_root, options.format)
-        contract = read_contract(options, find_geometry(options.patch_size))
-        added, failures = write_cache(
-            source,
-            contract,
-            options.out,
-            threads=options.threads,
-            limits=make_limits(options),
-            isolate=options.isolate,
-        )
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    source = open_records(options.data, options.data_root, options.format)
+    contract = read_contract(options, find_geometry(options.patch_size))
+    added, failures = write_cache(
+        source,
+        contract,
+        options.out,
+        threads=options.threads,
+        limits=make_limits(options),
+        isolate=options.isolate,
+    )
     folder = os.path.abspath(options.out)
     if failures:
         print(f"{len(failures)} of {len(source)} records have no readable clip:")

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="videorft convert",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--data", required=True, help="file, or folder of a data set")
     parser.add_argument("--format", choices=FORMATS, default="auto")

@@ -13,7 +13,9 @@ def main(argv: list[str]) -> int:
     """videorft curate --config=configs/curate.toml --workdir=DIR
     Exit code: 0 done, 1 stopped by an endpoint's refusal, 2 wrong usage or input, 75 stopped by the
     budget or a server that is away (start again later), 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="videorft curate", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft curate", description=main.__doc__, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--config", required=True, help="TOML file, see configs/curate.toml")
     add("--workdir", required=True, help="folder of the store and of all files, on a local disk")

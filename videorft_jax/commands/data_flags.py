@@ -3,6 +3,7 @@ and how it becomes frames."""
 
 import argparse
 import dataclasses
+import os
 
 from videorft_jax.commands import recipes
 from videorft_jax.data.media.contract import Limits, MediaContract
@@ -20,6 +21,21 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--limit", action="append", default=[], metavar="NAME=VALUE",
         help="as the option limits.NAME of a run, such as max_seconds=36000")  # fmt: skip
     add("--root", action="append", default=[], help="folder beside it where links may lead")
+
+
+def at_least_one(text: str) -> int:
+    """A count of argparse; it says so of a number below 1."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give at least 1")
+    return int(text)
+
+
+def check_tokenizer(flag: str, folder: str | None) -> None:
+    """Raises ValueError where the folder that `flag` names has no tokenizer of ours to read."""
+    if folder and not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        raise ValueError(
+            f"{flag}={folder}: no tokenizer.json there; give a Hugging Face folder on this disk"
+        )
 
 
 def make_limits(flags: argparse.Namespace) -> Limits:

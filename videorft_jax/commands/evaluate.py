@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
     """videorft evaluate --config=FILE --workdir=DIR [--benchmarks=NAME,NAME --data_root=DIR
     [--variant=as_paper|official] [--no_think] [--subtitles]] [--config.section.option=value ...]"""
     own, rest = _split_flags(argv)
+    if "--benchmarks=" in argv:
+        raise ValueError("--benchmarks= names none; name some, as `videorft benchmarks` lists them")
     config, workdir = flags.parse(rest, "videorft evaluate", EXAMPLES)
     if not own["benchmarks"]:
         if any(own.values()):

@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
         prog="videorft export",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="work directory of a run, or one of its steps")

@@ -46,13 +46,15 @@ def parse(
     _check_config(argv, examples, command)
     values = _read(argv, command)
     wanted = ("config", "workdir") if writes else ("config",)
-    missing = [name for name in wanted if values[name].value is None]
+    missing = [name for name in wanted if values[name].value in (None, "")]
     if missing:
         flag = " and ".join(f"--{name}" for name in missing)
         raise ValueError(f"{flag} missing; write {_first(examples)}")
     if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
-    from videorft_jax.training import compile_cache  # loads JAX
+    from videorft_jax.training import compile_cache, tuples  # loads JAX
+
+    tuples.check_tuples(values.config)
 
     # Another library may have configured the root already. Orbax reports every file, and the
     # traces of its threads, to absl; what concerns the user comes as an exception too.
@@ -119,7 +121,10 @@ def _check_config(argv, examples, command):
     """Raises ValueError for options without a recipe and for names that the recipe does not have,
     in better words than the libraries have."""
     options = [argument for argument in argv if argument.startswith("--config.")]
-    value = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if len(given) > 1:
+        raise ValueError(f"--config is given {len(given)} times; give one recipe")
+    value = next(iter(given), None)
     if value is None:
         if options:
             raise ValueError(f"{options[0]} without a recipe; write {_first(examples)}")
@@ -128,10 +133,25 @@ def _check_config(argv, examples, command):
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={value}: get_config() returns no ConfigDict; see configs/")
     known = [name.removeprefix("config.") for name, _ in options_help.flatten(config, "config")]
+    _check_kind(value, config, known, command)
     for option in options:
         name = re.sub(r"\[\d+\]", "", option.split("=", 1)[0].removeprefix("--config."))
         if name not in known:
             raise ValueError(options_help.suggest(name, known))
+
+
+def _check_kind(value, config, known, command):
+    """Raises ValueError for a recipe of another command, and for one that lacks options."""
+    is_demo = command == "videorft demo"
+    if command == "videorft doctor" and "world" in config:
+        return
+    wanted = options_help.flatten(recipes.read("demo" if is_demo else "common"), "config")
+    missing = [path for path, _ in wanted if path.removeprefix("config.") not in known]
+    if missing:
+        start = "--config=demo" if is_demo else "one that ships, see `videorft init --help`"
+        raise ValueError(
+            f"--config={value}: is no recipe of {command}, as it lacks {missing[0]}; take {start}"
+        )
 
 
 def _read(argv, command):

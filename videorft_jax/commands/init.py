@@ -11,7 +11,9 @@ from videorft_jax.commands.last_line import print_last_line
 def main(argv: list[str]) -> int:
     """videorft init DIR [RECIPE ...]: copies recipes there, by default all of them. They import
     each other by name and find those that you did not copy."""
-    parser = argparse.ArgumentParser(prog="videorft init", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft init", description=main.__doc__, allow_abbrev=False
+    )
     parser.add_argument("folder", help="folder to write, made if it is not there")
     parser.add_argument("recipes", nargs="*", help=f"among {', '.join(recipes.names())}")
     own = parser.parse_args(argv)

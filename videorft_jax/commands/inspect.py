@@ -7,6 +7,7 @@ import os
 from videorft_jax.commands.data_flags import (
     add_contract_flags,
     add_data_flags,
+    check_tokenizer,
     make_limits,
     read_contract,
 )
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="videorft inspect",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_data_flags(parser)
     add = parser.add_argument
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     from videorft_jax.data.loader.measure import Measurer
 
     logging.basicConfig(level=logging.WARNING)
+    check_tokenizer("--model", flags.model)
     source = open_records(flags.data, flags.data_root, flags.format)
     if not 0 <= flags.index < len(source):
         raise ValueError(f"--index {flags.index}: {flags.data} has rows 0 to {len(source) - 1}")

@@ -52,7 +52,9 @@ def main(argv: list[str]) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="videorft serve", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft serve", description=main.__doc__, allow_abbrev=False
+    )
     add = parser.add_argument
     add("--checkpoint", required=True, help="Hugging Face folder, its name on the hub, or a run")
     add("--download", action="store_true", help="fetch a name of the hub")

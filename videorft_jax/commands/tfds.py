@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="videorft tfds",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--name", required=True, choices=NAMES, help="with reasoning, or questions alone")

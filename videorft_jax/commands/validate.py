@@ -10,6 +10,8 @@ import sys
 from videorft_jax.commands.data_flags import (
     add_contract_flags,
     add_data_flags,
+    at_least_one,
+    check_tokenizer,
     make_limits,
     read_contract,
 )
@@ -28,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.WARNING)
     try:
+        check_tokenizer("--tokenizer", flags.tokenizer)
         source = open_records(flags.data, flags.data_root, flags.format)
         mode, why = (flags.mode, "asked for") if flags.mode else guess_mode(source)
         options = ValidateOptions(
@@ -68,7 +71,9 @@ SHARED = (
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="videorft validate", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="videorft validate", description=main.__doc__, allow_abbrev=False
+    )
     add_data_flags(parser)
     add = parser.add_argument
     add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
@@ -87,7 +92,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add("--multiple", type=int, default=128, help="row lengths are multiples of this")
     add("--quick", action="store_true", help="look at packets only, decode nothing")
     add("--isolate", action="store_true", help="decode in killable processes")
-    add("--threads", type=int, default=min(16, os.cpu_count() or 1))
+    add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))
     add("--answers", help="folder that remembers what was checked; default: FILE.sizes")
     add("--allow_extra", nargs="*", metavar="FIELD", help="fields for user rewards; none: all")
     add("--faults", type=int, default=100, help="most faults that are printed")

@@ -55,6 +55,8 @@ class ResultsFolder:
         path = self.folder / RESULTS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / "checkpoints").exists():
+                return f"{self.folder}: holds a run of training; choose another workdir"
             begun = any(rows.stat().st_size for rows in self.folder.glob("completions*.jsonl"))
             if path.exists() and begun:
                 found = json.loads(path.read_text(encoding="utf-8"))["settings"]

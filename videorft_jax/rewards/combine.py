@@ -60,6 +60,10 @@ class RewardConfig:
         names = [name for name, _ in self.rewards]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"rewards: names are {names}; name each reward once, at least one")
+        known = (*BUILT_IN, "semantic", *names)
+        unknown = [name for name in self.gated if name not in known and ":" not in name]
+        if unknown:
+            raise ValueError(f"rewards: gated names {unknown[0]!r}; name one of {', '.join(known)}")
         pairs = (*self.rewards, *(self.gate or ()), ("timeout_s", self.timeout_s))
         for name, number in pairs:
             if not math.isfinite(number):

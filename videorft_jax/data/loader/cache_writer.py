@@ -78,6 +78,10 @@ class _Writer:
     ):
         os.makedirs(folder, exist_ok=True)
         if read_contract(folder) is None:
+            if os.listdir(folder):
+                raise ValueError(
+                    f"{folder}: is there already and holds no frame cache; choose another folder"
+                )
             claim = {"format": FORMAT, "contract": contract.to_dict()}
             _write_text(os.path.join(folder, "cache.json"), json.dumps(claim, indent=1))
         cache = FrameCache(folder, contract)
