@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done or stopped with a checkpoint written, 1 failed, 2 wrong usage or input, 130
     interrupted, 141 when nobody reads the output; under a supervisor 75 instead of 0 where it was
     stopped. `--debug` anywhere shows the trace of an error instead of its line."""
+    # transformers would begin every command with a line that it misses PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         try:
             return _dispatch(sys.argv[1:] if argv is None else list(argv))

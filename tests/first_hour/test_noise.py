@@ -37,7 +37,7 @@ RUNS = {
     ),
     "ask": (
         f"--model=model --video={CLIP} --question=Why? --max_new_tokens=4 --dtype=float32",
-        [r"an answer is not kept; next: .*"],
+        [r"model: clips are read by the media contract .*", r"an answer is not kept; next: .*"],
     ),
 }
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from compiler_flags import QUICK
 from first_hour_place import FirstHour
 from tiny_run import ROOT
 from wheel import build_wheel, interpreters
@@ -37,7 +38,8 @@ class Walk(FirstHour):
         self.python = python
 
     def environment(self, **more):
-        return super().environment(**more) | {"PYTHONPATH": str(self.folder / "site")}
+        own = {"PYTHONPATH": str(self.folder / "site"), "XLA_FLAGS": QUICK}
+        return super().environment(**more) | own
 
     def start(self, *arguments, cwd, **more):
         words = [self.python, "-P", "-m", "videorft_jax.cli", *map(str, arguments)]

@@ -1,6 +1,7 @@
 """A new user's folder: own clips, a tiny checkpoint, a recipe, and the real command."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -25,6 +26,11 @@ for folder, words in map(json.loads, sys.stdin.read().splitlines()):
         except BaseException as error:
             code = repr(error)
     print(json.dumps((code, out.getvalue(), err.getvalue())))
+"""
+_NO_TORCH = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "torch" else find(name, *more)
 """
 
 
@@ -114,9 +120,13 @@ class FirstHour:
         return text
 
     def apart(self, *arguments, cwd):
-        """(exit code, stdout, stderr) of a command that Python is started for."""
+        """(exit code, stdout, stderr) of a command that Python is started for, in an environment
+        without PyTorch, which we do not install."""
         words = [self.python, "-P", "-m", "videorft_jax.cli", *arguments]
-        env = self.environment()
+        bare, env = self.folder / "bare", self.environment()
+        bare.mkdir(exist_ok=True)
+        (bare / "sitecustomize.py").write_text(_NO_TORCH)
+        env["PYTHONPATH"] = f"{bare}{os.pathsep}{env['PYTHONPATH']}"
         done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
 

@@ -10,27 +10,7 @@ from videorft_jax.commands.last_line import print_last_line
 
 def main(argv: list[str]) -> int:
     """videorft ask --model DIR --video CLIP --question TEXT"""
-    parser = argparse.ArgumentParser(
-        prog="videorft ask", description=main.__doc__, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--model", required=True, help="Hugging Face folder, its name on the hub, or a run"
-    )
-    parser.add_argument("--download", action="store_true", help="fetch a name of the hub")
-    media = parser.add_mutually_exclusive_group()
-    media.add_argument("--video", help="clip to ask about")
-    media.add_argument("--image", help="image to ask about")
-    parser.add_argument("--question", required=True)
-    parser.add_argument("--max_new_tokens", type=int, default=768)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
-    parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
-    media_flags.add_flags(parser)
-    options = parser.parse_args(argv)
-    if not options.question.strip():
-        raise ValueError("--question is empty; write what is asked")
+    options = _parse(argv)
     from videorft_jax import api  # loads JAX
 
     # How clips are read stands beside the answer, on the other stream.
@@ -70,3 +50,28 @@ def main(argv: list[str]) -> int:
     about = "an answer is not kept"
     print_last_line(about, "serve", f"--checkpoint={options.model}", to_stderr=True)
     return 0
+
+
+def _parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="videorft ask", description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--model", required=True, help="Hugging Face folder, its name on the hub, or a run"
+    )
+    parser.add_argument("--download", action="store_true", help="fetch a name of the hub")
+    media = parser.add_mutually_exclusive_group()
+    media.add_argument("--video", help="clip to ask about")
+    media.add_argument("--image", help="image to ask about")
+    parser.add_argument("--question", required=True)
+    parser.add_argument("--max_new_tokens", type=int, default=768)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
+    parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
+    media_flags.add_flags(parser)
+    options = parser.parse_args(argv)
+    if not options.question.strip():
+        raise ValueError("--question is empty; write what is asked")
+    return options

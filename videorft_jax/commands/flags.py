@@ -13,7 +13,7 @@ import re
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from videorft_jax.commands import options_help, recipes
+from videorft_jax.commands import options_help, recipes, tuples
 
 FLAGS = (
     ("config", "STRING", "recipe: the name of one that ships, such as sft_7b, or a Python file"),
@@ -52,7 +52,7 @@ def parse(
         raise ValueError(f"{flag} missing; write {_first(examples)}")
     if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
-    from videorft_jax.training import compile_cache, tuples  # loads JAX
+    from videorft_jax.training import compile_cache  # loads JAX
 
     tuples.check_tuples(values.config)
 
