@@ -1,6 +1,8 @@
 """An adapter of PEFT that a run starts from: it trains on, or it is merged into the weights."""
 
+import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +117,41 @@ def test_what_it_was_is_refused_as_an_adapter_alone(place, tmp_path, capsys):
     assert message in capsys.readouterr().err
     assert place.export("beside", tmp_path / "whole") == 0
     equal(place.read(tmp_path / "whole"), place.merged)
+
+
+@pytest.mark.slow
+def test_the_command_starts_from_it_and_goes_on_without_its_folder(place, tmp_path):
+    """The first loss is that of a run from the merged weights, whether the adapter trains on or is
+    merged; a run that goes on reads its checkpoint alone."""
+    assert place.export("lora", tmp_path / "merged") == 0
+    moved = shutil.copytree(place.adapter, tmp_path / "adapter")
+    records = place.folder / "data" / "sft.jsonl"
+    lora = {"lora__alpha": 8.0, "lora__targets": LORA.targets, "train__max_steps": 0}
+
+    def run(name, model, code=0, **changes):
+        options = tiny_run.sft_options(model, records, **lora | changes)
+        tiny_run.write_config(tmp_path / f"{name}.py", "sft_7b", options)
+        found, text = tiny_run.finish(
+            tiny_run.start(
+                tmp_path / "cache", "sft", f"--config={tmp_path / name}.py",
+                f"--workdir={tmp_path / name}",
+            )
+        )  # fmt: skip
+        assert found == code, text
+        if code:
+            return text, []
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return text, [json.loads(line)["loss"] for line in lines]
+
+    _, (expected,) = run("whole", tmp_path / "merged", lora__rank=4)
+    text, (loss,) = run("on", place.model, lora__rank=4, model__adapter=str(moved))
+    assert "adapter trains on" in text
+    assert loss == pytest.approx(expected, rel=1e-5)
+    text, (loss,) = run("beside", place.model, lora__rank=2, model__adapter=str(moved))
+    assert "is merged into the weights, since its rank and scale are 4 and 2" in text
+    assert loss == pytest.approx(expected, rel=1e-5)
+    shutil.rmtree(moved)
+    _, losses = run("on", place.model, lora__rank=4, model__adapter=str(moved), data__epochs=2)
+    assert len(losses) == 2
+    text, _ = run("on", place.model, code=2, lora__rank=4, data__epochs=3)
+    assert "model.adapter was" in text
