@@ -133,9 +133,7 @@ def test_evaluation_answers_as_transformers_does(place, runs):
         chat = CHATS[row["index"]][:-1]
         inputs = process(place.processor, place.data, chat, prompt=True)
         with torch.no_grad():
-            found = place.model.generate(**inputs, generation_config=values)[
-                0, inputs["input_ids"].shape[1] :
-            ]
+            found = place.model.generate(**inputs, generation_config=values)[0]
         found = found[inputs["input_ids"].shape[1] :]
         text = place.processor.tokenizer.decode(found, skip_special_tokens=True)
         assert row["completion"] == text
