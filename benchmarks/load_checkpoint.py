@@ -181,7 +181,7 @@ def main() -> None:
     is_slow = ours["load_s"] > SECONDS * size / 1e9 and copies > COPIES
     if ours["peak_over_size"] > PEAK or is_slow:
         sys.exit(
-            f"peak {ours['peak_over_size']} of the size must not pass {PEAK}, nor {ours['load_s']} s "
+            f"peak {ours['peak_over_size']} must not pass {PEAK}, nor {ours['load_s']} s "
             f"{SECONDS * size / 1e9:.2f} s and {COPIES:.2f} times a plain copy, here {copies:.2f}"
         )
 
