@@ -1,11 +1,13 @@
 """`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
 
+import _thread
 import ast
 import difflib
 import importlib
 import os
 import pathlib
 import sys
+import threading
 
 import videorft_jax
 
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     stopped. `--debug` anywhere shows the trace of an error instead of its line."""
     # transformers would begin every command with a line that it misses PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    hook, sys.unraisablehook = sys.unraisablehook, _repeat_interrupt
     try:
         try:
             return _dispatch(sys.argv[1:] if argv is None else list(argv))
@@ -57,7 +60,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `videorft ... | head`; nobody would read more
         return 141
     finally:
+        sys.unraisablehook = hook
         _close_broken()
+
+
+def _repeat_interrupt(unraisable):
+    """Sends a Ctrl-C again that Python has swallowed, as it does where one comes while JAX cleans
+    up behind the garbage collector: the command went on as if nothing had been asked of it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _close_broken():
@@ -94,7 +107,10 @@ def _dispatch(argv):
 
         if flags.wants_help(rest):
             return run(_print_help(name), rest, f"videorft {name}", is_debugging)
-    command = importlib.import_module(f"videorft_jax.commands.{name}").main
+
+    def command(argv):  # Its import takes seconds, in which Ctrl-C may come.
+        return importlib.import_module(f"videorft_jax.commands.{name}").main(argv)
+
     return run(command, rest, f"videorft {name}", is_debugging)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -63,3 +65,35 @@ def test_a_second_run_in_the_same_folder_is_refused(hour):
     first.wait()
     text = hour.run(*command, cwd=hour.folder)
     assert f"step {STEPS}/{STEPS}" in text
+
+
+SWALLOWED = """
+import gc, importlib, signal, sys, time
+from videorft_jax import cli
+from videorft_jax.commands import benchmarks
+def interrupt(*_):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+def main(argv):
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    for _ in range(6000):
+        time.sleep(0.01)
+def load(name):
+    signal.raise_signal(signal.SIGINT)
+if sys.argv[1] == "loading":
+    importlib.import_module = load
+benchmarks.main = main
+sys.exit(cli.main(["benchmarks"]))
+"""
+
+
+@pytest.mark.parametrize("phase", ["loading", "collecting"])
+def test_ctrl_c_is_heard_while_libraries_load_and_in_callbacks_of_python(hour, phase):
+    """Python swallows what is raised in a callback of its garbage collector; JAX has such ones."""
+    words = [sys.executable, "-c", SWALLOWED, phase]
+    done = subprocess.run(words, env=hour.environment(), capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == (
+        "videorft benchmarks: interrupted; the same command goes on from what is kept\n"
+    )
