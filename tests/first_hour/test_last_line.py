@@ -22,7 +22,8 @@ isolate = false
 # Trainings, servers and the demo end at once: how their mains end is looked at.
 STUBS = """
 import uvicorn
-from videorft_jax.commands import ablate, demo, grpo
+from videorft_jax.commands import ablate, demo, pass_rate
+pass_rate.evaluate = lambda *_: None
 ablate.ablate = lambda *_: None
 demo.Demo.run = lambda _: 0
 uvicorn.Server.run = lambda *_, **__: None
@@ -40,6 +41,11 @@ ENDS = {
         "runs/evaluated runs/again --out=compared.png",
         "compared.png",
         "score runs/again --scorer=official",
+    ),
+    "pass_rate": (
+        f"{TINY} --workdir=runs/again --config.data.records=data/eval.jsonl",
+        "/runs/again/pass_rates.jsonl",
+        "grpo ... --config.data.pass_rates=/",
     ),
     "benchmarks": ("", "benchmarks, none looked for", "benchmarks --data_root=DIR"),
     "export": ("--checkpoint=runs/sft --out=own", "written to own in float32", "ask --model=own "),
