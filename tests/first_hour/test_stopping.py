@@ -71,6 +71,7 @@ SWALLOWED = """
 import gc, importlib, signal, sys, time
 from videorft_jax import cli
 from videorft_jax.commands import benchmarks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Behind `&` a shell has it ignored.
 def interrupt(*_):
     gc.callbacks.clear()
     signal.raise_signal(signal.SIGINT)

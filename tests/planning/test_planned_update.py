@@ -107,7 +107,9 @@ def check_training(job, found, tokens, *, exchanges, reference=0, parts=("text",
     assert inside == {"all-gather", "all-reduce", "reduce-scatter"}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [PLACES[0], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES[1:])]
+)
 def test_sft_update_that_trains_the_tower(place):
     pytest.importorskip("libtpu")
     job = narrow_job(place, "sft")
