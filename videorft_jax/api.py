@@ -256,12 +256,13 @@ def load(
 
 
 def _read_path(value: Any, what: str) -> str:
-    """A path as text. Raises ValueError for what no path can be."""
+    """A path as text, `~` written out: behind `--model=` no shell does that. Raises ValueError for
+    what no path can be."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     if not isinstance(path, str) or not path or len(path) > _MOST_PATH or not path.isprintable():
         shown = cut_text(repr(value))
         raise ValueError(f"{shown} is no folder for {what}; give its path or name")
-    return path
+    return os.path.expanduser(path)
 
 
 def _check_kinds(mesh, media, strip_prefix):

@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from videorft_jax import api
+from videorft_jax.training import restore
+
 FORMS = {
     "relative": (".", "runs/sft"),
     "slash": (".", "runs/sft/"),
@@ -38,6 +41,30 @@ def test_export_finds_a_checkpoint_and_the_model_it_started_from(exported, form)
     assert code == 0, err
     assert "00000004 written to " in said
     assert (out / "tokenizer.json").exists()
+
+
+class Found(Exception):
+    """Ends a load where it is known which checkpoint is loaded."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ask_serve_and_evaluate_find_the_same_checkpoint(hour, form, monkeypatch):
+    """`ask` and `serve` find a run by `vr.load`, `evaluate` and `ablate` by `find_checkpoint`."""
+    hour.sft()
+    place, path = FORMS[form]
+    monkeypatch.chdir(hour.folder / place)
+    monkeypatch.setenv("HOME", str(hour.folder))
+    path, find_checkpoint = path.format(folder=hour.folder), restore.find_checkpoint
+
+    def stop(folder):
+        raise Found(find_checkpoint(folder))
+
+    wanted = (str(hour.folder / "runs/sft"), 4)
+    assert find_checkpoint(path)[:2] == wanted
+    monkeypatch.setattr(restore, "find_checkpoint", stop)
+    with pytest.raises(Found) as found:
+        api.load(path)
+    assert found.value.args[0][:2] == wanted
 
 
 def test_evaluate_and_ask_take_relative_paths(hour):

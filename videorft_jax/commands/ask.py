@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 
 from videorft_jax.commands import media_flags
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> int:
     content = [{"type": "text", "text": options.question}]
     for kind in ("video", "image"):
         if getattr(options, kind):
-            content.insert(0, {"type": kind, kind: getattr(options, kind)})
+            path = os.path.expanduser(getattr(options, kind))  # No shell does it behind `--video=`.
+            content.insert(0, {"type": kind, kind: path})
     chat = [{"role": "user", "content": content}]
     if options.system is not None:
         chat.insert(0, {"role": "system", "content": options.system})
