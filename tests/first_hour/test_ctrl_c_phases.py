@@ -56,24 +56,26 @@ def test_ctrl_c_in_decoding_loses_no_completion_that_was_written(hour):
     assert found == (whole / "completions.jsonl").read_text()
 
 
+def losses(workdir):
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
+
+
 def test_ctrl_c_in_a_save_leaves_a_whole_checkpoint(hour):
     hour.sft()
-    words = ["sft", "--config=tiny.py", "--workdir=runs/saving"]
-    code, said = press(hour, SEAL, *words)
+    words = ["sft", "--config=tiny.py", "--workdir=runs/saving", "--config.data.epochs=100"]
+    code, said = press(hour, SEAL, *words, "--config.train.max_steps=1000")
     assert code == 0, said
     assert "Ctrl-C: stopping after this step, with a checkpoint" in said
-    steps = sorted(
-        int(path.parent.name)
-        for path in (hour.folder / "runs/saving/checkpoints").glob("*/manifest.json")
-    )
-    assert steps[0] == 2
-    hour.run(*words, cwd=hour.folder)
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (hour.folder / "runs/saving", hour.folder / "runs/sft")
-    ]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == STEPS
+    workdir = hour.folder / "runs/saving"
+    steps = sorted(int(p.parent.name) for p in workdir.glob("checkpoints/*/manifest.json"))
+    assert steps[0] == 2  # The save in which it was pressed was finished.
+    before = losses(workdir)
+    assert len(before) == steps[-1] < 1000
+    hour.run(*words, f"--config.train.max_steps={steps[-1] + 2}", cwd=hour.folder)
+    after = losses(workdir)
+    assert len(after) == steps[-1] + 2
+    assert after[: len(before)] == before
+    assert after[:STEPS] == losses(hour.folder / "runs/sft")[: len(after)]
 
 
 def test_ctrl_c_in_an_answer_is_one_line(hour):
