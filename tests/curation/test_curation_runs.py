@@ -27,7 +27,7 @@ DEAD = {
     "null_choices": "bad_shape", "list": "bad_shape", "error_200": "bad_shape",
     "refusal": "refused", "filtered": "filtered",
 }  # fmt: skip
-STOPS = ("quota", "redirect")  # of the endpoint
+STOPS = ("quota", "redirect")  # What ends an endpoint.
 
 
 def rows(folder, name):

@@ -7,7 +7,7 @@ from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.frames import rebuild_frames, shuffle_frames
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 
-PAIRS = [[3], [2], [1], []]  # of the rows of `make_batch`
+PAIRS = [[3], [2], [1], []]  # Frame pairs of each sample, by row of `make_batch`.
 
 
 def make_batch():

@@ -83,7 +83,7 @@ def test_packing_into_used_memory_gives_the_same_batch():
     fresh = layout.pack(rows, *shape)
     assert not fresh.patches[0, 3:].any()
     assert not fresh.patches[2].any()
-    for starts in ((0, 2), (1, 4)):  # of the two samples of row 1
+    for starts in ((0, 2), (1, 4)):  # Row 1 holds two samples.
         memory = rng.integers(0, 256, fresh.patches.shape, np.uint8)
         placed = []
         for sample, start in zip(rows[1], starts, strict=True):

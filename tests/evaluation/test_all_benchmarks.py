@@ -87,7 +87,7 @@ def test_all_fourteen_from_files_to_figures(run, capsys):
     assert run(Variant()) == folder
     assert data == {name: read(folder / name) for name in TASKS}
     rows = [json.loads(line) for line in data["mvbench"].splitlines()]
-    assert [row["index"] for row in rows if row["reason"] == "missing"] == [3]  # of NTU
+    assert [row["index"] for row in rows if row["reason"] == "missing"] == [3]  # NTU is absent.
     settings = json.loads((folder / "mvbench/results.json").read_text())["settings"]
     assert settings["benchmark"]["name"] == "as_paper"
     assert settings["media"]["digest"]

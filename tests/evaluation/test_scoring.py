@@ -141,7 +141,7 @@ def test_captioning_waits_for_a_judge():
     [("official", [1.0, 0.9, 0.6, 0.5, 0.1]), ("videorft", [1.0, 0.9, 0.5, 0.4, 0.0])],
 )
 def test_mean_relative_accuracy_at_its_boundaries(scorer, expected):
-    outputs = ["10.5", "11", "12.5", "13", "15"]  # of a true 10
+    outputs = ["10.5", "11", "12.5", "13", "15"]  # The truth is 10.
     got = [score(x, "10", scorer, "regression", "vsibench") for x in outputs]
     assert got == pytest.approx(expected)
 

@@ -10,7 +10,7 @@ from videorft_jax.grpo.alarms import AlarmOptions, Watch, read_history
 
 OFF = {"entropy_below": 0.0, "kl_above": 0.0, "length_below": 0.0}
 NAMES = ("reward_without_accuracy", "truncation_rises", "semantic_saturates")
-FALL = {"rewards__semantic__mean": -0.004}  # of right answers, as accuracy falls
+FALL = {"rewards__semantic__mean": -0.004}  # It falls as there are fewer right answers.
 
 
 def make_steps(num, seed=0, **slopes):

@@ -116,7 +116,7 @@ def test_sft_update_that_trains_the_tower(place):
     compiled = compile_one(job, "update")
     check_least(job, compiled)
     hlo = compiled.hlo
-    assert hlo.count('custom_call_target="tpu_custom_call"') >= 6  # of the text, of whole frames
+    assert hlo.count('custom_call_target="tpu_custom_call"') >= 6  # text, and whole frames
     found = sent(hlo)
     check_training(job, found, job.shape.length, exchanges=2, parts=("text", "vision"))
     assert found["all-gather", 0].total() == 4  # the head; of the tower embedding and merger

@@ -17,7 +17,7 @@ from hf_processor import describe_frames
 from PIL import Image
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-NUM_FRAMES = 4  # of each clip
+NUM_FRAMES = 4  # Each clip has so many.
 
 
 def _video(name, **keys):

@@ -28,7 +28,7 @@ from videorft_jax.training.state import checkpoint_dtype
 
 QUESTION = "What happens in this video?"
 _MAX_NEW_TOKENS = 64
-_NEAR = 1e-3  # of the largest logit; two programs in float32 differ by a hundredth of it
+_NEAR = 1e-3  # Share of the largest logit that may differ; two programs in float32 differ by 1e-5.
 
 
 def check_possible(clip: str) -> None:

@@ -57,7 +57,7 @@ class Wish(NamedTuple):
 class State(NamedTuple):
     """The running batch of B rows."""
 
-    keys: jax.Array  # of the prompts, [L, B, K, S, H]
+    keys: jax.Array  # The keys of the prompts, [L, B, K, S, H].
     values: jax.Array
     valid: jax.Array  # bool [B, S]
     own_keys: jax.Array  # [L, B, 1, K, C, H]

@@ -21,8 +21,8 @@ class Laid(NamedTuple):
 
     batch: Batch
     num_tokens: int
-    digest: bytes  # of tokens and pixels
-    media: bytes  # of the pixels alone
+    digest: bytes  # A digest of tokens and pixels.
+    media: bytes  # A digest of the pixels alone.
 
 
 def round_up(count: int) -> int:

@@ -16,7 +16,8 @@ from videorft_jax.evaluation.benchmarks.task import (
 )
 from videorft_jax.evaluation.scoring.choices import find_options
 
-_WORDS = "This video's subtitles are listed below:\n{lines}\n\n"  # of Video-MME-v2
+# Video-MME-v2 introduces its subtitles so.
+_WORDS = "This video's subtitles are listed below:\n{lines}\n\n"
 _MLVU = {"1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco",
          "7_topic_reasoning"}  # fmt: skip
 
