@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import (
-    finish,
-    load_recipe,
+    TinyCommands,
+    make_config,
     make_data,
     make_model,
     metrics,
     sft_options,
-    start,
     write_config,
 )
 
@@ -28,9 +27,9 @@ from videorft_jax.training.weights import make_weights
 DISTIL = {"rewards": (("accuracy", 0.0),), "grpo.beta": 1.0, "grpo.kl": "k2"}
 
 
-class Place:
+class Place(TinyCommands):
     def __init__(self, folder):
-        self.folder = folder
+        super().__init__(folder)
         self.files = make_data(folder / "data", num_sft=16, num_rl=16, num_eval=0)
         self.student, self.teacher = folder / "student", folder / "teacher"
         make_model(self.student, self.files["sft"])
@@ -41,30 +40,15 @@ class Place:
             optim__schedule="constant", rollout__num_rollouts=4, rollout__max_new_tokens=8,
             grpo__length_buckets=1, reward__gated=(),
         ) | DISTIL  # fmt: skip
-
-    def config(self, **changes):
-        config = load_recipe("grpo_7b")
-        changes = {path.replace("__", "."): value for path, value in changes.items()}
-        for path, value in (self.options | changes).items():
-            *sections, field = path.split(".")
-            section = config
-            for name in sections:
-                section = section[name]
-            section[field] = value
-        return config
+        write_config(folder / "tiny.py", "grpo_7b", self.options)
 
     def check(self, **changes):
-        options = check_options(self.config(**changes))
+        options = check_options(make_config("grpo_7b", self.options, **changes))
         check_reference(options)
         return options
 
-    def run(self, name, *flags):
-        config = self.folder / f"{name}.py"
-        write_config(config, "grpo_7b", self.options)
-        arguments = ["grpo", f"--config={config}", f"--workdir={self.folder / name}", *flags]
-        code, text = finish(start(self.folder / "compiled", *arguments))
-        assert code == 0, text
-        return metrics(self.folder / name)
+    def train(self, name, *flags):
+        return metrics(self.run("grpo", name, *flags)[0])
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +75,14 @@ def test_its_weights_are_those_of_its_folder(place):
 def test_a_teacher_is_approached_by_its_own_words_alone(place):
     """With no reward the divergence from the teacher falls; a copy of the start is the default."""
     few = "--config.train.max_steps=2"
-    plain = place.run("plain", few)
+    plain = place.train("plain", few)
     shutil.copytree(place.student, place.folder / "copy")
-    copied = place.run("copied", few, f"--config.grpo.reference={place.folder / 'copy'}")
+    copied = place.train("copied", few, f"--config.grpo.reference={place.folder / 'copy'}")
     for line, other in zip(plain, copied, strict=True):
         assert [line[name] for name in ("loss", "kl", "grad_norm")] == [
             other[name] for name in ("loss", "kl", "grad_norm")
         ]
-    taught = place.run("taught", f"--config.grpo.reference={place.teacher}")
+    taught = place.train("taught", f"--config.grpo.reference={place.teacher}")
     assert plain[0]["kl"] < 1e-9
     curve = [line["kl"] for line in taught]
     assert curve[0] > 0.1

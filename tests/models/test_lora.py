@@ -1,7 +1,5 @@
 """LoRA against explicit algebra and against `peft` on a tiny random Qwen2.5-VL."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -12,6 +10,7 @@ import safetensors.numpy
 import torch
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
+from hf_twin import write_random
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videorft_jax.models.family import load_config
@@ -24,7 +23,6 @@ from videorft_jax.models.lora import (
     merge_lora,
 )
 from videorft_jax.models.peft_folder import load_adapter, save_adapter
-from videorft_jax.models.qwen2_5_vl.config import tiny_values
 
 # Written down apart from the table of the program: one layer's x @ W, x @ a and (x @ a) @ b.
 EINSUMS = {
@@ -61,13 +59,7 @@ merge = jax.jit(merge_lora, static_argnames="config")
 def hub(tmp_path_factory):
     """(folder of a random checkpoint with grouped-query attention, config, params in float32)."""
     folder = tmp_path_factory.mktemp("hub")
-    values = tiny_values(tie_word_embeddings=False)
-    torch.manual_seed(0)
-    model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**values))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(values))
+    write_random(folder)
     config = load_config(folder)
     return folder, config, read_checkpoint(folder, config)
 

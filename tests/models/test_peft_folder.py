@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-import transformers
+from hf_twin import write_random
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.models import family, tensor_files
@@ -52,13 +52,7 @@ FORMS = {
 def hub(tmp_path_factory):
     """(torch model, folder, config, batch of a text, compiled logits of it)."""
     folder = tmp_path_factory.mktemp("hub")
-    values = tiny_values(tie_word_embeddings=False)
-    torch.manual_seed(0)
-    model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**values))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(values))
+    model = write_random(folder)
     return model.eval(), folder, load_config(folder)
 
 

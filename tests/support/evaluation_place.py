@@ -1,7 +1,7 @@
 """A tiny model and a compiled engine that the tests of evaluation share."""
 
 import jax
-from tiny_run import load_recipe, make_data, make_model, sft_options
+from tiny_run import make_config, make_data, make_model, sft_options
 
 from videorft_jax.commands import evaluate
 from videorft_jax.data.loader.options import LoaderOptions
@@ -44,15 +44,7 @@ class EvaluationPlace:
         self.params = self.engine.prepare(self.raw)
 
     def config(self, **changes):
-        config = load_recipe("evaluate_7b")
-        changes = {path.replace("__", "."): value for path, value in changes.items()}
-        for path, value in (self.options | changes).items():
-            *sections, field = path.split(".")
-            section = config
-            for name in sections:
-                section = section[name]
-            section[field] = value
-        return config
+        return make_config("evaluate_7b", self.options, **changes)
 
     def loader(self, records=None, process=0, processes=1, rows=ROWS):
         data = self.config().data

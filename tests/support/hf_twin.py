@@ -30,6 +30,19 @@ class Twin:
     params: dict
 
 
+def write_random(folder):
+    """A Qwen2.5-VL of transformers without tied embeddings, every weight normal with a deviation of
+    .1, which is also written into `folder`."""
+    values = find_family("qwen2_5_vl").tiny_values(tie_word_embeddings=False)
+    torch.manual_seed(0)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**values))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    return model
+
+
 def make_twin(folder, seed: int = 0, model_type: str = "qwen2_5_vl", **overrides) -> Twin:
     """Every weight random, biases and norms too, large enough that nothing hides."""
     values = find_family(model_type).tiny_values(**overrides)

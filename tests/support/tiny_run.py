@@ -97,16 +97,22 @@ def sft_options(model, records, **changes) -> dict:
     return options | {path.replace("__", "."): value for path, value in changes.items()}
 
 
-def sft_config(model, records, **changes):
-    """configs/sft_7b.py with `sft_options`."""
-    config = load_recipe("sft_7b")
-    for path, value in sft_options(model, records, **changes).items():
+def make_config(recipe: str, options: dict, **changes):
+    """A recipe of configs/ with options by dotted path; `changes` are written `data__rows=8`."""
+    config = load_recipe(recipe)
+    changes = {path.replace("__", "."): value for path, value in changes.items()}
+    for path, value in (options | changes).items():
         *sections, field = path.split(".")
         target = config
         for section in sections:
             target = target[section]
         target[field] = value
     return config
+
+
+def sft_config(model, records, **changes):
+    """configs/sft_7b.py with `sft_options`."""
+    return make_config("sft_7b", sft_options(model, records, **changes))
 
 
 def write_config(path, recipe: str, options: dict) -> None:
@@ -140,6 +146,21 @@ def start(cache, *arguments, module: str = "videorft_jax.cli", **more):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+class TinyCommands:
+    """Runs commands on the recipes that were written into `folder`, sharing compiled programs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def run(self, command, name, *flags, code=0, config="tiny.py"):
+        """(work directory, everything that was said) of a command that ends with `code`."""
+        arguments = [command, f"--config={self.folder / config}"]
+        arguments.append(f"--workdir={self.folder / name}")
+        found, text = finish(start(self.folder / "compiled", *arguments, *flags))
+        assert found == code, text
+        return self.folder / name, text
 
 
 def finish(process, seconds: float = 600.0) -> tuple[int, str]:

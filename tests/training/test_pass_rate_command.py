@@ -6,13 +6,12 @@ import shutil
 import numpy as np
 import pytest
 from tiny_run import (
-    finish,
+    TinyCommands,
     make_data,
     make_model,
     metrics,
     sft_config,
     sft_options,
-    start,
     write_config,
 )
 
@@ -20,9 +19,9 @@ from videorft_jax.models.folder_digest import digest_weights
 from videorft_jax.training.setup import make_train_options
 
 
-class Place:
+class Place(TinyCommands):
     def __init__(self, folder):
-        self.folder = folder
+        super().__init__(folder)
         self.files = make_data(folder / "data", num_sft=12, num_rl=0, num_eval=0)
         make_model(folder / "model", self.files["sft"])
         options = sft_options(
@@ -30,13 +29,6 @@ class Place:
             rollout__num_rollouts=2, rollout__max_new_tokens=8,
         )  # fmt: skip
         write_config(folder / "tiny.py", "sft_7b", options)
-
-    def run(self, command, name, *flags, code=0):
-        arguments = [command, f"--config={self.folder / 'tiny.py'}"]
-        arguments.append(f"--workdir={self.folder / name}")
-        found, text = finish(start(self.folder / "compiled", *arguments, *flags))
-        assert found == code, text
-        return self.folder / name, text
 
 
 @pytest.mark.slow

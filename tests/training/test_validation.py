@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from tiny_run import (
-    finish,
+    TinyCommands,
     make_data,
     make_model,
     metrics,
     read_arrays,
     sft_config,
     sft_options,
-    start,
     write_config,
 )
 
@@ -28,9 +27,9 @@ STEPS = 4
 OPTIONS = ValidateOptions("held_out", "", 2, 0, 8, keep_best=True, patience=2, mode="strict")
 
 
-class Place:
+class Place(TinyCommands):
     def __init__(self, folder):
-        self.folder = folder
+        super().__init__(folder)
         self.files = make_data(folder / "data", num_sft=16, num_rl=4, num_eval=6)
         make_model(folder / "model", self.files["sft"])
         options = sft_options(
@@ -42,15 +41,9 @@ class Place:
             "data.records": self.files["eval"], "evaluate.max_new_tokens": 12,
         })  # fmt: skip
 
-    def run(self, name, *flags, code=0, command="sft", config="tiny.py"):
-        arguments = [command, f"--config={self.folder / config}", f"--workdir={self.folder / name}"]
-        found, text = finish(start(self.folder / "compiled", *arguments, *flags))
-        assert found == code, text
-        return self.folder / name, text
-
     def validated(self, name, **more):
         values = {"records": self.files["eval"], "every": 2, "max_new_tokens": 12} | more
-        return self.run(name, *(f"--config.validate.{key}={v}" for key, v in values.items()))
+        return self.run("sft", name, *(f"--config.validate.{key}={v}" for key, v in values.items()))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +70,7 @@ def test_a_round_gives_what_evaluate_gives(place, validated):
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert kept == sorted({best, STEPS})
     checkpoint = f"--config.evaluate.checkpoint={workdir}"
-    out, _ = place.run("asked", checkpoint, command="evaluate", config="asked.py")
+    out, _ = place.run("evaluate", "asked", checkpoint, config="asked.py")
     wanted, found = json.loads((out / "results.json").read_text())["results"], rounds(workdir)[-1]
     for name in ("accuracy", "low", "high", "num_records", "num_scored", "mean_length"):
         assert found[name] == pytest.approx(wanted[name]), name
@@ -86,7 +79,7 @@ def test_a_round_gives_what_evaluate_gives(place, validated):
 
 @pytest.mark.slow
 def test_a_round_changes_nothing_and_repeats_after_a_restart(place, validated):
-    plain, _ = place.run("plain")
+    plain, _ = place.run("sft", "plain")
     for path, array in read_arrays(plain, STEPS).items():
         assert array.tobytes() == read_arrays(validated[0], STEPS)[path].tobytes(), path
     again, _ = place.validated("again", keep_best=True, every=1)
@@ -106,10 +99,10 @@ def test_grpo_asks_the_policy_that_it_has_just_updated(place):
         f"--config.validate.records={place.files['eval']}", "--config.validate.every=1",
         "--config.validate.max_new_tokens=12",
     ]  # fmt: skip
-    workdir, _ = place.run("grpo", *flags, command="grpo")
+    workdir, _ = place.run("grpo", "grpo", *flags)
     assert [row["step"] for row in rounds(workdir)] == [1, 2]
     checkpoint = f"--config.evaluate.checkpoint={workdir}"
-    out, _ = place.run("grpo_asked", checkpoint, command="evaluate", config="asked.py")
+    out, _ = place.run("evaluate", "grpo_asked", checkpoint, config="asked.py")
     wanted, found = json.loads((out / "results.json").read_text())["results"], rounds(workdir)[-1]
     for name in ("accuracy", "low", "high", "mean_length"):
         assert found[name] == pytest.approx(wanted[name]), name
@@ -118,7 +111,7 @@ def test_grpo_asks_the_policy_that_it_has_just_updated(place):
 
 def test_overlap_is_refused_before_the_first_step(place):
     flag = f"--config.validate.records={place.files['sft']}"
-    workdir, text = place.run("overlap", flag, code=2)
+    workdir, text = place.run("sft", "overlap", flag, code=2)
     assert "16 records show clips that are trained on" in text.splitlines()[-1]
     assert not (workdir / "metrics.jsonl").exists()
 
