@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -102,6 +103,11 @@ def test_steps_without_a_metric_do_not_count():
         del step["entropy"]
     assert not run(steps, entropy_below=0.5)[1]
     assert run(steps, entropy_below=2.0)[1]
+    for step in steps:
+        del step["rewards/accuracy/mean"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy warns of the mean of nothing.
+        assert run(steps)[0][-1] == set()
 
 
 def test_a_restart_goes_on_with_the_windows(tmp_path):

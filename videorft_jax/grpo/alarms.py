@@ -106,9 +106,11 @@ class Watch:
             found.add("truncation_rises")
         late = list(self._steps)[self._options.window :]
         semantic = _values(late, SEMANTIC)
-        right = _values(late, ACCURACY).mean() if self._is_gated else 1.0
-        if semantic.size and right > _LEAST and semantic.mean() / right >= _SATURATED:
-            found.add("semantic_saturates")
+        right = _values(late, ACCURACY) if self._is_gated else np.ones(1)
+        if semantic.size and right.size:
+            is_top = semantic.mean() >= _SATURATED * right.mean()
+            if is_top and right.mean() > _LEAST:
+                found.add("semantic_saturates")
         return found
 
     def _change(self, name: str) -> float:
