@@ -20,7 +20,7 @@ from videorft_jax.planning.report import Row, advise, make_rows, merge_rows, sum
 from videorft_jax.planning.search import search
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import check_cpus, load_model_files, make_loader, make_mesh
-from videorft_jax.training.weights import Weights
+from videorft_jax.training.weights import make_weights
 
 
 def make_jobs(
@@ -71,7 +71,7 @@ def make_job(
         config = published_config(size or size_in(train.name))
         tokenizer = shapes.PublishedTokenizer()
     check_contract(config, train.contract, train.name)
-    weights = Weights(config, train.freeze, train.lora)
+    weights = make_weights(train, config)
     mesh = make_mesh(train, machine.devices)
     if machine.kind == "cpu":
         check_cpus(train, machine.num_devices)

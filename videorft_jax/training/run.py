@@ -46,7 +46,7 @@ from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.start import open_start
 from videorft_jax.training.state import abstract_state, expected_meta, fresh_state
 from videorft_jax.training.step import TrainState
-from videorft_jax.training.weights import Weights
+from videorft_jax.training.weights import Weights, make_weights
 
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ def open_run(
         check_cpus(options, mesh.size)
     model_config, tokenizer = load_model_files(options.model.init_from)
     check_contract(model_config, options.contract, options.name)
-    weights = Weights(model_config, options.freeze, options.lora)
+    weights = make_weights(options, model_config)
     abstract = abstract_state(options, weights, mesh)
     agreed = expected_meta(weights, options.contract)
     kept = {"keep_last": options.checkpoint.keep_last, "keep_every": options.checkpoint.keep_every}

@@ -49,11 +49,6 @@ class VisionConfig:
         """Values of one patch row: 3 * 2 * 14 * 14 = 1176."""
         return self.in_channels * self.temporal_patch * self.patch**2
 
-    @property
-    def window_slots(self) -> int:
-        """Patch slots of one window: (112 / 14)^2 = 64."""
-        return (self.window // self.patch) ** 2
-
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
