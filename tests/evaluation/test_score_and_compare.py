@@ -149,6 +149,28 @@ def test_a_question_that_was_not_shown_weighs_as_much_as_one_with_two_completion
     assert tabulate(rows, "robust")["toy"]["all_rows"] == 0.5
 
 
+def test_every_count_of_the_table_is_of_its_own_rows():
+    """Each row has one thing that is counted, some have it twice over."""
+    plain = {"benchmark": "toy", "question_type": "multiple choice", "categories": {},
+             "stopped": True, "finite": True, "score": 1.0, "reason": "", "outcome": "scored",
+             "shortened": None}  # fmt: skip
+    told = {
+        "shortened": [{"shortened": [8, None]}] * 3,
+        "judged": [{"outcome": "judged"}] * 2,
+        "open": [{"outcome": "open", "score": None}] * 4,
+        "unparsed": [{"outcome": "unparsed", "score": 0.0}] * 5,
+        "truncated": [{"stopped": False}] * 6,
+        "failed": [{"outcome": "failed", "score": None}, {"finite": False}],
+        "absent": [{"reason": "missing", "outcome": "undecodable", "score": None}] * 7,
+        "undecodable": [{"reason": "corrupt", "outcome": "undecodable", "score": None}],
+    }
+    rows = [plain | change for changes in told.values() for change in changes]
+    rows = [row | {"id": str(i), "cluster": str(i)} for i, row in enumerate(rows)]
+    found = tabulate(rows, "robust")["toy"]
+    assert {name: found[name] for name in told} == {name: len(own) for name, own in told.items()}
+    assert (found["rows"], found["scored"]) == (30, 30 - 4 - 1 - 7 - 1)
+
+
 def test_comparison_is_paired_and_counts_the_others(tmp_path, capsys):
     first = write_run(tmp_path / "first", ["A", "A", "B", "B"])
     second = write_run(tmp_path / "second", ["B", "A", "B", None])
