@@ -1,13 +1,14 @@
 """transformers' own processor of Qwen2.5-VL, without torchvision, which no test extra installs.
 
-Its video processor calls three functions of torchvision. They stand here as the calls of PyTorch
-that torchvision makes for frames of uint8 on a processor.
+Its processors of clips and pictures call three functions of torchvision. They stand here as the
+calls of PyTorch that torchvision makes for frames of uint8 on a CPU.
 """
 
 import importlib
 import sys
 import types
 
+import numpy as np
 import torch
 from transformers import image_processing_backends, video_processing_utils
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
@@ -54,6 +55,19 @@ def _find_video_processor():
     return module.Qwen2VLVideoProcessor
 
 
+class _TorchResize(image_processing_backends.PilBackend):
+    """It resizes as the class that transformers takes for pictures where torchvision is there."""
+
+    def resize(self, image, size, resample, **unused):
+        assert resample == 3  # bicubic
+        pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
+        return _resize(pixels, (size.height, size.width), "bicubic", True)[0].numpy()
+
+
+class _ImageProcessor(Qwen2VLImageProcessorPil, _TorchResize):
+    """The sizes and patches of transformers' class, with that resize."""
+
+
 class _Processor(Qwen2_5_VLProcessor):
     """It takes a video processor whose class transformers hides without torchvision."""
 
@@ -67,7 +81,7 @@ def make_processor(tokenizer, contract: MediaContract) -> Qwen2_5_VLProcessor:
         size={"shortest_edge": contract.min_pixels, "longest_edge": contract.max_pixels},
         cap_pixels_per_frame=False,
     )
-    image = Qwen2VLImageProcessorPil(
+    image = _ImageProcessor(
         size={
             "shortest_edge": contract.image_min_pixels,
             "longest_edge": contract.image_max_pixels,

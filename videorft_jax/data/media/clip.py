@@ -1,18 +1,12 @@
-"""A decoded clip, and the resize that every frame goes through.
-
-Frames are converted to RGB at full size and then resized by Pillow's bicubic, whose filter is the
-antialiased one of torchvision (a = -0.5, support scaled, 8-bit fixed point). The result is within
-2/255 of that of transformers' processors, on noise too. Scaling inside swscale is faster and off by
-tens.
-"""
+"""A decoded clip: its sampled frames after the resize, and what is known of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import target_size
 
 
@@ -38,25 +32,6 @@ class Clip(NamedTuple):
     @property
     def frames(self) -> np.ndarray:
         return merge_planes(self.planes)
-
-
-def resize_planes(frame: np.ndarray, height: int, width: int) -> Sequence[np.ndarray]:
-    """uint8 [h, w, 3] -> its three planes, uint8 [height, width], antialiased bicubic.
-
-    Widths come first and heights second, as in PyTorch. The order matters, because values are cut
-    to 0 to 255 in between: on noise the other order is off by up to 20 grey levels, and Pillow from
-    version 13 on takes it where it costs less, so that each side is resized by a call of its own.
-    Planes are handed out, since Pillow gives them as fast as pixels and patches are cut from them
-    faster, without a copy of the clip in between.
-    """
-    if frame.shape[:2] == (height, width):
-        return frame.transpose(2, 0, 1)
-    image = Image.fromarray(frame)
-    for size in ((width, image.height), (width, height)):
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-    planes = [np.frombuffer(image.tobytes("raw", channel), np.uint8) for channel in "RGB"]
-    return [plane.reshape(height, width) for plane in planes]
 
 
 def merge_planes(planes: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

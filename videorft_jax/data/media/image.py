@@ -8,10 +8,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from videorft_jax.data.media.clip import Clip, resize_planes
+from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.decode import UNKNOWN_CONTAINER, read_single_frame
 from videorft_jax.data.media.files import read_guarded
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import target_size
 
 # JPEG includes the MPO of phones.

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from videorft_jax.data.media.clip import Clip, resize_planes
+from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.files import list_files, open_media
 from videorft_jax.data.media.image import check_pixels, open_image, shown_size, to_rgb
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import Sampling, sample_frames, target_size
 
 SHORTEST_MS = 100  # Browsers show a frame so long where the file says 10 ms or less.

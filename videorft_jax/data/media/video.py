@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from videorft_jax.data.media.clip import Clip, resize_planes
+from videorft_jax.data.media.clip import Clip
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.decode import VideoFile
 from videorft_jax.data.media.files import guarded, read_guarded
@@ -25,6 +25,7 @@ from videorft_jax.data.media.pictures import (
     read_pictures,
     sample_pictures,
 )
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import Sampling, sample_frames, target_size
 
 T = TypeVar("T")
