@@ -1,20 +1,24 @@
 """What transformers' own tests of this model expect of a program that runs it, as numbers.
 
 The numbers are facts of those tests, found without running them: sizes after the resize, patches of
-pictures and clips, sampled frames, and prompts whose tokens and pixels do not belong together. What
-they expect of logits, of batches of several lengths and of decoding with a cache is in
-`test_model_parity`, `test_rollout` and `test_api`, against transformers' values.
+pictures and clips, sampled frames, ids of a prompt, and prompts whose tokens and pixels do not
+belong together. What they expect of logits, of batches of several lengths and of decoding with a
+cache is in `test_model_parity`, `test_rollout` and `test_api`, against transformers' values.
 """
 
 import dataclasses
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.sampling import sample_frames, target_size
+from videorft_jax.data.records.render import render
+from videorft_jax.demo.tiny_tokenizer import WORDS
 from videorft_jax.models.geometry import WINDOWED_14
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.rollout.requests import check_request
@@ -116,3 +120,35 @@ def test_pictures_and_their_tokens_must_match(images, tokens):
     with pytest.raises(ValueError, match="visual tokens, .* places for them") as error:
         check()
     assert "\n" not in str(error.value)
+
+
+# Published ids of the words in the prompt of their integration test.
+PUBLISHED = {
+    "<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652,
+    "<|vision_end|>": 151653, "<|image_pad|>": 151655, "<|video_pad|>": 151656, "system": 8948,
+    "Ċ": 198, "You": 2610, "Ġare": 525, "Ġa": 264, "Ġhelpful": 10950, "Ġassistant": 17847,
+    ".": 13, "user": 872, "What": 3838, "Ġkind": 3093, "Ġof": 315, "Ġdog": 5562, "Ġis": 374,
+    "Ġthis": 419, "?": 30, "assistant": 77091, "unknown": 151646,
+}  # fmt: skip
+
+
+def test_ids_of_the_prompt():
+    """The first 17 ids of a question on a picture, the system turn included, are theirs; those
+    behind the picture are the published tokenizer's."""
+    backend = Tokenizer(models.WordLevel(PUBLISHED, unk_token="unknown"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    special = [word for word in PUBLISHED if word.startswith("<|")]
+    backend.add_special_tokens([AddedToken(word, special=True) for word in special])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    parts = [{"type": "image"}, {"type": "text", "text": "What kind of dog is this?"}]
+    tokens = render(tokenizer, [{"role": "user", "content": parts}], [2]).tokens
+    begin = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198]
+    picture = [151652, 151655, 151655]
+    assert tokens[:17].tolist() == begin + picture
+    question = [3838, 3093, 315, 5562, 374, 419, 30]
+    assert tokens[17:].tolist() == [151653, *question, 151645, 198, 151644, 77091, 198]
