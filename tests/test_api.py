@@ -1,6 +1,8 @@
 """The public API as a program would use it, on a tiny checkpoint with a real clip."""
 
 import inspect
+import io
+import json
 
 import hf_twin as hf
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 import videorft_jax as vr
 from videorft_jax import cli
@@ -154,6 +157,45 @@ def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, caplog):
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown or absent fields"):
         vr.load(folder / "model", media={"frame": 3})
+
+
+def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypatch, capsys):
+    """Each turn answers what `generate` does with all that was said before; the lines of JSON and
+    the picture tell which frames the model saw."""
+    folder, ours, clip = model
+    path, image = str(folder / "data" / clip), str(tmp_path / "image.png")
+    Image.new("RGB", (56, 28), "teal").save(image)
+    limits = {"min_frames": 4, "max_frames": 4, "min_pixels": 784, "max_pixels": 3136}
+    small = vr.load(folder / "model", dtype="float32", media=limits)
+    monkeypatch.setattr("videorft_jax.api.load", lambda *_, **__: small)
+    monkeypatch.setattr("sys.stdin", io.StringIO("And then?\n\nWhy?\n"))
+    picture = tmp_path / "seen.png"
+    flags = [f"--image={image}", f"--video={path}", "--question=What moves?", "--chat", "--json"]
+    flags += [f"--show={picture}", "--max_new_tokens=6"]
+    assert cli.main(["ask", f"--model={folder / 'model'}", *flags]) == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["question"] for line in lines] == ["What moves?", "And then?", "Why?"]
+    assert f"the frames are in {picture}; next: " in err
+    media = [{"type": "image", "image": image}, {"type": "video", "video": path}]
+    chat = []
+    for line in lines:
+        asked = {"type": "text", "text": line["question"]}
+        chat.append({"role": "user", "content": [*media, asked]})
+        found = small.generate([chat], num_rollouts=1, max_new_tokens=6, temperature=0.0)
+        assert line["answer"] == found.texts[0][0].rstrip("\ufffd")
+        assert (line["num_tokens"], line["stopped"]) == (int(found.lengths[0, 0]), False)
+        chat.append({"role": "assistant", "content": line["answer"]})
+        media = []
+    seen = vr.read_video(path, small.contract)
+    assert lines[0]["media"][1]["times"] == list(seen.timestamps)
+    assert lines[0]["media_contract"] == small.contract.digest
+    shown = np.asarray(Image.open(picture))
+    large = np.kron(seen.frames[0], np.ones((4, 4, 1), np.uint8))  # 56 pixels become 224
+    height, width = large.shape[:2]
+    column = shown[:, 8 : 8 + width]
+    places = range(len(column) - height)
+    assert any((column[top : top + height] == large).all() for top in places)
 
 
 def test_surface_is_frozen():

@@ -65,6 +65,8 @@ class Model:
     contract: MediaContract
     mesh: jax.sharding.Mesh
     folder: str
+    # Engines by how they draw, so that the turns of a chat compile their programs once.
+    _engines: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def prepare(self, messages: list[list[dict] | dict]) -> Batch:
         """Chats in Hugging Face's form to one batch of right-padded prompts.
@@ -182,7 +184,12 @@ class Model:
         sampling = make_sampling(self.config, self.tokenizer, **settings)
         dtype = str(jax.tree.leaves(self.params)[0].dtype)
         chunk = 8 if on_tokens else 64  # how often a reader sees something new
-        engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype, chunk=chunk)
+        key = (sampling, dtype, chunk)
+        if key not in self._engines:
+            self._engines[key] = RolloutEngine(
+                self.config, sampling, self.mesh, dtype=dtype, chunk=chunk
+            )
+        engine = self._engines[key]
         batch = self.prepare(messages)
         uids = np.arange(len(batch.tokens))
         params = engine.prepare(self.params)

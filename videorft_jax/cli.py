@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": "the whole method on synthetic clips in minutes",
     "plan": "what a config needs of a machine that is not here",
     "report": "a page with the curves of a run and everything that the model said",
-    "ask": "one question about one clip",
+    "ask": "questions about clips and images",
     "doctor": "what is wrong with this installation, this machine or the inputs of a run",
     "validate": "check records and media before training on them",
     "cache": "decode and resize every clip once",

@@ -1,16 +1,26 @@
-"""`videorft ask`: one question about one clip or image, the answer written as it is decoded."""
+"""`videorft ask`: questions about clips and images, each answer written as it is decoded."""
 
 import argparse
+import json
 import logging
 import os
+import pathlib
 import sys
+import time
+from collections.abc import Iterator
 
 from videorft_jax.commands import media_flags
 from videorft_jax.commands.last_line import print_last_line
 
+EXAMPLES = """videorft ask --model DIR --video CLIP --question TEXT
+videorft ask --model DIR --video first.mp4 --image after.jpg --question "What has changed?"
+videorft ask --model DIR --video CLIP --chat
+videorft ask --model DIR --video CLIP --question TEXT --show frames.png --json"""
+
 
 def main(argv: list[str]) -> int:
-    """videorft ask --model DIR --video CLIP --question TEXT"""
+    """Asks a model about clips and images. With --chat each further line of the input is another
+    turn about the same media, and the model sees what was said before."""
     options = _parse(argv)
     from videorft_jax import api  # loads JAX
 
@@ -23,57 +33,135 @@ def main(argv: list[str]) -> int:
         adapter=options.adapter, media=media, download=options.download,
         strip_prefix=options.strip_prefix,
     )  # fmt: skip
-    content = [{"type": "text", "text": options.question}]
-    for kind in ("video", "image"):
-        if getattr(options, kind):
-            path = os.path.expanduser(getattr(options, kind))  # No shell does it behind `--video=`.
-            content.insert(0, {"type": kind, kind: path})
-    chat = [{"role": "user", "content": content}]
-    if options.system is not None:
-        chat.insert(0, {"role": "system", "content": options.system})
-    shown = ""
+    seen = _look(model.contract, options) if options.show or options.json else []
+    chat = [] if options.system is None else [{"role": "system", "content": options.system}]
+    content = [{"type": kind, kind: path} for kind, path in options.media]
+    for question in _questions(options):
+        content.append({"type": "text", "text": question})
+        chat.append({"role": "user", "content": content})
+        answer = _answer(model, chat, options, seen)
+        chat.append({"role": "assistant", "content": answer})
+        content = []
+    kept = f"the frames are in {options.show}" if options.show else "an answer is not kept"
+    print_last_line(kept, "serve", f"--checkpoint={options.model}", to_stderr=True)
+    return 0
+
+
+def _questions(options) -> Iterator[str]:
+    """The question of the command line and, in a chat, the lines of the input that follow."""
+    if options.question:
+        yield options.question
+    if not options.chat:
+        return
+    is_person = sys.stdin.isatty()
+    while True:
+        if is_person:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(model, chat, options, seen):
+    """Writes the answer to the last turn of a chat, and returns its text."""
+    shown, started, first = "", time.monotonic(), None
 
     def show(tokens, lengths):
-        nonlocal shown
+        nonlocal shown, first
+        first = first or time.monotonic() - started
         ids = tokens[0, 0, : lengths[0, 0]]
         text = model.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
-        sys.stdout.write(text[len(shown) :])  # half a character waits for its other half
-        sys.stdout.flush()
+        if not options.json:
+            sys.stdout.write(text[len(shown) :])  # half a character waits for its other half
+            sys.stdout.flush()
         shown = text
 
-    model.roll_out(
+    out = model.roll_out(
         [chat],
         seed=options.seed,
         on_tokens=show,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
     )
-    print(flush=True)
-    about = "an answer is not kept"
-    print_last_line(about, "serve", f"--checkpoint={options.model}", to_stderr=True)
-    return 0
+    if options.json:
+        seconds = {"first": first or 0.0, "all": time.monotonic() - started}
+        line = {
+            "question": chat[-1]["content"][-1]["text"],
+            "answer": shown,
+            "num_tokens": int(out.lengths[0, 0]),
+            "stopped": bool(out.stopped[0, 0]),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        }
+        print(json.dumps(line | _describe(model, options, seen), ensure_ascii=False), flush=True)
+    else:
+        print(flush=True)
+    return shown
+
+
+def _describe(model, options, seen):
+    """What the answers of one command have in common, for a program that reads them."""
+    media = [
+        {"path": path, "size": list(frames.shape[1:3]), "times": list(map(float, times))}
+        for path, frames, times in seen
+    ]
+    contract = model.contract.digest
+    return {"model": options.model, "media_contract": contract, "media": media}
+
+
+def _look(contract, options):
+    """(path, frames, seconds of the frames) of all media as the model reads them; the picture that
+    --show names is written."""
+    from videorft_jax.data.media.image import read_image
+    from videorft_jax.data.media.video import read_video
+
+    seen = []
+    for kind, path in options.media:
+        clip = (read_video if kind == "video" else read_image)(path, contract)
+        seen.append((path, clip.frames, clip.timestamps if kind == "video" else ()))
+    if options.show:
+        from videorft_jax.reporting.sheet import draw_sheet
+
+        pathlib.Path(options.show).write_bytes(draw_sheet(seen))
+    return seen
 
 
 def _parse(argv):
     parser = argparse.ArgumentParser(
-        prog="videorft ask", description=main.__doc__, allow_abbrev=False
+        prog="videorft ask", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
-    parser.add_argument(
-        "--model", required=True, help="Hugging Face folder, its name on the hub, or a run"
-    )
-    parser.add_argument("--download", action="store_true", help="fetch a name of the hub")
-    media = parser.add_mutually_exclusive_group()
-    media.add_argument("--video", help="clip to ask about")
-    media.add_argument("--image", help="image to ask about")
-    parser.add_argument("--question", required=True)
-    parser.add_argument("--max_new_tokens", type=int, default=768)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--adapter", help="PEFT folder of LoRA, merged into the weights")
-    parser.add_argument("--strip_prefix", default="", help="begin of all tensors' names to ignore")
+    add = parser.add_argument
+    add("--model", required=True, help="Hugging Face folder, its name on the hub, or a run")
+    add("--download", action="store_true", help="fetch a name of the hub")
+    for kind in ("video", "image"):
+        add(
+            f"--{kind}", action="append", dest="media", default=[], metavar=kind.upper(),
+            type=lambda path, kind=kind: (kind, os.path.expanduser(path)),
+            help=f"{kind} to ask about; several are shown in the order of their flags",
+        )  # fmt: skip
+    add("--question", help="what is asked; with --chat the first turn")
+    add("--chat", action="store_true", help="ask each line of the input too, until it ends")
+    add("--show", metavar="PNG", help="write a picture of the frames that the model sees")
+    add("--json", action="store_true", help="write each answer as a line of JSON, for programs")
+    add("--max_new_tokens", type=int, default=768)
+    add("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    add("--seed", type=int, default=0)
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--adapter", help="PEFT folder of LoRA, merged into the weights")
+    add("--strip_prefix", default="", help="begin of all tensors' names to ignore")
     media_flags.add_flags(parser)
     options = parser.parse_args(argv)
-    if not options.question.strip():
+    if options.question is None and not options.chat:
+        raise ValueError("--question missing; write what is asked, or take --chat")
+    if options.question is not None and not options.question.strip():
         raise ValueError("--question is empty; write what is asked")
+    if options.show:
+        options.show = os.path.expanduser(options.show)
+        if not options.media:
+            raise ValueError(f"--show={options.show}: nothing is shown; give a --video or --image")
+        if not options.show.lower().endswith(".png"):
+            raise ValueError(f"--show={options.show}: the picture is a PNG; name it so")
+        if not os.path.isdir(os.path.dirname(options.show) or "."):
+            raise ValueError(f"--show={options.show}: no such folder; make it first")
     return options
