@@ -318,3 +318,19 @@ def test_11_secrets_do_not_show():
 def test_flatten_reads_both_forms():
     parts = [{"type": "text", "text": "a"}]
     assert flatten({"messages": [{"content": parts}, {"content": "b"}]}) == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kind": "local"}, "checkpoint is empty"),
+        ({"kind": "local", "checkpoint": "d", "base_urls": ("http://h/v1",)}, "no base_urls"),
+        ({"kind": "local", "checkpoint": "d", "key_env": "K"}, "needs no key"),
+        ({"kind": "local", "checkpoint": "d", "dtype": "float16"}, "bfloat16 or float32"),
+        ({"kind": "https", "base_urls": ("http://h/v1",)}, "choose http or local"),
+        ({"base_urls": ("http://h/v1",), "checkpoint": "d"}, "is for kind local"),
+    ],
+)
+def test_26_an_endpoint_of_either_kind_says_what_it_lacks(fields, said):
+    with pytest.raises(ValueError, match=said):
+        Endpoint("think", "m", **fields)

@@ -9,6 +9,9 @@ import sys
 import numpy as np
 from PIL import Image
 
+from videorft_jax.curation.config_file import read_config
+from videorft_jax.curation.run import Curation
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -68,6 +71,13 @@ def run(config, workdir, *flags, env=None, timeout=600):
     lines = done.stdout.strip().splitlines()
     summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     return done.returncode, summary, done.stderr + done.stdout
+
+
+def curate(config, workdir, shard=(0, 1)):
+    """The result of a run in this process."""
+    options, licences = read_config(config)
+    with Curation(options, str(workdir), shard) as curation:
+        return curation.run(licences)
 
 
 def files(workdir):

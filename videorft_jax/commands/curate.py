@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import pathlib
 import sys
 
 from videorft_jax.commands.last_line import print_last_line
@@ -22,6 +23,8 @@ def main(argv: list[str]) -> int:
     add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
     add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")
     add("--merge", action="store_true", help="take all shards into one; sends nothing")
+    add("--export_batch", metavar="DIR", help="write what is missing to batch files; sends nothing")
+    add("--import_batch", metavar="FILE", nargs="+", help="result files of batches; sends nothing")
     add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
@@ -29,6 +32,9 @@ def main(argv: list[str]) -> int:
         handler.addFilter(HideSecrets())
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     shard = _read_shard(options.shard)
+    ways = ("dry_run", "merge", "export_batch", "import_batch")
+    if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
+        raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
     if options.merge and options.shard:
         raise ValueError("--merge takes all shards; leave --shard out")
     config, licences = read_config(options.config)
@@ -46,6 +52,10 @@ def main(argv: list[str]) -> int:
             logging.info("%d dead letters are asked again", curation.store.revive())
         if options.dry_run:
             return _print_estimate(curation, options)
+        if options.export_batch:
+            return _export(curation, options)
+        if options.import_batch:
+            return _import(curation, options, licences)
         result = curation.run(licences)
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
@@ -58,10 +68,56 @@ def _print_last(options, exit_code, to_stderr=False):
     """What is in the work directory, and what may be done with it or finishes it."""
     from videorft_jax.curation.publish import SFT  # its libraries are an extra
 
-    again = ("curate", f"--config={options.config}", f"--workdir={options.workdir}")
+    again = _again(options)
     records = f"--data={options.workdir}/{SFT}"
     following = again if exit_code else ("validate", records)
     print_last_line(f"everything lies in {options.workdir}", *following, to_stderr=to_stderr)
+
+
+def _export(curation, options) -> int:
+    """Writes the requests that are missing now to batch files and says what was written."""
+    from videorft_jax.curation.batches import export_batch
+
+    folder = pathlib.Path(options.export_batch)
+    done = export_batch(curation.units(), curation.store, curation.ledger, folder)
+    for name, count in sorted(done.requests.items()):
+        print(f"{name}: {count:,} requests written")
+    if done.out:
+        print(f"{done.out:,} requests wait in files of before; --retry_dead gives those up")
+    if done.stop:
+        print(f"videorft curate: {done.stop}", file=sys.stderr)
+    files = " ".join(str(path) for path in done.files)
+    print(f"written: {files or 'no file; nothing is missing that no file holds'}")
+    again = _again(options)
+    print_last_line("send each file as a batch, then import", *again, "--import_batch", "...")
+    return done.stop.exit_code if done.stop else 0
+
+
+def _import(curation, options, licences) -> int:
+    """Takes the results of batches and says what became of them and what is missing now."""
+    from videorft_jax.curation.batches import import_batch
+
+    paths = [pathlib.Path(name) for name in options.import_batch]
+    done = import_batch(curation.units(), curation.store, curation.ledger, paths)
+    for place in done.unreadable:
+        print(f"videorft curate: {place}: no result in JSON; left out", file=sys.stderr)
+    failed = ", ".join(f"{count:,} {code}" for code, count in sorted(done.failed.items()))
+    print(
+        f"{done.replies:,} replies stored, {done.dead:,} dead letters, {failed or 'none'} to be "
+        f"asked again, {done.unknown:,} that answer nothing missing"
+    )
+    counts = curation.publish(licences)
+    if counts.pending:
+        print(f"{counts.pending:,} records wait for replies")
+        print_last_line("go on with", *_again(options), "--export_batch", "...")
+    else:
+        _print_last(options, 0)
+    return 0
+
+
+def _again(options) -> tuple[str, ...]:
+    shard = (f"--shard={options.shard}",) if options.shard else ()
+    return ("curate", f"--config={options.config}", f"--workdir={options.workdir}", *shard)
 
 
 def _print_estimate(curation, options) -> int:

@@ -56,44 +56,54 @@ class Ledger:
         # Nano-dollars and tokens that are spent or in flight: upper bounds.
         self.spent, self.tokens = store.rows(f"{total} FROM attempt")[0]
 
-    def worst_case(self, request: Request) -> tuple[int, int]:
-        """(nano-dollars, tokens) that the request costs at most."""
+    def worst_case(self, request: Request, is_batch: bool = False) -> tuple[int, int]:
+        """(nano-dollars, tokens) that the request costs at most, online or in a batch file."""
         endpoint = self.endpoints[request.endpoint]
         tokens = estimate_tokens(request, endpoint.image_tokens)
-        money = endpoint.price.cost(tokens, request.max_tokens) if endpoint.price else 0
+        price, money = endpoint.price, 0
+        if price:
+            money = price.cost(tokens, request.max_tokens, is_batch=is_batch)
         return money, tokens + request.max_tokens
 
-    def reserve(self, request: Request) -> tuple[int, Write]:
+    def reserve(self, request: Request, is_batch: bool = False) -> tuple[int, Write]:
         """Books the worst case. Returns the attempt's id and the row to commit before the request
         leaves. Raises OutOfBudget."""
-        money, tokens = self.worst_case(request)
+        money, tokens = self.worst_case(request, is_batch)
         dollars, most = self.limits.dollars, self.limits.tokens
         if dollars is not None and self.spent + money > round(dollars * NANO):
             used = self.spent / NANO
             raise OutOfBudget(f"budget: stopped at ${used:.6f} of ${dollars:.6f}; raise it")
         if most is not None and self.tokens + tokens > most:
             raise OutOfBudget(f"budget: stopped at {self.tokens:,} of {most:,} tokens; raise it")
+        number, booking = self.book(request, is_batch)
+        return number, booking[0]
+
+    def book(self, request: Request, is_batch: bool = False) -> tuple[int, list[Write]]:
+        """Books the worst case whatever the limits say, for a result that was paid elsewhere."""
+        money, tokens = self.worst_case(request, is_batch)
         self.spent += money
         self.tokens += tokens
         self._next += 1
-        row = (self._next, request.key, request.endpoint, request.stage, money, tokens)
+        state = "batch" if is_batch else "open"
+        row = (self._next, request.key, request.endpoint, request.stage, state, money, tokens)
         insert = (
             "INSERT INTO attempt (id, key, endpoint, stage, state, reserved, tokens) "
-            "VALUES (?, ?, ?, ?, 'open', ?, ?)"
+            "VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
-        return self._next, (insert, row)
+        return self._next, [(insert, row)]
 
     def settle(
         self, number: int, request: Request, *, reply: Reply | None = None, billed: str = "no",
         code: str = "ok", status: int | None = None, dead: Dead | None = None,
+        is_batch: bool = False,
     ) -> list[Write]:  # fmt: skip
         """The rows that end an attempt: paid with a reply, free, or unknown at the worst case."""
-        reserved, held = self.worst_case(request)
+        reserved, held = self.worst_case(request, is_batch)
         money, tokens, state = reserved, held, "unknown"
         if reply is not None:
             price, state = self.endpoints[request.endpoint].price, "paid"
             usage = (reply.input_tokens, reply.output_tokens, reply.cached_tokens)
-            money = price.cost(*usage) if price else 0
+            money = price.cost(*usage, is_batch=is_batch) if price else 0
             tokens = reply.input_tokens + reply.output_tokens
         elif billed == "no":
             money, tokens, state = 0, 0, "free"

@@ -26,9 +26,10 @@ _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 class HttpClient:
-    """Attempts of one endpoint of kind "http"; an async context manager."""
+    """Attempts of one endpoint; an async context manager. transport: carries the requests in place
+    of sockets."""
 
-    def __init__(self, endpoint: Endpoint):
+    def __init__(self, endpoint: Endpoint, transport: httpx2.AsyncBaseTransport | None = None):
         self.endpoint = endpoint
         self._key = endpoint.read_key()
         local = all(
@@ -37,7 +38,8 @@ class HttpClient:
         )
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
-            trust_env=not local,
+            trust_env=not local and transport is None,
+            transport=transport,
             timeout=endpoint.deadline_s,
             limits=httpx2.Limits(max_connections=endpoint.concurrency),
         )

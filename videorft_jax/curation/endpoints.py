@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 NANO = 10**9
 STRUCTURED = ("json_schema", "json_object", "none")
 TRAINING_TERMS = ("yes", "no", "unknown")
+KINDS = ("http", "local")
 _SECRET = re.compile(r"(Bearer\s+|\bsk-)[^\s'\"\\,;]+", re.IGNORECASE)
 
 
@@ -48,20 +49,27 @@ class HideSecrets(logging.Filter):
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens, as of a date that the data card prints."""
+    """Dollars per million tokens, as of a date that the data card prints. batch_factor: share of
+    them that a request in a batch file costs."""
 
     input: float
     cached: float
     output: float
     as_of: str = ""
+    batch_factor: float = 1.0
 
     def __post_init__(self):
         for name in ("input", "cached", "output"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"price: {name} is {value}; give dollars per million tokens")
+        if not 0 <= self.batch_factor <= 1:
+            raise ValueError(f"price: batch_factor is {self.batch_factor}; give 0 to 1")
 
-    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+    def cost(
+        self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, *,
+        is_batch: bool = False,
+    ) -> int:  # fmt: skip
         """Nano-dollars of one request, rounded up."""
         cached = min(cached_tokens, input_tokens)
         dollars = (
@@ -69,6 +77,8 @@ class Price:
             + Fraction(str(self.cached)) * cached
             + Fraction(str(self.output)) * output_tokens
         ) / 1_000_000
+        if is_batch:
+            dollars *= Fraction(str(self.batch_factor))
         return math.ceil(dollars * NANO)
 
 
@@ -79,8 +89,12 @@ class Endpoint:
     Attributes:
       name: how configs, reports and the card call it; no part of a request's key.
       model, revision: what is asked for; both are part of the key.
-      base_urls: addresses, up to and with /v1, of servers that speak the OpenAI protocol; requests
-        are spread over them by their keys.
+      kind: "http", a server that speaks the OpenAI protocol, or "local", this project's model in
+        the same process; no part of the key either.
+      base_urls: addresses, up to and with /v1, of the servers of kind "http"; requests are spread
+        over them by their keys.
+      checkpoint, dtype: what kind "local" loads, as `videorft serve` does: a folder, and bfloat16
+        or float32.
       key_env: environment variable that holds the API key; empty: no key is sent.
       structured: what the server enforces: a JSON schema, any JSON object, or nothing.
       context, max_output: most tokens of a request altogether, and of its reply.
@@ -96,7 +110,10 @@ class Endpoint:
     name: str
     model: str
     revision: str = ""
+    kind: str = "http"
     base_urls: tuple[str, ...] = ()
+    checkpoint: str = ""
+    dtype: str = "bfloat16"
     key_env: str = ""
     structured: str = "json_schema"
     context: int = 32768
@@ -129,7 +146,18 @@ class Endpoint:
             self.terms[2] in TRAINING_TERMS,
             f"terms say {self.terms[2]!r}; say yes, no or unknown to training on outputs",
         )
-        require(self.base_urls, "base_urls is empty; give the server's address, with /v1")
+        require(self.kind in KINDS, f"kind is {self.kind!r}; choose http or local")
+        if self.kind == "local":
+            require(self.checkpoint, "checkpoint is empty; give the folder of the local model")
+            require(not self.base_urls, "kind is local, which has no base_urls; leave them out")
+            require(not self.key_env, "kind is local, which needs no key; leave key_env out")
+            require(
+                self.dtype in ("bfloat16", "float32"),
+                f"dtype is {self.dtype!r}; choose bfloat16 or float32",
+            )
+        else:
+            require(self.base_urls, "base_urls is empty; give the server's address, with /v1")
+            require(not self.checkpoint, "checkpoint is for kind local; leave it out")
         for url in self.base_urls:
             parts = urlsplit(url)
             require(

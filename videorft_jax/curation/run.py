@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.card import write_card
-from videorft_jax.curation.client import HttpClient
 from videorft_jax.curation.endpoints import NANO
+from videorft_jax.curation.local import open_clients
 from videorft_jax.curation.options import CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.pool import Entry, read_pool
@@ -96,10 +96,7 @@ class Curation:
 
     async def _ask(self, report) -> tuple[int, tuple[str, ...]]:
         ends = self.options.endpoints
-        async with contextlib.AsyncExitStack() as stack:
-            clients = {
-                name: await stack.enter_async_context(HttpClient(end)) for name, end in ends.items()
-            }
+        async with open_clients(ends.values()) as clients:
             by_name = {end.name: end for end in ends.values()}
             runner = Runner(self.store, self.ledger, by_name, clients)
             interrupted = _close_on_signals(runner)

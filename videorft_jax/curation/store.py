@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS dead (
 CREATE TABLE IF NOT EXISTS attempt (
   id INTEGER PRIMARY KEY, key TEXT, endpoint TEXT, stage TEXT, state TEXT,
   reserved INTEGER, settled INTEGER, tokens INTEGER, code TEXT, status INTEGER);
+CREATE INDEX IF NOT EXISTS waiting ON attempt (key) WHERE state='batch';
 CREATE TABLE IF NOT EXISTS derived (
   kind TEXT, name TEXT, value BLOB, PRIMARY KEY (kind, name));
 """
@@ -192,10 +193,13 @@ class Store:
             yield dict(zip(names, row, strict=True))
 
     def revive(self) -> int:
-        """Forgets the dead letters that are worth asking again; returns their number."""
-        count = self.rows("SELECT COUNT(*) FROM dead WHERE retryable=1")[0][0]
-        self.write([("DELETE FROM dead WHERE retryable=1", ())])
-        return count
+        """Forgets the dead letters that are worth asking again, and the requests in batch files
+        that no result came for, which stay booked at the worst case. Returns their number."""
+        count = "SELECT (SELECT COUNT(*) FROM dead WHERE retryable=1) + COUNT(*) FROM attempt"
+        number = self.rows(f"{count} WHERE state='batch'")[0][0]
+        lost = "UPDATE attempt SET state='lost', settled=reserved WHERE state='batch'"
+        self.write([("DELETE FROM dead WHERE retryable=1", ()), (lost, ())])
+        return number
 
     def absorb(self, path: str | os.PathLike) -> None:
         """Takes over all that another store (of a shard) holds."""
