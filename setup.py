@@ -54,13 +54,15 @@ setup(
         "gpu": ["jax[cuda13]"],
         "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2"],
         "heic": ["pillow-heif"],  # photos of phones
-        "serve": ["starlette>=1.10,<2", "uvicorn>=0.54,<1"],
+        # llguidance keeps replies to a JSON schema; it needs neither torch nor a compiler.
+        "serve": ["llguidance>=1.9,<2", "starlette>=1.10,<2", "uvicorn>=0.54,<1"],
         "test": [
             "decord==0.6.0",
             "httpx2>=2.16,<3",
             "hypothesis",
             "json-repair",
             "libtpu",
+            "llguidance>=1.9,<2",
             "mkdocs-material",  # the documentation's pages
             "mkdocstrings[python]",
             "mypy",

@@ -63,6 +63,8 @@ MALFORMED = {
     "stops": ({"messages": ASK, "stop": {}}, "stop"),
     "stream": ({"messages": ASK, "stream": "yes"}, "stream"),
     "format": ({"messages": ASK, "response_format": {"type": "xml"}}, "response_format"),
+    "top_logprobs": ({"messages": ASK, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "tops alone": ({"messages": ASK, "top_logprobs": 2}, "without logprobs"),
     "schema": ({"messages": ASK, "response_format": {"type": "json_schema"}}, "no schema"),
     "media keys": ({"messages": ASK, "media_io_kwargs": {"video": {"frames": 3}}}, "not known"),
     "media value": ({"messages": ASK, "media_io_kwargs": {"video": {"fps": -1}}}, "positive"),

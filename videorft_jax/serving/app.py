@@ -18,11 +18,13 @@ from starlette.routing import Route
 from videorft_jax.serving.batcher import Batcher, Completion
 from videorft_jax.serving.counts import Counts
 from videorft_jax.serving.errors import Refused
+from videorft_jax.serving.grammar import Grammars, Guide
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
-from videorft_jax.serving.prompts import lay_out
+from videorft_jax.serving.prompts import Laid, lay_out
 from videorft_jax.serving.protocol import ChatRequest, read_chat
 from videorft_jax.serving.replies import Text, make_choice, make_chunk, make_reply, make_usage
+from videorft_jax.serving.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 _READERS = 4  # requests whose media are decoded at one time
@@ -31,13 +33,18 @@ _READERS = 4  # requests whose media are decoded at one time
 class Chat:
     """One request under way: its completions, and what they have told so far."""
 
-    def __init__(self, server: "Server", request: ChatRequest, laid):
+    def __init__(
+        self, server: "Server", request: ChatRequest, laid: Laid, guide: Guide | None
+    ):  # fmt: skip
         self.request, self.laid = request, laid
         self.name, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.model, self.born, self.is_seen = server.options.name, time.monotonic(), False
         self.told: asyncio.Queue = asyncio.Queue()
-        loop, tokenizer = asyncio.get_running_loop(), server.model.tokenizer
-        self.texts = [Text(tokenizer, request.stop) for _ in range(request.num_choices)]
+        loop = asyncio.get_running_loop()
+        self.texts = [
+            Text(server.vocabulary, request.stop, request.num_top)
+            for _ in range(request.num_choices)
+        ]
         self.ends: list[str | None] = [None] * request.num_choices
 
         def listen(index):
@@ -51,6 +58,7 @@ class Chat:
             Completion(
                 laid, listen(index), limit=request.max_tokens, temperature=request.temperature,
                 top_p=request.top_p, seed=request.seed, number=index,
+                is_ranked=request.num_top > 0, guide=guide and guide.copy(),
             )
             for index in range(request.num_choices)
         ]  # fmt: skip
@@ -63,14 +71,15 @@ class Chat:
     async def follow(self) -> AsyncIterator[tuple[int, str, int, str | None]]:
         """(choice, new text, number of its tokens before, end) of each chunk. Raises Refused."""
         while None in self.ends:
-            index, ids, logprobs, end = await self.told.get()
+            index, told, end = await self.told.get()
             if self.ends[index]:
                 continue
             if isinstance(end, Refused):
                 raise end
             text = self.texts[index]
-            before = len(text.ids)
-            new = text.add(ids, logprobs, end is not None)
+            before = text.num_tokens
+            ids, *rest = (leaf.tolist() for leaf in told)
+            new = text.add(ids, list(zip(*rest, strict=True)), end is not None)
             if text.is_stopped:
                 self.completions[index].cancel()
                 end = "stop"
@@ -80,7 +89,7 @@ class Chat:
     def usage(self):
         """The token counts."""
         cached = self.laid.num_tokens if self.completions[0].was_cached else 0
-        drawn = sum(len(text.ids) for text in self.texts)
+        drawn = sum(text.num_tokens for text in self.texts)
         return make_usage(self.laid.num_tokens, drawn, cached)
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -122,6 +131,9 @@ class Server:
         self.model, self.options = model, options
         self.batcher = Batcher(model, options)
         self.counts = Counts(self.batcher)
+        self.vocabulary = Vocabulary(model.tokenizer)
+        text, sampling = model.config.text, self.batcher.programs.sampling
+        self.grammars = Grammars(model.tokenizer, text.vocab_size, sampling.stop_ids)
         self.readers = asyncio.Semaphore(_READERS)
         self.started = int(time.time())
         routes = [
@@ -184,14 +196,16 @@ class Server:
             raise Refused(429, "the queue is full; ask again later")
         async with self.readers:
             try:
-                laid = await asyncio.to_thread(self._prepare, asked)
+                laid, guide = await asyncio.to_thread(self._prepare, asked)
             except ValueError as error:
                 raise Refused(400, _shorten(error), "messages", "invalid_media") from None
-        return Chat(self, asked, laid)
+        return Chat(self, asked, laid, guide)
 
-    def _prepare(self, asked: ChatRequest):
+    def _prepare(self, asked: ChatRequest) -> tuple[Laid, Guide | None]:
+        schema = asked.json_schema
+        guide = None if schema is None else self.grammars.make(schema)
         messages = make_chat(asked, self.model.contract, self.options)
-        return lay_out(self.model, messages, self.options.max_prompt)
+        return lay_out(self.model, messages, self.options.max_prompt), guide
 
     async def _finish(self, chat: Chat, deadline: float) -> dict:
         try:

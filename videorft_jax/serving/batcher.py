@@ -11,6 +11,7 @@ import numpy as np
 
 from videorft_jax.rollout.programs import FAILED, FULL, LIVE, STOPPED
 from videorft_jax.serving.errors import Refused
+from videorft_jax.serving.grammar import Guide
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.programs import Programs, Shape, Wish
 from videorft_jax.serving.prompts import Laid, Prompts, model_sampling
@@ -22,15 +23,17 @@ ENDS = {STOPPED: "stop", FULL: "length"}
 class Completion:
     """One completion under way.
 
-    tell: called in the batcher's thread with (ids, log-probabilities, end) of each chunk; `end` is
-    None, "stop", "length", or the Refused that ended it. It must return at once.
+    tell: called in the batcher's thread with (a Told of NumPy arrays or None, end) of each chunk;
+    `end` is None, "stop", "length", or the Refused that ended it. It must return at once.
+    guide: what keeps the reply to a schema, or None.
     """
 
     def __init__(
         self, laid: Laid, tell: Callable, *, limit: int, temperature: float, top_p: float,
-        seed: int, number: int,
+        seed: int, number: int, is_ranked: bool, guide: Guide | None,
     ):  # fmt: skip
         self.laid, self.tell, self.limit = laid, tell, limit
+        self.is_ranked, self.guide = is_ranked, guide
         self.temperature, self.top_p = temperature, top_p
         self.seed, self.number = seed, number
         self.is_cancelled = self.was_cached = False
@@ -120,7 +123,7 @@ class Batcher:
             self.waiting.clear()
         self.rows, self.shape, self.state = [], Shape(0, 0, 1), None
         for one in lost:
-            one.tell([], [], error)
+            one.tell(None, error)
 
     def _admit(self):
         """Takes completions from the queue while rows are free, and reshapes the batch to fit."""
@@ -135,9 +138,19 @@ class Batcher:
             row = self.rows.index(one)
             key = self.programs.make_key(*np.uint32([one.seed, 0, 0, one.number]))
             wish = Wish(key, one.limit, one.temperature, one.top_p)
-            self.state, told = self.programs.join(self.state, prompt, np.int32(row), wish)
-            token, logprob, end = (np.asarray(x).item() for x in told)
-            self._tell(row, 0 if end == FAILED else 1, [token], [logprob], end)
+            self.state, told, end = self.programs.join(
+                self.state, prompt, np.int32(row), wish, self._masks([one]), one.is_ranked
+            )
+            told, end = jax.tree.map(lambda leaf: np.asarray(leaf)[None], told), int(end)
+            self._tell(row, 0 if end == FAILED else 1, told, end)
+
+    def _masks(self, rows) -> np.ndarray:
+        """The ids that each completion may draw now, uint32 [rows, ceil(V / 32)]."""
+        masks = np.full((len(rows), self.programs.mask_width), 2**32 - 1, np.uint32)
+        for mask, one in zip(masks, rows, strict=True):
+            if one is not None and one.guide is not None:
+                one.guide.write(mask)
+        return masks
 
     def _reshape(self, active, joining):
         everyone = [*active, *joining]
@@ -174,30 +187,40 @@ class Batcher:
     def _decode(self):
         stopped = np.array([one is None for one in self.rows])
         before = [0 if one is None else one.length for one in self.rows]
-        self.state, steps, tokens, logprobs = self.programs.decode(
-            self.model.params, self.state, np.int32(self.column), stopped
-        )
+        present = [one for one in self.rows if one is not None]
+        is_guided = any(one.guide is not None for one in present)
+        self.state, steps, told = self.programs.decode(
+            self.model.params, self.state, np.int32(self.column), stopped, self._masks(self.rows),
+            any(one.is_ranked for one in present),
+            np.int32(1 if is_guided else self.programs.chunk),
+        )  # fmt: skip
         lengths, ends = np.asarray(self.state.length), np.asarray(self.state.end)
-        tokens, logprobs, steps = np.asarray(tokens), np.asarray(logprobs), int(steps)
+        told, steps = jax.tree.map(np.asarray, told), int(steps)
         self.column = (self.column + steps) % self.shape.columns
         self.num_steps += steps
         for row, one in enumerate(self.rows):
             if one is not None:
-                new = int(lengths[row]) - before[row]
-                self._tell(row, new, tokens[row], logprobs[row], int(ends[row]))
+                mine = jax.tree.map(lambda leaf, row=row: leaf[row], told)
+                self._tell(row, int(lengths[row]) - before[row], mine, int(ends[row]))
 
-    def _tell(self, row, new, tokens, logprobs, end):
+    def _tell(self, row, new, told, end):
         """Tells a completion its `new` tokens, and frees its row where it has ended."""
         one = self.rows[row]
         one.length += new
         self.num_tokens += new
-        told = ENDS.get(end)
+        how = ENDS.get(end)
+        told = jax.tree.map(lambda leaf: leaf[:new], told)
         if end == FAILED:
-            told = Refused(500, "the model's logits are not finite; check its weights and dtype")
-        if end != LIVE:
+            how = Refused(500, "the model's logits are not finite; check its weights and dtype")
+        try:
+            if end == LIVE and one.guide is not None:
+                one.guide.take(told.token.tolist())
+        except Refused as error:
+            how = error
+        if how is not None:
             self.rows[row] = None
         if not one.is_cancelled:
-            one.tell([int(t) for t in tokens[:new]], [float(x) for x in logprobs[:new]], told)
+            one.tell(told, how)
 
 
 def _powers(first: int, factor: int, last: int | None = None):

@@ -9,12 +9,27 @@ import jax.numpy as jnp
 
 from videorft_jax.rollout.sampling import Draw, exponential, find_largest, order_bits
 
+NUM_TOP = 20  # likeliest ids of a place that a request may ask for, as in OpenAI's protocol
+
+
+def unpack(mask, size: int):
+    """The bits of uint32 [B, ceil(V / 32)] as bool [B, V], the lowest bit first; size: V."""
+    bits = (mask[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(len(mask), -1)[:, :size] > 0
+
+
+def rank(logits, temperature):
+    """The likeliest ids of each row of logits [B, V], and their log-probabilities, [B, NUM_TOP]."""
+    divisor = jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    values, ids = jax.lax.top_k(logits / divisor, NUM_TOP)
+    return ids, values - jax.nn.logsumexp(logits / divisor, -1, keepdims=True)
+
 
 def draw_each(logits, keys, place, temperature, top_p, allowed) -> Draw:
     """Draws one token of each row.
 
     logits float32 [B, V]; keys uint32 [B, 2]; place int32 [B], the token's place in its completion;
-    temperature float32 [B], 0 is greedy; top_p float32 [B]; allowed bool [V], ids that may be
+    temperature float32 [B], 0 is greedy; top_p float32 [B]; allowed bool [B, V], ids that may be
     drawn. The fields of the result are [B]; its log-probability is that of softmax(logits /
     temperature) over the whole vocabulary.
     """
@@ -25,16 +40,16 @@ def draw_each(logits, keys, place, temperature, top_p, allowed) -> Draw:
     weight = jnp.exp(scaled - peak)
     total = jnp.log(weight.sum(-1)) + peak[:, 0]
     ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
-    kept = jax.lax.cond(
-        (top_p < 1).any(), _keep_nucleus, lambda s, p, a: jnp.broadcast_to(a, s.shape),
-        scaled, top_p, allowed,
-    )  # fmt: skip
-    noise = exponential(keys, place[:, None], ids)
-    chance = jnp.where(kept, weight / noise, -1.0)
+    kept = jax.lax.cond((top_p < 1).any(), _keep_nucleus, lambda s, p, a: a, scaled, top_p, allowed)
     greedy = jnp.where(allowed, scaled, -jnp.inf)
-    racing = jax.lax.optimization_barrier(
-        jnp.where((temperature > 0)[:, None], chance, greedy)
-    )  # as in `sampling.draw`
+
+    def race():
+        chance = jnp.where(kept, weight / exponential(keys, place[:, None], ids), -1.0)
+        return jnp.where((temperature > 0)[:, None], chance, greedy)
+
+    # Noise for a whole vocabulary takes longer than a layer, so that greedy batches make none.
+    racing = jax.lax.cond((temperature > 0).any(), race, lambda: greedy)
+    racing = jax.lax.optimization_barrier(racing)  # as in `sampling.draw`
     best = racing.max(-1, keepdims=True)
     token = jnp.where(racing == best, ids, jnp.uint32(len(ids) - 1)).min(-1)
     logprob = jnp.where(ids == token[:, None], scaled, 0.0).sum(-1) - total

@@ -21,7 +21,7 @@ from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.vision_language import next_position
 from videorft_jax.rollout.programs import EMPTY, FAILED, FULL, LIVE, STOPPED
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key
-from videorft_jax.serving.drawing import draw_each
+from videorft_jax.serving.drawing import NUM_TOP, draw_each, rank, unpack
 
 # As in `rollout.programs`: cuBLAS reads stacked weights where they lie.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
@@ -54,6 +54,15 @@ class Wish(NamedTuple):
     top_p: float | jax.Array
 
 
+class Told(NamedTuple):
+    """What is told of a token of each row, [B], or of the tokens of a chunk, [B, chunk]."""
+
+    token: jax.Array  # int32
+    logprob: jax.Array  # float32
+    top_ids: jax.Array  # int32 [..., NUM_TOP], zeros where nobody asked
+    top_logprobs: jax.Array  # float32 [..., NUM_TOP]
+
+
 class State(NamedTuple):
     """The running batch of B rows."""
 
@@ -78,6 +87,7 @@ class Programs:
         allowed = np.arange(config.text.vocab_size) < sampling.num_real_tokens
         allowed[list(sampling.forbidden_ids)] = False
         self.allowed = jnp.asarray(allowed)
+        self.mask_width = -(-len(allowed) // 32)
         options = _GPU if jax.default_backend() == "gpu" else None
         self.encode = jax.jit(self._encode)
         self.run_prompt = jax.jit(self._run_prompt)
@@ -119,16 +129,15 @@ class Programs:
         logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
         return Prompt(keys, values, valid, next_position(batch), logits)
 
-    def _join(self, state: State, prompt: Prompt, row, wish: Wish):
-        """Puts a completion into a row and draws its first token.
+    def _join(self, state: State, prompt: Prompt, row, wish: Wish, mask, is_ranked):
+        """Puts a completion into a row and draws its first token; mask uint32 [1, ceil(V / 32)].
 
-        Returns the state, and token, log-probability and end of that row.
+        Returns the state, and what is told of the token, and the end, of that row.
         """
         wish = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype)[None], wish, state.wish)
         zero = jnp.zeros(1, jnp.int32)
-        token, length, end, logprob = self._advance(
-            prompt.logits, wish, zero, jnp.full(1, LIVE, jnp.int32)
-        )
+        live = jnp.full(1, LIVE, jnp.int32)
+        told, length, end = self._advance(prompt.logits, wish, zero, live, mask, is_ranked)
         room = state.keys.shape[3] - prompt.keys.shape[3]
 
         def put(old, new, dim):
@@ -140,19 +149,26 @@ class Programs:
             values=put(state.values, jnp.pad(prompt.values, widths), 1),
             valid=put(state.valid, jnp.pad(prompt.valid, ((0, 0), (0, room))), 0),
             position=put(state.position, prompt.position, 0),
-            token=put(state.token, token, 0),
+            token=put(state.token, told.token, 0),
             length=put(state.length, length, 0),
             end=put(state.end, end, 0),
             wish=jax.tree.map(lambda old, new: put(old, new, 0), state.wish, wish),
         )
-        return state, (token[0], logprob[0], end[0])
+        return state, jax.tree.map(lambda leaf: leaf[0], told), end[0]
 
-    def _advance(self, logits, wish: Wish, length, end):
+    def _advance(self, logits, wish: Wish, length, end, mask, is_ranked):
         """Draws the next token of each live row from logits [B, V].
 
-        Returns token, length, end and log-probability, each [B].
+        Returns what is told of the tokens, and lengths and ends [B].
         """
-        drawn = draw_each(logits, wish.key, length, wish.temperature, wish.top_p, self.allowed)
+        allowed = self.allowed & unpack(mask, logits.shape[-1])
+        drawn = draw_each(logits, wish.key, length, wish.temperature, wish.top_p, allowed)
+        shape = (len(logits), NUM_TOP)
+        top = jax.lax.cond(
+            is_ranked, rank,
+            lambda *_: (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)),
+            logits, wish.temperature,
+        )  # fmt: skip
         live = end == LIVE
         good = live & ~drawn.failed
         token = jnp.where(good, drawn.token, self.sampling.pad_id)
@@ -160,25 +176,28 @@ class Programs:
         new = jnp.where(length >= wish.limit, FULL, LIVE)
         new = jnp.where(jnp.isin(token, np.array(self.sampling.stop_ids)), STOPPED, new)
         new = jnp.where(drawn.failed, FAILED, new)
-        return token, length, jnp.where(live, new, end), jnp.where(good, drawn.logprob, 0.0)
+        told = Told(token, jnp.where(good, drawn.logprob, 0.0), *top)
+        return told, length, jnp.where(live, new, end)
 
-    def _decode(self, params, state: State, column, stopped):
-        """Draws up to `chunk` tokens of each live row.
+    def _decode(self, params, state: State, column, stopped, mask, is_ranked, limit):
+        """Draws up to `limit` tokens of each live row, at most `chunk`.
 
         column: int32, where the ring is written first. stopped: bool [B], rows whose client has
-        gone, which draw no more. Returns the state, how many steps there were, and tokens and
-        log-probabilities [B, chunk].
+        gone, which draw no more. mask: uint32 [B, ceil(V / 32)], the ids that each row may draw,
+        all of which a grammar changes by token, so that the limit is then 1. is_ranked: bool,
+        whether the likeliest ids are told. Returns the state, how many steps there were, and what
+        is told [B, chunk, ...].
         """
         model = family.bind(self.config, params)
         columns = state.own_keys.shape[4]
         state = state._replace(end=jnp.where(stopped, EMPTY, state.end))
 
         def busy(carry):
-            done, state, _, _ = carry
-            return (done < self.chunk) & (state.end == LIVE).any()
+            done, state, _ = carry
+            return (done < limit) & (state.end == LIVE).any()
 
         def turn(carry):
-            done, state, tokens, logprobs = carry
+            done, state, so_far = carry
             index = (column + done) % columns
             age = (index - jnp.arange(columns)) % columns
             seen = age < state.length[:, None, None]  # [B, 1, C]
@@ -187,19 +206,24 @@ class Programs:
             place = (state.position + state.length - 1)[:, None]
             hidden, cache = model.text.decode(x, place, cache, index, seen)
             logits = model.logits(hidden)[:, 0]
-            token, length, end, logprob = self._advance(logits, state.wish, state.length, state.end)
-            tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, done, 1)
-            logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, done, 1)
+            told, length, end = self._advance(
+                logits, state.wish, state.length, state.end, mask, is_ranked
+            )
+            so_far = jax.tree.map(
+                lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, done, 1),
+                so_far, told,
+            )  # fmt: skip
             state = state._replace(
                 own_keys=cache.suffix_k, own_values=cache.suffix_v,
-                token=token, length=length, end=end,
+                token=told.token, length=length, end=end,
             )  # fmt: skip
-            return done + 1, state, tokens, logprobs
+            return done + 1, state, so_far
 
-        shape = (len(state.token), self.chunk)
-        start = (0, state, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-        done, state, tokens, logprobs = jax.lax.while_loop(busy, turn, start)
-        return state, done, tokens, logprobs
+        shape, more = (len(state.token), self.chunk), (NUM_TOP,)
+        kinds = ((), jnp.int32), ((), jnp.float32), (more, jnp.int32), (more, jnp.float32)
+        so_far = Told(*[jnp.zeros(shape + extra, kind) for extra, kind in kinds])
+        done, state, so_far = jax.lax.while_loop(busy, turn, (0, state, so_far))
+        return state, done, so_far
 
     def _move(self, state: State, shape: Shape, rows, held, last) -> State:
         """Takes rows of one batch into a batch of another shape.

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from videorft_jax.serving.drawing import NUM_TOP
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.options import ServeOptions
 
@@ -27,8 +28,9 @@ class ChatRequest:
     """What a client asks for, checked.
 
     messages: as they came, roles and contents of the right types. max_tokens: at most this many;
-    None: as many as the server allows. media_keys: `media_io_kwargs`, by "video" and "image".
-    json_schema: what the reply should be, {} for any object and None for text.
+    None: as many as the server allows. num_top: likeliest ids to tell of each place. media_keys:
+    `media_io_kwargs`, by "video" and "image". json_schema: what the reply follows, {} for any
+    object and None for text.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -41,6 +43,7 @@ class ChatRequest:
     is_streamed: bool
     has_usage: bool
     has_logprobs: bool
+    num_top: int
     media_keys: Mapping[str, Mapping[str, Any]]
     json_schema: Mapping[str, Any] | None
 
@@ -59,8 +62,10 @@ def read_chat(body: bytes, options: ServeOptions) -> ChatRequest:
     name = "max_tokens" if limit is None else "max_completion_tokens"
     stream = _take(fields, "stream", bool, False)
     more = _take(fields, "stream_options", dict, {})
-    if _number(fields, "top_logprobs", 0, 0, 20, int):
-        raise Refused(400, "only the drawn token's log-probability is given", "top_logprobs")
+    has_logprobs = _take(fields, "logprobs", bool, False)
+    num_top = _number(fields, "top_logprobs", 0, 0, NUM_TOP, int)
+    if num_top and not has_logprobs:
+        raise Refused(400, "top_logprobs is given without logprobs; set that too", "top_logprobs")
     seed = fields.get("seed")
     return ChatRequest(
         messages=_read_messages(fields),
@@ -73,7 +78,8 @@ def read_chat(body: bytes, options: ServeOptions) -> ChatRequest:
         stop=_read_stop(fields),
         is_streamed=stream,
         has_usage=bool(more.get("include_usage")),
-        has_logprobs=_take(fields, "logprobs", bool, False),
+        has_logprobs=has_logprobs,
+        num_top=num_top,
         media_keys=_read_media_keys(fields),
         json_schema=_read_format(fields),
     )  # fmt: skip

@@ -1,7 +1,10 @@
 """What a client is sent: texts that grow by chunks, and the objects of OpenAI's protocol."""
 
+import codecs
 from collections.abc import Sequence
 from typing import Any
+
+from videorft_jax.serving.vocabulary import Vocabulary
 
 
 class Text:
@@ -10,57 +13,58 @@ class Text:
     `shown` is what may be sent: half a character, and an end that may become a stop string, wait.
     """
 
-    def __init__(self, tokenizer, stop: Sequence[str]):
-        self.tokenizer, self.stop = tokenizer, stop
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.shown = ""
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], num_top: int = 0):
+        self.vocabulary, self.stop, self.num_top = vocabulary, stop, num_top
+        self.num_tokens = 0
+        self.rows: list[tuple[int, float, list[tuple[int, float]]]] = []
+        self.shown = self._text = ""
         self.is_stopped = False
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._widest = max(map(len, stop), default=0)
 
-    def add(self, ids: Sequence[int], logprobs: Sequence[float], is_last: bool) -> str:
-        """Takes new tokens and returns the text that may be sent now."""
-        before = self.shown
-        for token, logprob in zip(ids, logprobs, strict=True):
-            self.ids.append(token)
-            self.logprobs.append(logprob)
-            if self.stop and self._look():
-                break
-        if not self.is_stopped:
-            text = self._decode()
-            self.shown = text if is_last else text[: len(text) - self._held_back(text)]
-        return self.shown[len(before) :]
+    def add(self, ids: Sequence[int], told: Sequence[tuple], is_last: bool) -> str:
+        """Takes new tokens and returns the text that may be sent now.
 
-    def _decode(self) -> str:
-        return self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        told: (log-probability, likeliest ids, their log-probabilities) of each token.
+        """
+        before = len(self.shown)
+        for token, (logprob, *top) in zip(ids, told, strict=True):
+            self.num_tokens += 1
+            pairs = list(zip(*(part[: self.num_top] for part in top), strict=True))
+            self.rows.append((token, logprob, pairs))
+            if self._grow(self._bytes.decode(self.vocabulary.read(token))):
+                return self.shown[before:]
+        if is_last and self._grow(self._bytes.decode(b"", final=True)):
+            return self.shown[before:]
+        self.shown = self._text if is_last else self._text[: len(self._text) - self._held_back()]
+        return self.shown[before:]
 
-    def _look(self) -> bool:
-        """Ends the text before the first stop string in it, if there is one."""
-        text = self._decode()
-        places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+    def _grow(self, new: str) -> bool:
+        """Adds to the text and ends it before the first stop string in it, if there is one."""
+        start = max(0, len(self._text) - self._widest)
+        self._text += new
+        places = [place for stop in self.stop if (place := self._text.find(stop, start)) >= 0]
         if places:
-            self.shown, self.is_stopped = text[: min(places)], True
+            self.shown, self.is_stopped = self._text[: min(places)], True
         return self.is_stopped
 
-    def _held_back(self, text: str) -> int:
-        """How many characters at the end may yet change or be cut."""
-        whole = len(text.rstrip("\ufffd"))
-        most = len(text) - whole
-        for stop in self.stop:
-            for size in range(1, len(stop)):
-                if text[:whole].endswith(stop[:size]):
-                    most = max(most, len(text) - whole + size)
-        return most
+    def _held_back(self) -> int:
+        """How many characters at the end may yet be cut."""
+        sizes = (size for stop in self.stop for size in range(1, len(stop))
+                 if self._text.endswith(stop[:size]))  # fmt: skip
+        return max(sizes, default=0)
 
     def describe_logprobs(self, start: int) -> dict[str, Any]:
         """The log-probabilities of the tokens from `start` on."""
         rows = []
-        for token, logprob in zip(self.ids[start:], self.logprobs[start:], strict=True):
-            text = self.tokenizer.decode([token])
-            rows.append({
-                "token": text, "logprob": logprob, "bytes": list(text.encode()),
-                "top_logprobs": [],
-            })  # fmt: skip
+        for token, logprob, top in self.rows[start:]:
+            likeliest = [self._describe(*pair) for pair in top]
+            rows.append({**self._describe(token, logprob), "top_logprobs": likeliest})
         return {"content": rows, "refusal": None}
+
+    def _describe(self, token, logprob):
+        raw = self.vocabulary.name(token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
 
 
 def make_usage(num_prompt: int, num_drawn: int, num_cached: int) -> dict[str, Any]:
