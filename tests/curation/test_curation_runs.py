@@ -12,7 +12,7 @@ import time
 
 import pytest
 from chat_server import DRILLS, ChatServer
-from curation_run import ROOT, ask, command, files, make_pool, run, write_config
+from curation_run import ROOT, ask, command, files, make_pool, run, run_here, write_config
 
 from videorft_jax.data.records.source import RecordSource
 
@@ -125,14 +125,14 @@ def test_04_a_second_run_asks_nothing_and_a_new_template_only_what_follows(tmp_p
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(8)], clips=4)
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
         first = files(tmp_path / "w")
         server.log.clear()
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
         assert server.log == []
         assert files(tmp_path / "w") == first
         strict = write_config(tmp_path / "d.toml", pool, server.url, stages="least_words = 500")
-        code, summary, _ = run(strict, tmp_path / "w")
+        code, summary, _ = run_here(strict, tmp_path / "w")
         assert (code, summary["accepted"], server.log) == (0, 0, [])
         assert summary["ended"] == {"length": 8}
         folder = tmp_path / "templates"
@@ -141,7 +141,7 @@ def test_04_a_second_run_asks_nothing_and_a_new_template_only_what_follows(tmp_p
         (folder / "revise.txt").write_text(own.read_text() + "\nBe brief.")
         text = config.read_text().replace("[data]", f'[data]\ntemplates = "{folder}"')
         config.write_text(text)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
         assert {row["stage"] for row in server.log} == {"revise"}
 
 
@@ -149,7 +149,7 @@ def test_05_one_clip_is_described_once_for_all_its_questions(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(10)], clips=1)
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
         assert [server.count(s) for s in ("describe", "think", "revise")] == [1, 10, 10]
 
 
@@ -161,7 +161,7 @@ def test_06_only_right_answers_are_revised(tmp_path):
 
     with ChatServer(right=right) as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        code, summary, _ = run(config, tmp_path / "w")
+        code, summary, _ = run_here(config, tmp_path / "w")
         expected = sum(right(row["digest"]) for row in server.log if row["stage"] == "think")
         assert code == 0
         assert 0 < expected < 30
@@ -173,7 +173,7 @@ def test_07_redirects_are_not_followed_and_bodies_are_bounded(tmp_path):
         pool = make_pool(tmp_path / "pool", [ask(0, "redirect")])
         server.redirect = f"{other.url}/chat/completions"
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        code, _, text = run(config, tmp_path / "w")
+        code, _, text = run_here(config, tmp_path / "w")
         assert code == 1
         assert "redirect" in text
         assert other.log == []
@@ -185,7 +185,7 @@ def test_08_retry_after_is_kept_for_that_request_alone(tmp_path):
     pool = make_pool(tmp_path / "pool", questions, clips=1)
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
         times = {}
         for row in server.log:
             if row["stage"] == "think":
@@ -205,7 +205,7 @@ def test_08_retry_after_is_kept_for_that_request_alone(tmp_path):
         ((401, {}, b"{}"), 1, "key_env"),
         ((402, {}, b"{}"), 75, "credit"),
         ((404, {}, b"{}"), 1, "model and base_urls"),
-        ((500, {}, b"{}"), 75, "in a row"),
+        ((500, {}, b"{}"), 75, "the last: server; start again later"),
         ((200, {}, b"<html>"), 1, "base_urls"),
     ],
 )
@@ -216,7 +216,7 @@ def test_10_a_useless_endpoint_stops_the_run_in_bounded_time(tmp_path, status, e
         end = "breaker_s = 3.0\nbreaker_failures = 8\nconcurrency = 8"
         config = write_config(tmp_path / "c.toml", pool, server.url, endpoint=end)
         started = time.monotonic()
-        code, summary, text = run(config, tmp_path / "w")
+        code, summary, text = run_here(config, tmp_path / "w")
         assert time.monotonic() - started < 60
     assert code == exit_code, text
     assert said in text
@@ -233,12 +233,12 @@ def test_10_a_dead_reviser_leaves_the_chains_of_the_thinker(tmp_path):
                 tmp_path / "c.toml", pool, server.url, per_stage={"revise": dead},
                 endpoint="breaker_s = 20.0",
             )  # fmt: skip
-            code, summary, text = run(config, tmp_path / "w")
+            code, summary, text = run_here(config, tmp_path / "w")
             assert code == 75, text
             assert "cannot be reached" in text
             assert server.count("think") == 12
             write_config(config, pool, server.url)
-            code, summary, _ = run(config, tmp_path / "w")
+            code, summary, _ = run_here(config, tmp_path / "w")
             assert (code, summary["accepted"], server.count("think")) == (0, 12, 12)
 
 
@@ -265,7 +265,7 @@ def test_17_no_clip_is_on_both_sides_of_the_split(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(60)], clips=20)
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url, val_fraction=0.4)
-        code, summary, _ = run(config, tmp_path / "w")
+        code, summary, _ = run_here(config, tmp_path / "w")
     assert code == 0
     sides = {}
     for row in rows(tmp_path / "w", "pool.jsonl"):
@@ -298,7 +298,7 @@ def test_22_both_sets_are_read_as_records(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(6)])
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
     chains = RecordSource(tmp_path / "w" / "VideoRFT-CoT.jsonl", pool.parent)
     questions = RecordSource(tmp_path / "w" / "VideoRFT-RL.jsonl", pool.parent)
     assert len(chains) == len(questions) == 6
@@ -310,10 +310,10 @@ def test_22_both_sets_are_read_as_records(tmp_path):
 
 
 def test_23_the_card_counts_what_the_files_hold(tmp_path):
-    pool = make_pool(tmp_path / "pool", [ask(i, "forever" if i == 3 else "") for i in range(9)])
+    pool = make_pool(tmp_path / "pool", [ask(i, "malformed" if i == 3 else "") for i in range(9)])
     with ChatServer() as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run(config, tmp_path / "w")[0] == 0
+        assert run_here(config, tmp_path / "w")[0] == 0
     card = (tmp_path / "w" / "README.md").read_text()
     counted = {
         "records in the pool": "pool.jsonl", "clips described": "describe.jsonl",

@@ -80,6 +80,12 @@ def curate(config, workdir, shard=(0, 1)):
         return curation.run(licences)
 
 
+def run_here(config, workdir):
+    """(exit code, counts, reasons for stopping) of a run in this process."""
+    result = curate(config, workdir)
+    return result.exit_code, vars(result.counts), "\n".join(result.reasons)
+
+
 def files(workdir):
     """Every file that curation wrote, without its store."""
     return {

@@ -1,8 +1,10 @@
 """How fast an endpoint is asked: token buckets, a rate that adapts, and a breaker.
 
-A refusal for too many requests cuts the rate to a share of what was measured to succeed, from where
-it grows back along a cubic, as the adaptive mode of the AWS SDK does. Signs of overload halve the
-number of requests in flight instead. Only the refused request waits for its Retry-After.
+A refusal for too many requests cuts the rate to a share of what the server was measured to accept,
+from where it grows back along a cubic, as the adaptive mode of the AWS SDK does. A request counts
+as accepted until it is refused, since replies of large models come long after refusals do. Signs of
+overload halve the number of requests in flight instead. Only the refused request waits for its
+Retry-After.
 """
 
 import asyncio
@@ -16,10 +18,12 @@ from videorft_jax.curation.failures import EndpointStopped
 BETA = 0.85  # share of the measured rate that remains after a refusal
 CUBIC = 0.4
 LEAST_CUT_S = 0.5
+MEASURED_S = 2.0
 PAUSE_ABOVE_S = 10.0  # a longer Retry-After holds the whole endpoint
-SHARE = 0.95  # This share of a configured limit is used, since two clocks may differ.
+SHARE = 0.97  # This share of a configured limit is used, since two clocks may differ.
 EARLY_FAILURES = 5  # unreachable so often, and never a success: the address is wrong
 BODY_FAILURES = 10
+PATIENCE_S = 10.0  # A server that is away for a moment fails all requests in flight at once.
 
 
 class Bucket:
@@ -29,12 +33,15 @@ class Bucket:
         self.rate, self.burst, self._clock = rate, max(burst, 1.0), clock
         self._level, self._at = self.burst, clock()
 
-    def wait(self, amount: float) -> float:
-        """Takes `amount`; returns the seconds until it would have been there."""
+    def missing(self, amount: float) -> float:
+        """Seconds until `amount` may be taken; more than a burst is waited for as a burst is."""
         now = self._clock()
-        self._level = min(self._level + (now - self._at) * self.rate, self.burst) - amount
+        self._level = min(self._level + (now - self._at) * self.rate, self.burst)
         self._at = now
-        return max(-self._level / self.rate, 0.0)
+        return max(min(amount, self.burst) - self._level, 0.0) / self.rate
+
+    def take(self, amount: float) -> None:
+        self._level -= amount
 
 
 class Pace:
@@ -45,18 +52,20 @@ class Pace:
         self._requests = self._tokens = self._adaptive = None
         if endpoint.rpm:
             rate = SHARE * endpoint.rpm / 60
-            self._requests = Bucket(rate, min(rate, 10), clock)
+            self._requests = Bucket(rate, rate / 10, clock)
         if endpoint.tpm:
             rate = SHARE * endpoint.tpm / 60
             self._tokens = Bucket(rate, rate, clock)
         self._allowed = float(endpoint.concurrency)
         self._in_flight = 0
-        self._free = asyncio.Condition()
-        self._successes: collections.deque[float] = collections.deque(maxlen=400)
+        self._free, self._turn = asyncio.Condition(), asyncio.Lock()
+        self._sent: collections.deque[float] = collections.deque()
+        self._refused: collections.deque[float] = collections.deque()
         self._cut_at, self._top = -1e9, 0.0
         self._halved_at = -1e9
         self._paused_until = -1e9
         self._failures = collections.Counter()  # counts failures in a row, by code
+        self._failing_since = 0.0
         self._last_good = self._started = clock()
         self._ever_good = False
         self.stopped: EndpointStopped | None = None
@@ -69,20 +78,27 @@ class Pace:
             self._raise_if_stopped()
             self._in_flight += 1
         try:
-            self._grow()
-            wait = self._paused_until - self._clock()
-            for bucket, amount in (
-                (self._requests, 1), (self._tokens, tokens), (self._adaptive, 1)
-            ):  # fmt: skip
-                if bucket is not None:
-                    wait = max(wait, bucket.wait(amount))
-            while wait > 0:
-                await asyncio.sleep(min(wait, 0.5))
-                wait -= 0.5
-                self._raise_if_stopped()
+            async with self._turn:
+                await self._wait_for_turn(tokens)
         except BaseException:
             await self.done()
             raise
+        self._note(self._sent)
+
+    async def _wait_for_turn(self, tokens: int) -> None:
+        # One request waits at a time, so that a cut holds for all that stand behind it.
+        while True:
+            self._raise_if_stopped()
+            self._grow()
+            amounts = [(self._requests, 1), (self._tokens, tokens), (self._adaptive, 1)]
+            buckets = [(bucket, amount) for bucket, amount in amounts if bucket is not None]
+            wait = max(bucket.missing(amount) for bucket, amount in buckets) if buckets else 0.0
+            wait = max(wait, self._paused_until - self._clock())
+            if wait <= 0:
+                for bucket, amount in buckets:
+                    bucket.take(amount)
+                return
+            await asyncio.sleep(min(max(wait, 0.001), 0.5))
 
     async def done(self) -> None:
         async with self._free:
@@ -101,14 +117,19 @@ class Pace:
             self._adaptive.rate = max(CUBIC * (since - turn) ** 3 + self._top, 0.1)
 
     def _measured(self) -> float:
-        """Successes a second over the last two."""
+        """Requests a second that were sent and not refused, over the last seconds."""
         now = self._clock()
-        recent = sum(now - at < 2.0 for at in self._successes)
-        return recent / min(2.0, max(now - self._started, 0.1))
+        seconds = min(MEASURED_S, max(now - self._started, 1.0))
+        counts = [sum(now - at <= seconds for at in times) for times in (self._sent, self._refused)]
+        return max(counts[0] - counts[1], 0) / seconds
+
+    def _note(self, times: collections.deque[float]) -> None:
+        times.append(self._clock())
+        while times[-1] - times[0] > MEASURED_S:
+            times.popleft()
 
     def succeeded(self) -> None:
         now = self._clock()
-        self._successes.append(now)
         self._last_good, self._ever_good = now, True
         self._failures.clear()
         if self._allowed < self.endpoint.concurrency:
@@ -117,7 +138,11 @@ class Pace:
     def failed(self, code: str, pace: str, wait_s: float) -> None:
         """Takes note of a failure of the endpoint; may open the breaker."""
         now = self._clock()
+        if not self._failures:
+            self._failing_since = now
         self._failures[code] += 1
+        if pace == "cut":
+            self._note(self._refused)
         if pace == "cut" and now - self._cut_at >= LEAST_CUT_S:
             self._top = max(self._measured(), 0.5)
             self._cut_at = now
@@ -134,6 +159,8 @@ class Pace:
     def _break(self, code: str, wait_s: float, now: float) -> None:
         end, silent = self.endpoint, now - self._last_good
         rows = sum(self._failures.values())
+        lasts = now - self._failing_since >= min(PATIENCE_S, end.breaker_s)
+        grave = rows - self._failures["rate"] - self._failures["bad_request"]
         if wait_s > end.breaker_s:
             self.stop(f"asks for {wait_s:.0f} s of patience; start again then", 75)
         elif not self._ever_good and self._failures["unreachable"] >= EARLY_FAILURES:
@@ -142,7 +169,7 @@ class Pace:
             self.stop("answers with something else than JSON; is base_urls right?", 1)
         elif self._failures["bad_request"] >= end.breaker_failures and not self._ever_good:
             self.stop("refuses every request as malformed; check model and extra_body", 1)
-        elif rows - self._failures["rate"] - self._failures["bad_request"] >= end.breaker_failures:
+        elif lasts and grave >= end.breaker_failures:
             self.stop(f"{rows} failures in a row, the last: {code}; start again later", 75)
         elif silent > end.breaker_s:
             self.stop(f"no success for {silent:.0f} s, the last: {code}; start again later", 75)

@@ -1,0 +1,99 @@
+"""The pace of an endpoint against servers that limit or fail, in virtual time."""
+
+import math
+import time
+
+import pytest
+from virtual_time import LimitedServer, ask_virtually
+
+from videorft_jax.curation.endpoints import Endpoint
+from videorft_jax.curation.failures import EndpointStopped
+
+
+def endpoint(**fields):
+    return Endpoint("think", "m", base_urls=("http://h/v1",), **({"concurrency": 64} | fields))
+
+
+def ask(server, seconds=60, workers=64, **fields):
+    """(share of the server's rate that was answered, share of the requests that it refused)."""
+    ask_virtually(endpoint(**fields), server, seconds, workers)
+    answered = sum(at <= seconds + 2 * server.latency_s for at in server.good)
+    most = server.rate * seconds + server.burst
+    return answered / most, len(server.refused) / (len(server.refused) + len(server.good))
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("rate", "workers", "wait_s"),
+    [(100, 64, 0.0), (20, 64, 1.0), pytest.param(100, 64, 1.0, marks=SLOW),
+     pytest.param(20, 64, 0.0, marks=SLOW), pytest.param(100, 256, 0.0, marks=SLOW),
+     pytest.param(100, 256, 1.0, marks=SLOW)],
+)  # fmt: skip
+def test_09_an_unknown_limit_is_found_and_kept(rate, workers, wait_s):
+    server = LimitedServer(rate, wait_s=wait_s)
+    goodput, refused = ask(server, workers=workers, concurrency=workers)
+    assert goodput >= 0.9
+    assert refused <= 0.1
+
+
+@pytest.mark.parametrize("rate", [20, pytest.param(100, marks=SLOW)])
+def test_09_a_configured_limit_is_used_and_never_exceeded(rate):
+    server = LimitedServer(rate, burst=0.1 * rate)
+    goodput, refused = ask(server, rpm=60 * rate)
+    assert goodput >= 0.95
+    assert refused == 0
+
+
+@SLOW
+def test_09_a_limit_configured_too_high_is_corrected():
+    goodput, refused = ask(LimitedServer(100), rpm=9000)
+    assert goodput >= 0.9
+    assert refused <= 0.1
+
+
+@SLOW
+def test_09_replies_that_take_a_minute_hide_no_limit():
+    server = LimitedServer(20, latency_s=60.0)
+    goodput, refused = ask(server, seconds=600, workers=2000, concurrency=2000)
+    assert goodput >= 0.85  # the first replies come after a minute
+    assert refused <= 0.25
+
+
+def test_tokens_a_minute_are_kept_by_requests_larger_than_a_second_of_them():
+    server = LimitedServer(math.inf, burst=math.inf)  # NoLedger counts 100 tokens a request
+    ask_virtually(endpoint(tpm=3000), server, 120)
+    assert 0.9 * 60 <= sum(at <= 120 for at in server.good) <= 60 + 3
+
+
+def test_a_server_that_flaps_is_waited_for_and_kills_nothing():
+    server = LimitedServer(1000, latency_s=0.4, is_up=lambda now: now % 10 >= 3)
+    ask_virtually(endpoint(), server, 10**6, times=2000)  # a dead letter would raise or be missing
+    assert len(server.good) == 2000
+    assert server.down
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 1.0, 5.0])
+def test_10_refusals_without_end_stop_in_bounded_time(wait_s):
+    server = LimitedServer(1e-9, burst=0, wait_s=wait_s)
+    with pytest.raises(EndpointStopped, match="no success for") as caught:
+        ask_virtually(endpoint(breaker_s=60.0), server, 10**6)
+    assert caught.value.exit_code == 75
+    assert 60 <= server.refused[-1] <= 75
+
+
+def test_10_a_dead_server_stops_after_some_failures_and_seconds():
+    server = LimitedServer(100, is_up=lambda now: False)
+    with pytest.raises(EndpointStopped, match="in a row"):
+        ask_virtually(endpoint(), server, 10**6)
+    assert 10 <= server.down[-1] <= 15
+
+
+def test_the_wall_clock_has_no_say_in_pacing(monkeypatch):
+    def jump():
+        raise AssertionError("the wall clock was read, which may jump")
+
+    monkeypatch.setattr(time, "time", jump)
+    goodput, _ = ask(LimitedServer(20), seconds=30)
+    assert goodput >= 0.85
