@@ -121,6 +121,14 @@ def get_config() -> ConfigDict:
     config.rollout.int8_weights = False  # decode with weights of 8 bits
     config.rollout.int8_cache = False  # decode with keys and values of 8 bits
 
+    # What a completion may call between its turns, in GRPO, in validation and in evaluation.
+    config.tools = ConfigDict()
+    config.tools.names = ()  # frames, or functions of yours as module:function; empty: no tools
+    config.tools.max_turns = 2  # turns of a completion, the first included
+    config.tools.max_frames = 8  # frames that one call may return
+    config.tools.max_tokens = 1024  # tokens that the result of one call may take
+    config.tools.timeout_s = 30.0  # seconds for one call
+
     # The loss of GRPO and what surrounds it.
     config.grpo = ConfigDict()
     config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo, sapo

@@ -36,7 +36,13 @@ from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.training import restore
 from videorft_jax.training.options import TrainOptions
-from videorft_jax.training.run import load_model_files, make_loader, make_mesh, open_records
+from videorft_jax.training.run import (
+    load_model_files,
+    make_loader,
+    make_mesh,
+    make_tools,
+    open_records,
+)
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
 
@@ -205,6 +211,13 @@ def evaluate(
         source = FirstRecords(source, options.limit)
     template = run.data.template_file
     settings = {"benchmark": dict(asked)} if asked else {}
+    if run.tools is not None:
+        if options.blank:
+            raise ValueError(
+                f"{config.name}: evaluate.blank and tools.names exclude each other; a call would "
+                "show what the blank clip hides"
+            )
+        settings["tools"] = dataclasses.asdict(run.tools)
     settings |= evaluation.describe(
         options,
         run.contract,
@@ -223,6 +236,7 @@ def evaluate(
             make_loader, run, "evaluate", model.tokenizer, workdir, source, sizes_dir=find_sizes()
         ),
         prepare_params=model.prepare_params,
+        tools=make_tools(run, model.tokenizer, source),
     )
 
 

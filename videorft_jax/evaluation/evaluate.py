@@ -25,6 +25,7 @@ from videorft_jax.evaluation.runner import evaluate_records, find_batches, own_r
 from videorft_jax.evaluation.summary import format_table, summarise
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.tools import Tools
 from videorft_jax.training.restore import Saved, find_checkpoint
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,15 @@ def evaluate(
     tokenizer: Any,
     make_loader: Callable[[], Loader],
     prepare_params: Callable[[], Any],
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """Runs the records that `workdir` has no completions of, writes and prints the results, and
     returns them.
 
     settings: of `describe`. make_loader: gives the loader of the records, which measures them; it
     is called once the folder is known to be of this evaluation. prepare_params: gives the weights
-    as `engine.prepare` does; it is called only when there is something to run.
+    as `engine.prepare` does; it is called only when there is something to run. tools: what
+    completions may call.
 
     Raises ValueError when the folder holds another evaluation.
     """
@@ -55,7 +58,7 @@ def evaluate(
         log.info("media contract %s; %d records are there", _digest(settings), len(done))
         is_left = find_batches(loader, done | loader.failures.keys()).any()
         params = prepare_params() if is_left else None
-        performance = _run(options, engine, params, tokenizer, loader, folder, done)
+        performance = _run(options, engine, params, tokenizer, loader, folder, done, tools)
         rows = folder.gather_rows()
         results = summarise(rows)
         folder.finish(rows, results, performance if is_left else {})
@@ -128,6 +131,7 @@ def _run(
     loader: Loader,
     folder: ResultsFolder,
     done: set[int],
+    tools: Tools | None,
 ) -> dict[str, float]:
     """Draws, scores and writes what is left; returns figures about the machine, over all
     processes."""
@@ -143,7 +147,7 @@ def _run(
 
     evaluate_records(
         engine, params, tokenizer, loader, mode=options.mode, seed=options.seed,
-        blank=options.blank, done=done, on_batch=take,
+        blank=options.blank, done=done, on_batch=take, tools=tools,
     )  # fmt: skip
     tokens, records = (sum(part) for part in zip(*gather(progress.counts), strict=True))
     return {

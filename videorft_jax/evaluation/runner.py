@@ -21,6 +21,8 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rewards import answers
 from videorft_jax.rewards.accuracy import Outcome, check_mode, score_accuracy
 from videorft_jax.rollout.engine import Rollout, RolloutEngine
+from videorft_jax.rollout.tools import Tools
+from videorft_jax.rollout.turns import TurnEngine
 
 SCORED, QUARANTINED = "scored", "quarantined"
 RECORD_FIELDS = ("problem_id", "problem_type", "problem", "path", "solution")
@@ -37,6 +39,7 @@ def evaluate_records(
     blank: bool = False,
     done: Iterable[int] = (),
     on_batch: Callable[[list[dict], dict[str, float]], None] | None = None,
+    tools: Tools | None = None,
 ) -> list[dict[str, Any]]:
     """Draws and scores the completions of this process's records, every record exactly once.
 
@@ -53,19 +56,21 @@ def evaluate_records(
     params: of `engine.prepare`. loader: in the mode "evaluate". mode: rules of the score, see
     `rewards.accuracy`. blank: clips without content (`blank_pixels`). done: records (of any
     process) that are not run again. on_batch: called with the rows of each batch and the counters
-    of its rollout. Completion r of record i depends on seed, i and r alone, not on the batch.
+    of its rollout. tools: what completions may call; a row then has their `calls` too. Completion
+    r of record i depends on seed, i and r alone, not on the batch.
 
     All processes of the mesh call it with the same arguments but their own loaders.
     """
     check_mode(mode)
     done = set().union(*gather(sorted(map(int, done))))
-    found, sampling = list(_make_bad_rows(loader, done)), engine.sampling
+    found = list(_make_bad_rows(loader, done))
     if found and on_batch:
         on_batch(found, {"prefill_s": 0.0, "decode_s": 0.0})
     done |= loader.failures.keys()
     needed = find_batches(loader, done)
     if not needed.any():
         return found
+    turns = None if tools is None else TurnEngine(engine, tools)
     is_shared = len(np.unique(loader.clips)) < len(loader.clips)
     shared = SharedClips(engine, params) if is_shared else None
     with loader.steps(int(np.argmax(needed))) as items:
@@ -75,17 +80,25 @@ def evaluate_records(
             batch = fill_rows(item.batch, item.valid, engine.config)
             if blank:
                 batch = blank_pixels(batch, family_of(engine.config).geometry)
-            uids = np.array([row[0] if row else 0 for row in item.indices])
-            limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
-            limits[~item.valid] = 1
             visual = shared(batch, _find_clips(loader, item)) if shared else None
-            rollout = engine.rollout(params, batch, uids, seed=seed, limits=limits, visual=visual)
+            rollout = _draw(engine, turns, params, batch, item, seed, visual)
             made = _make_rows(item, rollout, tokenizer, mode, loader)
             rows = [row for row in made if row["index"] not in done]
             found += rows
             if on_batch:
                 on_batch(rows, rollout.counters)
     return found
+
+
+def _draw(engine, turns: TurnEngine | None, params, batch: Batch, item: Step, seed, visual):
+    """The rollout of one batch of the loader, with tools where there are `turns`."""
+    uids, sampling = np.array([row[0] if row else 0 for row in item.indices]), engine.sampling
+    limits = np.full((len(uids), sampling.num_rollouts), sampling.max_new_tokens)
+    limits[~item.valid] = 1
+    how = {"seed": seed, "limits": limits, "visual": visual}
+    if turns is None:
+        return engine.rollout(params, batch, uids, **how)
+    return turns.rollout(params, batch, uids, item, **how)
 
 
 def _find_clips(loader, item):
@@ -146,7 +159,7 @@ def _make_rows(item: Step, rollout: Rollout, tokenizer, mode, loader: Loader):
                 "completion_tokens": length,
                 "stopped": bool(rollout.stopped[row, number]),
                 "finite": not rollout.failed[row, number],
-            }
+            } | ({} if rollout.calls is None else {"calls": rollout.calls[row][number]})
 
 
 def _judge(text, record, mode):

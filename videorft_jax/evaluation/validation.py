@@ -14,7 +14,7 @@ from videorft_jax.evaluation.summary import summarise
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import make_sampling
-from videorft_jax.training.run import Run, make_loader
+from videorft_jax.training.run import Run, make_loader, make_tools
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.trees import join
 from videorft_jax.training.validation import Measure
@@ -59,7 +59,7 @@ def open_validation(run: Run) -> Measure:
         max_new_tokens=validate.max_new_tokens,
         temperature=0.0,
     )
-    model = options.model
+    model, tools = options.model, make_tools(options, run.tokenizer, source)
     engine = RolloutEngine(
         run.weights.model, sampling, run.mesh, dtype=model.dtype, attention=model.attention
     )
@@ -67,8 +67,9 @@ def open_validation(run: Run) -> Measure:
     def measure(state: TrainState) -> dict[str, float]:
         params = engine.prepare(run.weights.merged(join(state.params, state.frozen)))
         own = evaluate_records(
-            engine, params, run.tokenizer, loader, mode=validate.mode, seed=options.seed
-        )
+            engine, params, run.tokenizer, loader, mode=validate.mode, seed=options.seed,
+            tools=tools,
+        )  # fmt: skip
         rows = [row for part in gather(own) for row in part]
         return figures({row["index"]: row for row in rows}.values())
 

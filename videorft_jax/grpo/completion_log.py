@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ COMPLETIONS = "completions.jsonl"
 
 
 class CompletionLog:
-    """Appends one JSON line per completion: question, answer, text, rewards and advantage.
+    """Appends one JSON line per completion: question, answer, text, rewards and advantage, and with
+    tools its calls, each with the turn that made it and what came back.
 
     Process p > 0 writes `completions-p.jsonl`. A run that goes on from a checkpoint draws the
     completions since then again, so lines of `start_step` and later are dropped first.
@@ -39,7 +41,7 @@ class CompletionLog:
         for row in np.flatnonzero(step.valid):
             record = step.records[row][0]
             for r, text in enumerate(verdict.texts[row]):
-                line = {
+                line: dict[str, Any] = {
                     "step": number,
                     "problem_id": record.problem_id,
                     "problem_type": record.problem_type,
@@ -57,6 +59,8 @@ class CompletionLog:
                     "advantage": float(part.advantages[row, r]),
                     "not_trained": why[row][r],
                 }
+                if rollout.calls is not None:
+                    line["calls"] = rollout.calls[row][r]
                 self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

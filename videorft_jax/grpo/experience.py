@@ -22,6 +22,8 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.results import Rollout
 from videorft_jax.rollout.sampling import make_sampling
+from videorft_jax.rollout.tools import Tools
+from videorft_jax.rollout.turns import TurnEngine
 from videorft_jax.training.weights import Weights
 
 _SHUFFLED = 1 << 31  # set in the step number of random keys that draw from shuffled frames
@@ -104,15 +106,24 @@ def make_advantages(options: GrpoOptions):
 class Collector:
     """Draws and judges the completions of a run.
 
-    weights: which weights train. num_steps: steps of the run.
+    weights: which weights train. num_steps: steps of the run. tools: what completions may call;
+    None: nothing.
     """
 
     def __init__(
-        self, options: GrpoOptions, weights: Weights, *, mesh, tokenizer, num_steps: int = 0
+        self,
+        options: GrpoOptions,
+        weights: Weights,
+        *,
+        mesh,
+        tokenizer,
+        num_steps: int = 0,
+        tools: Tools | None = None,
     ):
         self.options, self.weights, self.mesh = options, weights, mesh
         make = functools.partial(make_engine, options, weights.model, mesh, tokenizer)
         self.engine, self.shuffled_engine = make(), None
+        self.turns = None if tools is None else TurnEngine(self.engine, tools)
         self.rows = options.train.data.rows // jax.process_count()
         self.judge = Judge(
             options.rewards,
@@ -134,7 +145,7 @@ class Collector:
     @property
     def num_programs(self) -> int:
         """Number of programs compiled so far."""
-        engines = [engine for engine in (self.engine, self.shuffled_engine) if engine]
+        engines = [e for e in (self.engine, self.shuffled_engine, self.turns) if e is not None]
         own: tuple[Any, ...] = (self._encode, self._advantages)
         compiled = sum(program._cache_size() for program in own)
         return compiled + sum(engine.num_compiles for engine in engines)
@@ -185,6 +196,11 @@ class Collector:
         limits = np.full((len(uids), options.num_rollouts), options.max_new_tokens)
         limits[~item.valid] = 1
         seed, step = self.options.train.seed, item.index
+        if self.turns is not None:
+            drawn = self.turns.rollout(
+                prepared, batch, uids, item, seed=seed, step=step, limits=limits, visual=visual
+            )
+            return drawn, None
         rollout = self.engine.rollout(
             prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual
         )

@@ -112,7 +112,21 @@ class GrpoOptions:
                 "would all be the same, give a positive number"
             )
 
+    def _check_tools(self, name):
+        if self.max_draws > 1:
+            raise ValueError(
+                f"{name}: tools.names and grpo.max_draws above 1 exclude each other; groups that "
+                "wait for another step cannot keep the frames of their calls"
+            )
+        if "order" in dict(self.rewards.rewards):
+            raise ValueError(
+                f"{name}: tools.names and the reward 'order' exclude each other; a call would show "
+                "the frames in order"
+            )
+
     def _check_combinations(self, name):
+        if self.train.tools is not None:
+            self._check_tools(name)
         if self.kl_in_reward and not self.loss.beta:
             raise ValueError(
                 f"{name}: grpo.kl_in_reward without a divergence; set grpo.beta above 0"

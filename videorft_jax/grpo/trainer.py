@@ -41,13 +41,14 @@ from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.grpo.reference import check_reference, read_reference
 from videorft_jax.grpo.rehearsal import rehearse
+from videorft_jax.grpo.turn_rows import fit_turns, make_turn_rows
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
-from videorft_jax.training.run import Run, open_run
+from videorft_jax.training.run import Run, make_tools, open_run
 from videorft_jax.training.validation import Measure, Validation
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Trainer:
             mesh=run.mesh,
             tokenizer=run.tokenizer,
             num_steps=run.total,
+            tools=make_tools(options.train, run.tokenizer, run.loader.source),
         )
         self.programs = GrpoPrograms(options, run.weights, run.optimizer, run.shardings)
         self.left = Leftover()  # Groups that wait for the next update.
@@ -120,11 +122,16 @@ class Trainer:
         else:
             rows = found[0]
         longest = max(gather(int(rows.groups.lengths.max())))
-        size = fit_length(longest, options.rollout.max_new_tokens, options.length_buckets)
-        groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
-        rows = rows._replace(groups=groups, sampler=rows.sampler[..., :size])
+        if rows.groups.turns is not None:
+            pairs = last.batch.patches.shape[1]
+            rows, visual = fit_turns(rows, longest, pairs, options), None
+        else:
+            size = fit_length(longest, options.rollout.max_new_tokens, options.length_buckets)
+            groups = rows.groups._replace(completions=rows.groups.completions[..., :size])
+            rows = rows._replace(groups=groups, sampler=rows.sampler[..., :size])
+            visual = last.visual
         placed = sharding.place_batch(rows, self.mesh)
-        placed = placed._replace(groups=placed.groups._replace(visual=last.visual))
+        placed = placed._replace(groups=placed.groups._replace(visual=visual))
         return Laid(placed, fates, is_empty=longest == 0)
 
     def _host_rows(self, part: Experience) -> GroupRows:
@@ -136,6 +143,8 @@ class Trainer:
         arrays: tuple[Any, ...] = (part.rollout.tokens, lengths)
         weights: tuple[Any, ...] = (part.advantages, part.rollout.logprobs)
         rows = GroupRows(Groups(batch, *arrays), *weights)
+        if part.rollout.turns is not None:
+            rows = make_turn_rows(part, taking)
         if self.options.kl_in_reward:
             verdict = part.verdict
             rewards: Any = np.where(verdict.valid, verdict.total, np.nan).astype(np.float32)
@@ -299,11 +308,14 @@ def _count_work(
         cost = flops.Cost()
         for part in parts:
             prompts = (part.batch.segment_ids > 0).sum(1)
-            length = part.batch.tokens.shape[1]
-            group = flops.group_work(prompts, part.rollout.lengths, length, size)[not useful]
-            clips = flops.vision_work(part.batch.patch_valid)[not useful]
+            length, turns = part.batch.tokens.shape[1], part.rollout.turns
+            lengths, shown = part.rollout.lengths, part.batch.patch_valid
+            if turns is not None:
+                lengths, shown = turns.lengths, np.concatenate([shown, turns.patch_valid], axis=1)
+            group = flops.group_work(prompts, lengths, length, size)[not useful]
+            clips = flops.vision_work(shown)[not useful]
             cost += flops.forward_cost(weights.model, group + clips)
-        learnt = group if part.visual is not None else group + clips
+        learnt = group if part.visual is not None and turns is None else group + clips
         for _ in range(options.num_updates):
             cost += flops.train_cost(weights.model, learnt, **settings)
         if options.loss.beta:

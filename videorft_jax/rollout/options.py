@@ -1,4 +1,4 @@
-"""The options of a rollout, as a recipe sets them in its section `rollout`."""
+"""The options of a rollout, as a recipe sets them in its sections `rollout` and `tools`."""
 
 import dataclasses
 
@@ -21,3 +21,24 @@ class RolloutOptions:
     num_buckets: int
     int8_weights: bool
     int8_cache: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolOptions:
+    """What a completion may call, and what a call may cost.
+
+    names: "frames", or functions of the user as module:function. max_turns: turns of a completion,
+    the first included. max_frames: frames that one call may return. max_tokens: tokens that the
+    result of one call may take, its visual tokens included. timeout_s: seconds for one call.
+    """
+
+    names: tuple[str, ...]
+    max_turns: int
+    max_frames: int
+    max_tokens: int
+    timeout_s: float
+
+    @property
+    def num_results(self) -> int:
+        """The most results of calls that a completion may read."""
+        return self.max_turns - 1

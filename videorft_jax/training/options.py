@@ -9,6 +9,7 @@ from typing import Any
 
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.models.lora import LoraConfig
+from videorft_jax.rollout.options import ToolOptions
 from videorft_jax.training.optimizer import OptimOptions
 
 
@@ -117,6 +118,7 @@ class TrainOptions:
     max_steps: 0 for all of the data. max_skipped_in_row: steps that were not finite, in a row,
     after which a run stops. allow_changes: a checkpoint made with
     other options is gone on from. legacy_labels: the loss of the original code, on every token.
+    tools: what completions may call, None for nothing.
     recorded: the whole config as JSON values, which checkpoints keep.
     """
 
@@ -137,5 +139,6 @@ class TrainOptions:
     legacy_labels: bool
     checkpoint: CheckpointOptions
     validate: ValidateOptions
+    tools: ToolOptions | None
     log: LogOptions
     recorded: dict[str, Any] = dataclasses.field(compare=False, repr=False)

@@ -35,6 +35,7 @@ from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
+from videorft_jax.rollout.tools import Tools
 from videorft_jax.training import changes
 from videorft_jax.training.optimizer import (
     make_optimizer,
@@ -165,6 +166,14 @@ def make_loader(
             f"{data.records}: none of the media of its {error.total} records are there; paths "
             f"start from {source.data_root}, give another folder by --config.data.root=DIR"
         ) from None
+
+
+def make_tools(options: TrainOptions, tokenizer: Any, source: Source) -> Tools | None:
+    """What completions about the records of `source` may call; None where that is nothing."""
+    if options.tools is None:
+        return None
+    isolate = options.data.isolate
+    return Tools(options.tools, tokenizer, options.contract, source, options.limits, isolate)
 
 
 def _select(options, mode, num_records):

@@ -19,6 +19,8 @@ from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.lora import LoraConfig
 from videorft_jax.models.sources import find_cached, find_folder, is_hub_name
+from videorft_jax.rollout.options import ToolOptions
+from videorft_jax.rollout.tools import load_tools
 from videorft_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimOptions
 from videorft_jax.training.options import (
     CheckpointOptions,
@@ -60,6 +62,7 @@ def make_train_options(config: ConfigDict) -> TrainOptions:
         freeze=freeze,
         checkpoint=CheckpointOptions(**config.checkpoint.to_dict()),
         validate=_make_validate(config),
+        tools=_make_tools(config),
         log=LogOptions(**config.log.to_dict()),
         recorded=_record(config),
         **train,
@@ -175,6 +178,25 @@ def _make_validate(config):
             "give some by --config.validate.records=FILE"
         )
     return ValidateOptions(**values, mode=config.reward.mode)
+
+
+def _make_tools(config):
+    """What completions may call. Functions of the user are imported here, before anything is
+    allocated."""
+    values = config.tools.to_dict()
+    values["names"] = split_names(values["names"])
+    if not values["names"]:
+        return None
+    if values["max_turns"] < 2:
+        raise ValueError(
+            f"{config.name}: tools.max_turns is {values['max_turns']}, so no turn could follow a "
+            "call; give at least 2, or leave tools.names empty"
+        )
+    try:
+        load_tools(values["names"])
+    except ValueError as error:
+        raise ValueError(f"{config.name}: {error}") from error
+    return ToolOptions(**values)
 
 
 def _make_lora(config, freeze):

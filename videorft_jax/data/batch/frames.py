@@ -39,6 +39,13 @@ def rebuild_frames(batch: Batch, row: int, pairs: Sequence[int]) -> np.ndarray |
     return np.concatenate([_fit(frames, width, height) for frames in runs])
 
 
+def frame_size(batch: Batch, row: int, pair: int) -> tuple[int, int]:
+    """(height, width) in pixels of the frames of one frame pair of a row."""
+    used = batch.patch_valid[row, pair]
+    high, wide = batch.patch_hw[row, pair][used].max(0) + 1
+    return int(high) * _patch_side(batch), int(wide) * _patch_side(batch)
+
+
 def _rebuild(batch: Batch, row: int, run: slice) -> np.ndarray:
     where, side, pairs = batch.patch_hw[row], _patch_side(batch), run.stop - run.start
     used = batch.patch_valid[row][run.start]

@@ -135,17 +135,7 @@ def render(
         if role == "assistant" and every_turn:  # so that the targets begin at a token's edge
             ids += encoder.encode(text)
             said, text = len(ids), ""
-        for part in content:
-            if part["type"] == "text":
-                text += part["text"]
-                continue
-            if num_items == len(items):
-                raise ValueError(
-                    f"prompt: more media items than the {len(items)} visual token counts; give"
-                    " one count per item"
-                )
-            _place(encoder, ids, spans, text, part["type"], items[num_items], num_items)
-            num_items, text = num_items + 1, items[num_items].behind
+        text, num_items = _write_parts(encoder, ids, spans, text, content, items, num_items)
         ids += encoder.encode(text)
         ids.append(encoder.ids["<|im_end|>"])
         if role == "assistant" and every_turn:
@@ -170,6 +160,47 @@ def render(
         loss_mask=loss_mask,
         visual_spans=tuple(spans),
     )
+
+
+def render_reply(
+    tokenizer: PreTrainedTokenizerBase,
+    content: Sequence[Mapping[str, Any]],
+    media: Sequence[MediaText],
+    geometry: Geometry = WINDOWED_14,
+) -> RenderedPrompt:
+    """What stands in the chat between two turns of the assistant: a user turn of `content`, whose
+    clips and images `media` writes.
+
+    The first turn of the assistant has just ended with its `<|im_end|>`; the tokens go on from
+    there to where the next one starts. `render` writes the same tokens at that place of the chat.
+    Raises ValueError as `render` does.
+    """
+    encoder = _encoder(tokenizer, geometry)
+    ids: list[int] = [*encoder.encode("\n"), encoder.ids["<|im_start|>"]]
+    spans: list[tuple[int, int]] = []
+    text, num_items = _write_parts(encoder, ids, spans, "user\n", content, media, 0)
+    if num_items != len(media):
+        raise ValueError(f"reply: {num_items} media items but {len(media)} written; give one each")
+    ids += [*encoder.encode(text), encoder.ids["<|im_end|>"], *encoder.encode("\n")]
+    ids += [encoder.ids["<|im_start|>"], *encoder.encode("assistant\n")]
+    return RenderedPrompt(np.array(ids, np.int32), np.zeros(len(ids), bool), tuple(spans))
+
+
+def _write_parts(encoder, ids, spans, text, content, items, num_items) -> tuple[str, int]:
+    """Appends the parts of a turn behind `text`, of which `num_items` media were placed before;
+    returns the text that is not yet encoded and the number of media placed."""
+    for part in content:
+        if part["type"] == "text":
+            text += part["text"]
+            continue
+        if num_items == len(items):
+            raise ValueError(
+                f"prompt: more media items than the {len(items)} visual token counts; give"
+                " one count per item"
+            )
+        _place(encoder, ids, spans, text, part["type"], items[num_items], num_items)
+        num_items, text = num_items + 1, items[num_items].behind
+    return text, num_items
 
 
 def _place(encoder, ids, spans, text, kind, item: MediaText, number: int) -> None:
