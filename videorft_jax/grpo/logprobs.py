@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.losses import token_logprobs
 from videorft_jax.models.attention.masks import SharedPrefix
 from videorft_jax.models.compute_plan import ComputePlan, choose_plan
 from videorft_jax.models.vision_language import VLM, next_position
+from videorft_jax.ops.head import token_logprobs
 
 
 class TurnLayout(NamedTuple):
