@@ -1,11 +1,15 @@
 """README and docs: the picture is what its script draws, and paths and options they name exist."""
 
+import json
 import pathlib
 import re
 import runpy
 
 import pytest
 from option_names import OPTIONS
+
+from videorft_jax.data.records.formats import FORMATS, convert_row, detect_format
+from videorft_jax.data.records.records import parse_row
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,3 +46,20 @@ def test_options_that_are_named_exist(page):
     known = {*OPTIONS, "rewards", "seed", "compile_cache", "name"}
     for name in re.findall(r"--config\.([\w.]+)", page.read_text()):
         assert name in known or any(option.startswith(f"{name}.") for option in known), name
+
+
+def test_a_row_of_every_format_is_shown_and_read():
+    page, forms = (ROOT / "docs/how_to/own_data.md").read_text(), set()
+    for number, text in enumerate(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)):
+        row, where = json.loads(text), f"row {number}"
+        form = detect_format(row, where)
+        record = parse_row(convert_row(row, form, where, number), where)
+        assert record.media
+        forms.add(form)
+    assert forms == set(FORMATS) - {"auto"}
+
+
+def test_the_fifteen_questions_are_answered_in_turn():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    numbers = re.findall(r"^### (\d+)\. .+\n\n\S", page, flags=re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, 16)]

@@ -1,8 +1,8 @@
 """`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
 
 import _thread
-import ast
 import difflib
+import functools
 import importlib
 import os
 import pathlib
@@ -10,39 +10,7 @@ import sys
 import threading
 
 import videorft_jax
-
-COMMANDS = {
-    "init": "a folder with recipes to edit",
-    "sft": "supervised fine-tuning on chains of thought",
-    "grpo": "reinforced fine-tuning on questions with checkable answers",
-    "pass_rate": "how often a checkpoint answers each training question right",
-    "ablate": "a grid of GRPO runs, compared on held-out records",
-    "evaluate": "completions of every record, and what they are worth",
-    "score": "what the outputs of an evaluation are worth under a scorer",
-    "compare": "evaluations side by side, paired by question",
-    "benchmarks": "the benchmarks that can be evaluated, and what of them is on this disk",
-    "export": "a checkpoint as a Hugging Face folder",
-    "demo": "the whole method on synthetic clips in minutes",
-    "plan": "what a config needs of a machine that is not here",
-    "report": "a page with the curves of a run and everything that the model said",
-    "ask": "questions about clips and images",
-    "doctor": "what is wrong with this installation, this machine or the inputs of a run",
-    "validate": "check records and media before training on them",
-    "cache": "decode and resize every clip once",
-    "convert": "records from the formats of the field",
-    "inspect": "a record as the model sees it: frames, tokens, targets",
-    "curate": "verified chains of thought out of questions and clips",
-    "serve": "a checkpoint behind OpenAI's protocol of chat completions",
-    "tfds": "a TFDS data set of records",
-}
-WITH_OPTIONS = (
-    "sft",
-    "grpo",
-    "pass_rate",
-    "ablate",
-    "evaluate",
-    "demo",
-)  # their --help lists configs/common.py
+from videorft_jax.commands.catalogue import COMMANDS, WITH_OPTIONS, list_commands, print_help
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,7 +60,7 @@ def _dispatch(argv):
         print(f"videorft {videorft_jax.__version__}")
         return 0
     if not argv or argv[0] in ("-h", "--help"):
-        print(_list_commands())
+        print(list_commands())
         return 0
     if os.getcwd() not in sys.path:  # The user's own rewards lie here; last, it hides no module.
         sys.path.append(os.getcwd())
@@ -106,37 +74,12 @@ def _dispatch(argv):
         from videorft_jax.commands import flags
 
         if flags.wants_help(rest):
-            return run(_print_help(name), rest, f"videorft {name}", is_debugging)
+            return run(functools.partial(print_help, name), rest, f"videorft {name}", is_debugging)
 
     def command(argv):  # Its import takes seconds, in which Ctrl-C may come.
         return importlib.import_module(f"videorft_jax.commands.{name}").main(argv)
 
     return run(command, rest, f"videorft {name}", is_debugging)
-
-
-def _list_commands():
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        ["videorft COMMAND --help for the flags and examples of a command", "", *lines]
-    )
-
-
-def _print_help(name):
-    """Prints the help of a command without importing it, which would load JAX."""
-
-    def main(argv):
-        from videorft_jax.commands import flags
-
-        source = pathlib.Path(flags.__file__).with_name(f"{name}.py").read_text()
-        examples = next(
-            ast.literal_eval(node.value)
-            for node in ast.parse(source).body
-            if isinstance(node, ast.Assign) and node.targets[0].id == "EXAMPLES"
-        )
-        print(flags.format_help(argv, examples))
-
-    return main
 
 
 def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:

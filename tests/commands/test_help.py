@@ -17,7 +17,7 @@ try:
     code = cli.main([sys.argv[1], "--help"])
 except SystemExit as end:
     code = end.code or 0
-print(code, [name for name in ("jax", "transformers", "torch") if name in sys.modules])
+print(code, [name for name in ("jax", "transformers", "torch", "scipy") if name in sys.modules])
 """
 
 

@@ -61,6 +61,7 @@ ENDS = {
         "an answer is not kept",
         "serve --checkpoint=model",
     ),
+    "completion": ("bash", "a script for bash", "completion bash"),
     "doctor": ("--quick", " failures, ", ""),
     "validate": (
         "--data=data/rl.jsonl --answers=answers",
@@ -100,7 +101,7 @@ def test_it_names_what_was_written_and_what_comes_next(ends, command):
     code, out, err = ends[command]
     assert code in ((0, 1) if command == "doctor" else (0,)), out + err
     _, written, following = ENDS[command]
-    last = (err if command == "ask" else out).splitlines()[-1]
+    last = (err if command in ("ask", "completion") else out).splitlines()[-1]
     said, _, words = last.partition("; next: videorft ")
     assert written in said, last
     assert words.startswith(following), last

@@ -32,8 +32,11 @@ def grpo_row(step: int, number: int, rollout: int, **changes) -> dict:
     return row | changes
 
 
-def write_grpo(folder: pathlib.Path, rows: list[dict], records: str = "", **config) -> pathlib.Path:
-    """A GRPO run with these completions, metrics of its steps, and the manifest of a checkpoint."""
+def write_grpo(
+    folder: pathlib.Path, rows: list[dict], records: str = "", contract=None, **config
+) -> pathlib.Path:
+    """A GRPO run with these completions, metrics of its steps, and the manifest of a checkpoint
+    under a media contract, by default that of training."""
     folder.mkdir(parents=True)
     steps = sorted({row["step"] for row in rows})
     lines = [
@@ -45,7 +48,7 @@ def write_grpo(folder: pathlib.Path, rows: list[dict], records: str = "", **conf
     (folder / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     weights = (("accuracy", 1.0), ("format", 1.0), ("semantic", 1.0))
     options = {"name": "grpo_tiny", "data": {"records": records, "root": ""}, "rewards": weights}
-    meta = {"config": options | config, "media": MediaContract.train().to_dict()}
+    meta = {"config": options | config, "media": (contract or MediaContract.train()).to_dict()}
     checkpoint = folder / "checkpoints/00000001"
     checkpoint.mkdir(parents=True)
     manifest.write(checkpoint, {"meta": meta})

@@ -4,7 +4,6 @@ import argparse
 import json
 
 from videorft_jax.commands.last_line import print_last_line
-from videorft_jax.evaluation.compare import compare, format_comparison, plot
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoring.score import SCORERS
 
@@ -23,6 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default="comparison.png", help="file of the forest plot")
     parser.add_argument("--json", action="store_true", help="print the lines for programs")
     own = parser.parse_args(argv)
+    from videorft_jax.evaluation.compare import compare, format_comparison, plot  # loads SciPy
+
     if len(own.runs) < 2:
         raise ValueError("one run is given; give two or more to compare")
     if len(set(own.runs)) < len(own.runs):

@@ -57,7 +57,13 @@ videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/all \\
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/direct \\
     --benchmarks=eval_mmvu.json --data_root=benchmarks --no_think ...
 videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/official \\
-    --benchmarks=videomme --data_root=benchmarks --variant=official --subtitles ..."""
+    --benchmarks=videomme --data_root=benchmarks --variant=official --subtitles ...
+
+  --benchmarks     names of `videorft benchmarks` and record files, joined by commas
+  --data_root      folder of their files, a folder for each
+  --variant        as_paper or official: whose prompts and parts of clips
+  --no_think       leave the instruction to reason out of the paper's words
+  --subtitles      add subtitles where a benchmark is known without"""
 _SWITCHES = ("no_think", "subtitles")
 
 

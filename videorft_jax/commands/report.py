@@ -6,7 +6,6 @@ import sys
 import time
 
 from videorft_jax.commands.last_line import print_last_line
-from videorft_jax.reporting.report import ReportOptions, default_path, write_report
 
 EXAMPLES = """videorft report runs/grpo_7b
 videorft report runs/no_semantic runs/grpo_7b --out=compared.html
@@ -36,6 +35,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{len(own.runs)} runs are given; give one, or two to compare them")
     if own.films_mib < 0:
         raise ValueError(f"--films_mib={own.films_mib}; give at least 0")
+    from videorft_jax.reporting.report import ReportOptions, default_path, write_report
+
     path = own.out or default_path(own.runs[0])
     refresh = _LIVE_S if own.live else 0
     options = ReportOptions(own.data, own.data_root, own.films_mib, refresh)

@@ -8,7 +8,6 @@ import pathlib
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.evaluation.judge import JudgeOptions, judge_rows
 from videorft_jax.evaluation.outputs import read_outputs, rescore
-from videorft_jax.evaluation.scoreboard import format_scores, tabulate
 from videorft_jax.evaluation.scoring.score import SCORERS
 
 EXAMPLES = """videorft score runs/base/all
@@ -29,6 +28,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--judge_model", default="", help="the judge's name there")
     parser.add_argument("--json", action="store_true", help="print the figures for programs")
     own = parser.parse_args(argv)
+    from videorft_jax.evaluation.scoreboard import format_scores, tabulate  # loads SciPy
+
     judge = None
     if own.judge or own.judge_model:
         key = next((os.environ[name] for name in _KEYS if os.environ.get(name)), "")
