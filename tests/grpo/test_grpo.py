@@ -72,7 +72,15 @@ def place(tmp_path_factory):
 RUNS = {
     "single": ((), 1),
     "slices": (("--config.train.accumulate=4",), 1),
-    "mesh": (("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"), 8),
+    "mesh": (
+        (
+            "--config.mesh.data=2",
+            "--config.mesh.fsdp=2",
+            "--config.mesh.tensor=2",
+            "--config.rollout.mesh=1,8,1",
+        ),
+        8,
+    ),
     "shuffled": (
         (
             "--config.rewards=(('tests.support.user_rewards:count_letters', 1.0),"
@@ -209,18 +217,27 @@ def test_equals_one_device(runs, name):
     assert_close(runs[name], runs["single"])
 
 
-def test_two_processes_equal_one(place, runs):
+@pytest.mark.parametrize(
+    ("flags", "devices"),
+    [
+        (["--config.mesh.data=8"], 4),
+        # Both processes hold the one part of the rollout's mesh, and each has half of its prompts.
+        pytest.param(["--config.rollout.mesh=1,1,2"], 1, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_equal_one(place, runs, flags, devices):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = ["--config.mesh.data=8", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    common = [*flags, f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    name = f"two_times_{devices}"
     processes = [
-        place.start("two", *common, f"--process_id={number}", devices=4) for number in range(2)
+        place.start(name, *common, f"--process_id={number}", devices=devices) for number in range(2)
     ]
     for process in processes:
         code, text = finish(process)
         assert code == 0, text
-    workdir = place.folder / "two"
+    workdir = place.folder / name
     other = (workdir / "completions-1.jsonl").read_text().splitlines()
     with (workdir / "completions.jsonl").open("a") as file:
         file.writelines(line + "\n" for line in other)

@@ -17,6 +17,7 @@ from videorft_jax.models.vision_language import next_position
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Grid, choose_grids, fits, place
 from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.mesh import reshape
 from videorft_jax.rollout.sampling import SamplingConfig, media_ids
 
 ROLLOUTS, NEW, LENGTH = 4, 12, 56
@@ -395,3 +396,18 @@ def test_place_keeps_every_live_completion_with_its_prompt():
         np.testing.assert_array_equal(flat[from_slot[shard].reshape(5, 2)[held]], rows[held])
         for row, origin in zip(rows, from_row[shard], strict=True):
             assert (source[shard, origin, 0] // 4 == row[row >= 0] // 4).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_the_rollouts_mesh_changes_no_token(twin, sampling, batch, drawn, sizes):
+    """Rows are handed in as the training's mesh splits them, and parameters lie as it holds them;
+    the engine has the same devices in another shape."""
+    training = sharding.make_mesh(fsdp=8)
+    params = jax.device_put(twin.params, sharding.state_shardings(twin.params, training))
+    engine = RolloutEngine(
+        twin.config, sampling, reshape(training, sizes), rows_mesh=training,
+        dtype="float32", num_buckets=2,
+    )  # fmt: skip
+    out = engine.rollout(engine.prepare(params), batch, UIDS, seed=5, step=2)
+    same(out, drawn)

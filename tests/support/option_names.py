@@ -129,6 +129,7 @@ OPTIONS = (
     "rewards",
     "rollout.chunk",
     "rollout.int8_cache",
+    "rollout.mesh",
     "rollout.int8_weights",
     "rollout.max_new_tokens",
     "rollout.min_p",

@@ -13,6 +13,7 @@ from videorft_jax.models.sources import find_folder
 from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.rewards.combine import RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions, require_siglip
+from videorft_jax.rollout.mesh import parse_sizes
 from videorft_jax.rollout.options import RolloutOptions
 from videorft_jax.training.setup import make_train_options
 
@@ -78,7 +79,7 @@ def _make_options(config, has_semantic):
             top_entropy=grpo.top_entropy,
             off_policy_limit=grpo.off_policy_limit,
         ),
-        rollout=RolloutOptions(**config.rollout.to_dict()),
+        rollout=_make_rollout(config),
         rewards=rewards,
         semantic=semantic,
         num_updates=grpo.num_updates,
@@ -94,6 +95,11 @@ def _make_options(config, has_semantic):
         reference_on_host=grpo.reference_on_host,
         alarms=AlarmOptions(**config.alarms.to_dict()),
     )
+
+
+def _make_rollout(config):
+    values = config.rollout.to_dict()
+    return RolloutOptions(**values | {"mesh": parse_sizes(values["mesh"])})
 
 
 def _find_reference(name):

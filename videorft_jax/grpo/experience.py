@@ -20,6 +20,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.mesh import move_rows, reshape
 from videorft_jax.rollout.results import Rollout
 from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.rollout.tools import Tools
@@ -45,7 +46,11 @@ class Experience(NamedTuple):
 def make_engine(
     options: GrpoOptions, model: ModelConfig, mesh, tokenizer, num_rollouts: int | None = None
 ) -> RolloutEngine:
-    """Makes the rollout engine of a run, for `num_rollouts` completions (default: the run's R)."""
+    """Makes the rollout engine of a run, for `num_rollouts` completions (default: the run's R).
+
+    mesh: the training's, over which batches are split; `rollout.mesh` may give the engine another
+    shape of it.
+    """
     rollout = options.rollout
     sampling = make_sampling(
         model,
@@ -60,7 +65,8 @@ def make_engine(
     return RolloutEngine(
         model,
         sampling,
-        mesh,
+        reshape(mesh, rollout.mesh),
+        rows_mesh=mesh,
         chunk=rollout.chunk,
         num_buckets=rollout.num_buckets,
         int8_weights=rollout.int8_weights,
@@ -139,7 +145,8 @@ class Collector:
         if self.judge.wants_order:
             self.shuffled_engine = make(options.rollout.num_rollouts // 2)
         self.shares_visual = shares_visual(options, weights)
-        self._encode = make_encode(options, weights.model, mesh)
+        self._encode = make_encode(options, weights.model, self.engine.mesh)
+        self._move_back = move_rows(mesh)
         self._advantages = jax.jit(make_advantages(options))
 
     @property
@@ -176,8 +183,10 @@ class Collector:
             batch = fill_rows(item.batch, item.valid, self.weights.model)
             visual = None
             if self.shares_visual and batch.patches.size:
-                visual = self._encode(prepared, sharding.place_batch(batch, self.mesh))
+                visual = self._encode(prepared, self.engine.place(batch))
             rollout, shuffled = self._draw(prepared, item, batch, visual)
+            if visual is not None and self.engine.mesh is not self.mesh:
+                visual = self._move_back(visual)
         with tracker.phase("rewards"):
             verdict = self.judge(item, rollout, shuffled, number)
             read = (

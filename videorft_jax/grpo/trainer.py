@@ -46,6 +46,7 @@ from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
+from videorft_jax.rollout.mesh import check_sizes
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.run import Run, make_tools, open_run
@@ -235,6 +236,8 @@ def train(
 
     def check(weights, mesh, buckets):
         options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
+        train = options.train
+        check_sizes(train.name, options.rollout.mesh, weights.model, mesh, train.data.rows)
         check_memory(weights, mesh, buckets)
 
     with open_run(options.train, workdir, "grpo", check, options.steps_per_rollout) as run:

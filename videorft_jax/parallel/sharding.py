@@ -240,8 +240,7 @@ def place_batch(batch, mesh: Mesh):
     Raises ValueError when the rows do not divide by the parts this process holds.
     """
     sharding = batch_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    local = len({str(i) for i in sharding.addressable_devices_indices_map((parts,)).values()})
+    parts, local = mesh.shape["data"] * mesh.shape["fsdp"], count_own_parts(mesh)
 
     def place(leaf):
         leaf = np.asarray(leaf)
@@ -254,6 +253,17 @@ def place_batch(batch, mesh: Mesh):
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(place, batch)
+
+
+def count_own_parts(mesh: Mesh) -> int:
+    """Counts the parts of data * fsdp of which this process holds a device."""
+    return len(own_rows(mesh.shape["data"] * mesh.shape["fsdp"], mesh))
+
+
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+    """Which of `count` rows, split over data and fsdp, lie on this process, int, in order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([np.arange(count)[index] for index in held]))
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -20,14 +20,14 @@ def program_costs(job: Job) -> dict[str, Cost]:
     if job.mode == "sft":
         return {"update": _train(job, _packed(job))}
     prompts, clips = _prompts(job), _clips(job)
-    model, parts = job.weights.model, job.parts
+    model, parts = job.weights.model, job.drawing.parts
     kept = total_bytes(job.policy)
     read = total_bytes((job.state.params, job.state.frozen))
     found = {
         "reshard": Cost(bytes=float(read + kept * parts)),
         "vision": _read_by_all(flops.forward_cost(model, clips), parts),
         "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
-        "decode": _decode(job),
+        "decode": _decode(job.drawing),
         "compact": Cost(bytes=2.0 * _cache_bytes(job)),
         "update": _times(_update(job, _groups(job, shared=True), clips), 1 / job.grpo.minibatches),
     }
@@ -38,7 +38,7 @@ def program_costs(job: Job) -> dict[str, Cost]:
     if job.grpo.needs_score:
         forward = flops.forward_cost(model, _groups(job, shared=True) + clips)
         passes = 2 if job.grpo.loss.beta else 1
-        found["score"] = _times(_read_by_all(forward, parts), passes)
+        found["score"] = _times(_read_by_all(forward, job.parts), passes)
     return found
 
 
@@ -52,12 +52,12 @@ def floor_seconds(job: Job, cost: Cost) -> float:
 def naive_floor(job: Job) -> float:
     """Gives the least seconds of the same GRPO step if every completion had a row of its own, so
     that clip and prompt were computed once for each completion, in rollout and update."""
-    rollouts, parts = job.grpo.rollout.num_rollouts, job.parts
+    rollouts, parts = job.grpo.rollout.num_rollouts, job.drawing.parts
     model = job.weights.model
     prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)
     costs = [
         _read_by_all(flops.forward_cost(model, prompts + clips), parts),
-        _decode(job, shared=False),
+        _decode(job.drawing, shared=False),
     ]
     costs += [_update(job, _groups(job, shared=False), clips)] * job.grpo.num_updates
     if job.siglip is not None:

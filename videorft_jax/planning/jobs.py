@@ -28,6 +28,7 @@ from videorft_jax.planning.machines import Topology
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Grid
+from videorft_jax.rollout.mesh import reshape
 from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.sft_step import make_sft_step
@@ -71,6 +72,12 @@ class Job:
     def parts(self) -> int:
         """Parts of the mesh that hold different rows."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @functools.cached_property
+    def drawing(self) -> "Job":
+        """The same job on the mesh on which its completions are drawn."""
+        mesh = reshape(self.mesh, self.grpo.rollout.mesh) if self.grpo else self.mesh
+        return self if mesh is self.mesh else dataclasses.replace(self, mesh=mesh)
 
     @functools.cached_property
     def state(self) -> TrainState:
@@ -144,7 +151,7 @@ def prepared_bytes(job: Job) -> int:
 
     def whole(leaf):
         spec = (None if axis == "fsdp" else axis for axis in leaf.sharding.spec)
-        return NamedSharding(job.mesh, PartitionSpec(*spec))
+        return NamedSharding(job.drawing.mesh, PartitionSpec(*spec))
 
     places = jax.tree.map(whole, job.policy)
     shapes = _placed(job.policy, places)
@@ -186,7 +193,7 @@ class _GrpoPrograms:
         self.own = update.GrpoPrograms(*made)
         engine = experience.make_engine(job.grpo, model, job.mesh, job.tokenizer)
         self.engine = engine.programs
-        self.grid = Grid(job.shape.rows // job.parts, job.grpo.rollout.num_rollouts)
+        self.grid = Grid(job.shape.rows // job.drawing.parts, job.grpo.rollout.num_rollouts)
         self.grids = engine.batch_grids(job.shape.length, self.grid)
         self.draws = job.grpo.max_draws
         self.batch = batch_shapes(job.shape, job.geometry, self.rows)
@@ -238,9 +245,12 @@ class _GrpoPrograms:
     def vision(self):
         if not self.shares:
             return None
-        encode = experience.make_encode(self.job.grpo, self.job.weights.model, self.job.mesh)
+        job = self.job.drawing
+        encode = experience.make_encode(job.grpo, job.weights.model, job.mesh)
         prepared = _placed(self.engine.params.shapes, self.engine.params.formats)
-        lower = self._lower(encode, prepared, self.batch)
+        rows = sharding.batch_sharding(job.mesh)
+        batch = batch_shapes(job.shape, job.geometry, rows)
+        lower = functools.partial(_lower, job, encode, prepared, batch)
         beside = self._beside("state", "reference", "siglip") + device_bytes(prepared["text"])
         return Program("vision", lower, beside, self.draws, self.job.num_shapes)
 

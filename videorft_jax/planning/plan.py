@@ -18,6 +18,7 @@ from videorft_jax.planning.compile import Store
 from videorft_jax.planning.jobs import Job
 from videorft_jax.planning.report import Row, advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
+from videorft_jax.rollout.mesh import check_sizes
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import check_cpus, load_model_files, make_loader, make_mesh
 from videorft_jax.training.weights import make_weights
@@ -73,6 +74,8 @@ def make_job(
     check_contract(config, train.contract, train.name)
     weights = make_weights(train, config)
     mesh = make_mesh(train, machine.devices)
+    if grpo:
+        check_sizes(train.name, grpo.rollout.mesh, config, mesh, train.data.rows)
     if machine.kind == "cpu":
         check_cpus(train, machine.num_devices)
     siglip = None

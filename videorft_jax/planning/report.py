@@ -114,6 +114,7 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
     }
     if job.mode == "grpo":
         rollout = job.grpo.rollout
+        step["rollout_mesh"] = dict(job.drawing.mesh.shape)
         count = shape.rows * rollout.num_rollouts
         tokens += count * rollout.max_new_tokens
         naive = naive_floor(job)
@@ -212,6 +213,9 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
     mesh = ", ".join(f"{axis}={size}" for axis, size in step["mesh"].items())
     shape = ", ".join(f"{name} {value:g}" for name, value in step["shape"].items())
     lines += [f"mesh     {mesh}", f"shape    {shape}"]
+    if step.get("rollout_mesh", step["mesh"]) != step["mesh"]:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in step["rollout_mesh"].items())
+        lines.insert(-1, f"rollout  {sizes}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in step["shares"].items())
     lines.append(f"step     at least {step['floor_s']:.3f} s: {shares}")
     if "naive_floor_s" in step:

@@ -19,6 +19,7 @@ from videorft_jax.metrics import flops
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Grid, choose_grids
+from videorft_jax.rollout.mesh import move_rows
 from videorft_jax.rollout.programs import Programs
 from videorft_jax.rollout.requests import check_request
 from videorft_jax.rollout.results import Rollout
@@ -34,8 +35,10 @@ class RolloutEngine:
     """Draws completions of one model, in one way of sampling, on one mesh.
 
     config: the model's. sampling: how tokens are drawn and when a completion ends. mesh: default
-    is the first device alone. prompt_lengths: the prompt grids; a batch is cut or padded to the
-    smallest that holds its longest prompt, and () means the batch's own length. num_buckets: batch
+    is the first device alone. rows_mesh: the mesh over whose processes the prompts of a batch are
+    split; default is `mesh`, and any other has the same devices in the same order.
+    prompt_lengths: the prompt grids; a batch is cut or padded to the smallest that holds its
+    longest prompt, and () means the batch's own length. num_buckets: batch
     sizes that finished completions are compacted to, at most, each compiled when first needed.
     chunk: most tokens that one call of the decode program draws, and so the interval of
     `on_tokens`. dtype: of weights and computation. attention: path of the prefill.
@@ -49,6 +52,7 @@ class RolloutEngine:
         sampling: SamplingConfig,
         mesh=None,
         *,
+        rows_mesh=None,
         prompt_lengths: tuple[int, ...] = (),
         num_buckets: int = 6,
         chunk: int = 64,
@@ -59,6 +63,8 @@ class RolloutEngine:
     ):
         self.config, self.sampling = config, sampling
         self.mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+        self.rows_mesh = rows_mesh or self.mesh
+        self._move = move_rows(self.mesh)
         self.prompt_lengths, self.num_buckets = tuple(sorted(prompt_lengths)), num_buckets
         self.programs = Programs(
             config, sampling, self.mesh,
@@ -100,7 +106,7 @@ class RolloutEngine:
         rows = check_request(
             batch, uids, limits, self.config, self.sampling, self.prompt_lengths, seed, step
         )
-        count, local = len(rows[1]), self.programs.local_shards
+        count, local = len(rows[1]), sharding.count_own_parts(self.rows_mesh)
         if visual is not None:  # The visual tokens stand for the pixels, which need not be sent.
             rows = (jax.tree.map(lambda x: x[:, :0] if x.ndim > 3 else x, rows[0]), *rows[1:])
         spare = -count % local
@@ -112,7 +118,8 @@ class RolloutEngine:
         if spare:  # The last prompt fills the spare rows; a limit of 0 draws nothing there.
             rows = jax.tree.map(lambda x: np.concatenate([x, *[x[-1:]] * spare]), rows)
             rows[2][count:] = 0
-        inputs = (*sharding.place_batch(rows, self.mesh), visual)
+        inputs = (*self.place(rows), visual)
+        own = sharding.own_rows(len(inputs[1]), self.rows_mesh)[:count]
         total, length = inputs[0].tokens.shape
         full = Grid(total // self.programs.shards, inputs[2].shape[1])
         costs, filled = self.batch_grids(length, full), float((rows[0].segment_ids > 0).mean())
@@ -123,9 +130,18 @@ class RolloutEngine:
             session.decode(params)
             if on_tokens:
                 so_far = (session.tokens, session.lengths)
-                on_tokens(*(part[session.rows][:count] for part in so_far))
+                on_tokens(*(part[own] for part in so_far))
         session.free()
-        return session.result(count)
+        return session.result(own)
+
+    def place(self, rows):
+        """Puts the rows [B, ...] of this process on the rollout's mesh.
+
+        Where the meshes differ they are placed as rows of `rows_mesh` and moved by one compiled
+        program, so that processes which share a part of the mesh all get its rows.
+        """
+        placed = sharding.place_batch(rows, self.rows_mesh)
+        return placed if self.rows_mesh is self.mesh else self._move(placed)
 
     def batch_grids(self, length: int, full: Grid) -> dict[Grid, float]:
         """Chooses the batch grids of a shard for prompts of `length` tokens.

@@ -8,7 +8,7 @@ class RolloutOptions:
     """How completions are drawn in training, and how decoding is compiled.
 
     num_rollouts to min_p are those of `sampling.SamplingConfig`, chunk to int8_cache those of
-    `engine.RolloutEngine`.
+    `engine.RolloutEngine`. mesh: sizes of data, fsdp and tensor; None is the training's mesh.
     """
 
     num_rollouts: int
@@ -21,6 +21,7 @@ class RolloutOptions:
     num_buckets: int
     int8_weights: bool
     int8_cache: bool
+    mesh: tuple[int, int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,8 +86,6 @@ class Programs:
         self._rows, self._all = NamedSharding(mesh, P(_ROWS)), NamedSharding(mesh, P())
         shared, own = NamedSharding(mesh, _SHARED), NamedSharding(mesh, _OWN)
         self._cache = (shared, shared, self._rows), (own, own)
-        places = self._rows.addressable_devices_indices_map((self.shards,)).values()
-        self.local_shards = len(set(map(str, places)))
 
     @property
     def prepare(self):

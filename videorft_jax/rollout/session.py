@@ -42,7 +42,6 @@ class Session:
         self.tokens = np.full(shape, programs.sampling.pad_id, np.int32)
         self.logprobs, self.truncation = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.lengths, self.ends = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.int32)
-        self.rows = np.zeros(0, int)  # the prompts of the whole batch that this process holds
         self.places = self.executed = self.compactions = 0
         self.prefill_s = self.decode_s = self.ideal_s = 0.0
 
@@ -57,7 +56,6 @@ class Session:
         program = self.programs.prefill(shapes, self.grid)
         started = time.perf_counter()
         *self.state, drawn, report = program(params, inputs, np.uint32(seed), np.uint32(step))
-        self.rows = np.concatenate([first + np.arange(len(x)) for first, x in _parts(drawn[0])])
         self._take(drawn, report)
         self.prefill_s = time.perf_counter() - started
 
@@ -138,9 +136,9 @@ class Session:
         chip = chips.find_chip(mesh.devices.flat[0])
         return chips.roofline_seconds(cost.forward, cost.bytes, mesh.shape["tensor"], chip)
 
-    def result(self, count: int) -> Rollout:
-        """Gathers the completions of this process's first `count` prompts and the counters."""
-        rows = self.rows[:count]
+    def result(self, rows: np.ndarray) -> Rollout:
+        """Gathers the completions of the prompts `rows`, which this process holds, and the
+        counters."""
         tokens = int(self.lengths.sum())
         decoded = tokens - int((self.lengths > 0).sum())
         prompts = len(self.tokens) * self.length * self.filled

@@ -1,0 +1,85 @@
+"""The mesh of the rollout: the devices of the training, in another shape.
+
+Training splits weights over `fsdp`, since it computes on many tokens at once. Decoding draws one
+token of each completion at a time and would read all weights on every part that holds prompts of
+its own, so that it is faster where fewer parts share the weights by `tensor`. Devices keep their
+order, so that one compiled program can read arrays of one mesh and write those of the other.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+
+from videorft_jax.models import family
+from videorft_jax.models.config import ModelConfig
+from videorft_jax.parallel import sharding
+
+Sizes = tuple[int, int, int]
+
+
+def parse_sizes(text: str) -> Sizes | None:
+    """Sizes of data, fsdp and tensor, as in `1,4,4`; None for an empty text, which stands for the
+    mesh of the training. Raises ValueError for anything else."""
+    if not text:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ValueError(
+            f"rollout.mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 1,4,4, or "
+            "leave it empty for the mesh of the training"
+        )
+    data, fsdp, tensor = map(int, parts)
+    return data, fsdp, tensor
+
+
+def reshape(mesh: Mesh, sizes: Sizes | None) -> Mesh:
+    """The devices of `mesh` in the shape `sizes`, in the same order; `mesh` itself for None."""
+    if sizes is None or sizes == mesh.devices.shape:
+        return mesh
+    types = (AxisType.Auto,) * len(sharding.AXES)
+    return Mesh(mesh.devices.reshape(sizes), sharding.AXES, axis_types=types)
+
+
+def check_sizes(name: str, sizes: Sizes | None, model: ModelConfig, mesh: Mesh, rows: int) -> None:
+    """Raises ValueError, with the nearest sizes that work, where `sizes` are not those of all
+    devices of `mesh`, do not divide the model's heads and widths, or the `rows` of a batch."""
+    if sizes is None or not (fault := _find_fault(sizes, model, mesh, rows)):
+        return
+    count = mesh.devices.size
+    tensors = [tensor for tensor in range(1, count + 1) if count % tensor == 0]
+    shapes = [
+        (data, count // tensor // data, tensor)
+        for tensor in tensors
+        for data in range(1, count // tensor + 1)
+        if count // tensor % data == 0
+    ]
+    works = [shape for shape in shapes if not _find_fault(shape, model, mesh, rows)]
+    text = ",".join(map(str, sizes))
+    if not works:
+        raise ValueError(f"{name}: rollout.mesh={text}: {fault}; leave rollout.mesh empty")
+    data, _, tensor = sizes
+    near = min(works, key=lambda shape: (abs(shape[2] - tensor), abs(shape[0] - data)))
+    nearest = ",".join(map(str, near))
+    raise ValueError(f"{name}: rollout.mesh={text}: {fault}; the nearest that works is {nearest}")
+
+
+def _find_fault(sizes, model, mesh, rows):
+    """What speaks against a mesh of these sizes; empty where nothing does."""
+    if math.prod(sizes) != mesh.devices.size:
+        return f"these are {math.prod(sizes)} devices of {mesh.devices.size}"
+    parts = sizes[0] * sizes[1]
+    if rows % parts:
+        return f"data.rows={rows} prompts do not divide over data * fsdp = {parts}"
+    try:
+        tree = family.abstract_params(model, jnp.float32)
+        sharding.state_shardings(tree, reshape(mesh, sizes), "the model")
+    except ValueError as error:
+        return str(error).split(";")[0].removeprefix("the model: ")
+    return ""
+
+
+def move_rows(mesh: Mesh):
+    """Makes the program that lays a tree of global arrays [B, ...] out as rows of `mesh`."""
+    return jax.jit(lambda tree: tree, out_shardings=sharding.batch_sharding(mesh))
