@@ -7,6 +7,7 @@ from typing import Any
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.compile import GIB, Figures, Store, measure, reminded
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
+from videorft_jax.planning.drawing import suggest_rollout_mesh
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.jobs import Job, Program, find_programs, total_bytes
 
@@ -115,6 +116,8 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
     if job.mode == "grpo":
         rollout = job.grpo.rollout
         step["rollout_mesh"] = dict(job.drawing.mesh.shape)
+        if faster := suggest_rollout_mesh(job):
+            step["faster_rollout_mesh"] = faster._asdict()
         count = shape.rows * rollout.num_rollouts
         tokens += count * rollout.max_new_tokens
         naive = naive_floor(job)
@@ -218,6 +221,9 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
         lines.insert(-1, f"rollout  {sizes}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in step["shares"].items())
     lines.append(f"step     at least {step['floor_s']:.3f} s: {shares}")
+    if faster := step.get("faster_rollout_mesh"):
+        sizes = ",".join(map(str, faster["sizes"]))
+        lines.append(f"         {faster['floor_s']:.3f} s with --config.rollout.mesh={sizes}")
     if "naive_floor_s" in step:
         share = step["floor_share_of_naive"]
         lines.append(
