@@ -69,18 +69,11 @@ def place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("grpo"))
 
 
+AXES = ("data", "fsdp", "tensor")
 RUNS = {
     "single": ((), 1),
     "slices": (("--config.train.accumulate=4",), 1),
-    "mesh": (
-        (
-            "--config.mesh.data=2",
-            "--config.mesh.fsdp=2",
-            "--config.mesh.tensor=2",
-            "--config.rollout.mesh=1,8,1",
-        ),
-        8,
-    ),
+    "mesh": ((*(f"--config.mesh.{axis}=2" for axis in AXES), "--config.rollout.mesh=1,8,1"), 8),
     "shuffled": (
         (
             "--config.rewards=(('tests.support.user_rewards:count_letters', 1.0),"

@@ -201,12 +201,19 @@ def test_same_tokens_in_another_grid_and_without_compaction(twin, sampling, samp
     same(out, drawn, order)
 
 
-def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn):
-    """From parameters in the training layout, with compaction; three prompts do not divide over
-    the four parts."""
-    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    params = jax.device_put(twin.params, sharding.state_shardings(twin.params, mesh))
-    engine = RolloutEngine(twin.config, sampling, mesh, dtype="float32", num_buckets=2)
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((8, 1, 1), (1, 4, 2)))],
+)
+def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn, sizes):
+    """From parameters in the training layout, on a mesh of the rollout's own, with compaction;
+    three prompts do not divide over the eight parts that hand them in."""
+    training = sharding.make_mesh(fsdp=8)
+    params = jax.device_put(twin.params, sharding.state_shardings(twin.params, training))
+    engine = RolloutEngine(
+        twin.config, sampling, reshape(training, sizes), rows_mesh=training,
+        dtype="float32", num_buckets=2,
+    )  # fmt: skip
     out = engine.rollout(engine.prepare(params), batch, UIDS, seed=5, step=2)
     assert out.counters["compactions"] > 0
     same(out, drawn)
@@ -396,18 +403,3 @@ def test_place_keeps_every_live_completion_with_its_prompt():
         np.testing.assert_array_equal(flat[from_slot[shard].reshape(5, 2)[held]], rows[held])
         for row, origin in zip(rows, from_row[shard], strict=True):
             assert (source[shard, origin, 0] // 4 == row[row >= 0] // 4).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
-def test_the_rollouts_mesh_changes_no_token(twin, sampling, batch, drawn, sizes):
-    """Rows are handed in as the training's mesh splits them, and parameters lie as it holds them;
-    the engine has the same devices in another shape."""
-    training = sharding.make_mesh(fsdp=8)
-    params = jax.device_put(twin.params, sharding.state_shardings(twin.params, training))
-    engine = RolloutEngine(
-        twin.config, sampling, reshape(training, sizes), rows_mesh=training,
-        dtype="float32", num_buckets=2,
-    )  # fmt: skip
-    out = engine.rollout(engine.prepare(params), batch, UIDS, seed=5, step=2)
-    same(out, drawn)
