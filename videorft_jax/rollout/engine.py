@@ -11,6 +11,8 @@ token is made of (seed, step, name of the prompt, number of the completion, plac
 a run that was interrupted draws the same completions again.
 """
 
+import math
+
 import jax
 import numpy as np
 
@@ -106,13 +108,13 @@ class RolloutEngine:
         rows = check_request(
             batch, uids, limits, self.config, self.sampling, self.prompt_lengths, seed, step
         )
-        count, local = len(rows[1]), sharding.count_own_parts(self.rows_mesh)
+        count, unit = len(rows[1]), self._least_rows()
         if visual is not None:  # The visual tokens stand for the pixels, which need not be sent.
             rows = (jax.tree.map(lambda x: x[:, :0] if x.ndim > 3 else x, rows[0]), *rows[1:])
-        spare = -count % local
+        spare = -count % unit
         if spare and visual is not None:
             raise ValueError(
-                f"rollout: {count} prompts do not divide over {local} parts of the mesh; with "
+                f"rollout: {count} prompts do not divide over {unit} parts of the mesh; with "
                 "visual tokens given, choose a number that does"
             )
         if spare:  # The last prompt fills the spare rows; a limit of 0 draws nothing there.
@@ -142,6 +144,13 @@ class RolloutEngine:
         """
         placed = sharding.place_batch(rows, self.rows_mesh)
         return placed if self.rows_mesh is self.mesh else self._move(placed)
+
+    def _least_rows(self) -> int:
+        """Prompts of this process of which a batch must be a multiple, so that all of them divide
+        over the parts of both meshes."""
+        parts = self.rows_mesh.shape["data"] * self.rows_mesh.shape["fsdp"]
+        own = sharding.count_own_parts(self.rows_mesh)
+        return math.lcm(parts, self.programs.shards) * own // parts
 
     def batch_grids(self, length: int, full: Grid) -> dict[Grid, float]:
         """Chooses the batch grids of a shard for prompts of `length` tokens.

@@ -225,7 +225,8 @@ class Tools:
         contract = dataclasses.replace(self.contract, **bounds)
         height, width = frames.shape[1:3]
         sides = target_size(height, width, len(frames), contract)
-        frames = np.stack([np.stack(resize_planes(frame, *sides), -1) for frame in frames])
+        planes = np.stack([resize_planes(frame, *sides) for frame in frames])
+        frames = planes.transpose(0, 2, 3, 1)
         media = make_media(frames, float(fps), self.contract.geometry)
         times = np.arange(len(frames)) / fps
         return (media, pair_times(times, self.contract.temporal_patch_size)), ""

@@ -51,6 +51,7 @@ class TurnEngine:
             engine.config,
             dataclasses.replace(engine.sampling, num_rollouts=1),
             engine.mesh,
+            rows_mesh=engine.rows_mesh,
             num_buckets=1,
             chunk=programs.chunk,
             dtype=programs.dtype,
