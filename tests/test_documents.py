@@ -12,7 +12,8 @@ from videorft_jax.data.records.formats import FORMATS, convert_row, detect_forma
 from videorft_jax.data.records.records import parse_row
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*ROOTS, *sorted((ROOT / "docs").rglob("*.md"))]
 HISTORY = ROOT / "docs" / "results" / "demo_recipes.md"  # tells of options as they were then
 
 

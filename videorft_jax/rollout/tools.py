@@ -25,9 +25,9 @@ import numpy as np
 
 from videorft_jax.data.batch.patches import Media, make_media, pair_planes
 from videorft_jax.data.loader.watchdog import call_within
-from videorft_jax.data.media.clip import resize_planes
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.load import load_media
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import pair_times, target_size
 from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.records import Record
