@@ -121,21 +121,36 @@ def _again(options) -> tuple[str, ...]:
 
 
 def _print_estimate(curation, options) -> int:
-    """What would be asked next, at most, beside the budget; 1 if that alone exceeds it."""
-    total, tokens = 0, 0
-    for stage, row in curation.estimate().items():
-        money = row["most_nano_dollars"]
-        total, tokens = total + money, tokens + row["most_tokens"]
+    """What is still to be asked and what it may cost, beside the budget; 1 if that does not cover
+    even what is expected."""
+    found, limits, ledger = curation.estimate(), curation.ledger.limits, curation.ledger
+    print(f"{found.finished:,} records are finished")
+    for reason, count in sorted(found.refused.items()):
+        print(f"{count:,} of them cannot be asked about: {reason}")
+    for name, row in found.stages.items():
+        number = row.known + row.expected
+        most = f", at most {row.known + row.most:,}" if row.most > row.expected else ""
+        basis = f"measured on {row.measured:,} replies" if row.measured else "assumed lengths"
+        money = f"${row.nano / NANO:.4f}, at most ${row.most_nano / NANO:.4f}"
+        time = f"; {row.seconds / 60:.0f} min at its limits" if row.seconds else ""
         print(
-            f"{stage}: {row['requests']:,} requests are next, at most {row['most_tokens']:,} "
-            f"tokens and ${money / NANO:.4f}; what follows depends on the replies"
+            f"{name}: {row.stored:,} replies stored, {number:,.0f} requests to go{most}; "
+            f"{row.input_tokens:,.0f} tokens in, {row.output_tokens:,.0f} out, at most "
+            f"{row.most_output_tokens:,.0f}, {basis}; "
+            f"{money if ledger.endpoints[name].price else 'no price'}{time}"
         )
-    limits, ledger = curation.ledger.limits, curation.ledger
-    print(f"spent so far: ${ledger.spent / NANO:.4f} and {ledger.tokens:,} tokens, at most")
-    over_money = limits.dollars is not None and total + ledger.spent > limits.dollars * NANO
-    over_tokens = limits.tokens is not None and tokens + ledger.tokens > limits.tokens
+    basis = f"measured on {found.measured:,} records" if found.measured else "as in the paper"
+    print(f"right chains: {found.accepted:.0%}, {basis}; requests asked twice are not foreseen")
+    budget = "" if limits.dollars is None else f" of ${limits.dollars:.4f}"
+    print(
+        f"in all: {found.tokens:,} tokens, ${found.nano / NANO:.4f}, at most "
+        f"${found.most_nano / NANO:.4f}; spent so far: {ledger.tokens:,} tokens and "
+        f"${ledger.spent / NANO:.4f}{budget}"
+    )
+    over_money = limits.dollars is not None and found.nano + ledger.spent > limits.dollars * NANO
+    over_tokens = limits.tokens is not None and found.tokens + ledger.tokens > limits.tokens
     if over_money or over_tokens:
-        print("the budget may not cover these requests alone")
+        print("the budget does not cover what is expected; raise it, or ask about fewer records")
     _print_last(options, 1)
     return int(over_money or over_tokens)
 

@@ -37,6 +37,10 @@ class Describer:
             return self._describe_image(entry, frames)
         return self._describe_video(entry, frames)
 
+    def count_windows(self, frames: Frames) -> int:
+        """How many requests a clip of so many frames is described in."""
+        return -(-len(frames) // max(self._window(frames), 1))
+
     def _describe_image(self, entry: Entry, frames: Frames) -> Work:
         kind = entry.record.problem_type
         family = entry.record.extra.get("family") or FAMILY_OF_TYPE.get(kind, "general")

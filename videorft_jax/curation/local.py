@@ -39,7 +39,7 @@ async def open_clients(endpoints: Iterable[Endpoint]) -> AsyncIterator[dict[str,
         clients = {}
         for end in endpoints:
             if end.kind == "local":
-                asked = dataclasses.replace(end, base_urls=(ADDRESS,))
+                asked = dataclasses.replace(end, kind="http", checkpoint="", base_urls=(ADDRESS,))
                 client = HttpClient(asked, transports[end.name])
             else:
                 client = HttpClient(end)

@@ -86,6 +86,14 @@ class Pipeline:
         out.ended = failed[0] if failed else "accepted"
         return out
 
+    def count_windows(self, entry: Entry) -> int:
+        """How many requests the description of a clip takes that can be read."""
+        if entry.record.data_type == "image":
+            return 1
+        options = self.options
+        frames = Frames(entry, self.root, options.contract, self.store, options.isolate)
+        return self.describer.count_windows(frames)
+
     def _end(self, out: Outcome, stage: str, dead: Dead) -> Outcome:
         out.ended, out.reason = stage, dead.reason
         return out

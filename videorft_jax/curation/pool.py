@@ -4,10 +4,13 @@ A clip is known by the sha256 of its file. Duplicates, the match against benchma
 all go by it, so that no clip is on both sides of the split.
 """
 
+import array
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from videorft_jax.curation.requests import digest
 from videorft_jax.curation.store import Store
@@ -64,30 +67,53 @@ def read_pool(
                 for item in record.media
                 if isinstance(item.path, str)
             )
-    first: dict[str, str] = {}
+    first: dict[bytes, int] = {}  # Digests of clip and question, cut short, and their rows.
     for index in range(len(source)):
         try:
-            record = source[index]
-            if len(record.media) > 1 or record.turns or not isinstance(record.path, str):
-                detail = "several clips, or a chat; curation asks one question about one clip"
-                raise MediaError("unsupported", detail, source.where(index))
-            media = hash_media(source.data_root, record.path, store)
+            entry = read_entry(source, index, store)
         except (RecordError, MediaError) as error:
             yield error
             continue
-        name = digest(
-            [record.data_source, record.problem_id, _question(record), record.solution, media,
-             record.start, record.end]
-        )  # fmt: skip
+        record, media = entry.record, entry.media
         same = digest([media, record.start, record.end, _text(record)])
-        first.setdefault(same, name)
+        row = first.setdefault(bytes.fromhex(same[:32]), index)
         known = "file" if media in files else "text" if _text(record) in texts else ""
         share = int(hashlib.sha256(f"split {media}".encode()).hexdigest()[:8], 16) / 2**32
-        yield Entry(
-            index, name, media, record,
-            dup_of="" if first[same] == name else first[same],
-            contaminated=known, split="val" if share < val_fraction else "train",
-        )  # fmt: skip
+        yield dataclasses.replace(
+            entry,
+            dup_of="" if row == index else read_entry(source, row, store).name,
+            contaminated=known,
+            split="val" if share < val_fraction else "train",
+        )
+
+
+def read_entry(source: RecordSource, index: int, store: Store) -> Entry:
+    """One row as an entry by itself, of which nothing is known yet but its record and its clip.
+    Raises RecordError or MediaError."""
+    record = source[index]
+    if len(record.media) > 1 or record.turns or not isinstance(record.path, str):
+        detail = "several clips, or a chat; curation asks one question about one clip"
+        raise MediaError("unsupported", detail, source.where(index))
+    media = hash_media(source.data_root, record.path, store)
+    name = digest(
+        [record.data_source, record.problem_id, _question(record), record.solution, media,
+         record.start, record.end]
+    )  # fmt: skip
+    return Entry(index, name, media, record)
+
+
+def order_used(pool: Iterable[Entry | ValueError]) -> np.ndarray:
+    """The rows of the entries that are asked about, those of one clip together, in the order in
+    which the clips appear: int64 [entries]. Entries themselves would fill the memory."""
+    rows, clips = array.array("q"), array.array("Q")
+    for entry in pool:
+        if isinstance(entry, Entry) and entry.is_used:
+            rows.append(entry.index)
+            clips.append(int(entry.media[:16], 16))
+    if not rows:
+        return np.zeros(0, np.int64)
+    _, first, clip = np.unique(np.asarray(clips), return_index=True, return_inverse=True)
+    return np.asarray(rows)[np.argsort(first[clip], kind="stable")]
 
 
 def _question(record: Record) -> list:

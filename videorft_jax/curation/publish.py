@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from videorft_jax.curation.pipeline import Outcome, Pipeline
 from videorft_jax.curation.pool import Entry
@@ -86,7 +86,7 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
     counts.asked += 1
     counts.ended[out.ended] += 1
     if out.describe:
-        unit = tuple(out.describe["requests"])
+        unit = int(out.describe["requests"][0][:16], 16)  # short, since there may be millions
         if unit not in described:
             described.add(unit)
             counts.described_clips += 1
@@ -146,13 +146,3 @@ class _Files:
                 os.replace(partial, self._folder / name)
             else:
                 partial.unlink()
-
-
-def iter_used(pool: Iterable[Entry | ValueError]) -> Iterator[Entry]:
-    """Entries that are asked about, those of one clip together, in order of first appearance."""
-    by_clip: dict[str, list[Entry]] = {}
-    for entry in pool:
-        if isinstance(entry, Entry) and entry.is_used:
-            by_clip.setdefault(entry.media, []).append(entry)
-    for entries in by_clip.values():
-        yield from entries

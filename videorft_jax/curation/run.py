@@ -7,24 +7,28 @@ import json
 import logging
 import pathlib
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.card import write_card
 from videorft_jax.curation.endpoints import NANO
+from videorft_jax.curation.estimate import Estimate, estimate
 from videorft_jax.curation.local import open_clients
 from videorft_jax.curation.options import CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
-from videorft_jax.curation.pool import Entry, read_pool
-from videorft_jax.curation.publish import Counts, iter_used, write_files
-from videorft_jax.curation.running import Missing, Runner, replay
+from videorft_jax.curation.pool import Entry, order_used, read_entry, read_pool
+from videorft_jax.curation.progress import Meter
+from videorft_jax.curation.publish import Counts, write_files
+from videorft_jax.curation.running import Runner
 from videorft_jax.curation.store import Store
+from videorft_jax.data.media.contract import MediaError
+from videorft_jax.data.records.records import RecordError
 from videorft_jax.data.records.source import RecordSource
 
 logger = logging.getLogger(__name__)
 STORE = "store.sqlite"
 PROGRESS_S = 5.0
+GRACE_S = 10.0  # from Ctrl-C on, for requests in flight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +80,19 @@ class Curation:
             if own == number:
                 yield entry
 
-    def units(self):
+    def estimate(self) -> Estimate:
+        """What a run would ask and what it would cost, without a request."""
+        return estimate(self.units().entries(), self.pipeline, self.ledger)
+
+    def units(self) -> "Units":
         """What is to be done, a generator function for each record that is asked about."""
-        for entry in iter_used(self.pool()):
-            yield lambda entry=entry: self.pipeline.curate(entry)
+        return Units(self, order_used(self.pool()))
 
     def run(self, licences: Mapping[str, str], report: Callable[[str], None] = logger.info):
         """Asks until all is there or something stops it, then writes the files."""
-        exit_code, reasons = asyncio.run(self._ask(report))
+        units = self.units()
+        report(f"{len(units):,} records are asked about, of {len(self.source):,} in the pool")
+        exit_code, reasons = asyncio.run(self._ask(report, units))
         counts = self.publish(licences)
         return Result(counts, exit_code, reasons, self.ledger.spent)
 
@@ -94,60 +103,64 @@ class Curation:
         (self.folder / "README.md").write_text(text, encoding="utf-8")
         return counts
 
-    async def _ask(self, report) -> tuple[int, tuple[str, ...]]:
+    async def _ask(self, report, units: "Units") -> tuple[int, tuple[str, ...]]:
         ends = self.options.endpoints
         async with open_clients(ends.values()) as clients:
             by_name = {end.name: end for end in ends.values()}
             runner = Runner(self.store, self.ledger, by_name, clients)
-            interrupted = _close_on_signals(runner)
-            ticker = asyncio.create_task(self._tick(runner, report))
+            workers = sum(end.concurrency for end in ends.values())
+            asking = asyncio.create_task(runner.run(units, workers))
+            interrupted = _close_on_signals(runner, asking, report)
+            meter = Meter(runner.progress, len(units), workers, self.options.attempts)
+            ticker = asyncio.create_task(self._tick(meter, report))
             try:
-                await runner.run(self.units(), sum(end.concurrency for end in ends.values()))
+                await asking
+            except asyncio.CancelledError:
+                if not interrupted.is_set():
+                    raise
             finally:
                 ticker.cancel()
             stops = runner.stopped
             for name, count in sorted(runner.progress.other_models.items()):
                 report(f"{count} replies came from the model {name!r}")
         if interrupted.is_set():
-            return 130, ("interrupted; start again to go on",)
+            return 130, ("interrupted; what was answered is kept, start again to go on",)
         codes = {getattr(stop, "exit_code", 75) for stop in stops.values()}
         code = 1 if 1 in codes else 75 if codes else 0
         return code, tuple(str(stop) for stop in stops.values())
 
-    async def _tick(self, runner: Runner, report) -> None:
-        started = time.monotonic()
+    async def _tick(self, meter: Meter, report) -> None:
+        dollars = self.ledger.limits.dollars
+        limit = "" if dollars is None else f" of ${dollars:.2f}"
         while True:
             await asyncio.sleep(PROGRESS_S)
-            seconds, progress = time.monotonic() - started, runner.progress
-            replies = sum(progress.replies.values())
-            by_stage = ", ".join(f"{n} {c:,}" for n, c in sorted(progress.replies.items()))
-            report(
-                f"{progress.units:,} of at most {len(self.source):,} records; {by_stage or 'none'} "
-                f"replies, {replies / seconds:.1f} a second; "
-                f"${self.ledger.spent / NANO:.4f} or less spent"
-            )
+            report(f"{meter.describe()}; ${self.ledger.spent / NANO:.4f}{limit} or less spent")
 
-    def estimate(self) -> dict[str, dict[str, int]]:
-        """What a run would ask first, by stage, without a request: the next missing request of
-        each record, distinct ones, their most tokens and most nano-dollars."""
-        found: dict[str, dict[str, int]] = {}
-        seen = set()
-        for unit in self.units():
+
+class Units:
+    """The records that are asked about, as generator functions that are made when they are taken;
+    `rows` are their places in the record file. A record that changed meanwhile is left out."""
+
+    def __init__(self, curation: Curation, rows):
+        self._curation, self._rows = curation, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self):
+        for entry in self.entries():
+            yield lambda entry=entry: self._curation.pipeline.curate(entry)
+
+    def entries(self) -> Iterator[Entry]:
+        """The records themselves."""
+        own = self._curation
+        for row in self._rows:
             try:
-                replay(unit(), self.store.find)
-            except Missing as missing:
-                request = missing.request
-                if request.key in seen:
-                    continue
-                seen.add(request.key)
-                row = found.setdefault(
-                    request.stage, {"requests": 0, "most_tokens": 0, "most_nano_dollars": 0}
-                )
-                money, tokens = self.ledger.worst_case(request)
-                row["requests"] += 1
-                row["most_tokens"] += tokens
-                row["most_nano_dollars"] += money
-        return found
+                entry = read_entry(own.source, int(row), own.store)
+            except (RecordError, MediaError) as error:
+                logger.warning("%s; it was readable a moment ago and is left out", error)
+                continue
+            yield entry
 
 
 def merge(options: CurationOptions, workdir: str, licences: Mapping[str, str]) -> Counts:
@@ -171,13 +184,19 @@ def summarise(result: Result) -> str:
     return json.dumps({"exit_code": result.exit_code, "spent_nano": result.spent} | counts)
 
 
-def _close_on_signals(runner: Runner) -> asyncio.Event:
-    """The first Ctrl-C or SIGTERM lets what is in flight end; a second one ends the process."""
+def _close_on_signals(runner: Runner, asking: asyncio.Task, report) -> asyncio.Event:
+    """The first Ctrl-C or SIGTERM lets what is in flight end, for some seconds; a second one ends
+    the process, and what is in flight is then booked as lost."""
     event, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop() -> None:
         event.set()
         runner.close()
+        report(
+            f"stopping: requests in flight have {GRACE_S:.0f} s to end, their answers are kept; "
+            "Ctrl-C once more ends at once"
+        )
+        loop.call_later(GRACE_S, asking.cancel)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

@@ -6,7 +6,6 @@ missing. Both read the same code, so that the files depend on the store and on n
 """
 
 import asyncio
-import dataclasses
 import logging
 import random
 from collections.abc import Callable, Generator, Iterable
@@ -16,6 +15,7 @@ from videorft_jax.curation.budget import Ledger, OutOfBudget
 from videorft_jax.curation.endpoints import Endpoint
 from videorft_jax.curation.failures import RETRY, RETRYABLE, STOP, EndpointStopped, Failed
 from videorft_jax.curation.pacing import Pace
+from videorft_jax.curation.progress import Progress
 from videorft_jax.curation.requests import Dead, Reply, Request
 from videorft_jax.curation.store import Store
 
@@ -49,16 +49,6 @@ def replay(work: Work, find: Callable[[str], Reply | Dead | None]) -> Any:
             request = work.send(known)
     except StopIteration as end:
         return end.value
-
-
-@dataclasses.dataclass
-class Progress:
-    """Counts since this process started: replies by stage, failures by code, units finished."""
-
-    replies: dict[str, int] = dataclasses.field(default_factory=dict)
-    failures: dict[str, int] = dataclasses.field(default_factory=dict)
-    units: int = 0
-    other_models: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Runner:
@@ -99,8 +89,8 @@ class Runner:
                 if self._closing or failed or "budget" in self.stopped:
                     return
                 try:
-                    await self._advance(unit())
-                    self.progress.units += 1
+                    asked = await self._advance(unit())
+                    self.progress.finish(asked)
                 except (EndpointStopped, OutOfBudget) as stop:
                     self.stopped.setdefault(getattr(stop, "name", "budget"), stop)
                 except asyncio.CancelledError:
@@ -120,17 +110,22 @@ class Runner:
         if failed:
             raise failed[0]
 
-    async def _advance(self, work: Work) -> None:
+    async def _advance(self, work: Work) -> int:
+        """Takes a unit to its end; returns how many of its replies were not in the store. Raises
+        what stops its endpoint."""
         # Making a request may read frames, which is work for another thread.
-        reply, done = None, object()
+        reply, done, asked = None, object(), 0
         while True:
             request = await asyncio.to_thread(_step, work, reply, done)
             if request is done:
-                return
-            if self._closing:
-                work.close()
-                return
-            reply = await self.ask(request)
+                return asked
+            reply = self.store.find(request.key)
+            if reply is None:
+                if self._closing:
+                    work.close()
+                    raise EndpointStopped(request.endpoint, "the run was asked to end", 130)
+                asked += 1
+                reply = await self.ask(request)
 
     async def ask(self, request: Request) -> Reply | Dead:
         """The reply or the dead letter, from the store or from the endpoint; both are committed
