@@ -12,6 +12,8 @@ import threading
 import videorft_jax
 from videorft_jax.commands.catalogue import COMMANDS, WITH_OPTIONS, list_commands, print_help
 
+PYTHON = sys.version_info[:2]
+
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done or stopped with a checkpoint written, 1 failed, 2 wrong usage or input, 130
@@ -62,6 +64,12 @@ def _dispatch(argv):
     if not argv or argv[0] in ("-h", "--help"):
         print(list_commands())
         return 0
+    if not (3, 11) <= PYTHON < (3, 13):
+        from videorft_jax.doctor.installation import check_python
+
+        finding = check_python(PYTHON)
+        print(f"videorft: {finding.text}; {finding.remedy}", file=sys.stderr)
+        return 2
     if os.getcwd() not in sys.path:  # The user's own rewards lie here; last, it hides no module.
         sys.path.append(os.getcwd())
     name, *rest = argv

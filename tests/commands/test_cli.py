@@ -136,6 +136,17 @@ def test_help_explains_every_option(say):
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
+@pytest.mark.parametrize("version", [(3, 10), (3, 13)])
+def test_another_python_is_refused(say, monkeypatch, version):
+    monkeypatch.setattr(cli, "PYTHON", version)
+    code, out, err = say("sft", "--config=sft_7b")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"videorft: Python {version[0]}.{version[1]}: the project runs on 3.11 and 3.12; make an "
+        "environment with Python 3.11 or 3.12: python3.12 -m venv .venv\n"
+    )
+
+
 def test_unknown_command(say):
     assert say("sfft") == (
         2,

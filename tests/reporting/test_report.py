@@ -137,6 +137,11 @@ def test_curves_leave_out_values_that_are_missing():
     assert make_panels([[]]) == []
 
 
+def write_file(path, text):
+    path.parent.mkdir()
+    path.write_text(text)
+
+
 def report(capsys, *arguments):
     code = cli.main(["report", *map(str, arguments)])
     return code, capsys.readouterr()
@@ -167,6 +172,15 @@ def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
             lambda folder: write_grpo(folder, [{"step": 1, "problem_id": 3, "text": "old"}]),
             "completions of another version (KeyError: 'stopped')",
         ),
+        (lambda folder: write_file(folder / "metrics.jsonl", ""), "no metrics.jsonl and no compl"),
+        (
+            lambda folder: write_file(folder / "metrics.jsonl", '{"global_step": 1, "loss": 2.0}'),
+            "metrics.jsonl of another version (a line without the number of its step)",
+        ),
+        (
+            lambda folder: write_file(folder / "results.json", '{"settings": ["train"]}'),
+            "results.json of another version (settings are no table); report them with the",
+        ),
     ],
 )
 def test_folders_that_hold_no_run_are_refused(tmp_path, capsys, make, expected):
@@ -175,6 +189,41 @@ def test_folders_that_hold_no_run_are_refused(tmp_path, capsys, make, expected):
     assert code == 2
     assert expected in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_contract_of_another_version_costs_the_frames_alone(tmp_path):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    for path in folder.rglob("manifest.json"):
+        body = json.loads(path.read_text())
+        path.write_text(json.dumps(body).replace('"max_frames"', '"most_frames"'))
+    run = read_run(folder)
+    assert run.contract is None
+    assert len(run.groups) == 1
+    assert any("of another version" in note or "No checkpoint yet" in note for note in run.notes)
+
+
+def test_live_follows_a_run_until_ctrl_c(tmp_path, capsys, monkeypatch):
+    """The page is written again with what the run has added, and tells the browser to come back."""
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        page = (folder / "report.html").read_text()
+        assert f'http-equiv="refresh" content="{seconds}"' in page
+        assert f"<dt>groups</dt><dd>{len(waits)}</dd>" in page
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        with (folder / "completions.jsonl").open("a") as file:
+            file.write(json.dumps(grpo_row(2, 1, 0)) + "\n" + '{"step": 2, "prob')
+
+    monkeypatch.setattr("videorft_jax.commands.report.time.sleep", sleep)
+    code, said = report(capsys, folder, "--live")
+    assert code == 130
+    assert waits == [30, 30]
+    assert said.out.count("report.html is for a browser") == 2
+    assert "1 lines of completions.jsonl are torn and left out." in said.out
+    assert "interrupted" in said.err
 
 
 def test_wrong_usage_is_refused(tmp_path, capsys):

@@ -141,7 +141,8 @@ def _check_config(argv, examples, command):
 
 
 def _check_kind(value, config, known, command):
-    """Raises ValueError for a recipe of another command, and for one that lacks options."""
+    """Raises ValueError for a recipe of another command, for one that lacks options, and for one
+    that sets options which there are not, as a recipe of another release does."""
     is_demo = command == "videorft demo"
     if command == "videorft doctor" and "world" in config:
         return
@@ -152,6 +153,11 @@ def _check_kind(value, config, known, command):
         raise ValueError(
             f"--config={value}: is no recipe of {command}, as it lacks {missing[0]}; take {start}"
         )
+    names = [path.removeprefix("config.") for path, _ in wanted]
+    unknown = [name for name in known if name not in names]
+    if unknown:
+        hint = options_help.suggest(unknown[0], names)
+        raise ValueError(f"--config={value}: written for another release? {hint}")
 
 
 def _read(argv, command):

@@ -50,10 +50,12 @@ def read_run(folder: str | pathlib.Path) -> Run:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the work directory of a run")
     notes: list[str] = []
-    metrics = _read_lines(folder / METRICS, notes)
+    metrics = _read_metrics(folder, notes)
     rows = [line for path in sorted(folder.glob(COMPLETIONS)) for line in _read_lines(path, notes)]
     body = _read_json(folder / RESULTS)
     if "settings" in body:
+        if not isinstance(body["settings"], dict):
+            raise _other_version(folder, RESULTS, "settings are no table")
         contract = _make_contract(body["settings"].get("media"), notes)
         groups = _group(rows, _read_evaluated, body["settings"], folder)
         results = body.get("results") or {}
@@ -75,6 +77,24 @@ def read_run(folder: str | pathlib.Path) -> Run:
         notes.append(f"The run is at step {metrics[-1]['step']} of at most {total}.")
     contract = _make_contract(meta.get("media"), notes)
     return Run(folder, "grpo" if rows else "sft", metrics, groups, config, contract, {}, notes)
+
+
+def _other_version(folder, what, reason):
+    return ValueError(
+        f"{folder}: {what} of another version ({reason}); report them with the version that wrote"
+        " them"
+    )
+
+
+def _read_metrics(folder, notes):
+    """The logged lines, of each its numbers."""
+    rows = _read_lines(folder / METRICS, notes)
+    if any(not isinstance(row.get("step"), int) for row in rows):
+        raise _other_version(folder, METRICS, "a line without the number of its step")
+    return [
+        {name: value for name, value in row.items() if isinstance(value, int | float)}
+        for row in rows
+    ]
 
 
 def _read_lines(path, notes):
@@ -134,10 +154,8 @@ def _group(rows, read, settings, folder):
             completion = read(row, settings)
             group = found.setdefault(key, {"row": row, "completions": []})
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{folder}: completions of another version ({type(error).__name__}: {error}); "
-                "report them with the version that wrote them"
-            ) from None
+            reason = f"{type(error).__name__}: {error}"
+            raise _other_version(folder, "completions", reason) from None
         if completion is not None:
             group["completions"].append(completion)
     return [
