@@ -25,6 +25,7 @@ from videorft_jax.grpo.experience import Experience
 from videorft_jax.grpo.logprobs import score_completions
 from videorft_jax.grpo.turn_rows import fit_turns, make_turn_rows
 from videorft_jax.models import family
+from videorft_jax.parallel import sharding
 from videorft_jax.rollout.calls import find_call
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.sampling import SamplingConfig
@@ -61,7 +62,8 @@ class Place:
         texts = [render_text(build_messages(source[i])) for i in range(2)]
         self.tokenizer = train_tiny_tokenizer(texts, 320)
         ids = find_control_ids(self.tokenizer)
-        self.twin = hf.make_twin(folder / "twin", seed=5, vocab_size=320, **ids)
+        small = {"vision_depth": 1, "vision_fullatt_block_indexes": [0]}
+        self.twin = hf.make_twin(folder / "twin", seed=5, vocab_size=320, **ids, **small)
         config = make_config("grpo_7b", OPTIONS, data__records=str(records))
         self.options = read_options(config)
         loader = make_loader(self.options.train, "grpo", self.tokenizer, str(folder), source)
@@ -77,8 +79,8 @@ class Place:
         self.engine = self.make_turns(self.plain)
         self.uids = np.array([row[0] for row in self.item.indices])
 
-    def make_engine(self):
-        return RolloutEngine(self.twin.config, self.sampling, dtype="float32", num_buckets=1)
+    def make_engine(self, mesh=None):
+        return RolloutEngine(self.twin.config, self.sampling, mesh, dtype="float32", num_buckets=1)
 
     def make_turns(self, engine, read=None):
         tools = make_tools(self.options.train, self.tokenizer, self.source)
@@ -189,6 +191,19 @@ def test_results_teach_nothing(place, rollout):
         theirs = np.asarray(theirs)
         error = np.abs(np.asarray(leaf) - theirs).max()
         assert error <= 1e-4 * np.abs(theirs).max() + 1e-8, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+def test_eight_devices_draw_the_same(place, rollout):
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    plain = place.make_engine(mesh)
+    engine = place.make_turns(plain)
+    where = sharding.state_shardings(place.twin.params, mesh)
+    params = plain.prepare(jax.device_put(place.twin.params, where))
+    found = engine.rollout(params, place.item.batch, place.uids, place.item, seed=0, step=3)
+    np.testing.assert_array_equal(found.turns.tokens, rollout.turns.tokens)
+    np.testing.assert_allclose(found.logprobs, rollout.logprobs, atol=1e-4)
+    assert found.calls == rollout.calls
 
 
 def test_where_nobody_calls_tools_change_nothing(place, monkeypatch):

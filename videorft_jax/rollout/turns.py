@@ -134,7 +134,8 @@ class TurnEngine:
         return found
 
     def _answer(self, calling, batch: Batch, item: Step, numbers) -> None:
-        """Appends its result to each transcript that calls."""
+        """Appends its result to each transcript that calls. Frames that several completions of a
+        prompt ask for in the same words are read once."""
         windows = batch.patches.shape[2]
 
         def answer(pair: tuple[Transcript, Call]) -> Reply:
@@ -144,7 +145,14 @@ class TurnEngine:
             return self.tools.answer(call, index, record, size, windows)
 
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            replies = list(pool.map(answer, calling))
+            waiting: dict[Any, concurrent.futures.Future[Reply]] = {}
+            keys = []
+            for number, (one, call) in enumerate(calling):
+                is_own = self.tools.functions[call.name] is not None
+                keys.append((one.row, call.text, number if is_own else -1))
+                if keys[-1] not in waiting:
+                    waiting[keys[-1]] = pool.submit(answer, (one, call))
+            replies = [waiting[key].result() for key in keys]
         for (one, call), reply in zip(calling, replies, strict=True):
             said = self.tools.read(one.last_turn)
             one.add_reply(reply)
