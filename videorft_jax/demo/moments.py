@@ -22,6 +22,7 @@ SECONDS, FPS, SIDE, FRAMES = 10, 2, 56, 4
 SHOWN = (0, 3, 6, 9)  # seconds of which four frames, evenly spaced, are
 _HIDDEN = sorted(set(range(SECONDS)) - set(SHOWN))
 PAIRS = tuple((a, b) for a, b in itertools.combinations(_HIDDEN, 2) if b - a > 1)
+CHAIN_PAIRS = ((1, 4), (2, 5), (4, 7), (5, 8), (1, 8), (2, 7))  # those that chains ask about
 SPLITS = ("sft", "rl", "eval")
 CHANCE = 1 / len(COLOURS)  # the expected accuracy of a guess, since each word counts by itself
 
@@ -32,7 +33,7 @@ def write_moments(
     """Writes clips and records, and returns the record files: `sft`, whose chains contain a call,
     `sft_single`, the same questions answered at once, `rl` and `eval`.
 
-    clips: how many clips each split has. questions: about each clip. Clip and questions of a split
+    clips: how many clips each split has. questions: about each clip, at most 6. Clip and questions of a split
     depend on (seed, split, number) alone.
     """
     folder, files = pathlib.Path(folder), {}
@@ -48,10 +49,11 @@ def write_moments(
                 frames[second * FPS : (second + 1) * FPS] = PALETTE[colour]
             if not (folder / path).exists():
                 write_clip(folder / path, frames, FPS)
-            for pair in rng.permutation(len(PAIRS))[:questions]:
+            asked = CHAIN_PAIRS if split == "sft" else PAIRS
+            for place in rng.permutation(len(asked))[:questions]:
                 for name, made in rows.items():
                     calls = name == "sft"
-                    made.append(_make_row(len(made), path, colours, PAIRS[pair], calls))
+                    made.append(_make_row(len(made), path, colours, asked[place], calls))
         for name, made in rows.items():
             files[name] = str(folder / f"{name}.jsonl")
             text = "".join(json.dumps(row) + "\n" for row in made)
