@@ -33,8 +33,8 @@ def write_moments(
     """Writes clips and records, and returns the record files: `sft`, whose chains contain a call,
     `sft_single`, the same questions answered at once, `rl` and `eval`.
 
-    clips: how many clips each split has. questions: about each clip, at most 6. Clip and questions of a split
-    depend on (seed, split, number) alone.
+    clips: how many clips each split has. questions: about each clip, at most 6. Clip and questions
+    of a split depend on (seed, split, number) alone.
     """
     folder, files = pathlib.Path(folder), {}
     for split in SPLITS:
