@@ -32,7 +32,9 @@ class ChatServer:
         self.status = None  # (status, headers, body) for every request
         self.redirect = "http://127.0.0.1:9/"
         self.think_text = None  # replaces the chain
-        self.billed = 0
+        self.describe = None  # (description, prompt) -> content, or (content, fields of the choice)
+        self.resets = 0  # every so manieth request is reset before its body was read
+        self.billed = self.requests = 0
 
     def __enter__(self):
         ready = threading.Event()
@@ -70,6 +72,11 @@ class ChatServer:
     async def _connect(self, reader, writer):
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while head := await reader.readuntil(b"\r\n\r\n"):
+                with self.lock:
+                    self.requests += 1
+                if self.resets and self.requests % self.resets == 0:
+                    writer.transport.abort()
+                    break
                 length = int(re.search(rb"(?i)content-length: *(\d+)", head)[1])
                 body = await reader.readexactly(length)
                 if not await self._answer(head, body, writer):
@@ -102,6 +109,8 @@ class ChatServer:
 
     def reply(self, data, digest, stage, text, **changes):
         content = getattr(self, f"_{stage}")(data, digest, text)
+        if isinstance(content, tuple):
+            content, changes["choice"] = content
         usage = {"prompt_tokens": len(text) // 4 + 1, "completion_tokens": len(content) // 4 + 1}
         with self.lock:
             self.billed += sum(usage.values())
@@ -123,7 +132,8 @@ class ChatServer:
              "spatial_relations": [], "interactions": None}
             for t in times
         ]  # fmt: skip
-        return json.dumps({"video_caption": "A ball rolls over a floor.", "frames": frames})
+        said = {"video_caption": "A ball rolls over a floor.", "frames": frames}
+        return self.describe(said, text) if self.describe else json.dumps(said)
 
     def _think(self, data, digest, text):
         gold = re.search(r"\(gold ([^)]*)\)", text)[1]
@@ -229,7 +239,7 @@ async def redirect(server, writer, number, data, digest):
 def bomb():
     packer = zlib.compressobj(9, wbits=31)
     block = b"\0" * (1 << 20)
-    return b"".join(packer.compress(block) for _ in range(512)) + packer.flush()
+    return b"".join(packer.compress(block) for _ in range(1024)) + packer.flush()
 
 
 def reasoning(field):
@@ -259,10 +269,12 @@ DRILLS = {
     "overloaded": status_drill(503),
     "too_long": status_drill(400, "context_length_exceeded", times=10**9),
     "malformed": status_drill(422, "invalid", times=10**9),
+    "empty_wait": status_drill(429, "rate_limit_exceeded", {"retry-after": ""}, 1),
     "quota": status_drill(429, "insufficient_quota", times=10**9),
     "drop": drop, "cut_short": cut_short, "hang": hang, "trickle": trickle,
     "slow_headers": slow_headers, "redirect": redirect,
     "html": body_drill(b"<html>no</html>", kind="text/html"),
+    "html_json": body_drill(b"<html>no</html>"),
     "cut_json": body_drill(b'{"choices": ['),
     "empty_body": body_drill(b""),
     "extra": body_drill(b'{"choices": []} x'),
@@ -276,6 +288,7 @@ DRILLS = {
     "error_200": body_drill(error("x")),
     "no_usage": reply_drill(usage=None),
     "negative_usage": reply_drill(usage={"prompt_tokens": -5, "completion_tokens": 1}),
+    "nan_usage": reply_drill(usage={"prompt_tokens": float("nan"), "completion_tokens": 1}),
     "large_usage": reply_drill(usage={"prompt_tokens": 5, "completion_tokens": 10**9}),
     "other_model": reply_drill(model="someone-else"),
     "refusal": reply_drill(message={"content": None, "refusal": "no"}),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.run import Curation
+from videorft_jax.demo.dataset import write_clip
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,17 +37,49 @@ def make_pool(folder, questions, *, clips=None, problem_type="free-form"):
     return path
 
 
+def make_clips(folder, number, *, seconds=4, size=56):
+    """A pool of one question about each of so many clips, at four frames a second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(
+            0, 255, (4 * seconds, size, size, 3), np.uint8
+        )
+        write_clip(folder / f"{index}.mp4", pixels, 4)
+        rows.append(
+            {
+                "problem_id": index, "problem": ask(index), "data_type": "video",
+                "problem_type": "free-form", "options": [], "process": "",
+                "solution": f"<answer>blue ball {index}</answer>", "path": f"./{index}.mp4",
+                "data_source": "made up",
+            }
+        )  # fmt: skip
+    path = folder / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def ask(index, drill=""):
     mark = f" [drill:{drill}]" if drill else ""
     return f"What rolls in picture {index}? (gold blue ball {index}){mark}"
 
 
 def write_config(
-    path, pool, url, *, budget="", stages="", endpoint="", per_stage=None, val_fraction=0.0
+    path,
+    pool,
+    url,
+    *,
+    budget="",
+    stages="",
+    endpoint="",
+    per_stage=None,
+    val_fraction=0.0,
+    max_output=600,
 ):
     ends = "\n".join(
         f'[endpoints.{name}]\nmodel = "fake-{name}"\n'
-        f'base_urls = ["{(per_stage or {}).get(name, url)}"]\nmax_output = 600\n{endpoint}\n'
+        f'base_urls = ["{(per_stage or {}).get(name, url)}"]\nmax_output = {max_output}\n'
+        f"{endpoint}\n"
         for name in ("describe", "think", "revise")
     )
     path.write_text(

@@ -5,6 +5,7 @@ model, another API key or another limit keeps every reply, and a changed templat
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import unicodedata
@@ -64,7 +65,7 @@ class Request:
     def pictures(self) -> list[Picture]:
         return [part for part in self.parts if isinstance(part, Picture)]
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """sha256 over canonical JSON: sorted keys, no spaces, text in Unicode's form C."""
         parts = [

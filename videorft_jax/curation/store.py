@@ -54,8 +54,9 @@ class Store:
         refuse_network(self.path, mounts)
         known = self.path.with_suffix(".lock").exists()
         self._lock_file = _lock(self.path.with_suffix(".lock"))
-        self._mutex = threading.Lock()
-        self._connection = None
+        # Reads have a connection of their own, so that none waits for a commit to reach the disk.
+        self._mutex, self._read_mutex = threading.Lock(), threading.Lock()
+        self._connection = self._reader = None
         self._waiting: list[tuple[list[Write], asyncio.Future]] = []
         self._group: asyncio.Task | None = None
         self._fault: str | None = None
@@ -99,6 +100,7 @@ class Store:
                     ("UPDATE attempt SET state='lost', settled=reserved WHERE state='open'", ()),
                 ]
             )
+            self._reader = sqlite3.connect(self.path, check_same_thread=False, timeout=30)
         except sqlite3.DatabaseError as error:
             raise RuntimeError(
                 f"{self.path}: {error}; free space or restore the file from a copy, or choose "
@@ -109,9 +111,10 @@ class Store:
         with contextlib.suppress(sqlite3.Error, RuntimeError):
             if self._connection is not None and not self._fault:
                 self.write([("INSERT OR REPLACE INTO meta VALUES ('clean', '1')", ())])
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for connection in (self._reader, self._connection):
+            if connection is not None:
+                connection.close()
+        self._connection = self._reader = None
         self._lock_file.close()
 
     def __enter__(self) -> "Store":
@@ -162,8 +165,9 @@ class Store:
         self._group = None
 
     def rows(self, statement: str, values: tuple = ()) -> list[tuple]:
-        with self._mutex:
-            return self._connection.execute(statement, values).fetchall()
+        """The rows of a query, of what is committed."""
+        with self._read_mutex:
+            return self._reader.execute(statement, values).fetchall()
 
     def find(self, key: str) -> Reply | Dead | None:
         """What is known about a request."""

@@ -1,5 +1,6 @@
 """Descriptions out of model text: a ladder of parsers, then checks that no schema can express."""
 
+import functools
 import json
 import math
 import re
@@ -48,6 +49,7 @@ class BadReply(ValueError):
         self.code = code
 
 
+@functools.cache
 def video_model(people: bool) -> type[pydantic.BaseModel]:
     """The model of a clip's description."""
     frame = FrameWithPeople if people else Frame
@@ -56,12 +58,14 @@ def video_model(people: bool) -> type[pydantic.BaseModel]:
     )
 
 
+@functools.cache
 def image_model(field: str) -> type[pydantic.BaseModel]:
     """The model of a picture's description: a caption, and a list under the family's field."""
     own = {"caption": (Text, ...), field: (list[str], ...)}
     return pydantic.create_model("ImageDescription", __base__=_Strict, **own)
 
 
+@functools.cache
 def json_schema(model: type[pydantic.BaseModel]) -> dict[str, Any]:
     """The schema in the subset that providers share: all keys required, no others, no lengths."""
     schema = model.model_json_schema()
