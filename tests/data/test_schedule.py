@@ -12,14 +12,15 @@ from videorft_jax.data.loader.buckets import Bucket, Sizes, choose_buckets, mix,
 from videorft_jax.data.loader.schedule import make_schedule
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.sampling import target_size
+from videorft_jax.models.geometry import PLAIN_16, WINDOW_TOKENS, WINDOWED_14
 
 NUM = 1500  # records
 SHAPES = ((720, 1280), (360, 640), (480, 640), (240, 320), (1280, 720))
 
 
-def mixed(num, seed=0, answer=True):
+def mixed(num, seed=0, answer=True, geometry=WINDOWED_14):
     """Needs of a set like the published one: two videos in three, the rest images of any size."""
-    rng, contract, rows, visual = np.random.default_rng(seed), MediaContract.train(), [], []
+    rng, contract, rows, visual = np.random.default_rng(seed), MediaContract.train(geometry), [], []
     for _ in range(num):
         if rng.random() < 0.68:
             frames = 16 if rng.random() < 0.9 else 2 * int(rng.integers(2, 8))
@@ -28,9 +29,9 @@ def mixed(num, seed=0, answer=True):
             frames = 1
             size = target_size(*rng.integers(200, 1200, 2).tolist(), 1, contract, image=True)
         pairs = -(-frames // 2)
-        visual.append(pairs * int(np.prod(token_grid(*size))))
+        visual.append(pairs * int(np.prod(token_grid(*size, geometry))))
         text = int(rng.integers(150, 350)) + (int(rng.integers(200, 600)) if answer else 0)
-        rows.append((visual[-1] + text, pairs, num_windows(*size)))
+        rows.append((visual[-1] + text, pairs, num_windows(*size, geometry)))
     return Sizes(*np.array(rows, np.int64).T), np.array(visual)
 
 
@@ -83,6 +84,23 @@ def test_prompt_rows_hold_one_record_and_waste_little(grpo):
     assert plan.waste(sizes, visual)[0] < 0.1
     for bucket in buckets:
         assert bucket.length % 128 == 0
+
+
+def test_frames_without_square_windows_waste_less_than_a_tenth():
+    """Frames cut into patches of 16 pixels. A packed row has besides room for frame pairs that
+    other rows need, which is no waste of a frame's own."""
+    sizes, visual = mixed(NUM, answer=False, geometry=PLAIN_16)
+    buckets = choose_buckets(sizes, 8, 2048, 6, 128, packed=False)
+    plan = make_schedule(np.arange(NUM), sizes, buckets, packed=False, seed=1, epochs=1)
+    assert max(plan.waste(sizes, visual)) < 0.1
+
+    sizes, visual = mixed(300, geometry=PLAIN_16)
+    buckets = choose_buckets(sizes, 8, 8192, 4, 128, packed=True)
+    plan = make_schedule(np.arange(300), sizes, buckets, packed=True, seed=1, epochs=1)
+    windows = np.array([buckets[b].windows for b in plan.bucket])
+    windows = np.repeat(windows, np.diff(plan.starts))  # of the bucket of each record
+    room = (sizes.pairs[plan.record] * windows).sum() * WINDOW_TOKENS
+    assert 1 - visual.sum() / room < 0.1
 
 
 @pytest.mark.parametrize("packed", [True, False])
