@@ -273,7 +273,7 @@ def test_17_no_clip_is_on_both_sides_of_the_split(tmp_path):
     assert all(len(side) == 1 for side in sides.values())
     held = {media for media, side in sides.items() if side == {"val"}}
     assert 2 <= len(held) <= 14
-    used = {row["extra_curation"]["media"] for row in rows(tmp_path / "w", "VideoRFT-RL.jsonl")}
+    used = {row["curation_media"] for row in rows(tmp_path / "w", "VideoRFT-RL.jsonl")}
     assert not used & held
     assert summary["held_out"] == 3 * len(held)
 

@@ -67,6 +67,8 @@ def _funnel(counts: Counts) -> list[str]:
         ("quarantined (row or media)", counts.quarantined),
         ("duplicates left out", counts.duplicates),
         ("known from a benchmark, left out", counts.contaminated),
+        ("asked by a benchmark of another clip, noted", counts.noted),
+        ("distinct clips", counts.clusters),
         ("held out for validation", counts.held_out),
         ("clips described", counts.described_clips),
         ("questions asked", counts.asked),

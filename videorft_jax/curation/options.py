@@ -14,7 +14,8 @@ class CurationOptions:
     """Everything that one run of `videorft curate` is asked to do.
 
     Attributes:
-      records, data_root: the pool. benchmarks: (record file, data root) of what must not leak in.
+      records, data_root: the pool. benchmarks: (name or record file, data root) of what must
+      not leak in.
       endpoints: by stage: describe, think and revise.
       templates: folder of templates that replace the project's own, "" for none.
       contract: how clips become frames. people: whether people's looks are described.

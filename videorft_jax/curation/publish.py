@@ -12,6 +12,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from videorft_jax.curation.contamination import DROPS
 from videorft_jax.curation.pipeline import Outcome, Pipeline
 from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.running import Missing, replay
@@ -19,7 +20,7 @@ from videorft_jax.curation.running import Missing, replay
 SFT, RL = "VideoRFT-CoT.jsonl", "VideoRFT-RL.jsonl"
 FILES = (
     "pool.jsonl", "describe.jsonl", "think.jsonl", "revise.jsonl", "verdicts.jsonl", "dead.jsonl",
-    "quarantine.jsonl", SFT, RL,
+    "quarantine.jsonl", "contamination.jsonl", SFT, RL,
 )  # fmt: skip
 
 
@@ -31,6 +32,8 @@ class Counts:
     quarantined: int = 0
     duplicates: int = 0
     contaminated: int = 0
+    noted: int = 0
+    clusters: int = 0
     held_out: int = 0
     described_clips: int = 0
     asked: int = 0
@@ -53,7 +56,7 @@ def write_files(
 ) -> Counts:
     """Writes every file of `FILES` into `folder` and returns the counts. Records whose replies are
     not all there are counted as pending and appear in no file but the pool's."""
-    counts, described = Counts(), set()
+    counts, described, seen = Counts(), set(), set()
     with _Files(folder) as files:
         for entry in pool:
             counts.pool += 1
@@ -64,6 +67,12 @@ def write_files(
             files.add("pool.jsonl", entry.to_row())
             counts.duplicates += bool(entry.dup_of)
             counts.contaminated += bool(entry.contaminated)
+            counts.noted += bool(entry.hits) and not entry.contaminated
+            counts.clusters += entry.media == entry.cluster and entry.media not in seen
+            seen.add(entry.media)
+            for hit in entry.hits:
+                own = {"record": entry.name, "index": entry.index, "is_dropped": hit.how in DROPS}
+                files.add("contamination.jsonl", own | hit._asdict())
             counts.held_out += entry.split == "val"
             if not entry.is_used:
                 continue
@@ -107,16 +116,27 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
     verdict = {"record": entry.name, "ended": out.ended, "reason": out.reason}
     files.add("verdicts.jsonl", verdict | {"checks": out.checks})
     row = entry.record.to_row()
-    row["extra_curation"] = {"record": entry.name, "media": entry.media}
+    row |= {
+        "curation_record": entry.name, "curation_media": entry.media,
+        "curation_cluster": entry.cluster,
+    }  # fmt: skip
     counts.rl += 1
     files.add(RL, row | {"process": ""})
     if out.ended == "accepted":
         counts.accepted += 1
         counts.sources[entry.record.data_source or "not named"] += 1
         counts.types[entry.record.problem_type] += 1
-        own = {"attempt": out.revise["attempt"], "kept_share": out.revise["kept_share"]}
-        row["extra_curation"] |= own
+        row |= {
+            "curation_attempt": out.revise["attempt"],
+            "curation_pass_rate": _pass_rate(out.think),
+            "curation_kept_share": out.revise["kept_share"],
+        }
         files.add(SFT, row | {"process": f"<think>{out.revise['cot']}</think>"})
+
+
+def _pass_rate(rows: list[dict]) -> float:
+    """Share of the attempts that the strict rules score as right in full."""
+    return round(sum(row["score"] == 1.0 for row in rows) / len(rows), 4)
 
 
 class _Files:

@@ -16,7 +16,7 @@ from videorft_jax.curation.estimate import Estimate, estimate
 from videorft_jax.curation.local import open_clients
 from videorft_jax.curation.options import CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
-from videorft_jax.curation.pool import Entry, order_used, read_entry, read_pool
+from videorft_jax.curation.pool import Entry, Pool, order_used, read_entry
 from videorft_jax.curation.progress import Meter
 from videorft_jax.curation.publish import Counts, write_files
 from videorft_jax.curation.running import Runner
@@ -55,7 +55,7 @@ class Curation:
         self.folder = folder / f"shards/{number}-of-{parts}" if parts > 1 else folder
         self.options, self.shard = options, shard
         self.source = RecordSource(options.records, options.data_root)
-        self.benchmarks = [RecordSource(file, root) for file, root in options.benchmarks]
+        self._pool: Pool | None = None
         self.store = Store(self.folder / STORE)
         try:
             self.pipeline = Pipeline(options, self.source.data_root, self.store)
@@ -75,7 +75,10 @@ class Curation:
         """Entries of this shard, and what cannot be used, in the order of the record file."""
         number, parts = self.shard
         options = self.options
-        for entry in read_pool(self.source, self.store, self.benchmarks, options.val_fraction):
+        self._pool = self._pool or Pool(
+            self.source, self.store, options.benchmarks, options.val_fraction, options.isolate
+        )
+        for entry in self._pool:
             own = int(entry.media[:8], 16) % parts if isinstance(entry, Entry) else 0
             if own == number:
                 yield entry
