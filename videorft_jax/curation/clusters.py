@@ -50,8 +50,9 @@ def _bands(views: list[View], is_mirrored: bool) -> list[int]:
     """The parts of all hashes, one number for each frame and band that is not plain."""
     hashes = [view.mirrored if is_mirrored else view.hashes for view in views]
     found = []
+    together = np.concatenate([np.zeros(0, np.uint64), *hashes])
     for band in range(BANDS):
-        parts = np.concatenate(hashes) >> np.uint64(16 * band) & np.uint64(0xFFFF)
+        parts = together >> np.uint64(16 * band) & np.uint64(0xFFFF)
         found += [int(part) << 2 | band for part in parts if part not in PLAIN]
     return found
 

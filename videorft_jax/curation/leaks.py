@@ -9,25 +9,27 @@ import re
 
 from videorft_jax.data.records.records import Record
 
-VERSION = 1
+VERSION = 2
 # name: pattern, matched without regard to case
 LEAKS = {
     "caption": r"\b(the|a|these|this|video|each|frame|given|provided) captions?\b"
-    r"(?! (on|of|at|under|above|below|printed|written|painted|reads|says)\b)|\bcaptioned as\b",
+    r"(?! (on|at|under|above|below|printed|written|painted|reads)\b)|\bcaptioned as\b",
     "description": r"\b(the|this|given|provided|video|image|scene|frame|above) descriptions?\b"
     r"|\bas described\b|\b(is|are|was|were) described (as|in|to)\b|\baccording to the notes?\b"
-    r"|\bthe notes? (say|says|mention|mentions|list|lists|state|states)\b",
+    r"|\bthe notes? (say|says|mention|mentions|list|lists|state|states"
+    r"|describe|describes|tell|tells)\b",
     "metadata": r"\bmetadata\b|\bkey elements\b|\bjson\b|\bnotable_features\b|\bvideo_caption\b"
     r"|\bspatial_relations\b|\bschema\b",
     "given_text": r"\b(provided|given|supplied) (text|information|data|context|details|frames?)\b"
-    r"|\bframes? (listed|provided|given)\b|\blisted frames?\b",
+    r"|\bframes? (listed|provided|given)\b|\blisted frames?\b"
+    r"|\b(text|information|context|details) (provided|given|supplied)\b",
     "uncertain": r"\[uncertain\]",
     "time": r"\b\d{1,2}:\d{2}(:\d{2})?\b|\b(at|around|by|from|until) (about )?\d+(\.\d+)? ?"
     r"(s|sec|secs|seconds?)\b(?! (long|later|after|before))|\btime ?stamps?\b"
     r"|\bsecond \d+\b|\[\d+(\.\d+)? s\]",
     "frame_number": r"\bframes? (number )?#?\d+\b|\b(first|second|third|fourth|fifth|sixth|next|"
     r"previous|final|last) frames?\b(?! of (the|a) (door|window|bike|bicycle|bed|picture))",
-    "box": r"\bbounding box(es)?\b|\bbbox\b|\bcoordinates?\b|[\[(] ?\d+(\.\d+)?"
+    "box": r"\bbounding box(es)?\b|\bbbox\b|\bcoordinates?\b(?! (the|with)\b)|[\[(] ?\d+(\.\d+)?"
     r"( ?, ?\d+(\.\d+)?){3} ?[\])]|\bobject[ _](id|\d+)\b",
     "prompt": r"\bstep (one|two|three|four|five) of the instructions\b|\bsimulate watching\b"
     r"|\bas instructed\b|\bthe instructions (say|ask|tell)\b|\[\[",
