@@ -39,7 +39,7 @@ class SharedClips:
         clips: names the clip of each row, None for a row that holds no sample. All processes of the
         mesh call it together, with batches of one shape.
         """
-        local, rows = self.engine.programs.local_shards, len(clips)
+        local, rows = sharding.count_own_parts(self.engine.mesh), len(clips)
         if rows % local or not batch.patches.size:
             return None
         if batch.patches.shape != self._shape:
@@ -69,7 +69,7 @@ class SharedClips:
         two for each of its parts of the mesh, so that few programs are compiled."""
         if not most:
             return None
-        local = self.engine.programs.local_shards
+        local = sharding.count_own_parts(self.engine.mesh)
         count = local * (1 << (-(-most // local) - 1).bit_length())
         rows = (rows + [0] * count)[:count]
         self.num_encoded += count
