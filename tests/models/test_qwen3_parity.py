@@ -1,5 +1,6 @@
 """Qwen3-VL against Hugging Face's own model: logits, gradients, greedy tokens and positions."""
 
+import copy
 import functools
 
 import hf_twin as hf
@@ -137,29 +138,66 @@ def test_positions_equal_rope_index_on_random_rows(tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Logits of the first case with the model's own weights, and a way to get those of others."""
+    """A model, its inputs, and a way to get how far our logits are from transformers'."""
     twin = hf.make_twin(tmp_path_factory.mktemp("plain"), model_type="qwen3_vl")
-    samples, _ = make_rows(twin.config, CASES["two_clips_and_an_image"][1], 0)
+    samples, clips = make_rows(twin.config, CASES["two_clips_and_an_image"][1], 0)
     batch = place(samples)
-    run = jax.jit(lambda params: our_loss(twin.config, params, batch)[1])
-    return twin.params, run, np.asarray(run(twin.params))
+    inputs, _ = hf.hf_inputs(twin.config, samples, clips, length=batch.tokens.shape[1])
+    real = batch.segment_ids > 0
+    theirs = twin.hf(**inputs).logits.detach().numpy()[real]
+
+    def logits(params, axes=None):
+        model = family.bind(twin.config, params)
+        model.text.axes = axes or model.text.axes
+        return model.logits(model.hidden_states(batch))
+
+    run = jax.jit(logits, static_argnames="axes")
+
+    def error(params, **changes):
+        """The largest difference, as a share of the largest of transformers' logits."""
+        ours = np.asarray(run(params, **changes))[real]
+        return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+    return twin, inputs, real, error
 
 
-@pytest.mark.parametrize("change", ["first", "second", "swapped"])
-def test_every_deepstack_merger_matters(plain, change):
-    params, run, logits = plain
+CHANGES = {
+    "no first merger": ("vision/deepstack", lambda leaf: leaf.at[0].set(0)),
+    "no second merger": ("vision/deepstack", lambda leaf: leaf.at[1].set(0)),
+    "mergers swapped": ("vision/deepstack", lambda leaf: leaf[::-1]),
+    "no scale of queries": ("text/layers/attn/q_norm", jnp.ones_like),
+    "no scale of keys": ("text/layers/attn/k_norm", jnp.ones_like),
+}
 
-    def changed(leaf):
-        match change:
-            case "first":
-                return leaf.at[0].set(0)
-            case "second":
-                return leaf.at[1].set(0)
-        return leaf[::-1]
 
-    deep = jax.tree.map(changed, params["vision"]["deepstack"])
-    other = run(params | {"vision": params["vision"] | {"deepstack": deep}})
-    assert np.abs(other - logits).max() > 0.1 * np.abs(logits).max()
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_deepstack_merger_and_norm_of_a_head_matters(plain, name):
+    """The comparison with transformers tells when one of them is left out."""
+    twin, _, _, error = plain
+    (path, change), params = CHANGES[name], copy.deepcopy(twin.params)
+    *way, last = path.split("/")
+    place = functools.reduce(dict.__getitem__, way, params)
+    place[last] = jax.tree.map(change, place[last])
+    assert error(twin.params) < 1e-5
+    assert error(params) > 1e-2
+
+
+def test_positions_in_blocks_are_told_from_transformers(plain):
+    """M-RoPE as the first family has it: a run of frequencies for each axis."""
+    twin, _, _, error = plain
+    axes = np.repeat(range(3), twin.config.text.mrope_section)
+    assert error(twin.params, axes=tuple(axes.tolist())) > 1e-2
+
+
+def test_bfloat16_costs_no_more_than_it_costs_transformers(plain):
+    """Both sides compute in bfloat16 what transformers computes in float32."""
+    twin, inputs, real, error = plain
+    ours = error(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), twin.params))
+    half = copy.deepcopy(twin.hf).bfloat16()
+    exact = twin.hf(**inputs).logits.detach().numpy()[real]
+    theirs = half(**inputs).logits.detach().float().numpy()[real]
+    theirs = np.abs(theirs - exact).max() / np.abs(exact).max()
+    assert 1e-4 < ours < 1.5 * theirs
 
 
 def test_visual_tokens_of_a_head_dim_of_72(tmp_path):
