@@ -132,29 +132,41 @@ def get_config() -> ConfigDict:
 
     # The loss of GRPO and what surrounds it.
     config.grpo = ConfigDict()
-    config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo, sapo
+    config.grpo.variant = (
+        "grpo"  # grpo (DeepSeekMath), dapo, dr_grpo, gspo, cispo (MiniMax-M1), sapo
+    )
     config.grpo.beta = 0.04  # weight of the divergence from the reference policy; 0: no reference
     config.grpo.kl = "k3"  # estimator of the divergence: k2, k3 (paper), k3_weighted (TRL)
     config.grpo.clip_low = 0.2  # how far below 1 the ratio of policies may go
-    config.grpo.clip_high = 0.2  # how far above 1 the ratio of policies may go
-    config.grpo.divide_by_std = True  # divide advantages by the spread of their group
-    config.grpo.scale_rewards = "group"  # spread that divides: of the group, batch, none
-    config.grpo.num_updates = 1  # optimizer steps on the completions of one rollout
-    config.grpo.minibatches = 1  # optimizer steps that each of num_updates is split into, by groups
+    config.grpo.clip_high = 0.2  # how far above 1 the ratio may go; DAPO has more than clip_low
+    config.grpo.divide_by_std = True  # divide advantages by a spread; Dr. GRPO does not
+    config.grpo.scale_rewards = "group"  # whose spread divides: group, batch (REINFORCE++), none
+    config.grpo.num_updates = 1  # times that the completions of one rollout are learnt from (PPO)
+    config.grpo.minibatches = 1  # optimizer steps of each of num_updates, each of some groups (PPO)
     config.grpo.normalise_each = False  # normalise each reward before the sum (GDPO)
-    config.grpo.kl_in_reward = False  # take the divergence (k1) off the reward, not into the loss
-    config.grpo.top_entropy = 1.0  # share of tokens, of highest entropy, that are learnt; 1: all
+    config.grpo.kl_in_reward = False  # k1 off the reward, not in the loss (Ouyang et al. 2022)
+    config.grpo.top_entropy = 1.0  # share of tokens, of most entropy, that count (Wang et al. 2025)
     config.grpo.off_policy_limit = 0.0  # most drift of a bad completion (DeepSeek-V3.2); 0: off
-    config.grpo.mask_truncated = False  # leave completions without an end out of the loss
-    config.grpo.sampler_cap = 0.0  # most importance weight of sampler to trainer; 0: no weights
-    config.grpo.sampler_floor = 0.0  # least importance weight between sampler and trainer
-    config.grpo.sampler_level = "token"  # weight each token or a whole sequence
-    config.grpo.sampler_rule = "truncate"  # weights out of bounds: truncate, or mask the token
-    config.grpo.dual_clip = 0.0  # bound of the loss of bad completions, above 1; 0: off
-    config.grpo.entropy_bonus = 0.0  # weight of the entropy in the objective; 0: off
-    config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards
+    config.grpo.num_given = 0  # completions of a group that its record gives (LUFFY); 0: none
+    config.grpo.given_shaping = 0.1  # gamma of p / (p + gamma), the weight of a given token (LUFFY)
+    config.grpo.mask_truncated = False  # leave completions without an end out of the loss (DAPO)
+    config.grpo.sampler_cap = (
+        0.0  # most weight of trainer over sampler (TIS, Yao et al. 2025); 0: off
+    )
+    config.grpo.sampler_floor = 0.0  # least weight of trainer over sampler (IcePop)
+    config.grpo.sampler_level = "token"  # weight each token or a whole sequence (verl, TRL)
+    config.grpo.sampler_rule = "truncate"  # weights out of bounds: truncate (TIS), or mask (IcePop)
+    config.grpo.dual_clip = (
+        0.0  # bound of a bad completion's loss, above 1 (Ye et al. 2020); 0: off
+    )
+    config.grpo.entropy_bonus = (
+        0.0  # weight of the entropy in the objective (Mnih et al. 2016); 0: off
+    )
+    config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards (DAPO)
     config.grpo.filter = "accuracy"  # reward that must differ in a drawn group; absent: the total
     config.grpo.reference = ""  # folder of the reference policy, as a teacher; empty: init_from
+    config.grpo.sync_every = 0  # steps after which the reference follows (TR-DPO, TRL); 0: never
+    config.grpo.reference_mixup = 0.6  # share of the policy in a reference that has followed (TRL)
     config.grpo.reference_on_host = False  # keep the reference policy in the host's memory
     config.grpo.length_buckets = 4  # completion lengths that the update is compiled for
 
@@ -172,7 +184,9 @@ def get_config() -> ConfigDict:
     config.reward.mode = "strict"  # rules of the string rewards: repo, paper, strict
     config.reward.gated = ("semantic",)  # rewards that count only where the answer is right
     config.reward.gates = ()  # (problem type, least accuracy) pairs; empty: those of the mode
-    config.reward.overlong_tokens = 128  # tokens before the limit in which "overlong" falls to -1
+    config.reward.overlong_tokens = (
+        128  # tokens before the limit where "overlong" falls to -1 (DAPO)
+    )
     config.reward.timeout_s = 30.0  # seconds for the user rewards of a batch
     config.reward.siglip = ""  # Hugging Face folder of a SigLIP, for the semantic reward
     config.reward.frames = 16  # frames of a clip that SigLIP sees

@@ -63,6 +63,10 @@ class LossOptions:
         token     -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
                   cispo: -stop_gradient(min(ratio, 1 + clip_high)) A logprobs
                   sapo: -A 4 sigmoid(t (ratio - 1)) / t, t by the sign of A (SAPO_TEMPERATURES)
+                  given: -A p / (p + given_shaping), p = exp(logprobs), in every variant (LUFFY,
+                  Yan et al. 2025, whose text and code take 1 for the probability that it had
+                  where it was written); it has no ratio to clip, no importance weight and no
+                  divergence, all of which belong to tokens that the policy drew
         grpo      mean over completions of the mean over tokens (the paper's); so gspo and sapo
         dapo      sum over tokens / tokens of the step; so cispo
         dr_grpo   sum over tokens / (completions * max_length)
@@ -93,6 +97,8 @@ class LossOptions:
         (Wang et al. 2025); 1: off.
       off_policy_limit: a completion with a negative advantage does not count where the mean of
         sampler - logprobs is above it (DeepSeek-V3.2); 0: off.
+      num_given: completions of each group, its last ones, that were given and not drawn; 0: none.
+      given_shaping: of a given token, the probability at which its gradient is largest.
 
     Raises ValueError for an option that cannot work.
     """
@@ -111,6 +117,8 @@ class LossOptions:
     entropy_bonus: float = 0.0
     top_entropy: float = 1.0
     off_policy_limit: float = 0.0
+    num_given: int = 0
+    given_shaping: float = 0.1
 
     def __post_init__(self):
         if self.kl == "k1":
@@ -134,6 +142,11 @@ class LossOptions:
         if not 0 < self.top_entropy <= 1 or self.off_policy_limit < 0:
             raise ValueError(
                 "grpo: top_entropy is a share above 0, at most 1; off_policy_limit is not negative"
+            )
+        if self.num_given < 0 or not self.given_shaping > 0:
+            raise ValueError(
+                f"grpo: num_given is {self.num_given} and given_shaping {self.given_shaping}; give "
+                "a count, and a number above 0"
             )
         if self.max_length < 1:
             raise ValueError(f"grpo: max_length is {self.max_length}; give the longest completion")
@@ -188,12 +201,19 @@ def separate_advantages(rewards: jax.Array, weights, valid: jax.Array):
     return total / (std + ADVANTAGE_EPS), informative.any(0)
 
 
-def grpo_totals(mask: jax.Array) -> dict[str, jax.Array]:
-    """Counts the completions and tokens that take part in a whole step; mask bool [B, R, C]."""
-    return {
+def grpo_totals(mask: jax.Array, num_given: int = 0) -> dict[str, jax.Array]:
+    """Counts the completions and tokens that take part in a whole step; mask bool [B, R, C].
+
+    With `num_given` the tokens that were drawn are counted too, for means over them alone.
+    """
+    totals = {
         "sequences": jnp.maximum(mask.any(-1).sum(), 1).astype(jnp.float32),
         "tokens": jnp.maximum(mask.sum(), 1).astype(jnp.float32),
     }
+    if num_given:
+        drawn = mask[:, :-num_given].sum()
+        totals["drawn"] = jnp.maximum(drawn, 1).astype(jnp.float32)
+    return totals
 
 
 def grpo_loss(
@@ -221,7 +241,10 @@ def grpo_loss(
     """
     if entropy is None and (config.entropy_bonus or config.top_entropy < 1):
         raise ValueError("grpo: entropy_bonus or top_entropy is set; give each token's entropy")
-    mask = mask.astype(jnp.float32)
+    mask = drawn = mask.astype(jnp.float32)
+    num_drawn = totals["tokens"]
+    if config.num_given:
+        drawn, num_drawn = mask.at[:, -config.num_given :].set(0.0), totals["drawn"]
     length = jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
     old = jax.lax.stop_gradient(logprobs if old is None else old)
     log_ratio = own = jnp.where(mask > 0, logprobs - old, 0.0)
@@ -229,18 +252,22 @@ def grpo_loss(
         log_ratio = jnp.broadcast_to(log_ratio.sum(-1, keepdims=True) / length, mask.shape)
     token, clipped = _policy_term(jnp.exp(log_ratio), advantages[..., None], logprobs, config)
     if config.top_entropy < 1 or config.off_policy_limit:
-        token = token * _counted(logprobs, advantages, mask, length, sampler, entropy, config)
-    metrics = {"clip_fraction": (clipped * mask).sum() / totals["tokens"]}
+        token = token * _counted(logprobs, advantages, drawn, length, sampler, entropy, config)
+    metrics = {"clip_fraction": (clipped * drawn).sum() / num_drawn}
     if sampler is not None:
-        gap = jnp.where(mask > 0, old - sampler, 0.0)
-        metrics["sampler_gap"] = jnp.abs(gap).sum() / totals["tokens"]
+        gap = jnp.where(drawn > 0, old - sampler, 0.0)
+        metrics["sampler_gap"] = jnp.abs(gap).sum() / num_drawn
         if config.sampler_cap:
             token = token * _sampler_weight(gap, config)
+    if config.num_given:
+        p = jnp.exp(jnp.where(mask > 0, logprobs, 0.0))
+        taught = -advantages[..., None] * p / (p + config.given_shaping)
+        token = jnp.where(mask > drawn, taught, token)
     if reference is not None:
-        divergence = _divergence(logprobs, reference, mask, config.kl)
+        divergence = _divergence(logprobs, reference, drawn, config.kl)
         if config.kl == "k3_weighted":
             divergence = jnp.exp(own) * divergence
-        metrics["kl"] = divergence.sum() / totals["tokens"]
+        metrics["kl"] = divergence.sum() / num_drawn
         token = token + config.beta * divergence
     elif config.beta:
         raise ValueError("grpo: beta is above 0; give the reference policy's log-probabilities")

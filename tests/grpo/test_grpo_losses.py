@@ -63,6 +63,10 @@ def draw(seed=0):
         {"off_policy_limit": 0.05},
         {"off_policy_limit": 0.1, "variant": "gspo", "top_entropy": 0.7},
         {"kl": "k2", "variant": "dapo"},
+        {"num_given": 1},
+        {"num_given": 2, "given_shaping": 0.5, "variant": "dapo", "sampler_cap": 1.1},
+        {"num_given": 1, "variant": "gspo", "off_policy_limit": 0.05, "top_entropy": 0.7},
+        {"num_given": 1, "variant": "cispo", "entropy_bonus": 0.1, "clip_high": 0.05},
         {"beta": 0.0, "sampler_cap": 1.1},
         {"variant": "cispo", "sampler_cap": 2.0, "clip_high": 0.05},
     ],
@@ -79,7 +83,7 @@ def test_loss_equals_naive(fields, on_policy):
     scale = np.random.default_rng(5).uniform(0.5, 2, logprobs.shape).astype(np.float32)
 
     def ours(logprobs):
-        totals = losses.grpo_totals(jnp.asarray(mask))
+        totals = losses.grpo_totals(jnp.asarray(mask), c.num_given)
         return losses.grpo_loss(
             logprobs, advantages, jnp.asarray(mask), totals, c, **given, entropy=scale * logprobs**2
         )[0]
@@ -116,15 +120,35 @@ def test_parts_of_a_step_add_up():
             np.testing.assert_allclose(added, value, rtol=1e-5)
 
 
+def test_figures_are_of_drawn_completions_alone():
+    """A group with a given completion has the metrics that it has without that completion."""
+    logprobs, old, reference, sampler, mask, advantages = draw(3)
+
+    def measure(count, num_given):
+        own = [x[:, :count] for x in (logprobs, old, reference, sampler, mask, advantages)]
+        mine, before, ref, drawn, kept, worth = own
+        c = config(num_given=num_given, clip_low=0.05, clip_high=0.05, sampler_cap=2.0)
+        totals = losses.grpo_totals(jnp.asarray(kept), num_given)
+        return losses.grpo_loss(
+            mine, worth, jnp.asarray(kept), totals, c, old=before, reference=ref, sampler=drawn
+        )[1]
+
+    found, wanted = measure(R, 1), measure(R - 1, 0)
+    assert found.keys() == wanted.keys() == {"clip_fraction", "sampler_gap", "kl"}
+    for name, value in wanted.items():
+        assert value > 0
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+
+
 def test_masked_values_reach_nothing():
     """NaN under the mask, as padding or a failed completion may hold, changes no number."""
     logprobs, old, reference, sampler, mask, advantages = draw(2)
-    totals = losses.grpo_totals(jnp.asarray(mask))
+    totals = losses.grpo_totals(jnp.asarray(mask), 1)
 
     def run(logprobs, old, reference, sampler):
         return jax.value_and_grad(
             lambda lp: losses.grpo_loss(
-                lp, advantages, jnp.asarray(mask), totals, config(sampler_cap=2.0),
+                lp, advantages, jnp.asarray(mask), totals, config(sampler_cap=2.0, num_given=1),
                 old=old, reference=reference, sampler=sampler,
             )[0]
         )(logprobs)  # fmt: skip
@@ -224,6 +248,8 @@ def test_bad_settings():
         ({"sampler_floor": 0.5}, "give a sampler_cap above it"),
         ({"top_entropy": 0.0}, "top_entropy is a share above 0"),
         ({"off_policy_limit": -1.0}, "off_policy_limit is not negative"),
+        ({"num_given": -1}, "num_given is -1 and given_shaping 0.1; give a count"),
+        ({"given_shaping": 0.0}, "given_shaping 0.0; give a count, and a number above 0"),
         ({"sampler_level": "word"}, "sampler_level is 'word'; choose one of"),
         ({"sampler_rule": "drop"}, "sampler_rule is 'drop'; choose one of"),
     ):

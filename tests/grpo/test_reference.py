@@ -4,20 +4,23 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from tiny_run import (
     TinyCommands,
     make_config,
     make_data,
     make_model,
     metrics,
+    read_arrays,
     sft_options,
     write_config,
 )
 
 from videorft_jax.commands.grpo import check_options
-from videorft_jax.grpo.reference import check_reference, read_reference
+from videorft_jax.grpo.reference import check_reference, mix_reference, read_reference
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.parallel import sharding
@@ -87,6 +90,55 @@ def test_a_teacher_is_approached_by_its_own_words_alone(place):
     curve = [line["kl"] for line in taught]
     assert curve[0] > 0.1
     assert np.mean(curve[-3:]) < 0.65 * np.mean(curve[:3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_moves_as_in_pytorch(dtype):
+    """TRL multiplies the reference in place by 1 - mixup and adds mixup times the policy."""
+    rng = np.random.default_rng(0)
+    old, new = (rng.normal(size=(7, 5)).astype(np.float32) for _ in range(2))
+    found = mix_reference({"a": jnp.asarray(old, dtype)}, {"a": jnp.asarray(new)}, 0.3)["a"]
+    wanted = torch.tensor(old).to(getattr(torch, dtype)).float().mul_(0.7).add_(
+        torch.tensor(new), alpha=0.3
+    )  # fmt: skip
+    assert found.dtype == dtype
+    close = 1e-6 if dtype == "float32" else 5e-3
+    np.testing.assert_allclose(np.asarray(found, np.float32), wanted.numpy(), atol=close)
+
+
+@pytest.mark.slow
+def test_it_follows_the_policy_and_a_restart_changes_nothing(place):
+    """Every second step it is 0.6 of the policy and 0.4 of what it was; between it stands still."""
+    flags = [
+        "--config.rewards=(('accuracy', 1.0), ('format', 1.0))", "--config.grpo.beta=0.1",
+        "--config.grpo.sync_every=2", "--config.checkpoint.every=1", "--config.seed=3",
+        "--config.checkpoint.keep_last=9", "--config.grpo.num_updates=2",
+    ]  # fmt: skip
+    whole, _ = place.run("grpo", "follows", *flags, "--config.train.max_steps=5")
+    arrays = [read_arrays(whole, step) for step in range(1, 6)]
+    start = flatten(read_checkpoint(place.student, load_config(place.student), "float32"))
+    wanted = {path: np.asarray(start[path]) for path in start}
+    for step, found in enumerate(arrays, 1):
+        for path, old in wanted.items():
+            if step % 2 == 0:
+                own = torch.tensor(found[f"params/{path}"])
+                wanted[path] = torch.tensor(old).mul_(0.4).add_(own, alpha=0.6).numpy()
+            np.testing.assert_allclose(found[f"reference/{path}"], wanted[path], atol=1e-6)
+    assert any((arrays[2]["reference/" + p] != np.asarray(start[p])).any() for p in start)
+    parts = [*flags, "--config.train.max_steps=3"]
+    place.run("grpo", "parts", *parts)
+    again, _ = place.run("grpo", "parts", *flags, "--config.train.max_steps=5")
+    for path, array in read_arrays(again, 5).items():
+        assert array.tobytes() == arrays[-1][path].tobytes(), path
+    names = ("loss", "kl", "grad_norm")
+    assert [[line[n] for n in names] for line in metrics(again)] == [
+        [line[n] for n in names] for line in metrics(whole)
+    ]
+
+
+def test_a_teacher_does_not_follow(place):
+    with pytest.raises(ValueError, match="a teacher that follows its pupil is none"):
+        place.check(grpo__reference=str(place.teacher), grpo__sync_every=2)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,14 @@ COMBINE = "tests/rewards/test_combine.py tests/rewards/test_user_rewards.py"
 USER = "tests/rewards/test_user_rewards.py"
 DRAW = "tests/rollout/test_sampling.py"
 SCHEDULE = "tests/data/test_schedule.py"
+GIVEN = "tests/grpo/test_given.py"
+REFERENCE = "tests/grpo/test_reference.py::test_it_moves_as_in_pytorch"
+ALARMS = "tests/grpo/test_alarms.py"
+_VALIDATION = "tests/training/test_validation.py::test_the_"
+VALIDATION = (
+    f"{_VALIDATION}best_round_is_kept_and_a_stalled_run_ends {_VALIDATION}last_step_is_asked_too"
+)
+RATES = "tests/data/test_pass_rates.py"
 
 
 def _each(file, tests, *pairs):
@@ -95,8 +103,8 @@ MUTATIONS = [
             "token = token + config.entropy_bonus * entropy",
         ),
         (
-            "gap = jnp.where(mask > 0, old - sampler, 0.0)",
-            "gap = jnp.where(mask > 0, sampler - old, 0.0)",
+            "gap = jnp.where(drawn > 0, old - sampler, 0.0)",
+            "gap = jnp.where(drawn > 0, sampler - old, 0.0)",
         ),
         (
             "(weight >= floor) & (weight <= cap), weight",
@@ -113,6 +121,30 @@ MUTATIONS = [
         ("counted & ~(far & (advantages[..., None] < 0))", "counted & ~far"),
         ("sampler - jax.lax.stop_gradient(logprobs)", "jax.lax.stop_gradient(logprobs) - sampler"),
         ("return total / (std + ADVANTAGE_EPS)", "return total"),
+    ),
+    *_each(
+        "losses.py",
+        LOSSES,
+        ("p / (p + config.given_shaping)", "p"),
+        ("taught = -advantages[..., None]", "taught = advantages[..., None]"),
+        ("jnp.where(mask > drawn, taught, token)", "jnp.where(mask > 0, taught, token)"),
+        ("mask.at[:, -config.num_given :].set(0.0)", "mask.at[:, : config.num_given].set(0.0)"),
+        ("drawn = mask[:, :-num_given].sum()", "drawn = mask.sum()"),
+        ("_divergence(logprobs, reference, drawn", "_divergence(logprobs, reference, mask"),
+    ),
+    *_each(
+        "grpo/reference.py",
+        REFERENCE,
+        ("(1.0 - mixup) * old", "(1.0 + mixup) * old"),
+        (".astype(old.dtype)", ""),
+    ),
+    *_each(
+        "grpo/given.py",
+        GIVEN,
+        ("places[:, first:] = 0", "places[:, first:] = 1"),
+        ("failed[row, place] = not fits", "failed[row, place] = False"),
+        ("+ [sampling.stop_ids[0]]", "+ []"),
+        ("if len(read_given(record)) < num_given", "if not read_given(record)"),
     ),
     *_each(
         "grpo/update.py",
@@ -132,6 +164,39 @@ MUTATIONS = [
         SAMPLING,
         ("taking = taking & np.isfinite(values)", "taking = np.isfinite(values)"),
         ("pair * windows * WINDOW_TOKENS + slot", "pair * own * WINDOW_TOKENS + slot"),
+    ),
+    *_each(
+        "grpo/alarms.py",
+        ALARMS,
+        ("self._change(TOTAL) > 0 > self._change(ACCURACY)", "self._change(TOTAL) > 0"),
+        ("if self._change(TRUNCATED) > 0:", "if self._change(TRUNCATED) < 0:"),
+        ("sign * (values.mean() - bound) > 0", "sign * (values.mean() - bound) < 0"),
+        ("is_top = semantic.mean() >= _SATURATED", "is_top = semantic.mean() <= _SATURATED"),
+        ('if row.get("step", start + 1) <= start', 'if row.get("step", start + 1) > start'),
+    ),
+    *_each(
+        "training/validation.py",
+        VALIDATION,
+        ("drop_lines(self._path, start + 1)", "drop_lines(self._path, start)"),
+        ("int(max(scored,", "int(min(scored,"),
+        ("number % self._options.every == 0 or number == total", "number == total"),
+        ("len(later) >= patience", "len(later) > patience"),
+    ),
+    *_each(
+        "data/records/pass_rates.py",
+        RATES,
+        ('chosen[row["index"]] = holds(row)', 'chosen[row["index"]] = not holds(row)'),
+        ('-rates if order == "easy_first" else rates', "rates"),
+        ("if digest and head.get(name) != digest:", "if False:"),
+        (
+            "join = all if isinstance(node.op, ast.And)",
+            "join = any if isinstance(node.op, ast.And)",
+        ),
+        ("sum(scores) / len(scores) if scores else None", "sum(scores) if scores else None"),
+        (
+            'if sorted(row["index"] for row in rows) != list(range(num_records)):',
+            "if len(rows) > num_records:",
+        ),
     ),
     *_each(
         "grpo/logprobs.py",

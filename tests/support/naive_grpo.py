@@ -9,7 +9,9 @@ import torch
 def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
     """Tensors [B, R, C]; mask a NumPy array; None stands for what is not given."""
     per_sequence, total_tokens = [], int(mask.sum())
-    counted = count_tokens(logprobs, sampler, mask, advantages, c, entropy)
+    first_given = mask.shape[1] - c.num_given
+    drawn = mask & (np.arange(mask.shape[1]) < first_given)[:, None]
+    counted = count_tokens(logprobs, sampler, drawn, advantages, c, entropy)
     for b, r in itertools.product(*map(range, mask.shape[:2])):
         places = np.flatnonzero(mask[b, r])
         if not len(places):
@@ -17,6 +19,12 @@ def loss(logprobs, old, reference, sampler, mask, advantages, c, entropy=None):
         lp = logprobs[b, r, places]
         start = lp.detach() if old is None else old[b, r, places]
         advantage = advantages[b, r]
+        if r >= first_given:
+            p = torch.exp(lp)
+            taught = -advantage * p / (p + c.given_shaping)
+            bonus = c.entropy_bonus * entropy[b, r, places] if c.entropy_bonus else 0.0
+            per_sequence.append(taught - bonus)
+            continue
         log_ratio = lp - start
         if c.variant == "gspo":
             log_ratio = log_ratio.mean().repeat(len(places))

@@ -78,6 +78,8 @@ def _make_options(config, has_semantic):
             entropy_bonus=grpo.entropy_bonus,
             top_entropy=grpo.top_entropy,
             off_policy_limit=grpo.off_policy_limit,
+            num_given=grpo.num_given,
+            given_shaping=grpo.given_shaping,
         ),
         rollout=_make_rollout(config),
         rewards=rewards,
@@ -93,6 +95,8 @@ def _make_options(config, has_semantic):
         mask_truncated=grpo.mask_truncated,
         reference=_find_reference(grpo.reference),
         reference_on_host=grpo.reference_on_host,
+        sync_every=grpo.sync_every,
+        reference_mixup=grpo.reference_mixup,
         alarms=AlarmOptions(**config.alarms.to_dict()),
     )
 

@@ -37,7 +37,7 @@ class CompletionLog:
         fates: where each group went, int [B]; see `dynamic_sampling`.
         """
         step, rollout, verdict = part.item, part.rollout, part.verdict
-        why = explain(part, fates, options)
+        why, num_given = explain(part, fates, options), options.loss.num_given
         for row in np.flatnonzero(step.valid):
             record = step.records[row][0]
             for r, text in enumerate(verdict.texts[row]):
@@ -61,6 +61,8 @@ class CompletionLog:
                 }
                 if rollout.calls is not None:
                     line["calls"] = rollout.calls[row][r]
+                if num_given:
+                    line["given"] = r >= len(verdict.texts[row]) - num_given
                 self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -12,6 +12,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo.dynamic_sampling import find_differing
+from videorft_jax.grpo.given import put_given
 from videorft_jax.grpo.judge import Judge, Verdict
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models import family
@@ -129,6 +130,7 @@ class Collector:
         self.options, self.weights, self.mesh = options, weights, mesh
         make = functools.partial(make_engine, options, weights.model, mesh, tokenizer)
         self.engine, self.shuffled_engine = make(), None
+        self.tokenizer = tokenizer
         self.turns = None if tools is None else TurnEngine(self.engine, tools)
         self.rows = options.train.data.rows // jax.process_count()
         self.judge = Judge(
@@ -139,6 +141,7 @@ class Collector:
             contract=options.train.contract,
             rows=self.rows,
             num_rollouts=options.rollout.num_rollouts,
+            num_given=options.loss.num_given,
             num_steps=num_steps,
             dtype=options.train.model.dtype,
         )
@@ -203,7 +206,9 @@ class Collector:
         options = self.options.rollout
         uids = np.array([row[0] if row else 0 for row in item.indices])
         limits = np.full((len(uids), options.num_rollouts), options.max_new_tokens)
+        num_given = self.options.loss.num_given
         limits[~item.valid] = 1
+        limits[:, options.num_rollouts - num_given :] = 1  # what is given takes these places
         seed, step = self.options.train.seed, item.index
         if self.turns is not None:
             drawn = self.turns.rollout(
@@ -213,6 +218,8 @@ class Collector:
         rollout = self.engine.rollout(
             prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual
         )
+        if num_given:
+            rollout = put_given(rollout, item, num_given, self.tokenizer, self.engine.sampling)
         if not self.shuffled_engine:
             return rollout, None
         frames = shuffle_frames(batch, [(seed, step, int(uid)) for uid in uids], item.pairs)
@@ -239,12 +246,14 @@ def fill_rows(batch: Batch, valid: np.ndarray, model: ModelConfig) -> Batch:
     return batch
 
 
-def describe(parts: list[Experience]) -> dict[str, float]:
-    """Makes the metrics of rollout and rewards, the means over the draws of a step."""
+def describe(parts: list[Experience], num_given: int = 0) -> dict[str, float]:
+    """Makes the metrics of rollout and rewards, the means over the draws of a step; of each group
+    the last `num_given` completions, which were not drawn, count in none but groups/informative."""
     found: dict[str, list[float]] = {}
     for part in parts:
         rollout, valid = part.rollout, part.item.valid
-        lengths, stopped = rollout.lengths[valid], rollout.stopped[valid]
+        num_drawn = rollout.lengths.shape[1] - num_given
+        lengths, stopped = (x[valid, :num_drawn] for x in (rollout.lengths, rollout.stopped))
         sums = gather(
             [int(lengths.sum()), lengths.size, int(stopped.sum()), int(lengths.max(initial=0))]
         )

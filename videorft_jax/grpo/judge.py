@@ -7,6 +7,7 @@ that is counted.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,9 +49,9 @@ class Verdict(NamedTuple):
 class Judge:
     """The configured rewards of one run.
 
-    rows: number of prompts of this process. num_rollouts: R. num_steps: steps of
-    the run. dtype: of SigLIP's computation.
-    contract: the media contract under which the loader reads clips.
+    rows: number of prompts of this process. num_rollouts: R, of which the last num_given are not
+    drawn; they are scored and do not count in metrics. num_steps: steps of the run. dtype: of
+    SigLIP's computation. contract: the media contract under which the loader reads clips.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Judge:
         contract,
         rows: int,
         num_rollouts: int,
+        num_given: int,
         num_steps: int,
         dtype: str,
     ):
-        self._num_steps = num_steps
+        self._num_steps, self._num_drawn = num_steps, num_rollouts - num_given
         answers.check_tags(tokenizer)
         self._config, self._rewards = rewards, Rewards(rewards, in_training=True)
         self._tokenizer, self._mesh, self._rollouts = tokenizer, mesh, num_rollouts
@@ -122,7 +124,8 @@ class Judge:
         batch = self._score(step, rollout, shuffled, texts, known, wait, state)
         batch = _without_failed(batch, rollout.failed[known])
         types = [step.records[row][0].problem_type for row in known]
-        metrics = self._summarise(batch, types, wait().stats if wait else {})
+        drawn = _first(batch, self._num_drawn)
+        metrics = self._summarise(drawn, types, wait().stats if wait else {})
         return _spread(batch, known, rollout.lengths.shape, texts, metrics)
 
     def _start_semantic(self, step: Step, texts) -> Callable[[], SemanticScores] | None:
@@ -210,6 +213,18 @@ class Judge:
             for name in sorted(names)
         }
         return summarize(whole, types, self._config) | means | own_metrics
+
+
+def _first(batch: RewardBatch, count: int) -> RewardBatch:
+    """The rewards of the first `count` completions of each group, which are those that were drawn;
+    metrics tell what the policy says, not what it was given."""
+    return dataclasses.replace(
+        batch,
+        scores={name: array[:, :count] for name, array in batch.scores.items()},
+        total=batch.total[:, :count],
+        valid=batch.valid[:, :count],
+        is_open=None if batch.is_open is None else batch.is_open[:, :count],
+    )
 
 
 def _without_failed(batch: RewardBatch, failed: np.ndarray) -> RewardBatch:

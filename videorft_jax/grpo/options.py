@@ -34,6 +34,8 @@ class GrpoOptions:
       mask_truncated: leaves completions without an end out of the loss.
       reference: folder of the reference policy; empty for the model that training starts from.
       reference_on_host: keeps the reference policy in the host's memory between steps.
+      sync_every: steps after which the reference policy moves towards the policy; 0: never.
+      reference_mixup: share of the policy in the reference policy that has moved.
       alarms: how the run watches itself.
 
     Raises ValueError for a number that cannot work.
@@ -55,6 +57,8 @@ class GrpoOptions:
     mask_truncated: bool
     reference: str
     reference_on_host: bool
+    sync_every: int
+    reference_mixup: float
     alarms: AlarmOptions
 
     @property
@@ -125,6 +129,10 @@ class GrpoOptions:
             )
 
     def _check_combinations(self, name):
+        if self.loss.num_given:
+            self._check_given(name)
+        if self.sync_every:
+            self._check_sync(name)
         if self.train.tools is not None:
             self._check_tools(name)
         if self.kl_in_reward and not self.loss.beta:
@@ -141,6 +149,35 @@ class GrpoOptions:
                 f"{name}: grpo.normalise_each divides by its own spreads; set "
                 "grpo.scale_rewards=group"
             )
+
+    def _check_sync(self, name):
+        for is_set, what, why in (
+            (not self.loss.beta, "grpo.beta=0", "there is no reference policy to move"),
+            (self.train.lora, "lora.rank", "the reference policy is the base under the adapters, "
+             "which stays what it is"),
+            (self.reference, "grpo.reference", "a teacher that follows its pupil is none"),
+            (self.reference_on_host, "grpo.reference_on_host", "a reference policy that moves is "
+             "part of the training state"),
+        ):  # fmt: skip
+            if is_set:
+                raise ValueError(f"{name}: grpo.sync_every and {what} exclude each other; {why}")
+
+    def _check_given(self, name):
+        given, rollouts = self.loss.num_given, self.rollout.num_rollouts
+        if given >= rollouts:
+            raise ValueError(
+                f"{name}: grpo.num_given is {given} of rollout.num_rollouts = {rollouts}; leave at "
+                "least one completion of a group to be drawn"
+            )
+        for is_set, what, why in (
+            (self.kl_in_reward, "grpo.kl_in_reward", "log(policy / reference) of a given "
+             "completion is no sample of the divergence"),
+            ("order" in dict(self.rewards.rewards), "the reward 'order'", "a given completion "
+             "does not depend on the order of the frames"),
+            (self.train.tools is not None, "tools.names", "a given completion calls no tool"),
+        ):  # fmt: skip
+            if is_set:
+                raise ValueError(f"{name}: grpo.num_given and {what} exclude each other; {why}")
 
 
 _AT_RATIO_ONE = {"gspo": "grpo", "sapo": "grpo", "cispo": "dapo"}

@@ -3,7 +3,8 @@
 By default it is the model as it was before GRPO. `grpo.reference` names another checkpoint of the
 same model, such as one that was trained further. Where no reward counts and the divergence from it
 does, the policy learns from its own completions what the other would have said at each token: this
-is on-policy distillation (Agarwal et al. 2023, "On-policy distillation of language models").
+is on-policy distillation (Agarwal et al. 2023, "On-policy distillation of language models"). With
+`grpo.sync_every` it follows the policy from time to time and is then part of the training state.
 """
 
 import dataclasses
@@ -61,6 +62,17 @@ def read_reference(options: GrpoOptions, weights: Weights, mesh, shardings):
         return cast(trained, jnp.dtype(model.dtype))
 
     return jax.jit(build, out_shardings=shardings)(params)
+
+
+def mix_reference(reference, params, mixup: float):
+    """Moves the reference policy towards the policy: mixup * params + (1 - mixup) * reference, in
+    float32 (TR-DPO, Gorbatovski et al. 2024, eq. 1; TRL's `sync_ref_model`). The result has the
+    dtypes of `reference`."""
+
+    def mix(old, new):
+        return (mixup * new + (1.0 - mixup) * old.astype(jnp.float32)).astype(old.dtype)
+
+    return jax.tree.map(mix, reference, params)
 
 
 def _find_differing(own, other, prefix=""):

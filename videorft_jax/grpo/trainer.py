@@ -36,6 +36,7 @@ from videorft_jax.grpo.alarms import Watch, read_history
 from videorft_jax.grpo.completion_log import CompletionLog
 from videorft_jax.grpo.dynamic_sampling import TAKEN, find_shape, join_batches
 from videorft_jax.grpo.experience import Collector, Experience, describe, taking_part
+from videorft_jax.grpo.given import check_given
 from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
@@ -49,7 +50,7 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.mesh import check_sizes
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
-from videorft_jax.training.run import Run, make_tools, open_run
+from videorft_jax.training.run import Run, make_tools, open_records, open_run
 from videorft_jax.training.validation import Measure, Validation
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Trainer:
         if options.max_draws > 1:
             self.left = leftover.load(run.folder, run.start)
         self.reference: tuple[Any, ...] = ()  # What the programs read of the reference policy.
-        if options.loss.beta:
+        if options.loss.beta and not options.sync_every:
             places = self.programs.reference_shardings
             read = (
                 None if run.weights.lora else read_reference(options, run.weights, run.mesh, places)
@@ -182,7 +183,8 @@ class Trainer:
         options, reference, found = self.options, self.reference, {}
         if options.needs_score:
             before = (state.params, state.frozen, rows.groups)
-            old, known = self.programs.score(*before, *reference)
+            moving = () if state.reference is None else (state.reference,)
+            old, known = self.programs.score(*before, *reference, *moving)
             rows = rows._replace(old=old, reference=known)
         if options.kl_in_reward:
             rows, kl = self.programs.charge(rows)
@@ -192,6 +194,14 @@ class Trainer:
             for part in parts:
                 state, metrics = self.programs.step(state, part, *reference)
         return state, metrics | found
+
+    def follow(self, state, number: int):
+        """Moves the reference policy towards the policy, where that is due after step `number`."""
+        every = self.options.sync_every
+        if not every or number % every:
+            return state
+        log.info("step %d: the reference policy follows the policy", number)
+        return state._replace(reference=self.programs.mix(state.reference, state.params))
 
 
 def join_rows(parts: list[GroupRows]) -> GroupRows:
@@ -232,6 +242,8 @@ def train(
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
     """
     check_reference(options)
+    if options.loss.num_given:
+        check_given(open_records(options.train), options.loss.num_given, options.train.data.records)
     rehearse(options)
 
     def check(weights, mesh, buckets):
@@ -240,7 +252,11 @@ def train(
         check_sizes(train.name, options.rollout.mesh, weights.model, mesh, train.data.rows)
         check_memory(weights, mesh, buckets)
 
-    with open_run(options.train, workdir, "grpo", check, options.steps_per_rollout) as run:
+    opened = open_run(
+        options.train, workdir, "grpo", check, options.steps_per_rollout,
+        has_reference=options.sync_every > 0,
+    )  # fmt: skip
+    with opened as run:
         start = run.start
         if start >= run.total or run.next_batch >= len(run.loader):
             log.info("step %d of %d: nothing left to do", start, run.total)
@@ -278,12 +294,14 @@ def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None)
                 )
             for part, fate in zip(parts, fates, strict=True):  # The devices run the update.
                 completions.write(number, part, fate, trainer.options)
-            logged = describe(parts) | {"perf/programs": trainer.num_programs}
+            logged = describe(parts, trainer.options.loss.num_given)
+            logged["perf/programs"] = trainer.num_programs
             if trainer.options.max_draws > 1:
                 logged["groups/left"] = float(sum(gather(len(trainer.left))))
             counts = _count_work(trainer.options, run, parts, rows)
             with tracker.phase("update"):
                 metrics = {name: float(value) for name, value in metrics.items()}
+            state = trainer.follow(state, number)
             records = [row for part in parts for row in part.item.records]
             next_batch = parts[-1].item.index + 1
             alarms, collapse = watch(number, metrics | logged)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from videorft_jax import losses
 from videorft_jax.grpo.logprobs import Groups, score_completions
 from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.grpo.reference import mix_reference
 from videorft_jax.models import family
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.parallel import sharding
@@ -73,7 +74,7 @@ def make_loss(options: GrpoOptions, weights: Weights):
         terms = dataclasses.replace(terms, beta=0.0)
 
     def totals(rows: GroupRows):
-        return losses.grpo_totals(rows.groups.mask)
+        return losses.grpo_totals(rows.groups.mask, terms.num_given)
 
     def loss(joined, rows: GroupRows, counts, reference=None):
         logprobs, entropy = score(weights.merged(joined), rows.groups)
@@ -86,7 +87,10 @@ def make_loss(options: GrpoOptions, weights: Weights):
             logprobs, rows.advantages, rows.groups.mask, counts, terms,
             old=rows.old, reference=known, sampler=rows.sampler, entropy=entropy,
         )  # fmt: skip
-        return value, metrics | {"entropy": entropy.sum() / counts["tokens"]}
+        own, number = entropy, counts["tokens"]
+        if terms.num_given:
+            own, number = entropy[:, : -terms.num_given], counts["drawn"]
+        return value, metrics | {"entropy": own.sum() / number}
 
     return loss, totals
 
@@ -120,6 +124,7 @@ class GrpoPrograms:
       beta, of the reference policy, before the first of several updates.
     charge: rows -> see `charge_divergence`. split: rows -> see `split_rows`.
     step: (state, rows, [reference]) -> (state, metrics), one optimizer step.
+    mix: (reference, params) -> see `mix_reference`; the former reference is given up.
     """
 
     def __init__(self, options: GrpoOptions, weights: Weights, optimizer, shardings):
@@ -131,6 +136,8 @@ class GrpoPrograms:
         self.split = jax.jit(
             functools.partial(split_rows, count=options.minibatches), out_shardings=rows
         )
+        mix = functools.partial(mix_reference, mixup=options.reference_mixup)
+        self.mix = jax.jit(mix, donate_argnums=0, out_shardings=shardings.params)
         loss, totals = make_loss(options, weights)
         self.step = make_step(
             self._with_fetched(loss),
@@ -145,7 +152,7 @@ class GrpoPrograms:
     @property
     def num_compiled(self) -> int:
         """Number of programs compiled so far, one for each shape."""
-        programs: tuple[Any, ...] = (self.score, self.charge, self.split, self.step)
+        programs: tuple[Any, ...] = (self.score, self.charge, self.split, self.step, self.mix)
         return sum(program._cache_size() for program in programs)
 
     @property

@@ -300,11 +300,14 @@ def open_run(
     mode: str,
     check_memory: Callable[[Weights, jax.sharding.Mesh, list], None],
     updates: int = 1,
+    *,
+    has_reference: bool = False,
 ) -> Iterator[Run]:
     """Restores or makes the state and measures the data; the mesh is set inside.
 
     mode: one of the loader's. check_memory: raises ValueError when a batch of one of the loader's
     buckets has no room on the devices; `planning.fits` has one. updates: optimizer steps a batch.
+    has_reference: the state holds a reference policy too, since it changes as the run goes on.
 
     Raises ValueError for options that cannot work.
     """
@@ -316,7 +319,7 @@ def open_run(
     model_config, tokenizer = load_model_files(options.model.init_from)
     check_contract(model_config, options.contract, options.name)
     weights = make_weights(options, model_config)
-    abstract = abstract_state(options, weights, mesh)
+    abstract = abstract_state(options, weights, mesh, has_reference=has_reference)
     agreed = expected_meta(weights, options.contract)
     kept = {"keep_last": options.checkpoint.keep_last, "keep_every": options.checkpoint.keep_every}
     mirror = Mirror(workdir)

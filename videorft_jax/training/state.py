@@ -26,11 +26,17 @@ from videorft_jax.training.weights import Weights
 
 
 def abstract_state(
-    options: TrainOptions, weights: Weights, mesh: jax.sharding.Mesh, frozen_dtype=None
+    options: TrainOptions,
+    weights: Weights,
+    mesh: jax.sharding.Mesh,
+    frozen_dtype=None,
+    *,
+    has_reference: bool = False,
 ) -> TrainState:
     """The state as a tree of `jax.ShapeDtypeStruct` with shardings; nothing is allocated.
 
     frozen_dtype: of weights that do not train; by default that of the files of `init_from`.
+    has_reference: the state holds a reference policy.
     """
     frozen_dtype = frozen_dtype or checkpoint_dtype(options.model.init_from)
     optimizer = make_optimizer(options.optim, 1)  # shapes are the same for any number of steps
@@ -40,13 +46,20 @@ def abstract_state(
             lambda x: jnp.zeros(x.shape, frozen_dtype), family.abstract_params(weights.model)
         )
         trained, frozen = weights.split(params, jax.random.key(0))
-        return init_state(trained, frozen, optimizer, ema=options.optim.ema_decay > 0)
+        state = init_state(trained, frozen, optimizer, ema=options.optim.ema_decay > 0)
+        return with_reference(state, options) if has_reference else state
 
     shapes = jax.eval_shape(build)
     shardings = sharding.state_shardings(_without_factors(shapes), mesh, options.name)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
+
+
+def with_reference(state: TrainState, options: TrainOptions) -> TrainState:
+    """The state with its own weights as the reference policy, in the dtype of the computation."""
+    own = jax.tree.map(lambda x: x.astype(options.model.dtype, copy=True), state.params)
+    return state._replace(reference=own)
 
 
 def _without_factors(shapes: TrainState) -> TrainState:
@@ -103,7 +116,8 @@ def fresh_state(
         trained, frozen = weights.split(params, jax.random.key(options.seed))
         if factors is not None:
             trained = {"lora": jax.tree.map(lambda x: x.astype(jnp.float32), factors)}
-        return init_state(trained, frozen, optimizer, ema=options.optim.ema_decay > 0)
+        state = init_state(trained, frozen, optimizer, ema=options.optim.ema_decay > 0)
+        return state if abstract.reference is None else with_reference(state, options)
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(build, out_shardings=shardings)(params, factors)

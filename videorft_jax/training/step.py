@@ -17,7 +17,8 @@ from videorft_jax.training.trees import cast, join
 
 
 class TrainState(NamedTuple):
-    """Everything a step reads and writes. `params` are float32; `ema` is None when not kept."""
+    """Everything a step reads and writes. `params` are float32; `ema` is None when not kept, and
+    `reference` where GRPO has no reference policy that follows the policy."""
 
     step: jax.Array  # int32, batches consumed
     params: Any  # trained weights, nested dict
@@ -26,6 +27,7 @@ class TrainState(NamedTuple):
     ema: Any
     skipped: jax.Array  # int32, steps not taken because something was not finite
     skipped_in_row: jax.Array  # int32
+    reference: Any = None  # the reference policy's weights, as `params`, in the computation's dtype
 
 
 def init_state(trained, frozen, optimizer, *, ema: bool = False) -> TrainState:
@@ -60,7 +62,7 @@ def make_step(
     `totals(batch)` are the denominators of the whole batch; `loss(params, rows, totals, *fixed)`
     gives the share of some rows in the loss and in metrics, all of which add up over rows. `params`
     is the joined tree in `dtype`. fixed: inputs without gradient, such as the weights of the
-    reference policy.
+    reference policy; where the state holds those, they are the last of them.
 
     With `accumulate` > 1 the batch [B, ...] is taken in as many slices of rows b, b + accumulate,
     ..., gradients adding up in float32. `shardings` are the state's.
@@ -69,6 +71,8 @@ def make_step(
     """
 
     def step(state: TrainState, batch, *fixed):
+        if state.reference is not None:
+            fixed = (*fixed, state.reference)
         params, frozen = cast(state.params, dtype), cast(state.frozen, dtype)
         grads, metrics = _accumulated(loss, accumulate, params, frozen, batch, totals(batch), fixed)
         if shardings is not None:
@@ -92,6 +96,7 @@ def make_step(
             ema=keep(ema, state.ema),
             skipped=state.skipped + ~finite,
             skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+            reference=state.reference,
         )
         metrics |= {
             "grad_norm": norm,
