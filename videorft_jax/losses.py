@@ -21,7 +21,7 @@ def shift(tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def legacy_labels(tokens: jax.Array, segment_ids: jax.Array, image_id: int) -> jax.Array:
-    """The targets of the original, bool [B, T]: every token but padding and image pads.
+    """Returns the targets of the original, bool [B, T]: every token but padding and image pads.
 
     System prompt, question and the clip's own pad tokens are learnt too, more than half of the
     targets of a video sample. For comparison with its results; nobody wants it otherwise.
@@ -32,7 +32,7 @@ def legacy_labels(tokens: jax.Array, segment_ids: jax.Array, image_id: int) -> j
 
 
 def sft_loss(hidden, head, tokens, loss_mask, num_targets, *, chunk: int = CHUNK):
-    """Cross-entropy of the targets, divided by `num_targets`, a scalar.
+    """Computes the cross-entropy of the targets, divided by `num_targets`, a scalar.
 
     hidden [B, T, D], head [V, D], tokens int32 [B, T], loss_mask bool [B, T]. `num_targets` counts
     those of the whole step, of which these rows may be a part, so that neither accumulation nor
@@ -56,7 +56,7 @@ SAPO_TEMPERATURES = (1.0, 1.05)  # SAPO's paper, for advantages above 0 and othe
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """The options of the policy-gradient loss, of an advantage A and log-probabilities of tokens.
+    """Holds the options of the policy-gradient loss, of advantage A and tokens' log-probabilities.
 
         ratio     exp(logprobs - old); gspo: exp of the mean of that over a completion, one number
                   for all its tokens
@@ -277,8 +277,8 @@ def grpo_loss(
 
 
 def _counted(logprobs, advantages, mask, length, sampler, entropy, config):
-    """Which tokens the policy term counts, [B, R, C]. Each group decides for itself, so that slices
-    of a step add up."""
+    """Tells which tokens the policy term counts, [B, R, C]. Each group decides for itself, so that
+    slices of a step add up."""
     counted = mask > 0
     if config.top_entropy < 1:
         known = jax.lax.stop_gradient(jnp.where(mask > 0, entropy, -jnp.inf))
@@ -303,7 +303,7 @@ def _aggregate(token, length, totals, config):
 
 
 def _policy_term(ratio, advantage, logprobs, config):
-    """The token's term of the loss and whether clipping took its gradient, [B, R, C] each."""
+    """Returns the tokens' terms of the loss and whether a clip took their gradients, [B, R, C]."""
     low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
     if config.variant == "cispo":
         weight = jax.lax.stop_gradient(jnp.minimum(ratio, high))
@@ -324,7 +324,8 @@ def _policy_term(ratio, advantage, logprobs, config):
 
 
 def _sampler_weight(gap, config):
-    """The importance weight of each token, [B, R, C], from gap = old - sampler (0 where masked)."""
+    """Returns the importance weight of each token, [B, R, C], from gap = old - sampler (0 where
+    masked)."""
     if config.sampler_level == "sequence":
         gap = jnp.broadcast_to(gap.sum(-1, keepdims=True), gap.shape)
     weight, cap, floor = jnp.exp(gap), config.sampler_cap, config.sampler_floor

@@ -66,7 +66,7 @@ class AlarmOptions:
 
 
 class Watch:
-    """The windows of one run.
+    """Holds the windows of one run.
 
     history: the metrics of the steps before, in their order, as `read_history` gives them.
     semantic_is_gated: the semantic reward counts only where the answer is right.
@@ -114,7 +114,7 @@ class Watch:
         return found
 
     def _change(self, name: str) -> float:
-        """By how much the mean of a metric has changed; 0 where that may be noise."""
+        """Tells by how much the mean of a metric has changed; 0 where that may be noise."""
         steps, size = list(self._steps), self._options.window
         before, after = _values(steps[:size], name), _values(steps[size:], name)
         if min(before.size, after.size) < 2:
@@ -142,8 +142,8 @@ class Watch:
 
 
 def read_history(folder: str, start: int, num_steps: int) -> list[dict[str, Any]]:
-    """The metrics of the last `num_steps` steps up to step `start`, as process 0 has written them;
-    all processes call it."""
+    """Returns the metrics of the last `num_steps` steps up to step `start`, as process 0 has
+    written them; all processes call it."""
     rows: list[dict[str, Any]] = []
     path = pathlib.Path(folder) / METRICS
     if jax.process_index() == 0 and num_steps and path.exists():

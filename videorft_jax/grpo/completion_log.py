@@ -72,7 +72,7 @@ class CompletionLog:
 
 
 def explain(part: Experience, fates: np.ndarray, options: GrpoOptions) -> list[list[str]]:
-    """Why nothing is learnt from each completion of a draw in its step, B lists of R reasons;
+    """Tells why nothing is learnt from each completion of a draw in its step, B lists of R reasons;
     empty where something is."""
     taking = taking_part(options, part.verdict, part.rollout)
 

@@ -45,7 +45,7 @@ def choose_rows(differing: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 
 
 def find_shape(batches: Sequence[Batch]) -> tuple[int, ...]:
-    """The largest T, F and W among batches."""
+    """Returns the largest T, F and W among batches."""
     shapes = [(batch.tokens.shape[1], *batch.patches.shape[1:3]) for batch in batches]
     return tuple(map(max, zip(*shapes, strict=True)))
 

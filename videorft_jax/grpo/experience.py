@@ -32,7 +32,7 @@ _SHUFFLED = 1 << 31  # set in the step number of random keys that draw from shuf
 
 
 class Experience(NamedTuple):
-    """One batch of the loader with its completions and what they are worth, as NumPy arrays."""
+    """Holds one batch of the loader with its completions and their worth, as NumPy arrays."""
 
     item: Step
     batch: Batch  # prompts; a row without a sample holds one token
@@ -154,7 +154,7 @@ class Collector:
 
     @property
     def num_programs(self) -> int:
-        """Number of programs compiled so far."""
+        """Counts the programs compiled so far."""
         engines = [e for e in (self.engine, self.shuffled_engine, self.turns) if e is not None]
         own: tuple[Any, ...] = (self._encode, self._advantages)
         compiled = sum(program._cache_size() for program in own)

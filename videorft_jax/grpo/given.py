@@ -24,8 +24,8 @@ FIELD = "given"  # of a record, a list of completions
 
 
 def read_given(record: Record) -> list[str]:
-    """The completions that a record brings along: those in its field `given`, else its chain of
-    thought with its solution; none where it has neither.
+    """Returns the completions that a record brings along: those in its field `given`, else its
+    chain of thought with its solution; none where it has neither.
 
     Raises ValueError for a field `given` that is no list of strings.
     """

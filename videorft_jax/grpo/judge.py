@@ -36,7 +36,7 @@ ORDER = "order"  # the reward of T-GRPO: did it help that the frames stood in or
 
 
 class Verdict(NamedTuple):
-    """The rewards of this process's B prompts, and metrics over the prompts of all processes."""
+    """Holds the rewards of this process's B prompts, and metrics over those of all processes."""
 
     total: np.ndarray  # float32 [B, R], the reward that is trained on; 0 where not valid
     valid: np.ndarray  # bool [B, R], the completion takes part in the step
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """The configured rewards of one run.
+    """Holds the configured rewards of one run.
 
     rows: number of prompts of this process. num_rollouts: R, of which the last num_given are not
     drawn; they are scored and do not count in metrics. num_steps: steps of the run. dtype: of
@@ -216,8 +216,8 @@ class Judge:
 
 
 def _first(batch: RewardBatch, count: int) -> RewardBatch:
-    """The rewards of the first `count` completions of each group, which are those that were drawn;
-    metrics tell what the policy says, not what it was given."""
+    """Returns the rewards of the first `count` completions of each group, which are those that were
+    drawn; metrics tell what the policy says, not what it was given."""
     return dataclasses.replace(
         batch,
         scores={name: array[:, :count] for name, array in batch.scores.items()},

@@ -26,7 +26,7 @@ FOLDER = "leftover"
 
 
 class Leftover:
-    """The groups that wait for the next update, each part in the shape it was drawn in."""
+    """Holds the groups that wait for the next update, each part in the shape it was drawn in."""
 
     def __init__(self, parts: Sequence[GroupRows] = ()):
         self.parts = list(parts)
@@ -111,7 +111,7 @@ def load(folder: str, step: int) -> Leftover:
 
 
 def _count_writers(where, step):
-    """The number of processes that wrote the files of `step`, as the first of them says."""
+    """Returns the number of processes that wrote the files of `step`, as the first of them says."""
     with np.load(where / f"{step:08d}-0.npz", allow_pickle=False) as file:
         return int(file["processes"])
 

@@ -18,7 +18,7 @@ from videorft_jax.ops.head import token_logprobs
 
 
 class TurnLayout(NamedTuple):
-    """Where the results of calls stand in completions of several turns."""
+    """Says where the results of calls stand in completions of several turns."""
 
     is_own: jax.Array  # bool [B, R, C], the model drew the token
     positions: jax.Array  # int32 [B, 3, R, C], M-RoPE
@@ -26,7 +26,7 @@ class TurnLayout(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """B prompts with R completions of at most C tokens each.
+    """Holds B prompts with R completions of at most C tokens each.
 
     With `turns` the completions hold the results of calls between the tokens that were drawn, and
     the frame pairs of results stand behind those of the prompt in `batch`, whose pixels are there.
@@ -40,12 +40,12 @@ class Groups(NamedTuple):
 
     @property
     def present(self) -> jax.Array:
-        """Where the tokens of completions that take part are, bool [B, R, C]."""
+        """Tells where the tokens of completions that take part are, bool [B, R, C]."""
         return jnp.arange(self.completions.shape[-1]) < self.lengths[..., None]
 
     @property
     def mask(self) -> jax.Array:
-        """Which of these tokens the model drew, bool [B, R, C]; the loss reads no others."""
+        """Tells which of these tokens the model drew, bool [B, R, C]; the loss reads no others."""
         return self.present if self.turns is None else self.present & self.turns.is_own
 
 

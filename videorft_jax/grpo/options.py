@@ -14,7 +14,7 @@ KNOWN_REWARDS = (*BUILT_IN, "semantic", "order")
 
 @dataclasses.dataclass(frozen=True)
 class GrpoOptions:
-    """Everything that decides a GRPO step but weights and data.
+    """Holds everything that decides a GRPO step but weights and data.
 
     Attributes:
       train: what GRPO has in common with SFT; its rows are the prompts of a step.
@@ -63,7 +63,7 @@ class GrpoOptions:
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps on the completions of one rollout."""
+        """Counts the optimizer steps on the completions of one rollout."""
         return self.num_updates * self.minibatches
 
     def check_parts(self, parts: int) -> None:
@@ -79,7 +79,7 @@ class GrpoOptions:
 
     @property
     def needs_score(self) -> bool:
-        """Whether log-probabilities are computed before the first optimizer step of a rollout."""
+        """Tells whether log-probabilities are computed before a rollout's first update."""
         return self.steps_per_rollout > 1 or self.kl_in_reward
 
     def __post_init__(self):
@@ -184,7 +184,7 @@ _AT_RATIO_ONE = {"gspo": "grpo", "sapo": "grpo", "cispo": "dapo"}
 
 
 def without_ratio(options: GrpoOptions) -> GrpoOptions:
-    """The simplest options that train the same.
+    """Returns the simplest options that train the same.
 
     With one update a rollout every ratio of policies is 1. Then clips do nothing, gspo and sapo
     have the gradient of grpo, and cispo that of dapo.

@@ -49,8 +49,9 @@ def check_reference(options: GrpoOptions) -> None:
 
 
 def read_reference(options: GrpoOptions, weights: Weights, mesh, shardings):
-    """The weights of the reference policy that the policy trains, in the dtype of the computation
-    and in `shardings`; an adapter in `model.adapter` is merged into those of `model.init_from`."""
+    """Returns the weights of the reference policy that the policy trains, in the dtype of the
+    computation and in `shardings`; an adapter in `model.adapter` is merged into those of
+    `model.init_from`."""
     model = options.train.model
     if options.reference:
         model = dataclasses.replace(model, init_from=options.reference, adapter="")
@@ -76,7 +77,7 @@ def mix_reference(reference, params, mixup: float):
 
 
 def _find_differing(own, other, prefix=""):
-    """The names of the fields in which two configurations differ."""
+    """Returns the names of the fields in which two configurations differ."""
     if type(own) is not type(other):
         return [prefix.removesuffix(".") or "family"]
     found = []

@@ -44,7 +44,7 @@ def rehearse(options: GrpoOptions) -> None:
 
 
 def choose_records(source: Source) -> list[Any]:
-    """One record of each problem type among those looked through, and others up to a few."""
+    """Picks one record of each problem type among those looked through, and others up to a few."""
     first: dict[str, Any] = {}
     others: list[Any] = []
     for index in range(0, len(source), max(1, len(source) // _MOST_READ)):
@@ -87,8 +87,8 @@ def _rehearse_one(user: UserReward, records: list[Any], options: GrpoOptions) ->
 
 
 def _call(user, record, options):
-    """What `UserReward.call` gives for made-up completions; raises ValueError after the deadline of
-    the rewards of a batch, since a thread cannot be ended."""
+    """Tells what `UserReward.call` gives for made-up completions; raises ValueError after the
+    deadline of the rewards of a batch, since a thread cannot be ended."""
     num, limit = options.rollout.num_rollouts, options.rewards.timeout_s
     state = TrainerState(1, max(1, options.train.max_steps), 0)
     more = user.in_training(Training([[list(range(k + 1)) for k in range(num)]], state), 0)
@@ -108,7 +108,7 @@ def _call(user, record, options):
 
 
 def describe(reasons: dict[str, int], line: str, num: int) -> str:
-    """What is wrong with what a user reward returned, and the remedy; empty where nothing is."""
+    """Says what is wrong with the values of a user reward, and the remedy; "" where nothing is."""
     if "raised" in reasons:
         return f"raised {line}; mend it, or return None where it says nothing"
     if "wrong_length" in reasons:

@@ -59,7 +59,7 @@ _LANE = 128  # completion lengths are multiples of it where it divides the longe
 
 
 class Laid(NamedTuple):
-    """The groups of one update, laid out on the mesh.
+    """Holds the groups of one update, laid out on the mesh.
 
     fates: where the groups of each draw went, int [B]: TAKEN, LEFT or PASSED. is_empty: no
     completion of any process takes part.
@@ -71,7 +71,7 @@ class Laid(NamedTuple):
 
 
 class Trainer:
-    """The programs of one run and what flows between them.
+    """Holds the programs of one run and what flows between them.
 
     run: what `training.run.open_run` yields.
     """
@@ -100,7 +100,7 @@ class Trainer:
 
     @property
     def num_programs(self) -> int:
-        """Number of programs compiled so far."""
+        """Counts the programs compiled so far."""
         return self.programs.num_compiled + self.collector.num_programs
 
     def collect(self, state, items, tracker, number: int) -> list[Experience]:
@@ -137,7 +137,7 @@ class Trainer:
         return Laid(placed, fates, is_empty=longest == 0)
 
     def _host_rows(self, part: Experience) -> GroupRows:
-        """The groups of one batch as NumPy rows; a completion that takes no part has length 0."""
+        """Makes NumPy rows of the groups of one batch; what takes no part has length 0."""
         taking, batch = self.taking_part(part), part.batch
         if part.visual is not None:  # The visual tokens stand for the pixels.
             batch = batch._replace(patches=batch.patches[:, :0])

@@ -17,7 +17,7 @@ from videorft_jax.parallel.processes import gather
 
 
 def make_turn_rows(part: Experience, taking: np.ndarray) -> GroupRows:
-    """The groups of one batch, some of whose completions called a tool, as NumPy rows.
+    """Returns the groups of one batch, some of whose completions called a tool, as NumPy rows.
 
     taking: bool [B, R], the completions that are learnt from; the others have length 0.
     """
@@ -79,7 +79,7 @@ def fit_turns(
 
 
 def _resize(array: Any, axis: int, size: int, fill: Any) -> Any:
-    """The array cut or padded to `size` along an axis."""
+    """Returns the array cut or padded to `size` along an axis."""
     array = np.take(array, range(min(size, array.shape[axis])), axis=axis)
     pad = [(0, 0)] * array.ndim
     pad[axis] = (0, size - array.shape[axis])

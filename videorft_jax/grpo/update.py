@@ -26,7 +26,7 @@ from videorft_jax.training.weights import Weights
 
 
 class GroupRows(NamedTuple):
-    """What an update of GRPO reads; every leaf is [B, ...], one row per group.
+    """Holds what an update of GRPO reads; every leaf is [B, ...], one row per group.
 
     Without `old` the policy of the update is the one that drew the completions, so every ratio is 1
     and only its gradient counts. Without `reference` the update computes it.
@@ -118,7 +118,7 @@ def split_rows(rows: GroupRows, count: int) -> list[GroupRows]:
 
 
 class GrpoPrograms:
-    """The compiled programs of an update, each compiled on first use.
+    """Holds the compiled programs of an update, each compiled on first use.
 
     score: (params, frozen, groups, [reference]) -> log-probabilities of the policy and, with a
       beta, of the reference policy, before the first of several updates.
@@ -151,13 +151,13 @@ class GrpoPrograms:
 
     @property
     def num_compiled(self) -> int:
-        """Number of programs compiled so far, one for each shape."""
+        """Counts the programs compiled so far, one for each shape."""
         programs: tuple[Any, ...] = (self.score, self.charge, self.split, self.step, self.mix)
         return sum(program._cache_size() for program in programs)
 
     @property
     def reference_shardings(self):
-        """Where the reference weights lie between updates: on the devices, or with
+        """Tells where the reference weights lie between updates: on the devices, or with
         `reference_on_host` in the memory of their hosts."""
         if not self._options.reference_on_host:
             return self._shardings.params

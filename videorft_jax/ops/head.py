@@ -23,7 +23,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target and the entropy of its distribution, float32 [B, T].
+    """Computes each target's log-probability and the entropy of its distribution, float32 [B, T].
 
     hidden [B, T, D] are the states that predict targets int32 [B, T]; head [V, D]. Only where
     mask, bool [B, T], is True is the head applied; elsewhere both results are 0. Within a row

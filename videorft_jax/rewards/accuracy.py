@@ -34,7 +34,7 @@ RELATIVE_TOLERANCE = 0.05
 
 
 class Outcome(enum.StrEnum):
-    """Why a reward has no number. UNPARSEABLE, the completion's fault, is worth 0; FAILED, the
+    """Says why a reward has no number. UNPARSEABLE, the completion's fault, is worth 0; FAILED, the
     record's fault (its ground truth cannot be read, or its type has no rule), masks the sample."""
 
     UNPARSEABLE = "unparseable"
@@ -42,7 +42,7 @@ class Outcome(enum.StrEnum):
 
 
 def to_float(score: float | Outcome) -> float:
-    """A score as a number: `unparseable` is 0, `failed` is NaN."""
+    """Returns a score as a number: `unparseable` is 0, `failed` is NaN."""
     if isinstance(score, Outcome):
         return math.nan if score is Outcome.FAILED else 0.0
     return score
@@ -61,7 +61,7 @@ def score_accuracy(
     options: Sequence[str] = (),
     mode: str = "strict",
 ) -> float | Outcome:
-    """Accuracy R_a of one completion, in [0, 1]; total over all strings.
+    """Computes the accuracy R_a of one completion, in [0, 1]; total over all strings.
 
     Args:
       completion: model text with its tags.
@@ -90,8 +90,8 @@ def score_accuracy(
 
 
 def find_unreadable(record, mode: str = "strict") -> tuple[str, str] | None:
-    """What keeps the rules of `mode` from reading a record's true answer, and a remedy; None where
-    they can. Every completion of such a record would be masked, or worth 0 in repo mode."""
+    """Tells what keeps the rules of `mode` from reading a record's true answer, and a remedy; None
+    where they can. Every completion of such a record would be masked, or worth 0 in repo mode."""
     kind, solution = record.problem_type, record.solution
     if kind not in RULES[mode]:
         return f"no rule for {kind!r}", f"choose one of {', '.join(RULES[mode])}"
@@ -123,7 +123,8 @@ def score_answer(
 
 
 def score_format(completion: str, mode: str = "strict") -> float:
-    """Format R_f: 1 for a think block then an answer block and nothing else, 0 otherwise.
+    """Gives the format reward R_f: 1 for a think block then an answer block and nothing else, 0
+    otherwise.
 
     repo and paper accept what the original's full match accepts; strict fixes defect 11.
     """
@@ -149,7 +150,7 @@ def _equal_letters(answer: str, reference: str, options: Sequence[str]) -> float
 
 
 def _plain_float(text: str) -> float | None:
-    """The original's number: commas dropped, then Python's own rules ("nan", "1_2", "٣")."""
+    """Reads the original's number: commas dropped, then Python's own rules ("nan", "1_2", "٣")."""
     try:
         return float(text.replace(",", ""))
     except ValueError:
@@ -274,7 +275,7 @@ def mean_relative_accuracy(number: float, truth: float, boundary: str = "officia
 
 
 def word_error_rate(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """Levenshtein distance over words / max(1, reference words); can exceed 1."""
+    """Computes the Levenshtein distance over words / max(1, reference words); can exceed 1."""
     size = len(reference)
     if len(answer) >= 2 * max(1, size):
         return (len(answer) - size) / max(1, size)  # a lower bound, at least 1: worth nothing
@@ -292,7 +293,8 @@ def word_error_rate(answer: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def _strict_ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
-    """The word error rate of words without punctuation around them, in one width of letters."""
+    """Returns the word error rate of words without punctuation around them, in one width of
+    letters."""
     if max(len(answer), len(reference)) > MAX_TEXT:
         return Outcome.FAILED if len(reference) > MAX_TEXT else Outcome.UNPARSEABLE
     words = [answers.split_read_words(text) for text in (answer, reference)]
@@ -318,7 +320,8 @@ def _stem(word: str) -> str:
 
 
 def mean_rouge(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over words, in [0, 1]; equal to rouge-score's.
+    """Returns the mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over words, in [0, 1]; equal to
+    rouge-score's.
 
     The longest common subsequence is found with one big-integer step a word (Hyyrö 2004) where
     rouge-score fills a Python table.
@@ -340,7 +343,7 @@ def _f1(common: int, num_answer: int, num_reference: int) -> float:
 
 
 def _common_length(answer: Sequence[str], reference: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Returns the length of the longest common subsequence."""
     places: dict[str, int] = collections.defaultdict(int)
     for i, word in enumerate(reference):
         places[word] |= 1 << i

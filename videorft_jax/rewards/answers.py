@@ -29,7 +29,7 @@ UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30F
 
 
 def first_block(text: str, tag: str) -> str | None:
-    """Stripped text of the first `<tag>...</tag>`, None without one. Case-sensitive.
+    """Returns the stripped text of the first `<tag>...</tag>`, None without one. Case-sensitive.
 
     Equal to the original's lazy regular expression, whose whitespace is cubic to match.
     """
@@ -40,7 +40,7 @@ def first_block(text: str, tag: str) -> str | None:
 
 
 def iter_blocks(text: str, tag: str, start: int = 0) -> Iterator[str]:
-    """Stripped innermost `<tag>...</tag>` blocks from `start` on, in order."""
+    """Returns the stripped innermost `<tag>...</tag>` blocks from `start` on, in order."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     while (end := text.find(closing, start)) >= 0:
         begin = text.rfind(opening, start, end)
@@ -50,7 +50,7 @@ def iter_blocks(text: str, tag: str, start: int = 0) -> Iterator[str]:
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer of a completion: what follows the last `</think>` in answer tags.
+    """Returns the answer of a completion: what follows the last `</think>` in answer tags.
 
     Blocks inside the reasoning are drafts and do not count (defect 10 of the original: there the
     first block won). None when there is no block, or when several blocks disagree: naming two
@@ -79,7 +79,7 @@ def check_tags(tokenizer) -> None:
 
 
 def is_think_then_answer(text: str) -> bool:
-    """Whether all of `text` is a think block, optional whitespace and an answer block.
+    """Tells whether all of `text` is a think block, optional whitespace and an answer block.
 
     Accepts exactly what the original's regular expression accepts: empty, repeated and nested
     blocks pass, one stray newline at either end does not (reference cases of its format reward).
@@ -97,7 +97,8 @@ def is_think_then_answer(text: str) -> bool:
 
 
 def is_one_think_one_answer(text: str) -> bool:
-    """Whether stripped `text` is one think block and one answer block, both with text in them.
+    """Tells whether stripped `text` is one think block and one answer block, both with text in
+    them.
 
     Fixes defect 11 of the original: surrounding whitespace is allowed, each tag occurs once.
     """
@@ -108,7 +109,7 @@ def is_one_think_one_answer(text: str) -> bool:
 
 
 def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
-    """The option letter, upper case, of "A", "a", "A.", "(A)", "A) cat" or "A. cat".
+    """Returns the option letter, upper case, of "A", "a", "A.", "(A)", "A) cat" or "A. cat".
 
     Words after the letter must be the option's own text when `options` (with or without labels)
     are known, and must hold no other lone letter when they are not. "A or B", "A, B", "a cat" and
@@ -141,7 +142,8 @@ def parse_letter(text: str, options: Sequence[str] = ()) -> str | None:
 
 
 def _option_texts(option: str, letter: str) -> tuple[str, str]:
-    """An option as written, and without its label, in the form that `parse_letter` compares."""
+    """Returns an option as written, and without its label, in the form that `parse_letter`
+    compares."""
     text = " ".join(option.translate(PLAIN).casefold().split()).rstrip(".")
     bare = text.removeprefix("(")
     if bare[:1] == letter.lower() and bare[1:2] and bare[1:2] in ".):":
@@ -150,14 +152,14 @@ def _option_texts(option: str, letter: str) -> tuple[str, str]:
 
 
 class Number(NamedTuple):
-    """A finite value and the unit written with it: "" for none, "%" for per cent, "$", "cm"."""
+    """Holds a finite value and the unit written with it: "" for none, "%" for per cent, "cm"."""
 
     value: float
     unit: str
 
 
 def parse_number(text: str) -> Number | None:
-    """A number as people and models write one; fixes defect 7 of the original.
+    """Returns a number as people and models write one; fixes defect 7 of the original.
 
     Reads signs, decimals, exponents, commas between groups of three, fractions ("3/4", "1 1/2",
     `\\frac{3}{4}`), per cent, currencies, a unit, LaTeX wrappers and full-width digits. None for
@@ -203,7 +205,7 @@ def _scan(text: str, pos: int, allowed: str) -> int:
 
 
 def _scan_decimal(text: str, pos: int) -> tuple[float | None, int]:
-    """Unsigned decimal with thousands separators and exponent: (value or None, end)."""
+    """Reads an unsigned decimal with thousands separators and exponent: (value or None, end)."""
     end = _scan(text, pos, DIGITS + ",.")
     whole, _, decimals = text[pos:end].partition(".")
     first, *groups = whole.split(",")
@@ -221,7 +223,7 @@ def _scan_decimal(text: str, pos: int) -> tuple[float | None, int]:
 
 
 def _scan_value(text: str, pos: int) -> tuple[float | None, int]:
-    """A decimal, a fraction or a mixed number: (value or None, end)."""
+    """Reads a decimal, a fraction or a mixed number: (value or None, end)."""
     if text.startswith("\\frac{", pos):
         above, pos = _scan_decimal(text, pos + len("\\frac{"))
         if above is None or not text.startswith("}{", pos):
@@ -246,7 +248,7 @@ def _scan_value(text: str, pos: int) -> tuple[float | None, int]:
 
 
 def _parse_unit(text: str) -> str | None:
-    """The normalised unit after a number, "" for none, None for anything that is no unit."""
+    """Reads the normalised unit after a number, "" for none, None for anything that is no unit."""
     unit = " ".join(text.casefold().split()).rstrip(".")
     if not unit:
         return ""
@@ -264,7 +266,8 @@ def _parse_unit(text: str) -> str | None:
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of any script; fixes defect 12 of the original, which saw a-z and 0-9 only.
+    """Returns lower-case words of any script; fixes defect 12 of the original, which saw a-z and
+    0-9 only.
 
     A word is a run of letters, marks and digits; in scripts without spaces, one character.
     """

@@ -31,7 +31,7 @@ GATES: dict[str, tuple[tuple[str, float], ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """Which rewards count, how much, and under which rules.
+    """Says which rewards count, how much, and under which rules.
 
     Attributes:
       rewards: (name, weight) pairs. A name is built in (see BUILT_IN), a user's
@@ -85,7 +85,7 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardBatch:
-    """Rewards of B prompts with R completions each.
+    """Holds the rewards of B prompts with R completions each.
 
     Attributes:
       scores: name -> float64 [B, R] before weights and gates, NaN where failed or not applicable.
@@ -108,7 +108,8 @@ class RewardBatch:
 
 
 class Rewards:
-    """The configured rewards; user functions are loaded, and refused, here and not at step one."""
+    """Holds the configured rewards; user functions are loaded, and refused, here and not at step
+    one."""
 
     def __init__(self, config: RewardConfig, in_training: bool = False):
         self.config = config
@@ -204,7 +205,7 @@ def score(
     mode: str = "strict",
     rewards: Sequence[str] = ("accuracy", "format"),
 ) -> dict[str, np.ndarray]:
-    """Each reward of each completion, unweighted and ungated.
+    """Computes each reward of each completion, unweighted and ungated.
 
     Args:
       completions: one text a record, or one list of R texts a record.
@@ -241,7 +242,8 @@ def combine(
     config: RewardConfig,
     absent: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Weighted, gated sum: R = sum_i w_i R_i, gated ones times 1[R_a > threshold] (paper, R).
+    """Computes the weighted, gated sum: R = sum_i w_i R_i, gated ones times 1[R_a > threshold]
+    (paper, R).
 
     Args:
       scores: name -> float [B, R], NaN where failed.
@@ -277,7 +279,7 @@ def combine(
 def gate_rewards(
     scores: Mapping[str, np.ndarray], config: RewardConfig, is_open: np.ndarray | None
 ) -> np.ndarray:
-    """The scores [K, B, R] in the order of the config, 0 where a gate is closed."""
+    """Returns the scores [K, B, R] in the order of the config, 0 where a gate is closed."""
     return np.stack(
         [
             close_gate(scores[name], is_open)
@@ -327,8 +329,8 @@ def favour_length(
 
 
 def punish_overlong(num_tokens: np.ndarray, limit: int, buffer: int) -> np.ndarray:
-    """Soft overlong punishment (DAPO, eq. 13), float64 [B, R]: 0 up to limit - buffer tokens, then
-    falling to -1 at `limit` tokens, int [B, R] with the end token."""
+    """Gives the soft overlong punishment (DAPO, eq. 13), float64 [B, R]: 0 up to limit - buffer
+    tokens, then falling to -1 at `limit` tokens, int [B, R] with the end token."""
     return np.clip((limit - buffer - num_tokens) / buffer, -1.0, 0.0)
 
 

@@ -22,7 +22,7 @@ _MAX_HEADER = 256  # bytes of an .npy header, for a bound on what is opened
 
 
 def identify_siglip(siglip: Siglip) -> str:
-    """Hex digest of SigLIP's image side: config, vision weights and their dtype.
+    """Makes the hex digest of SigLIP's image side: config, vision weights and their dtype.
 
     Raises:
       ValueError: the weights are spread over processes.
@@ -40,7 +40,8 @@ def identify_siglip(siglip: Siglip) -> str:
 
 
 def identify_frames(frames: np.ndarray) -> str:
-    """Hex digest of decoded frames uint8 [n, h, w, 3], the key under which embeddings are kept.
+    """Makes the hex digest of decoded frames uint8 [n, h, w, 3], the key under which embeddings are
+    kept.
 
     The pixels themselves decide the numbers: another file of the same name, another span of the
     same file and another folder of media all give other pixels, and equal pixels may share.
@@ -51,7 +52,7 @@ def identify_frames(frames: np.ndarray) -> str:
 
 
 class EmbeddingCache:
-    """Embeddings float32 [n, D] by clip, the least recently used leave the memory first.
+    """Keeps embeddings float32 [n, D] by clip, the least recently used leave the memory first.
 
     Args:
       contract: digest of the media contract that the frames were read under.

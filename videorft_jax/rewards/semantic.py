@@ -40,7 +40,7 @@ _ENDS = (0, 1)  # end and padding tokens of both vocabularies of SigLIP
 
 @dataclasses.dataclass(frozen=True)
 class SemanticOptions:
-    """The options of the semantic reward, as a recipe sets them in its section `reward`.
+    """Holds the options of the semantic reward, as a recipe sets them in its section `reward`.
 
     Attributes:
       siglip: Hugging Face folder of a SigLIP.
@@ -73,7 +73,7 @@ class SemanticOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SemanticScores:
-    """R_s of B videos with R completions each, before gate and weight.
+    """Holds R_s of B videos with R completions each, before gate and weight.
 
     Attributes:
       scores: float32 [B, R] in [0, 1]; NaN for a video without frames, 0 without a description.
@@ -94,7 +94,8 @@ class SemanticScores:
 
 
 def require_siglip(rewards: Sequence[tuple[str, float]], folder: str | None) -> bool:
-    """Whether the semantic reward is to be computed; checks for weights before anything starts.
+    """Tells whether the semantic reward is to be computed; checks for weights before anything
+    starts.
 
     Args:
       rewards: (name, weight) pairs of the reward config.
@@ -243,7 +244,7 @@ class SemanticReward:
         texts: Sequence[Sequence[Sequence[str]]],
         clips: Sequence[str] | None,
     ) -> tuple[np.ndarray, ...]:
-        """One batch: scores, cosine, is_truncated, is_empty [b, R] and is_cached [b]."""
+        """Computes one batch: scores, cosine, is_truncated, is_empty [b, R] and is_cached [b]."""
         batch, is_truncated = self._tokenize(texts)
         rows, width, num = self._shape[0], self.siglip.config.vision.hidden_size, self._num_frames
         batch |= {
@@ -360,7 +361,7 @@ def _thin(length: int, num: int) -> np.ndarray:
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of this process, in order, of an array that is sharded by rows; a copy."""
+    """Returns the rows of this process, in order, of an array that is sharded by rows; a copy."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 

@@ -82,7 +82,7 @@ def iter_sentences(text: str) -> Iterator[str]:
 
 
 def _is_end(text: str, start: int, mark: int, end: int, ahead: int) -> bool:
-    """Whether the sentence from `start` ends with the marks [mark, end); `ahead` is the next
+    """Tells whether the sentence from `start` ends with the marks [mark, end); `ahead` is the next
     character that is no white space."""
     sign, following = text[mark], text[ahead]
     if sign == "\n":
@@ -101,7 +101,7 @@ def _is_end(text: str, start: int, mark: int, end: int, ahead: int) -> bool:
 
 
 def _continues(text: str, start: int, mark: int, ahead: int) -> bool:
-    """Whether a single full stop belongs to an abbreviation, an initial or a list number."""
+    """Tells whether a single full stop belongs to an abbreviation, an initial or a list number."""
     behind = text[max(start, mark - _LOOK_BACK) : mark]
     words = [word for word in (w.lstrip(_OPENERS) for w in behind.split()) if word]
     if not words or behind[-1].isspace():
@@ -140,7 +140,7 @@ def _is_unspaced(letter: str) -> bool:
 
 
 def describe(completion: str, rule: str) -> list[str]:
-    """The descriptive part of a completion, as the texts to encode; empty without one.
+    """Returns the descriptive part of a completion, as the texts to encode; empty without one.
 
     Args:
       completion: model text with its tags.

@@ -61,8 +61,8 @@ _FRACTIONS = {
 
 
 def read_number(text: str) -> Number | None:
-    """The one number that a short statement gives, with its unit; None where it gives none or
-    several, or something made of a number ("3π", "7 if counted twice")."""
+    """Returns the one number that a short statement gives, with its unit; None where it gives none
+    or several, or something made of a number ("3π", "7 if counted twice")."""
     if len(text) > MAX_NUMBER or _CAPITAL_SCALE.search(text):
         return None
     found = parse_bare(text)
@@ -96,8 +96,8 @@ def _read_value(text):
 
 
 def _is_unit(unit: str) -> bool:
-    """Whether the words behind a number leave its value as it is: a unit of measurement, or a word
-    for what is counted. A single letter that is no unit is an unknown, as in "3x"."""
+    """Tells whether the words behind a number leave its value as it is: a unit of measurement, or a
+    word for what is counted. A single letter that is no unit is an unknown, as in "3x"."""
     if not unit or units.is_known(unit):
         return True
     is_word = len(unit) > 1 or not unit.isascii()
@@ -105,7 +105,8 @@ def _is_unit(unit: str) -> bool:
 
 
 def _rescaled(number: Number) -> Number | None:
-    """A number whose unit begins with a word of scale: "5 million" is parsed with that unit."""
+    """Returns a number whose unit begins with a word of scale: "5 million" is parsed with that
+    unit."""
     match = _SCALED.fullmatch(number.unit.split(" ")[0]) if number.unit else None
     if match is None:
         return number if _is_unit(number.unit) else None
@@ -126,7 +127,7 @@ def _with_unit(value: float, text: str) -> Number | None:
 
 
 def _read_words(words: str, rest: str) -> Number | None:
-    """The value of leading number words and the unit behind them: "twenty-one chairs"."""
+    """Returns the value of leading number words and the unit behind them: "twenty-one chairs"."""
     tokens = re.split(r"[\s-]+", words.casefold())
     total, part, used, last = 0.0, 0.0, 0, ""
     for place, token in enumerate(tokens):
@@ -149,7 +150,8 @@ def _read_words(words: str, rest: str) -> Number | None:
 
 
 def _in_digits(text: str) -> str:
-    """Vulgar fractions, `\\frac12`, products with powers of ten and spaced thousands in digits."""
+    """Writes vulgar fractions, `\\frac12`, products with powers of ten and spaced thousands in
+    digits."""
     for sign, plain in _FRACTIONS.items():
         text = text.replace(sign, f" {plain}" if re.search(rf"\d{sign}", text) else plain)
     text = re.sub(r"\\[dt]?frac(\d)(\d)(?!\d)", r"\1/\2", text)
@@ -164,7 +166,8 @@ def _in_digits(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """The text without the marks that enclose all of it, and without outer space and full stop."""
+    """Returns the text without the marks that enclose all of it, and without outer space and full
+    stop."""
     text = text.translate(PLAIN).strip()
     for _ in range(8):
         before = text
@@ -179,7 +182,7 @@ def _unwrapped(text: str) -> str:
 
 
 def read_letter(text: str, options: Sequence[str] = ()) -> str | None:
-    """The letter of the option that a short statement chooses, None where it chooses none.
+    """Returns the letter of the option that a short statement chooses, None where it chooses none.
 
     Beside what `answers.parse_letter` reads: marks around the letter or all of it, an introduction,
     and the option's own words behind the letter after any mark or space.
@@ -210,8 +213,8 @@ def read_letter(text: str, options: Sequence[str] = ()) -> str | None:
 
 
 def read_choice(text: str) -> frozenset[str] | str | None:
-    """What a choice without a single letter says: a set of letters ("A and C", "AC"), a number
-    ("1"), or yes, no, true or false. None for anything else."""
+    """Tells what a choice without a single letter says: a set of letters ("A and C", "AC"), a
+    number ("1"), or yes, no, true or false. None for anything else."""
     text = _unwrapped(text[:MAX_LABEL])
     match = _LEAD.match(text)
     text = _unwrapped(text[match.end() :] if match else text).strip(" ,;:!")
@@ -231,6 +234,6 @@ def _bare(option: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words without a leading article."""
+    """Returns lower-case words without a leading article."""
     words = re.findall(r"\w+", text.casefold())
     return words[1:] if words[:1] and words[0] in ("the", "a", "an") and len(words) > 1 else words

@@ -70,5 +70,5 @@ def convert(value: float, unit: str, wanted: str) -> float | None:
 
 
 def is_known(unit: str) -> bool:
-    """Whether a unit is listed here."""
+    """Tells whether a unit is listed here."""
     return unit in _UNITS

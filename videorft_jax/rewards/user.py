@@ -53,8 +53,9 @@ _IN_TRAINING = ("completion_ids", "trainer_state", "log_metric")
 
 @dataclasses.dataclass(frozen=True)
 class TrainerState:
-    """What a user reward may know of the run: the step that is being taken, counted from 1, the
-    last step, and the epoch of the batch, counted from 0. The names are those of `transformers`."""
+    """Holds what a user reward may know of the run: the step that is being taken, counted from 1,
+    the last step, and the epoch of the batch, counted from 0. The names are those of
+    `transformers`."""
 
     global_step: int
     max_steps: int
@@ -63,7 +64,7 @@ class TrainerState:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What rewards get besides texts where completions were drawn in training.
+    """Holds what rewards get besides texts where completions were drawn in training.
 
     completion_ids: B lists of R lists of token ids.
     """
@@ -73,7 +74,7 @@ class Training:
 
 
 def load_function(spec: str, in_training: bool = False) -> Callable[..., Any]:
-    """The function that `module:function` names.
+    """Returns the function that `module:function` names.
 
     in_training: calls give `completion_ids`, `trainer_state` and `log_metric`.
 
@@ -109,14 +110,14 @@ def load_function(spec: str, in_training: bool = False) -> Callable[..., Any]:
 
 
 def needed_arguments(function: Callable[..., Any]) -> list[str]:
-    """The names of the arguments without which the function cannot be called."""
+    """Returns the names of the arguments without which the function cannot be called."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind in named and p.default is inspect.Parameter.empty]
 
 
 def record_fields(record: Any, num_completions: int) -> dict[str, list[Any]]:
-    """Keyword lists of one record: its fields and those of `record.extra`, R times each."""
+    """Makes keyword lists of one record: its fields and those of `record.extra`, R times each."""
     fields = {field: getattr(record, field, None) for field in FIELDS}
     taken = (*FIELDS, "prompts", "completions")
     extra = getattr(record, "extra", {})
@@ -125,7 +126,7 @@ def record_fields(record: Any, num_completions: int) -> dict[str, list[Any]]:
 
 
 class UserReward:
-    """One user function and the thread it may still be running in."""
+    """Holds one user function and the thread it may still be running in."""
 
     def __init__(self, spec: str, in_training: bool = False):
         self.spec, self._in_training = spec, in_training
@@ -154,7 +155,7 @@ class UserReward:
         self._metrics.setdefault(str(name), []).append(float(value))
 
     def in_training(self, training: Training, row: int) -> dict[str, Any]:
-        """What the function gets in training besides the record of the given row."""
+        """Tells what the function gets in training besides the record of the given row."""
         return {
             "completion_ids": [list(ids) for ids in training.completion_ids[row]],
             "trainer_state": training.state,
@@ -233,7 +234,7 @@ class UserReward:
             return [math.nan] * num, {"raised": num}, line
 
     def _find_form(self, call: Callable[[bool], Any]) -> Any:
-        """The result of a call with texts or, where the function takes those, with chats."""
+        """Calls the function with texts or, where it takes those, chats; returns its result."""
         if self._takes_chats is not None:
             return call(self._takes_chats)
         try:
