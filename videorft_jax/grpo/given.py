@@ -69,10 +69,9 @@ def put_given(
     is 0. One that is longer than `sampling.max_new_tokens` is not cut: it is marked as failed, so
     that it takes no part, and counted in `counters["given_too_long"]`.
     """
-    fields = ("tokens", "lengths", "logprobs", "truncation", "stopped", "failed")
-    tokens, lengths, logprobs, truncation, stopped, failed = (
-        np.array(getattr(rollout, field)) for field in fields
-    )
+    tokens, lengths, stopped = map(np.array, (rollout.tokens, rollout.lengths, rollout.stopped))
+    logprobs, truncation = map(np.array, (rollout.logprobs, rollout.truncation))
+    failed = np.array(rollout.failed)
     first, too_long = tokens.shape[1] - num_given, 0
     for places in (logprobs, truncation, failed):
         places[:, first:] = 0
@@ -93,5 +92,4 @@ def put_given(
             too_long, sampling.max_new_tokens,
         )  # fmt: skip
     counters = rollout.counters | {"given_too_long": float(too_long)}
-    arrays = (tokens, lengths, logprobs, truncation, stopped, failed)
-    return rollout._replace(**dict(zip(fields, arrays, strict=True)), counters=counters)
+    return Rollout(tokens, lengths, logprobs, truncation, stopped, failed, counters)
