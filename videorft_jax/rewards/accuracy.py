@@ -123,8 +123,7 @@ def score_answer(
 
 
 def score_format(completion: str, mode: str = "strict") -> float:
-    """Gives the format reward R_f: 1 for a think block then an answer block and nothing else, 0
-    otherwise.
+    """Gives R_f, 1 for a think block then an answer block and nothing else, 0 otherwise.
 
     repo and paper accept what the original's full match accepts; strict fixes defect 11.
     """
@@ -293,8 +292,7 @@ def word_error_rate(answer: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def _strict_ocr(answer: str, reference: str, options: Sequence[str]) -> float | Outcome:
-    """Returns the word error rate of words without punctuation around them, in one width of
-    letters."""
+    """Scores words without punctuation around them, in one width of letters, by their errors."""
     if max(len(answer), len(reference)) > MAX_TEXT:
         return Outcome.FAILED if len(reference) > MAX_TEXT else Outcome.UNPARSEABLE
     words = [answers.split_read_words(text) for text in (answer, reference)]
@@ -320,8 +318,7 @@ def _stem(word: str) -> str:
 
 
 def mean_rouge(answer: Sequence[str], reference: Sequence[str]) -> float:
-    """Returns the mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over words, in [0, 1]; equal to
-    rouge-score's.
+    """Returns the mean F1 of ROUGE-1, -2 and -L over words, in [0, 1], as rouge-score does.
 
     The longest common subsequence is found with one big-integer step a word (Hyyrö 2004) where
     rouge-score fills a Python table.

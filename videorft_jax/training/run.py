@@ -261,7 +261,9 @@ def _renumber(state: TrainState, count: int) -> TrainState:
 
 
 def _write_config(path, values):
-    """The options of the run, as a reader finds them beside its metrics."""
+    """Writes the options of the run, as a reader finds them beside its metrics; process 0 does."""
+    if jax.process_index():
+        return
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(json.dumps(values, indent=1) + "\n")
     partial.replace(path)
@@ -300,7 +302,6 @@ def open_run(
     mode: str,
     check_memory: Callable[[Weights, jax.sharding.Mesh, list], None],
     updates: int = 1,
-    *,
     has_reference: bool = False,
 ) -> Iterator[Run]:
     """Restores or makes the state and measures the data; the mesh is set inside.
@@ -332,8 +333,7 @@ def open_run(
         mirror.pull()
         last.callback(mirror.push)
         checkpointer.check_disk(abstract)
-        state, saved = None, {"data": {"next_batch": 0}}
-        step = checkpointer.latest_step()
+        state, saved, step = None, {"data": {"next_batch": 0}}, checkpointer.latest_step()
         if step is not None:
             _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
             state, saved = checkpointer.restore(None, abstract, agreed)
@@ -350,8 +350,7 @@ def open_run(
         state = _renumber(state, start * updates)
         meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
         meta |= agreed | _describe_start(start_from, saved) | {"data": {"plan": loader.digest}}
-        if jax.process_index() == 0:
-            _write_config(mirror.folder / "config.json", options.recorded)
+        _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
             start, saved["data"]["next_batch"], total, updates, meta, mirror,

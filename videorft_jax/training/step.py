@@ -71,8 +71,7 @@ def make_step(
     """
 
     def step(state: TrainState, batch, *fixed):
-        if state.reference is not None:
-            fixed = (*fixed, state.reference)
+        fixed += () if state.reference is None else (state.reference,)
         params, frozen = cast(state.params, dtype), cast(state.frozen, dtype)
         grads, metrics = _accumulated(loss, accumulate, params, frozen, batch, totals(batch), fixed)
         if shardings is not None:
