@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows, filters, sorts, compares and links, and how soon."""
+"""The page in a real browser: what it shows, filters, sorts, compares and links, at any size."""
 
 import json
 import pathlib
@@ -205,17 +205,13 @@ def test_light_and_dark(page, tmp_path):
     assert means[1] < 60
 
 
-def test_ten_thousand_groups_are_drawn_at_once(tmp_path):
+def test_ten_thousand_groups_can_be_sorted(tmp_path):
+    """How soon they are drawn is measured by benchmarks/report_page.py."""
     write_report([write_many(tmp_path / "run", 10_000, 8)], tmp_path / "page.html", ReportOptions())
     script = """
-    const paint = performance.getEntriesByName('first-contentful-paint')[0].startTime;
-    const ready = performance.now();
-    const start = performance.now();
     $('#sort').value = 'spread';
     $('#sort').dispatchEvent(new Event('change'));
     await until(() => location.hash === '#sort=spread' && $('.group h3 a').textContent !== '1/0');
-    return { paint, ready, sorted: performance.now() - start, count: $('#count').textContent };"""
+    return { count: $('#count').textContent, shown: all('.group').length };"""
     found = run_in_page(tmp_path / "page.html", script)
-    assert found["count"] == "10,000 of 10,000 groups"
-    assert found["paint"] < 2000, found
-    assert found["ready"] < 4000, found
+    assert found == {"count": "10,000 of 10,000 groups", "shown": 20}

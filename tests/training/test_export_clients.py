@@ -14,11 +14,13 @@ import peft
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from trained_place import TrainedPlace
 from transformers.video_utils import VideoMetadata, load_video
 
 import videorft_jax as vr
+from videorft_jax import cli
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.processor_files import describe_equality, processor_files
 from videorft_jax.data.media.sampling import num_sampled, target_size
@@ -107,6 +109,38 @@ def test_every_clip_gets_our_answers(place, torchvision, run, tmp_path):
     assert place.export(run, out) == 0
     model = transformers.AutoModelForImageTextToText.from_pretrained(out)
     assert_same_answers(place, model, vr.load(out, dtype="float32"), out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", ["video", "image", "image video image", "video video"])
+def test_ask_answers_as_transformers_does(place, torchvision, kinds, tmp_path, capsys):
+    """Of files given as paths, each side through its own processor, in float32."""
+    assert place.export("full", tmp_path / "hf") == 0
+    flags, parts = [], []
+    for number, kind in enumerate(kinds.split()):
+        path = place.folder / f"{2 + number}.mp4"
+        if kind == "image":
+            path = tmp_path / f"{number}.png"
+            rng = np.random.default_rng(number)
+            Image.fromarray(rng.integers(0, 256, (84, 56, 3), np.uint8)).save(path)
+        flags.append(f"--{kind}={path}")
+        parts.append({"type": kind, kind: str(path)})
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+    inputs = load_processor(tmp_path / "hf").apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf")
+    model.generation_config.max_new_tokens = 24
+    with torch.no_grad():
+        answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    capsys.readouterr()
+    words = ["ask", f"--model={tmp_path / 'hf'}", *flags, f"--question={QUESTION}", "--json"]
+    assert cli.main([*words, "--dtype=float32", "--max_new_tokens=24"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    text = tokenizer.decode(answer[:24], skip_special_tokens=True).rstrip("\ufffd")
+    assert said["answer"] == text
+    assert said["num_tokens"] == len(answer[:24])
 
 
 def test_adapters_find_their_class(place, tmp_path):
