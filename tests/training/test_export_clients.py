@@ -124,7 +124,8 @@ def test_ask_answers_as_transformers_does(place, torchvision, kinds, tmp_path, c
             rng = np.random.default_rng(number)
             Image.fromarray(rng.integers(0, 256, (84, 56, 3), np.uint8)).save(path)
         flags.append(f"--{kind}={path}")
-        parts.append({"type": kind, kind: str(path)})
+        # Some builds of torchvision cannot read the file of a picture, so Pillow does.
+        parts.append({"type": kind, kind: Image.open(path) if kind == "image" else str(path)})
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
     inputs = load_processor(tmp_path / "hf").apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
