@@ -64,6 +64,7 @@ setup(
             "json-repair",
             "libtpu",
             "llguidance>=1.9,<2",
+            "mlcroissant>=1.1",  # reads the description of curated sets
             "mkdocs-material",  # the documentation's pages
             "mkdocstrings[python]",
             "mypy",

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 
 from videorft_jax.curation.options import STAGES, CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
-from videorft_jax.curation.publish import RL, SFT, Counts
+from videorft_jax.curation.publish import SETS, SFT, Counts
+from videorft_jax.curation.tables import LIST
 
+LIMITS = (
+    "A right answer does not prove the chain that leads to it. Chains were not read by people: not"
+    " audited. Texts are machine-made and may repeat errors of the models above."
+)
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
@@ -17,14 +22,15 @@ def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) 
     size = next((name for most, name in SIZES if counts.rl < most), "n>1M")
     front = [
         "---", "license: other", "license_name: see-the-tables-below", "language: [en]",
-        f"size_categories: [{size}]", "task_categories: [video-text-to-text]",
+        "pretty_name: Curated chains of thought about videos", f"size_categories: [{size}]",
+        "task_categories: [video-text-to-text, visual-question-answering]",
         "annotations_creators: [machine-generated]",
+        f"source_datasets: {json.dumps(sorted(counts.rl_sources), ensure_ascii=False)}",
         "tags: [synthetic, chain-of-thought, reinforcement-learning, video-reasoning]",
-        "configs:", "- config_name: cot", f"  data_files: {SFT}", "- config_name: rl",
-        f"  data_files: {RL}", "---", "",
+        *_tables(counts), "---", "",
     ]  # fmt: skip
     body = [
-        "# Curated chains of thought", "", *_warnings(counts, options, licences), "",
+        "# Curated chains of thought", "", *warn(counts, options, licences), "",
         "Questions about clips and pictures, with machine-made chains of thought whose answers",
         "equal the source's. Media are not part of this set; paths are relative to your own copy.",
         "", "## Acceptance by stage", "", *_funnel(counts), "", "## Where records ended", "",
@@ -36,13 +42,30 @@ def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) 
         *(f"- {name}: `{template.digest}`" for name, template in pipeline.templates.items()), "",
         f"Media contract: `{json.dumps(options.contract.to_dict(), sort_keys=True)}`", "",
         "## Known limits", "",
-        "A right answer does not prove the chain that leads to it. Chains were not read by people:"
-        " not audited. Texts are machine-made and may repeat errors of the models above.",
+        LIMITS,
     ]  # fmt: skip
     return "\n".join([*front, *body]) + "\n"
 
 
-def _warnings(counts: Counts, options: CurationOptions, licences) -> list[str]:
+def _tables(counts: Counts) -> list[str]:
+    """The configs of the hub: each set as one typed table."""
+    configs, infos = ["configs:"], ["dataset_info:"]
+    for name, file in SETS.items():
+        configs += [f"- config_name: {name}", f"  data_files: [{{split: train, path: {file}}}]"]
+        columns = counts.columns.get(file, {})
+        if not columns:
+            continue
+        infos += [f"- config_name: {name}", "  features:"]
+        for column, kind in columns.items():
+            type_ = "sequence: string" if kind == LIST else f"dtype: {kind}"
+            infos.append(f"  - {{name: {json.dumps(column)}, {type_}}}")
+        number = counts.accepted if file == SFT else counts.rl
+        infos.append(f"  splits: [{{name: train, num_examples: {number}}}]")
+    return [*configs, *(infos if len(infos) > 1 else [])]
+
+
+def warn(counts: Counts, options: CurationOptions, licences) -> list[str]:
+    """What a person must decide or finish before the sets are published, in lines of the card."""
     lines = []
     for stage in STAGES:
         end = options.endpoints[stage]
@@ -51,7 +74,7 @@ def _warnings(counts: Counts, options: CurationOptions, licences) -> list[str]:
             lines.append(f"> The terms of `{end.model}` ({stage}) {said} training on its outputs.")
     if not options.benchmarks:
         lines.append("> Not decontaminated: no benchmark files were given.")
-    unknown = sorted(set(counts.sources) - set(licences))
+    unknown = sorted(set(counts.rl_sources) - set(licences))
     if unknown:
         lines.append(f"> Licences not stated for: {', '.join(unknown)}.")
     if counts.pending:
@@ -106,7 +129,7 @@ def _models(options: CurationOptions) -> list[str]:
 
 
 def _licences(counts: Counts, licences) -> list[str]:
-    rows = [(name, licences.get(name, "not stated")) for name in sorted(counts.sources)]
+    rows = [(name, licences.get(name, "not stated")) for name in sorted(counts.rl_sources)]
     lines = [f"| {_cell(name)} | {_cell(licence)} |" for name, licence in rows]
     return ["| source | licence |", "|---|---|", *lines]
 

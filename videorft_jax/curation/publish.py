@@ -16,8 +16,10 @@ from videorft_jax.curation.contamination import DROPS
 from videorft_jax.curation.pipeline import Outcome, Pipeline
 from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.running import Missing, replay
+from videorft_jax.curation.tables import unify
 
 SFT, RL = "VideoRFT-CoT.jsonl", "VideoRFT-RL.jsonl"
+SETS = {"cot": SFT, "rl": RL}  # The card and Croissant call them so.
 FILES = (
     "pool.jsonl", "describe.jsonl", "think.jsonl", "revise.jsonl", "verdicts.jsonl", "dead.jsonl",
     "quarantine.jsonl", "contamination.jsonl", SFT, RL,
@@ -46,9 +48,11 @@ class Counts:
     rl: int = 0
     ended: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     sources: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    rl_sources: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     types: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     leaks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     models: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    columns: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def write_files(
@@ -68,8 +72,9 @@ def write_files(
             counts.duplicates += bool(entry.dup_of)
             counts.contaminated += bool(entry.contaminated)
             counts.noted += bool(entry.hits) and not entry.contaminated
-            counts.clusters += entry.media == entry.cluster and entry.media not in seen
-            seen.add(entry.media)
+            mark = bytes.fromhex(entry.media[:32])
+            counts.clusters += entry.media == entry.cluster and mark not in seen
+            seen.add(mark)
             for hit in entry.hits:
                 own = {"record": entry.name, "index": entry.index, "is_dropped": hit.how in DROPS}
                 files.add("contamination.jsonl", own | hit._asdict())
@@ -88,6 +93,7 @@ def write_files(
             _write_outcome(files, counts, described, entry, out)
         for row in pipeline.store.dead_rows():
             files.add("dead.jsonl", row)
+    counts.columns = files.columns
     return counts
 
 
@@ -121,6 +127,7 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
         "curation_cluster": entry.cluster,
     }  # fmt: skip
     counts.rl += 1
+    counts.rl_sources[entry.record.data_source or "not named"] += 1
     files.add(RL, row | {"process": ""})
     if out.ended == "accepted":
         counts.accepted += 1
@@ -144,6 +151,7 @@ class _Files:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
+        self.columns: dict[str, dict[str, str]] = {}  # of the two sets, once they are whole
         self._stack = contextlib.ExitStack()
         self._open = {
             name: self._stack.enter_context(
@@ -163,6 +171,8 @@ class _Files:
         for name in FILES:
             partial = self._folder / f"{name}.partial"
             if kind is None:
+                if name in SETS.values():
+                    self.columns[name] = unify(partial)
                 os.replace(partial, self._folder / name)
             else:
                 partial.unlink()

@@ -10,7 +10,8 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 
 from videorft_jax.curation.budget import Ledger
-from videorft_jax.curation.card import write_card
+from videorft_jax.curation.card import LIMITS, warn, write_card
+from videorft_jax.curation.croissant import write_croissant
 from videorft_jax.curation.endpoints import NANO
 from videorft_jax.curation.estimate import Estimate, estimate
 from videorft_jax.curation.local import open_clients
@@ -18,7 +19,7 @@ from videorft_jax.curation.options import CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.pool import Entry, Pool, order_used, read_entry
 from videorft_jax.curation.progress import Meter
-from videorft_jax.curation.publish import Counts, write_files
+from videorft_jax.curation.publish import SETS, Counts, write_files
 from videorft_jax.curation.running import Runner
 from videorft_jax.curation.store import Store
 from videorft_jax.data.media.contract import MediaError
@@ -104,6 +105,10 @@ class Curation:
         counts = write_files(self.folder, self.pipeline, self.pool())
         text = write_card(counts, self.pipeline, licences)
         (self.folder / "README.md").write_text(text, encoding="utf-8")
+        models = [f"{stage}: {end.model}" for stage, end in self.options.endpoints.items()]
+        write_croissant(self.folder, SETS, counts.columns, models, LIMITS)
+        for line in warn(counts, self.options, licences):
+            logger.warning("%s", line.removeprefix("> "))
         return counts
 
     async def _ask(self, report, units: "Units") -> tuple[int, tuple[str, ...]]:

@@ -1,0 +1,159 @@
+"""The data card and the Croissant file, read by programs that are not ours."""
+
+import collections
+import json
+import logging
+import re
+
+import mlcroissant
+import pyarrow
+import pyarrow.json
+import pytest
+import tensorflow_datasets as tfds
+import yaml
+from chat_server import ChatServer
+from curation_run import ask, make_pool, run_here, write_config
+
+from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.tfds import build
+
+SETS = {"cot": "VideoRFT-CoT.jsonl", "rl": "VideoRFT-RL.jsonl"}
+TYPES = {"string": pyarrow.string(), "int64": pyarrow.int64(), "float64": pyarrow.float64(),
+         "bool": pyarrow.bool_()}  # fmt: skip
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def curated(tmp_path_factory):
+    """A finished run of 30 questions of two sources, of which some are wrong, doubled, of a
+    benchmark or held out; the rows hold fields of every kind."""
+    folder = tmp_path_factory.mktemp("curated")
+    pool = make_pool(folder / "pool", [ask(i) for i in range(30)], clips=10)
+    records = rows(folder / "pool", "pool.jsonl")
+    for index, row in enumerate(records):
+        row["data_source"] = ("made up", "set: two | <b>")[index % 2]
+        row["problem_id"] = index if index < 29 else "last"
+        row["note"] = (1, 2.5, None)[index % 3]
+        row["nested"] = {"a": [index]}
+    records[8] = records[18] | {"problem_id": 18}
+    records.append(records[3])
+    pool.write_text("".join(json.dumps(row) + "\n" for row in records))
+    bench = folder / "bench.json"
+    bench.write_text(json.dumps([records[5]]))
+
+    def right(digest):
+        return int(digest[:4], 16) % 3 > 0
+
+    with ChatServer(right=right) as server:
+        config = write_config(folder / "c.toml", pool, server.url, val_fraction=0.2)
+        text = config.read_text()
+        text = text.replace("[data]", f'[data]\nbenchmarks = [["{bench}", "{folder / "pool"}"]]')
+        config.write_text(text + '[licences]\n"made up" = "CC0-1.0, read 2026-11-29"\n')
+        assert run_here(config, folder / "w")[0] == 0
+        yield folder / "w", config, server
+
+
+def front(folder):
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+def test_23_the_card_names_tables_that_load_with_their_types(curated):
+    folder, _, _ = curated
+    card = front(folder)
+    assert card["license"] == "other"
+    assert card["source_datasets"] == ["made up", "set: two | <b>"]
+    files = {c["config_name"]: c["data_files"] for c in card["configs"]}
+    assert files == {k: [{"split": "train", "path": v}] for k, v in SETS.items()}
+    for info in card["dataset_info"]:
+        fields = [
+            (f["name"], TYPES[f["dtype"]] if "dtype" in f else pyarrow.list_(pyarrow.string()))
+            for f in info["features"]
+        ]
+        assert {"problem_id", "options", "process", "solution", "curation_cluster"} <= {
+            name for name, _ in fields
+        }
+        options = pyarrow.json.ParseOptions(
+            pyarrow.schema(fields), unexpected_field_behavior="error"
+        )
+        table = pyarrow.json.read_json(folder / SETS[info["config_name"]], parse_options=options)
+        assert table.num_rows == info["splits"][0]["num_examples"] > 0
+        kinds = dict(fields)
+        assert kinds["note"] == pyarrow.float64()
+        assert kinds["nested"] == kinds["problem_id"] == pyarrow.string()
+    source = RecordSource(folder / SETS["cot"])
+    assert all(source[i].process for i in range(len(source)))
+
+
+def test_23_every_number_of_the_card_is_that_of_the_files(curated):
+    folder, _, _ = curated
+    text = (folder / "README.md").read_text()
+    found = {
+        k: int(v.replace(",", "")) for k, v in re.findall(r"^\| (.+) \| ([\d,]+) \|$", text, re.M)
+    }
+    pool, think = rows(folder, "pool.jsonl"), rows(folder, "think.jsonl")
+    verdicts = rows(folder, "verdicts.jsonl")
+    revised, cot = rows(folder, "revise.jsonl"), rows(folder, SETS["cot"])
+    ended = collections.Counter(row["ended"] for row in verdicts)
+    expected = {
+        "records in the pool": len(pool) + len(rows(folder, "quarantine.jsonl")),
+        "quarantined (row or media)": len(rows(folder, "quarantine.jsonl")),
+        "duplicates left out": sum(bool(row["dup_of"]) for row in pool),
+        "known from a benchmark, left out": sum(bool(row["contaminated"]) for row in pool),
+        "distinct clips": len({row["cluster"] for row in pool}),
+        "held out for validation": sum(row["split"] == "val" for row in pool),
+        "clips described": len(rows(folder, "describe.jsonl")),
+        "questions asked": len(verdicts),
+        "chains without a readable answer": sum(r["outcome"] == "unparseable" for r in think),
+        "right by the strict rules": len(revised),
+        "revised on the frames": len(revised),
+        "came back unchanged": sum(row["kept_share"] > 0.995 for row in revised),
+        "accepted": len(cot),
+        "in the RL set": len(rows(folder, SETS["rl"])),
+        "think: fake-think": len(think),
+        "revise: fake-revise": len(revised),
+        "free-form": len(cot),
+        "answer": ended["answer"],
+        "made up": sum(row["data_source"] == "made up" for row in cot),
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    assert all(expected[name] > 0 for name in ("duplicates left out", "answer", "accepted"))
+    assert expected["known from a benchmark, left out"] == 1 + 2  # Two more show its picture.
+    assert "| set: two &#124; &lt;b&gt; | not stated |" in text
+    assert "> Licences not stated for: set: two | <b>." in text
+    assert "| made up | CC0-1.0, read 2026-11-29 |" in text
+
+
+def test_23_croissant_reads_without_an_error_and_a_second_build_is_equal(curated, tmp_path, caplog):
+    folder, config, server = curated
+    with caplog.at_level(logging.ERROR):
+        data = mlcroissant.Dataset(jsonld=str(folder / "croissant.json"))
+    assert not data.metadata.ctx.issues.errors
+    for name, file in SETS.items():
+        read = list(data.records(record_set=name))
+        assert len(read) == len(rows(folder, file))
+        for one, row in zip(read, rows(folder, file), strict=True):
+            solution = one[f"{name}/solution"]
+            assert (solution.decode() if isinstance(solution, bytes) else solution) == row[
+                "solution"
+            ]
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if "store" not in p.name}
+    asked = len(server.log)
+    assert run_here(config, folder)[0] == 0
+    assert len(server.log) == asked
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if "store" not in p.name} == before
+
+
+def test_23_tensorflow_datasets_reads_both_sets_under_the_names_of_the_paper(curated, tmp_path):
+    folder, _, _ = curated
+    for name, file in (("videorft_cot", SETS["cot"]), ("videorft_rl", SETS["rl"])):
+        build(name, RecordSource(folder / file), tmp_path, embed=False)
+        builder = tfds.builder_from_directory(str(next((tmp_path / name).glob("1.*"))))
+        read = builder.as_data_source(split="train")
+        solutions = [row["solution"].decode() for row in read]
+        assert len(solutions) == builder.info.splits["train"].num_examples
+        stored = [row["solution"] for row in rows(folder, file)]
+        assert [f"<answer>{text}</answer>" for text in solutions] == stored
+        assert all(row["process"] for row in read) == (name == "videorft_cot")
