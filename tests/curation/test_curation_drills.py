@@ -112,6 +112,20 @@ def test_media_that_cannot_be_read_are_listed_and_nothing_is_sent(tmp_path):
     assert all(row["reason"] and row["detail"] for row in listed)
 
 
+@pytest.mark.slow
+def test_connections_that_are_reset_before_the_body_cost_no_record(tmp_path):
+    pool = make_pool(tmp_path / "pool", [ask(i) for i in range(30)], clips=5)
+    with ChatServer() as server:
+        server.resets = 6
+        config = write_config(tmp_path / "c.toml", pool, server.url)
+        code, counts, _ = run_here(config, tmp_path / "w")
+        assert (code, counts["accepted"]) == (0, 30)
+        assert server.requests // 6 >= 10
+    connection = sqlite3.connect(tmp_path / "w" / "store.sqlite")
+    found = dict(connection.execute("SELECT code, COUNT(*) FROM attempt GROUP BY code"))
+    assert found["dropped"] == server.requests // 6
+
+
 def test_a_provider_without_credit_is_asked_once(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i, "quota") for i in range(20)], clips=1)
     with ChatServer() as server:

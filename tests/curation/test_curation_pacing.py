@@ -1,6 +1,8 @@
 """The pace of an endpoint against servers that limit or fail, in virtual time."""
 
+import logging
 import math
+import random
 import time
 
 import pytest
@@ -90,10 +92,17 @@ def test_10_a_dead_server_stops_after_some_failures_and_seconds():
     assert 10 <= server.down[-1] <= 15
 
 
-def test_the_wall_clock_has_no_say_in_pacing(monkeypatch):
-    def jump():
-        raise AssertionError("the wall clock was read, which may jump")
+def test_an_event_is_one_line_and_is_not_repeated_every_second(caplog):
+    caplog.set_level(logging.INFO, "videorft_jax.curation.pacing")
+    ask(LimitedServer(20, wait_s=12.0, is_up=lambda now: now % 20 >= 2), seconds=60)
+    for what in ("requests a second, growing", "requests in flight now", "12 s of patience"):
+        lines = [text for text in caplog.messages if what in text]
+        assert 1 <= len(lines) <= 6, what
+        assert all(text.startswith("endpoint think: ") for text in lines)
 
-    monkeypatch.setattr(time, "time", jump)
+
+def test_the_wall_clock_has_no_say_in_pacing(monkeypatch):
+    draws = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: draws.uniform(0, 2e9))  # It jumps.
     goodput, _ = ask(LimitedServer(20), seconds=30)
     assert goodput >= 0.85

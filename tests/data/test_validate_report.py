@@ -95,6 +95,8 @@ def test_extra_fields_are_faults_unless_allowed(data, capsys, tmp_path):
     assert run(path, capsys, "--allow_extra", "task")[0] == 1
     assert run(path, capsys, "--allow_extra", "task", "nframes")[0] == 0
     assert run(path, capsys, "--allow_extra")[0] == 0
+    path.write_text(json.dumps(ROW | {"extra_note": "who asked"}) + "\n")
+    assert run(path, capsys)[0] == 0
 
 
 def test_limits_and_roots_are_flags(data, capsys, tmp_path):

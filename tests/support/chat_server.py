@@ -35,6 +35,7 @@ class ChatServer:
         self.describe = None  # (description, prompt) -> content, or (content, fields of the choice)
         self.resets = 0  # every so manieth request is reset before its body was read
         self.billed = self.requests = 0
+        self.billed_tokens = []  # (input, output) of each reply
 
     def __enter__(self):
         ready = threading.Event()
@@ -65,6 +66,10 @@ class ChatServer:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}/v1"
+
+    def billed_nano(self, input_dollars, output_dollars):
+        """Nano-dollars of all replies at dollars a million tokens."""
+        return sum(1000 * (input_dollars * a + output_dollars * b) for a, b in self.billed_tokens)
 
     def count(self, stage):
         return sum(row["stage"] == stage for row in self.log)
@@ -114,6 +119,7 @@ class ChatServer:
         usage = {"prompt_tokens": len(text) // 4 + 1, "completion_tokens": len(content) // 4 + 1}
         with self.lock:
             self.billed += sum(usage.values())
+            self.billed_tokens.append(tuple(usage.values()))
         message = {"role": "assistant", "content": content} | changes.pop("message", {})
         choice = {"index": 0, "message": message, "finish_reason": "stop"} | changes.pop(
             "choice", {}

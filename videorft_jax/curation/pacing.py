@@ -9,12 +9,14 @@ Retry-After.
 
 import asyncio
 import collections
+import logging
 import time
 from collections.abc import Callable
 
 from videorft_jax.curation.endpoints import Endpoint
 from videorft_jax.curation.failures import EndpointStopped
 
+logger = logging.getLogger(__name__)
 BETA = 0.85  # share of the measured rate that remains after a refusal
 CUBIC = 0.4
 LEAST_CUT_S = 0.5
@@ -23,6 +25,7 @@ PAUSE_ABOVE_S = 10.0  # a longer Retry-After holds the whole endpoint
 SHARE = 0.97  # This share of a configured limit is used, since two clocks may differ.
 EARLY_FAILURES = 5  # unreachable so often, and never a success: the address is wrong
 BODY_FAILURES = 10
+TELL_S = 30.0  # between two lines about the same kind of event
 PATIENCE_S = 10.0  # A server that is away for a moment fails all requests in flight at once.
 
 
@@ -66,6 +69,7 @@ class Pace:
         self._paused_until = -1e9
         self._failures = collections.Counter()  # counts failures in a row, by code
         self._failing_since = 0.0
+        self._told: dict[str, float] = {}
         self._last_good = self._started = clock()
         self._ever_good = False
         self.stopped: EndpointStopped | None = None
@@ -149,12 +153,22 @@ class Pace:
             if self._adaptive is None:
                 self._adaptive = Bucket(BETA * self._top, 1, self._clock)
             self._grow()
+            self._tell("rate", f"refuses some; {BETA * self._top:.1f} requests a second, growing")
         if pace == "overload" and now - self._halved_at >= 1.0:
             self._halved_at = now
             self._allowed = max(self._allowed / 2, 1.0)
+            self._tell("load", f"{code}; at most {self._allowed:.0f} requests in flight now")
         if wait_s > PAUSE_ABOVE_S:
             self._paused_until = max(self._paused_until, now + wait_s)
+            self._tell("pause", f"asked for {wait_s:.0f} s of patience, which it gets")
         self._break(code, wait_s, now)
+
+    def _tell(self, kind: str, what: str) -> None:
+        """Logs an event in one line, unless one of its kind was logged a moment ago."""
+        now = self._clock()
+        if now - self._told.get(kind, -1e9) >= TELL_S:
+            self._told[kind] = now
+            logger.info("endpoint %s: %s", self.endpoint.name, what)
 
     def _break(self, code: str, wait_s: float, now: float) -> None:
         end, silent = self.endpoint, now - self._last_good

@@ -32,7 +32,8 @@ class ValidateOptions:
     """mode: sft, grpo or evaluate, which decides what a sample holds and how rows are packed.
     contract: how clips become frames. tokenizer: a folder; without it text tokens are estimated.
     quick: look at packets, decode nothing. sizes_dir: folder that remembers what was checked.
-    allowed: fields beside the schema that may be there, None for all. The others are the
+    allowed: fields beside the schema that may be there, None for all; those that begin with extra_
+      say by their names that nothing here reads them, and may too. The others are the
     loader's."""
 
     mode: str
@@ -229,7 +230,11 @@ def validate(
     if check_truth is not None:
         faults += find_unreadable(source, good, check_truth)
     allowed = measured.unused if options.allowed is None else options.allowed
-    unused = {name: n for name, n in sorted(measured.unused.items()) if name not in allowed}
+    unused = {
+        name: count
+        for name, count in sorted(measured.unused.items())
+        if name not in allowed and not name.startswith("extra_")
+    }
     sizes, probes = measured.sizes, [probe for i in good for probe in measured.probes[i]]
     return {
         "data": getattr(source, "path", None) or source.folder,
