@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from planned import SHORT, narrow_job
 
 from videorft_jax import losses
 from videorft_jax.planning.fingerprint import fingerprint
+from videorft_jax.planning.jobs import find_programs
 
 PLAIN = {
     "variant": "grpo", "beta": 0.04, "kl": "k3", "clip_low": 0.2, "clip_high": 0.28,
@@ -19,6 +21,11 @@ KNOWN = {
     "gspo": ({"variant": "gspo", "kl": "k3_weighted", "dual_clip": 3.0}, True, "764d6c7b12843c69"),
     "entropy": ({"variant": "sapo", "entropy_bonus": 0.01}, True, "c93132cc3c2c5c7c"),
 }
+# Digests of the whole step, lowered at the commit before completions could call tools, groups could
+# hold given completions and the reference policy could follow (476380a).
+ON_CPU = SHORT | {"mesh.tensor": 1, "model.dtype": "float32", "model.attention": "chunked"}
+ONE_UPDATE = ["1d05dd56de2c6b61"]
+TWO_UPDATES = ["3851010f4dd23528", "7cc24a654186ce82"]  # of the score before them, and of each
 
 
 def lower_loss(fields, has_old):
@@ -48,3 +55,20 @@ def test_loss_is_the_program_that_it_was(name):
 def test_an_option_that_is_on_is_another_program(name):
     text = lower_loss({name: 0.5}, True)
     assert fingerprint(text) != fingerprint(lower_loss({}, True))
+
+
+def lower_step(names, num_updates, **changes):
+    job = narrow_job("cpu:2", "grpo", **ON_CPU, **{"grpo.num_updates": num_updates}, **changes)
+    found = {program.name: program for program in find_programs(job)}
+    with jax.default_matmul_precision("default"):  # as in a run
+        return [fingerprint(found[name].lower().as_text()) for name in names]
+
+
+def test_a_step_is_the_program_that_it_was():
+    assert lower_step(["update"], 1) == ONE_UPDATE
+
+
+@pytest.mark.slow
+def test_several_updates_are_the_programs_that_they_were():
+    assert lower_step(["score", "update"], 2) == TWO_UPDATES
+    assert lower_step(["update"], 1, **{"grpo.num_given": 1}) != ONE_UPDATE
