@@ -18,6 +18,8 @@ from videorft_jax.serving.prompts import Laid, Prompts, model_sampling
 
 log = logging.getLogger(__name__)
 ENDS = {STOPPED: "stop", FULL: "length"}
+_GROWTH = 8  # each size of the batch has so many times the rows of the one before
+_LENGTH, _COLUMNS = 256, 64  # the smallest room for a prompt and for a completion
 
 
 class Completion:
@@ -90,6 +92,7 @@ class Batcher:
 
     def _run(self):
         with jax.set_mesh(self.model.mesh):
+            self._warm()
             while self._wait():
                 started = time.perf_counter()
                 try:
@@ -102,6 +105,27 @@ class Batcher:
                     self._fail(Refused(500, "the server failed on this batch; see its log"))
                 self.busy_s += time.perf_counter() - started
         self._fail(Refused(503, "the server is stopping; ask again later"))
+
+    def _warm(self):
+        """Compiles each size of the batch for short prompts and replies, and the ways between, so
+        that nobody's reply waits for it when many clients come at once."""
+        started, state, last = time.perf_counter(), None, np.int32(0)
+        sizes = list(_powers(1, _GROWTH, self.options.max_slots))
+        for rows in [*sizes, *sizes[-2::-1]]:
+            shape = Shape(rows, _LENGTH, _COLUMNS)
+            if state is None:
+                state = self.programs.empty(shape)
+            else:
+                nobody = np.zeros(rows, bool)
+                state = self.programs.move(state, shape, np.zeros(rows, np.int32), nobody, last)
+            masks = self._masks([None] * rows)
+            state, *_ = self.programs.decode(
+                self.model.params, state, last, np.ones(rows, bool), masks, False, np.int32(1)
+            )
+        log.info(
+            "serve: %s rows are compiled, %.1f s",
+            ", ".join(map(str, sizes)), time.perf_counter() - started,
+        )  # fmt: skip
 
     def _wait(self) -> bool:
         with self._changed:
@@ -157,10 +181,10 @@ class Batcher:
         if not everyone:
             self.rows = [None] * self.shape.rows
             return
-        rows = next(n for n in _powers(1, 4, self.options.max_slots) if n >= len(everyone))
+        rows = next(n for n in _powers(1, _GROWTH, self.options.max_slots) if n >= len(everyone))
         length = max(one.laid.batch.tokens.shape[1] for one in everyone)
-        length = next(n for n in _powers(256, 2) if n >= length)
-        columns = next(n for n in _powers(64, 4) if n >= max(one.limit for one in everyone))
+        length = next(n for n in _powers(_LENGTH, 2) if n >= length)
+        columns = next(n for n in _powers(_COLUMNS, 4) if n >= max(one.limit for one in everyone))
         if active:  # A prompt or ring that is longer than needed is no reason to copy the batch.
             length, columns = max(length, self.shape.length), max(columns, self.shape.columns)
         shape = Shape(rows, length, columns)

@@ -13,7 +13,7 @@ from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.programs import Programs, Prompt
 
-_MULTIPLE = 128  # the least step between the lengths that prompts are padded to, as in the API
+_MULTIPLE = 64  # the least step between the lengths that prompts are padded to
 
 
 class Laid(NamedTuple):
