@@ -10,6 +10,7 @@ from virtual_time import run_virtually
 
 from videorft_jax.commands.curate import main
 from videorft_jax.curation.config_file import read_config
+from videorft_jax.curation.pool import Entry, order_used
 from videorft_jax.curation.progress import Meter, Progress
 from videorft_jax.curation.run import Curation
 
@@ -113,6 +114,17 @@ def test_the_first_time_left_that_is_told_is_near_the_truth():
     ratios = [left / (end - now) for now, left in known if end - now > 100]
     assert 0.6 < ratios[0] < 1.67
     assert all(0.6 < ratio < 1.67 for ratio in ratios)
+
+
+def test_questions_about_one_clip_are_asked_together_in_the_order_of_the_clips():
+    clips = ["b", "a", "b", "c", "a", "b", "c"]
+    entries = [
+        Entry(index, "n", clip.encode().hex() * 32, None, dup_of="x" if index == 5 else "")
+        for index, clip in enumerate(clips)
+    ]
+    rows = order_used([ValueError("bad"), *entries])
+    assert rows.tolist() == [0, 2, 1, 4, 3, 6]
+    assert order_used([]).tolist() == []
 
 
 def test_the_line_of_progress_says_rate_failures_and_time():

@@ -142,6 +142,33 @@ def test_03_the_server_bills_no_more_than_the_budget(tmp_path, number, limit, is
             assert bool(lost) == is_killed
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.5, 3600.0])
+def test_ctrl_c_lets_requests_end_for_some_seconds_and_says_how_to_go_on(tmp_path, delay_s):
+    pool = make_pool(tmp_path / "pool", [ask(i) for i in range(40)], clips=20)
+    with ChatServer(delay_s=delay_s) as server:
+        config = write_config(tmp_path / "c.toml", pool, server.url, endpoint="concurrency = 4")
+        child = subprocess.Popen(
+            command(config, tmp_path / "w"), cwd=ROOT, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        while len(server.log) < 4:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        said, _ = child.communicate()
+        assert time.monotonic() - started > 9.0 * (delay_s > 1)
+        assert child.returncode == 130
+        assert "Traceback" not in said
+        assert "Ctrl-C once more ends at once" in said
+        assert "next: videorft curate --config=" in said.splitlines()[-1]
+        store = sqlite3.connect(tmp_path / "w" / "store.sqlite")
+        states = dict(store.execute("SELECT state, COUNT(*) FROM attempt GROUP BY state"))
+        assert set(states) == ({"paid"} if delay_s < 1 else {"unknown"}), states
+        server.delay_s = 0.0
+        assert run_here(config, tmp_path / "w")[1]["accepted"] == 40
+
+
 def test_04_a_second_run_asks_nothing_and_a_new_template_only_what_follows(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(8)], clips=4)
     with ChatServer() as server:

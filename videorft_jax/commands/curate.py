@@ -142,8 +142,10 @@ def _print_estimate(curation, options) -> int:
     basis = f"measured on {found.measured:,} records" if found.measured else "as in the paper"
     print(f"right chains: {found.accepted:.0%}, {basis}; requests asked twice are not foreseen")
     budget = "" if limits.dollars is None else f" of ${limits.dollars:.4f}"
+    unpriced = [name for name, end in ledger.endpoints.items() if not end.price]
+    without = f" without {', '.join(unpriced)}" if unpriced else ""
     print(
-        f"in all: {found.tokens:,} tokens, ${found.nano / NANO:.4f}, at most "
+        f"in all: {found.tokens:,} tokens, ${found.nano / NANO:.4f}{without}, at most "
         f"${found.most_nano / NANO:.4f}; spent so far: {ledger.tokens:,} tokens and "
         f"${ledger.spent / NANO:.4f}{budget}"
     )
