@@ -149,7 +149,8 @@ def test_23_croissant_reads_without_an_error_and_a_second_build_is_equal(curated
 def test_23_tensorflow_datasets_reads_both_sets_under_the_names_of_the_paper(curated, tmp_path):
     folder, _, _ = curated
     for name, file in (("videorft_cot", SETS["cot"]), ("videorft_rl", SETS["rl"])):
-        build(name, RecordSource(folder / file), tmp_path, embed=False)
+        source = RecordSource(folder / file, str(folder.parent / "pool"))
+        build(name, source, tmp_path, embed=False)
         builder = tfds.builder_from_directory(str(next((tmp_path / name).glob("1.*"))))
         read = builder.as_data_source(split="train")
         solutions = [row["solution"].decode() for row in read]
