@@ -26,7 +26,11 @@ def main(argv: list[str]) -> int:
     add("--export_batch", metavar="DIR", help="write what is missing to batch files; sends nothing")
     add("--import_batch", metavar="FILE", nargs="+", help="result files of batches; sends nothing")
     add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
+    add("--sample", type=int, default=0, metavar="N",
+        help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip
     options = parser.parse_args(argv)
+    if options.sample < 0:
+        raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(HideSecrets())
@@ -56,7 +60,7 @@ def main(argv: list[str]) -> int:
             return _export(curation, options)
         if options.import_batch:
             return _import(curation, options, licences)
-        result = curation.run(licences)
+        result = curation.run(licences, sample=options.sample)
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))

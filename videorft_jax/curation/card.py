@@ -4,6 +4,7 @@ import collections
 import json
 from collections.abc import Mapping
 
+from videorft_jax.curation.agreement import Null
 from videorft_jax.curation.options import STAGES, CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.publish import SETS, SFT, Counts
@@ -35,7 +36,9 @@ def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) 
         "equal the source's. Media are not part of this set; paths are relative to your own copy.",
         "", "## Acceptance by stage", "", *_funnel(counts), "", "## Where records ended", "",
         *_table("ended at", counts.ended), "", "## Leaks found in revised chains, by rule", "",
-        *_table("rule", counts.leaks), "", "## Accepted, by source and by type", "",
+        *_table("rule", counts.leaks), "",
+        "## Open answers against those of other questions", "", *_nulls(counts), "",
+        "## Accepted, by source and by type", "",
         *_table("source", counts.sources), "", *_table("type", counts.types), "",
         "## Models", "", *_models(options), "", *_table("returned name", counts.models), "",
         "## Licences of the sources", "", *_licences(counts, licences), "", "## Templates", "",
@@ -114,6 +117,17 @@ def _funnel(counts: Counts) -> list[str]:
 def _table(name: str, counter: collections.Counter) -> list[str]:
     rows = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     return [f"| {name} | number |", "|---|---|", *(f"| {_cell(k)} | {v:,} |" for k, v in rows)]
+
+
+def _nulls(counts: Counts) -> list[str]:
+    """The groups of open answers with the similarity that they had to exceed."""
+    lines = ["| group | answers | AUC | threshold |", "|---|---|---|---|"]
+    for name, fields in counts.nulls.items():
+        null = Null(**fields)
+        limit = f"{null.threshold:.3f}" if null.is_informative else "none: similarity uninformative"
+        cells = (_cell(name), f"{null.num_records:,}", f"{null.auc:.3f}", limit)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines if counts.nulls else ["Open answers were judged by the strict rules alone."]
 
 
 def _models(options: CurationOptions) -> list[str]:

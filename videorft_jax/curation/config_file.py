@@ -17,7 +17,7 @@ SECTIONS: dict[str, dict[str, type]] = {
              "isolate": bool, "templates": str},
     "frames": {"fps": float, "max_frames": int, "max_pixels": int},
     "stages": {"attempts": int, "revise_frames": int, "people": bool, "least_kept": float,
-               "least_words": int, "most_words": int},
+               "similarity": bool, "least_words": int, "most_words": int},
     "budget": {"dollars": float, "tokens": int},
 }  # fmt: skip
 LEAST_PIXELS = 4 * 28 * 28

@@ -21,6 +21,7 @@ class CurationOptions:
       contract: how clips become frames. people: whether people's looks are described.
       attempts: chains asked for each question. revise_frames: frames that the reviser sees.
       least_kept: least share of words that a revision keeps.
+      similarity: hold open answers against those of other questions, see agreement.py.
       least_words, most_words: bounds on the length of a chain.
       gates: accuracy by problem type that an answer must exceed; 0 for a type not named.
       val_fraction: share of the clips that is held out of both sets.
@@ -38,6 +39,7 @@ class CurationOptions:
     attempts: int = 1
     revise_frames: int = 16
     least_kept: float = 0.3
+    similarity: bool = True
     least_words: int = 20
     most_words: int = 900
     val_fraction: float = 0.02

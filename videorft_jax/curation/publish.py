@@ -10,9 +10,11 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from videorft_jax.curation.agreement import Null
 from videorft_jax.curation.contamination import DROPS
+from videorft_jax.curation.open_answers import hold_against_null
 from videorft_jax.curation.pipeline import Outcome, Pipeline
 from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.running import Missing, replay
@@ -53,14 +55,18 @@ class Counts:
     leaks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     models: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     columns: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    nulls: dict[str, dict] = dataclasses.field(default_factory=dict)
 
 
 def write_files(
-    folder: pathlib.Path, pipeline: Pipeline, pool: Iterable[Entry | ValueError]
-) -> Counts:
-    """Writes every file of `FILES` into `folder` and returns the counts. Records whose replies are
-    not all there are counted as pending and appear in no file but the pool's."""
+    folder: pathlib.Path, pipeline: Pipeline, pool: Iterable[Entry | ValueError],
+    nulls: Mapping[str, Null],
+) -> Counts:  # fmt: skip
+    """Writes every file of `FILES` into `folder` and returns the counts. nulls: of `read_nulls`.
+    Records whose replies are not all there are counted as pending and appear in no file but the
+    pool's."""
     counts, described, seen = Counts(), set(), set()
+    counts.nulls = {name: dataclasses.asdict(null) for name, null in nulls.items()}
     with _Files(folder) as files:
         for entry in pool:
             counts.pool += 1
@@ -90,6 +96,7 @@ def write_files(
                 counts.quarantined += 1
                 files.add("quarantine.jsonl", {"reason": out.reason, "detail": entry.record.path})
                 continue
+            hold_against_null(out, entry, nulls)
             _write_outcome(files, counts, described, entry, out)
         for row in pipeline.store.dead_rows():
             files.add("dead.jsonl", row)
@@ -115,7 +122,7 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
         counts.revised += 1
         counts.unchanged += out.revise["kept_share"] > 0.995
         counts.models[f"revise: {out.revise['model_returned']}"] += 1
-        counts.leaks.update(out.checks["leaks"]["value"])
+        counts.leaks.update(out.checks["leaks"]["value"].keys())
         files.add("revise.jsonl", out.revise)
     elif out.ended == "revise":
         counts.right += 1

@@ -15,7 +15,10 @@ from videorft_jax.curation.croissant import write_croissant
 from videorft_jax.curation.endpoints import NANO
 from videorft_jax.curation.estimate import Estimate, estimate
 from videorft_jax.curation.local import open_clients
+from videorft_jax.curation.open_answers import read_nulls
 from videorft_jax.curation.options import CurationOptions
+from videorft_jax.curation.page import FILE as PAGE
+from videorft_jax.curation.page import choose_sample, write_sample
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.pool import Entry, Pool, order_used, read_entry
 from videorft_jax.curation.progress import Meter
@@ -92,17 +95,33 @@ class Curation:
         """What is to be done, a generator function for each record that is asked about."""
         return Units(self, order_used(self.pool()))
 
-    def run(self, licences: Mapping[str, str], report: Callable[[str], None] = logger.info):
-        """Asks until all is there or something stops it, then writes the files."""
-        units = self.units()
+    def run(
+        self, licences: Mapping[str, str], report: Callable[[str], None] = logger.info,
+        sample: int = 0,
+    ) -> Result:  # fmt: skip
+        """Asks until all is there or something stops it, then writes the files. sample: asks about
+        so many records only and writes a page of them, too; 0 asks about all."""
+        units = Units(self, choose_sample(self.pool(), sample)) if sample else self.units()
         report(f"{len(units):,} records are asked about, of {len(self.source):,} in the pool")
         exit_code, reasons = asyncio.run(self._ask(report, units))
         counts = self.publish(licences)
+        if sample:
+            self._write_sample(units)
         return Result(counts, exit_code, reasons, self.ledger.spent)
+
+    def _write_sample(self, units: "Units") -> None:
+        """Writes the page of the records that were asked about."""
+        rest, spent = self.estimate(), self.ledger.spent / NANO
+        note = (
+            f"${spent:.4f} or less spent. The rest of the pool costs about ${rest.nano / NANO:.4f}."
+        )
+        nulls = read_nulls(self.pipeline, self.pool())
+        write_sample(self.folder / PAGE, self.pipeline, units.entries(), nulls, note)
 
     def publish(self, licences: Mapping[str, str]) -> Counts:
         """Writes all files from the store alone."""
-        counts = write_files(self.folder, self.pipeline, self.pool())
+        nulls = read_nulls(self.pipeline, self.pool())
+        counts = write_files(self.folder, self.pipeline, self.pool(), nulls)
         text = write_card(counts, self.pipeline, licences)
         (self.folder / "README.md").write_text(text, encoding="utf-8")
         models = [f"{stage}: {end.model}" for stage, end in self.options.endpoints.items()]
