@@ -4,13 +4,13 @@ python benchmarks/serve.py [--rounds 3] [--json] [--peer_python PYTHON]
 
 The model has the form of Qwen2.5-VL and 83 M parameters in float32, 333 MB, so that a step of one
 completion waits for the memory that holds the weights, as it does in a large model. Each client
-asks for greedy answers of 32 tokens, one after another, each to a question of its own; a round has
-as many clients at once as its name says. First text: from sending a request until the first text of
-its stream, the median over requests. `transformers serve` decodes such a model one request after
-another; its continuous batching takes only models without a vision tower. It needs FastAPI; name
-the interpreter of an environment that has it with --peer_python. The server that does not answer is
-stopped by a signal. Medians over rounds, without the first, which compiles. Ends with 1 where the
-two servers do not say the same.
+asks for greedy answers of 64 tokens, one after another, to questions that were never asked before;
+a round has as many clients at once as its name says. First text: from sending a request until the
+first text of its stream, the median over requests. `transformers serve` decodes such a model one
+request after another; its continuous batching takes only models without a vision tower. It needs
+FastAPI and torchvision; name the interpreter of an environment that has them with --peer_python.
+The server that does not answer is stopped by a signal. Medians over rounds, without the first,
+which compiles. Ends with 1 where the two servers do not say the same.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import statistics
@@ -30,7 +31,7 @@ import time
 import httpx2
 import peer
 
-CLIENTS, NEW = (1, 8, 32), 32
+CLIENTS, NEW = (1, 8, 32), 64
 WORDS = ["ball", "cube", "left", "right", "red", "blue", "moves", "stops", "fast", "slow", "the"]
 SIZES = {
     "hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16,
@@ -84,7 +85,7 @@ def find_port() -> int:
 
 async def ask(client, url, model, number):
     """(seconds to the first text, text) of one streamed answer."""
-    words = [WORDS[(number * 7 + place * (number + 3)) % len(WORDS)] for place in range(24)]
+    words = random.Random(number).choices(WORDS, k=24)
     body = {"model": model, "messages": [{"role": "user", "content": " ".join(words)}],
             "max_tokens": NEW, "temperature": 0, "stream": True}  # fmt: skip
     started, first, text = time.perf_counter(), None, ""
@@ -100,14 +101,16 @@ async def ask(client, url, model, number):
     return first, text
 
 
-async def load(url, model, clients):
-    """Tokens a second, median seconds to the first text, and the texts of one round."""
+async def load(url, model, clients, turn):
+    """Tokens a second, median seconds to the first text, and the texts of one round; questions of
+    other turns are other ones, since a server may keep what it has read."""
     each = max(1, 4 // clients)  # so that one client is measured over more than one answer
     limits = httpx2.Limits(max_connections=None)
     async with httpx2.AsyncClient(timeout=None, limits=limits) as client:
 
         async def work(index):
-            return [await ask(client, url, model, index * each + turn) for turn in range(each)]
+            first = 1000 * turn + index * each
+            return [await ask(client, url, model, first + number) for number in range(each)]
 
         started = time.perf_counter()
         answers = sum(await asyncio.gather(*map(work, range(clients))), [])
@@ -142,12 +145,12 @@ def serving(folder, peer_python):
                 server.wait()
 
 
-def measure(sides, name, clients):
+def measure(sides, name, clients, turn):
     """One round with one server: tokens a second, seconds to the first text, texts."""
     server, url, model = sides[name]
     server.send_signal(signal.SIGCONT)
     try:
-        return asyncio.run(load(url, model, clients))
+        return asyncio.run(load(url, model, clients, turn))
     finally:
         server.send_signal(signal.SIGSTOP)
 
@@ -173,10 +176,12 @@ def main() -> int:
         with serving(folder, options.peer_python) as sides:
             for clients in CLIENTS:
                 found = {name: [] for name in sides}
-                for _ in range(options.rounds + 1):
+                for turn in range(options.rounds + 1):
                     texts = {}
                     for name in sides:
-                        rate, first, texts[name] = measure(sides, name, clients)
+                        rate, first, texts[name] = measure(
+                            sides, name, clients, 10 * clients + turn
+                        )
                         found[name].append((rate, first))
                     is_same &= texts["ours"] == texts["peer"]
                 for name, rounds in found.items():
