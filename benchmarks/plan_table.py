@@ -42,6 +42,8 @@ FULL = {
     "tpu7x-8": (1, 64, 16),
 }
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
+# Qwen3-VL, whose clips may be longer: machine -> mesh.tensor, prompts of a GRPO step.
+QWEN3 = {"v5p-8": (1, 32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Entry:
         config.media.min_frames = config.media.max_frames = self.frames
         config.mesh.tensor = self.tensor
         config.data.rows = self.rows
-        config.data.row_tokens = max(config.data.row_tokens, 4096)
+        longest = self.frames // 2 * 128 + 1024  # tokens of a prompt, with room for its text
+        config.data.row_tokens = max(config.data.row_tokens, 4096, longest)
         if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
@@ -84,6 +87,10 @@ def entries():
             Entry(f"{mode}_7b_lora", machine, frames, tensor, count)
             for mode, count in (("grpo", prompts), ("sft", rows))
             for frames in (16, 32)
+        ]
+    for machine, (tensor, prompts) in QWEN3.items():
+        found += [
+            Entry("grpo_qwen3vl_8b", machine, frames, tensor, prompts) for frames in (16, 64, 256)
         ]
     return found
 
