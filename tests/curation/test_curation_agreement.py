@@ -36,8 +36,12 @@ def planted():
     return pairs
 
 
-def test_14_a_null_accepts_the_matched_and_refuses_the_mismatched(planted):
-    nulls = fit_nulls(planted)
+@pytest.fixture(scope="module")
+def nulls(planted):
+    return fit_nulls(planted)
+
+
+def test_14_a_null_accepts_the_matched_and_refuses_the_mismatched(planted, nulls):
     null = nulls["told"]
     assert null.is_informative
     assert null.auc > 0.95
@@ -56,8 +60,8 @@ def test_14_a_null_accepts_the_matched_and_refuses_the_mismatched(planted):
 
 
 @pytest.mark.parametrize(("group", "ended"), [("told", "similarity"), ("alike", "accepted")])
-def test_14_an_accepted_answer_is_refused_by_an_informative_group_alone(planted, group, ended):
-    null = fit_nulls(planted)[group]
+def test_14_an_accepted_answer_is_refused_by_an_informative_group_alone(nulls, group, ended):
+    null = nulls[group]
     record = Record(1, "What?", "video", "free-form", (), "", "one two three", "a.mp4", "s")
     out = Outcome("accepted", think=[{"attempt": 0, "answer": "zzz"}], revise={"attempt": 0})
     hold_against_null(out, Entry(0, "n", "m", record), {"s, free-form, short": null})

@@ -86,7 +86,14 @@ def benign(tmp_path_factory):
     return {place: curate(tmp_path_factory.mktemp("benign"), place) for place in ("", "no options")}
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        # The other places go the same way through the fences.
+        pytest.param(place, marks=() if place in ("question", "reply") else pytest.mark.slow)
+        for place in PLACES
+    ],
+)
 def test_12_injections_change_no_verdict_no_path_and_no_prompt(place, benign, tmp_path):
     rows, ended, (rl, cot), files, frames = curate(tmp_path, place)
     _, _, _, quiet_files, quiet_frames = benign["no options" if place == "options" else ""]
