@@ -355,3 +355,19 @@ def test_the_number_of_programs_is_bounded(place, monkeypatch):
         )
         place.draw(place.engine, seed=seed)
     assert place.engine.num_compiles == 2 * (OPTIONS["tools.max_turns"] - 1)
+
+
+def test_no_turn_draws_with_the_noise_of_another(place, monkeypatch):
+    """Random keys are made of (step, name, number); no two turns of a step have the same three."""
+    seen, draw = [(3, int(uid), number) for uid in place.uids for number in range(R)], []
+
+    def record(params, batch, uids, *, step, limits, **how):
+        draw.extend((step, int(uid), 0) for uid in uids if uid)
+        return later(params, batch, uids, step=step, limits=limits, **how)
+
+    later = place.engine.later.rollout
+    monkeypatch.setattr(place.engine.later, "rollout", record)
+    found = place.draw(place.engine)
+    assert len(draw) == found.counters["calls"]
+    assert len({*seen, *draw}) == len(seen) + len(draw)
+    assert not {step for step, *_ in draw} & {3}
