@@ -93,7 +93,10 @@ def test_records_without_enough_are_refused(tmp_path):
     with pytest.raises(ValueError, match="rows: 2 of 3 records have fewer than grpo.num_given = 1"):
         check_given(source, 1, "rows")
     path.write_text(json.dumps(ROW) + "\n")
-    check_given(opening.open_records(str(path), None, "auto"), 1, "rows")
+    source = opening.open_records(str(path), None, "auto")
+    check_given(source, 1, "rows")
+    with pytest.raises(ValueError, match="1 of 1 records have fewer than grpo.num_given = 2"):
+        check_given(source, 2, "rows")
 
 
 @pytest.mark.slow
