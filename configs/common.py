@@ -132,9 +132,7 @@ def get_config() -> ConfigDict:
 
     # The loss of GRPO and what surrounds it.
     config.grpo = ConfigDict()
-    config.grpo.variant = (
-        "grpo"  # grpo (DeepSeekMath), dapo, dr_grpo, gspo, cispo (MiniMax-M1), sapo
-    )
+    config.grpo.variant = "grpo"  # grpo, dapo, dr_grpo, gspo, cispo (MiniMax-M1), sapo
     config.grpo.beta = 0.04  # weight of the divergence from the reference policy; 0: no reference
     config.grpo.kl = "k3"  # estimator of the divergence: k2, k3 (paper), k3_weighted (TRL)
     config.grpo.clip_low = 0.2  # how far below 1 the ratio of policies may go
@@ -150,18 +148,12 @@ def get_config() -> ConfigDict:
     config.grpo.num_given = 0  # completions of a group that its record gives (LUFFY); 0: none
     config.grpo.given_shaping = 0.1  # gamma of p / (p + gamma), the weight of a given token (LUFFY)
     config.grpo.mask_truncated = False  # leave completions without an end out of the loss (DAPO)
-    config.grpo.sampler_cap = (
-        0.0  # most weight of trainer over sampler (TIS, Yao et al. 2025); 0: off
-    )
+    config.grpo.sampler_cap = 0.0  # most weight of trainer over sampler (TIS); 0: off
     config.grpo.sampler_floor = 0.0  # least weight of trainer over sampler (IcePop)
     config.grpo.sampler_level = "token"  # weight each token or a whole sequence (verl, TRL)
     config.grpo.sampler_rule = "truncate"  # weights out of bounds: truncate (TIS), or mask (IcePop)
-    config.grpo.dual_clip = (
-        0.0  # bound of a bad completion's loss, above 1 (Ye et al. 2020); 0: off
-    )
-    config.grpo.entropy_bonus = (
-        0.0  # weight of the entropy in the objective (Mnih et al. 2016); 0: off
-    )
+    config.grpo.dual_clip = 0.0  # bound of a bad completion's loss (Ye et al. 2020); 0: off
+    config.grpo.entropy_bonus = 0.0  # weight of entropy in the objective (A3C); 0: off
     config.grpo.max_draws = 1  # batches drawn, at most, to replace groups of equal rewards (DAPO)
     config.grpo.filter = "accuracy"  # reward that must differ in a drawn group; absent: the total
     config.grpo.reference = ""  # folder of the reference policy, as a teacher; empty: init_from
@@ -184,9 +176,7 @@ def get_config() -> ConfigDict:
     config.reward.mode = "strict"  # rules of the string rewards: repo, paper, strict
     config.reward.gated = ("semantic",)  # rewards that count only where the answer is right
     config.reward.gates = ()  # (problem type, least accuracy) pairs; empty: those of the mode
-    config.reward.overlong_tokens = (
-        128  # tokens before the limit where "overlong" falls to -1 (DAPO)
-    )
+    config.reward.overlong_tokens = 128  # last tokens in which "overlong" falls to -1 (DAPO)
     config.reward.timeout_s = 30.0  # seconds for the user rewards of a batch
     config.reward.siglip = ""  # Hugging Face folder of a SigLIP, for the semantic reward
     config.reward.frames = 16  # frames of a clip that SigLIP sees

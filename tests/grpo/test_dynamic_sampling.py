@@ -81,7 +81,7 @@ def simulate(steps, chance, max_draws):
         )  # fmt: skip
         drawn = types.SimpleNamespace(
             tokens=np.zeros((ROWS, R, C), int), lengths=np.full((ROWS, R), C),
-            logprobs=np.zeros((ROWS, R, C)),
+            logprobs=np.zeros((ROWS, R, C)), turns=None,
         )  # fmt: skip
         verdict = types.SimpleNamespace(valid=np.ones((ROWS, R), bool))
         says = differing[:, None].repeat(R, 1).astype(float)

@@ -68,7 +68,7 @@ def test_every_update_reads_the_log_probabilities_before_the_first():
         return state._replace(step=state.step + 1), {"loss": state.step}
 
     class State(dict):
-        params, frozen = "params", "frozen"
+        params, frozen, reference = "params", "frozen", None
 
         def __init__(self, step):
             self.step = step
@@ -97,7 +97,7 @@ def test_every_update_reads_the_log_probabilities_before_the_first():
 def make_part(valid, stopped, lengths):
     rollout = types.SimpleNamespace(
         lengths=np.array(lengths), stopped=np.array(stopped), tokens=np.ones((1, 3, 4), int),
-        logprobs=np.zeros((1, 3, 4)),
+        logprobs=np.zeros((1, 3, 4)), turns=None,
     )  # fmt: skip
     verdict = types.SimpleNamespace(valid=np.array(valid))
     return types.SimpleNamespace(
@@ -151,8 +151,10 @@ def test_shuffled_frames_meet_noise_of_their_own():
     collector.options = types.SimpleNamespace(
         rollout=types.SimpleNamespace(num_rollouts=4, max_new_tokens=8),
         train=types.SimpleNamespace(seed=3),
+        loss=types.SimpleNamespace(num_given=0),
     )
     collector.engine = collector.shuffled_engine = Engine()
+    collector.turns = None
     valid = np.array([True, False])
     item = types.SimpleNamespace(indices=[[5], [6]], valid=valid, index=9, pairs=[[1], []])
     batch = types.SimpleNamespace()
