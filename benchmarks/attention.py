@@ -48,7 +48,7 @@ def run(function, q, k, v, cotangent):
 
 
 def error(got, exact, real):
-    """Of what real tokens get, as padding's values are nobody's business."""
+    """Compares what real tokens get; the values of padding do not matter."""
     got, exact = (np.asarray(x, np.float32)[real] for x in (got, exact))
     return float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
 

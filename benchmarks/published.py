@@ -74,7 +74,7 @@ def matmul_peak() -> float:
 
 
 def median_seconds(call, rounds: int) -> float:
-    """Of `call`, whose result is waited for; once more at first, which compiles."""
+    """Times `call`, whose result is waited for; a first call, which compiles, is not counted."""
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()

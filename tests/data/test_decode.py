@@ -216,7 +216,7 @@ def test_the_fast_way_is_taken_where_it_can_be(name, clip, monkeypatch):
 
 
 def test_decodes_few_packets_of_a_long_file(clip, monkeypatch):
-    """Of 97 frames in groups of 20, a wanted frame early in a group costs a few packets."""
+    """A clip has 97 frames in groups of 20; a wanted frame early in a group costs few packets."""
     seen = []
     monkeypatch.setattr(decode.VideoFile, "_check_time", lambda self: seen.append(1))
     with VideoFile(str(clip("h264_closed.mp4")), Limits()) as file:

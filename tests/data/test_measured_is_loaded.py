@@ -26,7 +26,7 @@ def clip(kind):
     if kind == "irregular":
         times = np.cumsum(np.random.default_rng(3).uniform(0.02, 0.4, 40)).tolist()
         return encode(times=times, options={"bf": "2", "preset": "veryfast"})
-    if kind == "grows":  # of another size from its thirtieth frame on
+    if kind == "grows":  # Its frames have another size from the thirtieth on.
         return resized((64, 48), (160, 96))
     if kind == "shrinks":
         return resized((160, 96), (64, 64))

@@ -98,7 +98,7 @@ def test_frames_without_square_windows_waste_less_than_a_tenth():
     buckets = choose_buckets(sizes, 8, 8192, 4, 128, packed=True)
     plan = make_schedule(np.arange(300), sizes, buckets, packed=True, seed=1, epochs=1)
     windows = np.array([buckets[b].windows for b in plan.bucket])
-    windows = np.repeat(windows, np.diff(plan.starts))  # of the bucket of each record
+    windows = np.repeat(windows, np.diff(plan.starts))  # Each record has its bucket's windows.
     room = (sizes.pairs[plan.record] * windows).sum() * WINDOW_TOKENS
     assert 1 - visual.sum() / room < 0.1
 

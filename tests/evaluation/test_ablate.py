@@ -17,7 +17,7 @@ VARIANTS = (
 
 
 def rows(scores):
-    """Of one evaluation: a record each, two of them about one clip."""
+    """Makes the rows of one evaluation, one a record, of which two are about one clip."""
     return [
         {
             "index": i, "rollout": 0, "problem_id": i, "problem_type": "regression",

@@ -43,7 +43,7 @@ SIZES = {
     + [(name, 0.6) for name in list(SIZES)[2:]],
 )
 def test_intervals_cover_the_truth(name, share, correlation):
-    """Of means, and of paired differences between two runs that are equally good."""
+    """Intervals hold for means, and for paired differences of two runs that are equally good."""
     rng, covered, paired, num_draws = np.random.default_rng(0), 0, 0, 150
     sizes = np.array(SIZES[name])
     clips = np.repeat(np.arange(len(sizes)), sizes)

@@ -25,7 +25,8 @@ KNOWN = {
 # hold given completions and the reference policy could follow (476380a).
 ON_CPU = SHORT | {"mesh.tensor": 1, "model.dtype": "float32", "model.attention": "chunked"}
 ONE_UPDATE = ["1d05dd56de2c6b61"]
-TWO_UPDATES = ["3851010f4dd23528", "7cc24a654186ce82"]  # of the score before them, and of each
+# The first program scores the completions, the second is that of each update.
+TWO_UPDATES = ["3851010f4dd23528", "7cc24a654186ce82"]
 
 
 def lower_loss(fields, has_old):

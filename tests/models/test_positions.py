@@ -41,7 +41,7 @@ def loss_of(mode, attention):
 
 
 def lengths_of(mode, attention, name):
-    """Of all arrays [1, T, size] in the traced loss, `size` called `name` in the model's config."""
+    """Finds all arrays [1, T, size] in the traced loss; the model's config calls `size` `name`."""
     loss, totals, rows, model = loss_of(mode, attention)
     rows = jax.tree.map(jnp.asarray, rows)
     program = jax.make_jaxpr(lambda params: loss(params, rows, totals(rows))[0])(

@@ -47,7 +47,7 @@ def test_a_function_of_positions(count):
 
 
 def text_problem(kind, layers=2):
-    """Of a decoder: config, weights, embeddings, positions, mask, wanted."""
+    """Makes what a decoder reads: config, weights, embeddings, positions, mask, wanted."""
     config = parse_config(tiny_values(num_hidden_layers=layers))
     params = family.init_params(config, jax.random.key(1))
     params = jax.tree.map(lambda leaf: leaf * 3, params)  # attention that is not even

@@ -38,7 +38,7 @@ def siglip(num_heads=16, width=1152, mlp=4304):
 
 
 def adapters(params):
-    """Of everything that can have one."""
+    """Adds adapters to everything that can have one."""
     targets = (
         r"layers/(attn|mlp)/(q|k|v|o|qkv|proj|gate|up|down)$",
         r"(merger|deepstack)/(up|down)$",

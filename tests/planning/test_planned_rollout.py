@@ -96,7 +96,7 @@ def test_siglip_gathers_weights_and_no_images_or_texts(rollout):
     patches = (config.image_size // config.patch_size) ** 2
     width = config.vision.hidden_size
     images, words = (ROWS // job.parts, patches, width), (texts, config.text_length, width)
-    weights = set()  # of what runs in those loops, as gathered over fsdp
+    weights = set()  # Shapes of the weights that those loops read, gathered over fsdp.
     for keys, leaf in jax.tree_util.tree_leaves_with_path(job.judge):
         path, shape = path_of(keys), leaf.sharding.shard_shape(leaf.shape)
         size = math.prod(shape[1:] if "/layers/" in path else shape) * job.mesh.shape["fsdp"]

@@ -148,7 +148,7 @@ def read_all(path):
 
 
 def test_sampler_trainer_and_transformers_agree(place, rollout):
-    """Of every drawn token, those behind results of calls too."""
+    """All three give every drawn token the same log-probability, also behind results of calls."""
     rows = place.rows(rollout)
     groups, mask = rows.groups, np.asarray(rows.groups.mask)
     assert rollout.counters["calls"] > 6

@@ -28,7 +28,7 @@ class Shown(NamedTuple):
         start = " -- " if self.line.startswith("launch/") else "videorft "
         line = re.split(r" (?:\||>|&&) ", self.line.partition(start)[2])[0]
         if self.line.startswith("xpk "):
-            line = line.removesuffix('"')  # of --command="videorft ..."
+            line = line.removesuffix('"')  # It closes --command="videorft ...".
         return [word for word in shlex.split(line) if word != "..."]
 
 

@@ -65,7 +65,7 @@ class FirstHour:
         return path
 
     def environment(self, **more):
-        """Of a command: one CPU device, and this folder as home."""
+        """Makes the variables of a command with one CPU device and this folder as home."""
         return environment(self.folder / "compiled") | {"HOME": str(self.folder)} | more
 
     def batch(self, commands, before=""):

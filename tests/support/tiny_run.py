@@ -124,7 +124,7 @@ def write_config(path, recipe: str, options: dict) -> None:
 
 
 def environment(cache, devices: int = 1, flags: str = QUICK_CPU) -> dict[str, str]:
-    """Of a run on simulated devices; compiled programs are kept in the folder `cache`. `flags` are
+    """Makes the variables of a run on simulated devices; programs are kept in `cache`. `flags` are
     XLA's."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),

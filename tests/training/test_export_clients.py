@@ -114,7 +114,7 @@ def test_every_clip_gets_our_answers(place, torchvision, run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["video", "image", "image video image", "video video"])
 def test_ask_answers_as_transformers_does(place, torchvision, kinds, tmp_path, capsys):
-    """Of files given as paths, each side through its own processor, in float32."""
+    """Both are given paths, read them by their own processors and answer alike in float32."""
     assert place.export("full", tmp_path / "hf") == 0
     flags, parts = [], []
     for number, kind in enumerate(kinds.split()):

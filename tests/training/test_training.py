@@ -92,7 +92,7 @@ def test_sft_equals_hugging_face(problem, tmp_path):
 
 
 def test_sft_of_long_rows_equals_hugging_face(problem, tmp_path):
-    """Of more than 512 tokens, where a CPU leaves out most of the last layer."""
+    """Rows have more than 512 tokens, where a CPU leaves out most of the last layer."""
     twin, rng, samples, clips = problem[0], np.random.default_rng(5), [], []
     for text, answer in ((200, 290), (480, 30)):
         clip = hf.random_clip(rng, 2, 3, 2, 2.0)

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 QUANTILE = 0.99
-LEAST_RECORDS = 30  # of a group; fewer give no threshold
+LEAST_RECORDS = 30  # A group of fewer records has no threshold.
 LEAST_AUC = 0.8
-MOST_RECORDS = 2000  # of a group that the null is drawn from
+MOST_RECORDS = 2000  # The null is drawn from at most so many records of a group.
 DIMENSIONS = 1024
-LONG_WORDS = 8  # of a reference: below and from there on are two groups
+LONG_WORDS = 8  # Shorter references are one group, the others are another.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from videorft_jax.curation.fingerprint import LEAST_FRAMES, View, find_match
 
-BANDS = 4  # of 16 bits: hashes that differ in three bits or less share one at least
+BANDS = 4  # A band has 16 bits; hashes that differ in up to three bits share at least one.
 PLAIN = (0, 0xFFFF)  # Flat parts of a picture give these, so that they tell nothing.
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from videorft_jax.evaluation.benchmarks.catalogue import find_task, load_items
 from videorft_jax.evaluation.benchmarks.task import without_letters
 
-WORDS = 8  # of a run that question and benchmark share
+WORDS = 8  # A question that shares a run of so many words with a benchmark is kept out.
 CONTAINED = 0.5  # share of such runs of a question from which it is noted
 VIDEO_ID = re.compile(r"(?=.*[A-Z])(?=.*[a-z])[A-Za-z0-9_-]{11}")
 DROPS = ("file", "id", "hash", "text")  # the others are notes

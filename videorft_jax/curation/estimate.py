@@ -21,7 +21,7 @@ ENOUGH = 5  # replies of a stage, or checked records, from which something count
 ACCEPTED = 0.33  # share of the records with a right chain, as in the paper
 REPLY_TOKENS = {"describe": 0, "think": 1200, "revise": 900}  # A description goes by its frames.
 PROMPT_TOKENS = {"describe": 0, "think": 4000, "revise": 4000}
-INPUT_SHARE = 0.75  # of the bound that the budget reserves
+INPUT_SHARE = 0.75  # A prompt takes about this share of what the budget reserves for it.
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ class _Tally:
     """Sums over the requests of one stage."""
 
     def __init__(self):
-        self.keys: set[int] = set()  # of missing requests, cut short
+        self.keys: set[int] = set()  # Keys of missing requests are cut short.
         self.known = self.bounds = self.most_output = self.pictures = 0
         self.count = self.inputs = self.cached = self.outputs = self.answered_bounds = 0
 

@@ -18,7 +18,7 @@ CONTRACT = MediaContract(
     fps=1.0, min_frames=8, max_frames=64, min_pixels=4 * 28 * 28, max_pixels=64 * 28 * 28,
     image_min_pixels=4 * 28 * 28, image_max_pixels=64 * 28 * 28,
 )  # fmt: skip
-SIDE = 24  # of a thumbnail
+SIDE = 24  # A thumbnail has so many pixels a side.
 FLAT = 8.0  # Frames with a smaller standard deviation, of 255, tell nothing.
 NEAR_BITS = 10
 LEAST_FRAMES = 3

@@ -158,7 +158,8 @@ class _Files:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self.columns: dict[str, dict[str, str]] = {}  # of the two sets, once they are whole
+        # The types of both sets' columns are known once the sets are whole.
+        self.columns: dict[str, dict[str, str]] = {}
         self._stack = contextlib.ExitStack()
         self._open = {
             name: self._stack.enter_context(

@@ -20,7 +20,7 @@ from videorft_jax.rollout.sampling import SamplingConfig
 
 log = logging.getLogger(__name__)
 
-FIELD = "given"  # of a record, a list of completions
+FIELD = "given"  # A record holds its completions in this field, as a list.
 
 
 def read_given(record: Record) -> list[str]:

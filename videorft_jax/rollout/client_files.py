@@ -11,7 +11,7 @@ from videorft_jax.models.family import family_of
 from videorft_jax.rollout.sampling import make_sampling
 
 GENERATION_FILE = "generation_config.json"
-MAX_NEW_TOKENS = 768  # of one answer, where nobody says otherwise
+MAX_NEW_TOKENS = 768  # An answer has at most so many where nobody says otherwise.
 
 
 def client_files(config: ModelConfig, contract: MediaContract, tokenizer) -> dict[str, Any]:

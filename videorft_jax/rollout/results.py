@@ -38,4 +38,5 @@ class Rollout(NamedTuple):
     failed: np.ndarray  # bool [B, R], logits that were not finite ended the completion
     counters: dict[str, float]  # token counts, seconds and shares of this rollout, for the log
     turns: Turns | None = None  # where some completion called a tool
-    calls: list[list[list[dict[str, Any]]]] | None = None  # of each completion, for the log
+    # The log shows what each completion called.
+    calls: list[list[list[dict[str, Any]]]] | None = None

@@ -39,7 +39,7 @@ from videorft_jax.rollout.options import ToolOptions
 FRAMES = "frames"
 MALFORMED, FAILED, TIMEOUT = "malformed", "failed", "timeout"
 _LONGEST = 160  # characters that the model reads of what went wrong
-_FPS = 2.0  # of frames that a tool returns without a rate
+_FPS = 2.0  # A tool that returns frames without a rate means this one.
 
 
 class Reply(NamedTuple):

@@ -18,13 +18,15 @@ from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.protocol import ChatRequest
 
-KEYS = {  # of media_io_kwargs -> those of `Model.prepare`
+# Keys of media_io_kwargs lead to those of `Model.prepare`.
+KEYS = {
     "video": {"num_frames": "nframes", "fps": "fps", "min_frames": "min_frames",
               "max_frames": "max_frames", "min_pixels": "min_pixels", "max_pixels": "max_pixels",
               "total_pixels": "total_pixels"},
     "image": {"min_pixels": "min_pixels", "max_pixels": "max_pixels"},
 }  # fmt: skip
-FRAMES_KEYS = ("as_frames", "fps")  # of "image": consecutive images are one clip
+# With these keys of "image", consecutive images are one clip.
+FRAMES_KEYS = ("as_frames", "fps")
 _DATA = re.compile(r"data:(image|video)/[\w.+-]+;base64,", re.IGNORECASE)
 _FORMAT = (
     "Answer with one JSON object and nothing else, no code fence and no word before or after it."

@@ -91,7 +91,7 @@ def _products(length: int, size: int) -> list[_Product]:
 
 
 def _weights(length: int, size: int) -> tuple[list[int], list[np.ndarray], int]:
-    """Of each of `size` values the first one of the line that it is made of, and its weights.
+    """Returns where in the line each of `size` values begins, its weights, and their bits.
 
     Weights are whole numbers that count 2^-bits. The filter is Keys' cubic with a = -0.5, stretched
     where the line becomes shorter; bits is the most with which every weight fits into 16 bits.
