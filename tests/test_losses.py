@@ -6,19 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from random_head import B, T, V, draw
 
 from videorft_jax import losses
-
-B, T, D, V = 3, 23, 8, 41
-
-
-def draw(seed):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    hidden = jax.random.normal(keys[0], (B, T, D))
-    head = jax.random.normal(keys[1], (V, D))
-    targets = jax.random.randint(keys[2], (B, T), 0, V)
-    mask = jax.random.bernoulli(keys[3], 0.4, (B, T)).at[1].set(False)
-    return hidden, head, targets, mask
 
 
 def test_sft_loss_equals_cross_entropy():

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from chat_server import ChatServer
-from curation_run import ask, curate, make_pool, write_config
+from curation_run import ask, curate, make_pool, residue, write_config
 from virtual_time import run_virtually
 
 from videorft_jax.commands.curate import main
@@ -57,7 +57,7 @@ def test_18_the_share_of_right_chains_is_measured(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(40)], clips=8)
 
     def right(digest):
-        return int(digest[:4], 16) % 2 == 0
+        return residue(digest, 2) == 0
 
     with ChatServer(right=right) as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from chat_server import DRILLS, ChatServer
-from curation_run import ROOT, ask, command, files, make_pool, run, run_here, write_config
+from curation_run import ROOT, ask, command, files, make_pool, residue, run, run_here, write_config
 
 from videorft_jax.data.records.source import RecordSource
 
@@ -210,7 +210,7 @@ def test_06_only_right_answers_are_revised(tmp_path):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(30)], clips=3)
 
     def right(digest):
-        return int(digest[:4], 16) % 3 == 0
+        return residue(digest, 3) == 0
 
     with ChatServer(right=right) as server:
         config = write_config(tmp_path / "c.toml", pool, server.url)

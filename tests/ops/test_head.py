@@ -9,20 +9,10 @@ import pytest
 from hlo import collectives
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from random_head import B, D, T, draw
 
 from videorft_jax.ops.head import token_logprobs
 from videorft_jax.parallel import sharding
-
-B, T, D, V = 3, 23, 8, 41
-
-
-def draw(seed=0, rows=B, words=V):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    hidden = jax.random.normal(keys[0], (rows, T, D))
-    head = jax.random.normal(keys[1], (words, D))
-    targets = jax.random.randint(keys[2], (rows, T), 0, words)
-    mask = jax.random.bernoulli(keys[3], 0.4, (rows, T)).at[1].set(False)
-    return hidden, head, targets, mask
 
 
 def dense(hidden, head, targets, mask, temperature):

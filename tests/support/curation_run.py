@@ -16,6 +16,11 @@ from videorft_jax.demo.dataset import write_clip
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def residue(digest: str, modulus: int) -> int:
+    """Returns a number below `modulus` that the digest of a request decides, whatever the order."""
+    return int(digest[:4], 16) % modulus
+
+
 def make_pool(folder, questions, *, clips=None, problem_type="free-form"):
     """Writes one picture a question (or `clips` in turn) and the record file."""
     folder.mkdir(parents=True, exist_ok=True)
