@@ -1,6 +1,7 @@
 """A run of GRPO as the pictures of the documentation show it, without running anything."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -26,7 +27,8 @@ def write_shown_run(folder: pathlib.Path) -> pathlib.Path:
     for number in range(len(source)):
         step = 1 + 6 * (number // GROUPS)
         rows += _group(source[number], step, rng)
-    run = write_grpo(folder / "grpo_tiny", rows, file, CONTRACT, train={"max_steps": STEPS})
+    shown = os.path.relpath(file)  # The page shows where the records lie.
+    run = write_grpo(folder / "grpo_tiny", rows, shown, CONTRACT, train={"max_steps": STEPS})
     lines = [json.dumps(_metrics(step, rng)) + "\n" for step in range(1, STEPS + 1)]
     (run / "metrics.jsonl").write_text("".join(lines))
     return run
