@@ -1,4 +1,4 @@
-"""The mesh on which a step would draw its completions fastest, by the formulas of the planner."""
+"""The planner suggests the mesh on which a step would draw its completions fastest."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,15 +12,15 @@ _GAIN = 0.95  # A mesh that saves less than 5 % of a step is not worth a suggest
 
 
 class Suggestion(NamedTuple):
-    """Sizes of data, fsdp and tensor, and the least seconds of a step with them."""
+    """It holds sizes of data, fsdp and tensor, and the least seconds of a step with them."""
 
     sizes: Sizes
     floor_s: float
 
 
 def suggest_rollout_mesh(job: Job) -> Suggestion | None:
-    """The sizes of `rollout.mesh` with the least time of a step among those whose estimates fit the
-    machine; None where none is clearly faster than what the job has."""
+    """Finds the sizes of `rollout.mesh` with the least time of a step among those whose estimates
+    fit the machine; returns None where none is clearly faster than what the job has."""
     if job.grpo is None:
         return None
     found = [s for s in map(_try, _candidates(job)) if s is not None]
@@ -29,7 +29,7 @@ def suggest_rollout_mesh(job: Job) -> Suggestion | None:
 
 
 def _candidates(job):
-    """The job with every split of its devices into parts and a tensor axis that works."""
+    """Yields the job with every split of its devices into parts and tensor axis that works."""
     count, model = job.mesh.devices.size, job.weights.model
     for tensor in (size for size in range(1, count + 1) if count % size == 0):
         sizes = (1, count // tensor, tensor)

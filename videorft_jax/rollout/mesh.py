@@ -1,4 +1,4 @@
-"""The mesh of the rollout: the devices of the training, in another shape.
+"""The rollout may use the devices of the training in another shape.
 
 Training splits weights over `fsdp`, since it computes on many tokens at once. Decoding draws one
 token of each completion at a time and would read all weights on every part that holds prompts of
@@ -20,8 +20,8 @@ Sizes = tuple[int, int, int]
 
 
 def parse_sizes(text: str) -> Sizes | None:
-    """Sizes of data, fsdp and tensor, as in `1,4,4`; None for an empty text, which stands for the
-    mesh of the training. Raises ValueError for anything else."""
+    """Reads sizes of data, fsdp and tensor such as `1,4,4`; an empty text gives None, which stands
+    for the mesh of the training. Raises ValueError for anything else."""
     if not text:
         return None
     parts = text.split(",")
@@ -35,7 +35,7 @@ def parse_sizes(text: str) -> Sizes | None:
 
 
 def reshape(mesh: Mesh, sizes: Sizes | None) -> Mesh:
-    """The devices of `mesh` in the shape `sizes`, in the same order; `mesh` itself for None."""
+    """Returns the devices of `mesh` in the shape `sizes`, in their order; None leaves `mesh`."""
     if sizes is None or sizes == mesh.devices.shape:
         return mesh
     types = (AxisType.Auto,) * len(sharding.AXES)
@@ -66,7 +66,7 @@ def check_sizes(name: str, sizes: Sizes | None, model: ModelConfig, mesh: Mesh, 
 
 
 def _find_fault(sizes, model, mesh, rows):
-    """What speaks against a mesh of these sizes; empty where nothing does."""
+    """Says what speaks against a mesh of these sizes; the text is empty where nothing does."""
     if math.prod(sizes) != mesh.devices.size:
         return f"these are {math.prod(sizes)} devices of {mesh.devices.size}"
     parts = sizes[0] * sizes[1]

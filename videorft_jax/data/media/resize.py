@@ -1,4 +1,4 @@
-"""The resize that every frame and picture goes through: PyTorch's, to the last bit.
+"""Every frame and picture is resized here, as PyTorch does it, to the last bit.
 
 transformers' processors and qwen-vl-utils hand uint8 frames to torchvision, whose antialiased
 bicubic works in whole numbers on a processor: weights are rounded to 16 bits, sums are rounded and
@@ -19,7 +19,10 @@ _MOST_PRODUCTS = 1 << 18  # multiplications of a product, few enough for BLAS to
 
 
 class _Product(NamedTuple):
-    """What `weights` [first:last of the resized line, start:stop of the line] gives, + `bias`."""
+    """A product makes the values first to last of a resized line from start to stop of the line.
+
+    weights: [last - first, stop - start]. bias: [last - first], which is added.
+    """
 
     first: int
     last: int
@@ -30,7 +33,7 @@ class _Product(NamedTuple):
 
 
 def resize_planes(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] -> its red, green and blue planes, uint8 [3, height, width].
+    """Resizes a frame uint8 [h, w, 3]; returns its three planes, uint8 [3, height, width].
 
     Widths come first and heights second. The order matters, because values are cut to 0 to 255 in
     between: on noise the other order is off by up to 20 grey levels.
@@ -45,7 +48,7 @@ def resize_planes(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resize_lines(lines: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [k, n] -> uint8 [k, size]; the layout in memory, by rows or by columns, is kept."""
+    """Resizes k lines, uint8 [k, n], to uint8 [k, size] in the memory order that they have."""
     products = _products(lines.shape[1], size)
     dtype, widest = products[0].weights.dtype, max(item.stop - item.start for item in products)
     resized = np.empty_like(lines, shape=(len(lines), size))
@@ -65,7 +68,7 @@ def _resize_lines(lines: np.ndarray, size: int) -> np.ndarray:
 
 @functools.lru_cache(64)
 def _products(length: int, size: int) -> list[_Product]:
-    """The products that resize a line of `length` values to `size` values.
+    """Makes the products that resize a line of `length` values to `size` values.
 
     Weights have up to 22 bits behind the point. Lines are moved to -128..127 before a product and
     back by its bias, so that no sum needs more than 24 bits in all where weights have at most 16,
