@@ -12,7 +12,7 @@ from option_names import OPTIONS
 from tiny_run import ROOT, finish, load_recipe, start, wait_for
 
 from videorft_jax import api, cli
-from videorft_jax.commands import options_help
+from videorft_jax.commands import flags, options_help
 from videorft_jax.demo import report as demo_report
 from videorft_jax.demo.scenes import WorldConfig
 
@@ -28,6 +28,9 @@ def load_demo(*arguments):
 @pytest.mark.parametrize("size", ["full", "smoke", "qwen3vl", "qwen3vl_smoke"])
 def test_recipe_holds_whole_stages_and_a_world(size):
     config = load_demo(size)
+    given = [f"--config={ROOT}/configs/demo.py{'' if size == 'full' else ':' + size}"]
+    read, _ = flags.parse(given, "videorft demo", "videorft demo", writes=False)
+    assert read.to_dict() == config.to_dict()  # The command line takes every size.
     WorldConfig(**config.world.to_dict())
     for stage in (config.sft, config.grpo):
         assert {name for name, _ in options_help.flatten(stage, "")} == {f".{n}" for n in OPTIONS}
