@@ -72,7 +72,7 @@ def test_23_the_card_names_tables_that_load_with_their_types(curated):
             (f["name"], TYPES[f["dtype"]] if "dtype" in f else pyarrow.list_(pyarrow.string()))
             for f in info["features"]
         ]
-        assert {"problem_id", "options", "process", "solution", "curation_cluster"} <= {
+        assert {"problem_id", "options", "process", "solution", "extra_curation_cluster"} <= {
             name for name, _ in fields
         }
         options = pyarrow.json.ParseOptions(

@@ -15,6 +15,7 @@ import pytest
 from chat_server import DRILLS, ChatServer
 from curation_run import ROOT, ask, command, files, make_pool, residue, run, run_here, write_config
 
+from videorft_jax.commands import validate
 from videorft_jax.data.records.source import RecordSource
 
 QUICK = "deadline_s = 2.0\nconcurrency = 8"
@@ -307,7 +308,7 @@ def test_17_no_clip_is_on_both_sides_of_the_split(tmp_path):
     assert all(len(side) == 1 for side in sides.values())
     held = {media for media, side in sides.items() if side == {"val"}}
     assert 2 <= len(held) <= 14
-    used = {row["curation_media"] for row in rows(tmp_path / "w", "VideoRFT-RL.jsonl")}
+    used = {row["extra_curation_media"] for row in rows(tmp_path / "w", "VideoRFT-RL.jsonl")}
     assert not used & held
     assert summary["held_out"] == 3 * len(held)
 
@@ -341,6 +342,9 @@ def test_22_both_sets_are_read_as_records(tmp_path):
         assert chains[index].solution == f"blue ball {index}"
         assert "closely" in chains[index].process  # the reviser's word, not the thinker's
         assert questions[index].process == ""
+    for name in ("CoT", "RL"):  # A field that is not known would be named, and be a fault.
+        path = tmp_path / "w" / f"VideoRFT-{name}.jsonl"
+        assert validate.main([f"--data={path}", f"--data_root={pool.parent}"]) == 0
 
 
 def test_23_the_card_counts_what_the_files_hold(tmp_path):

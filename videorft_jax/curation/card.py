@@ -99,6 +99,7 @@ def _funnel(counts: Counts) -> list[str]:
         ("clips described", counts.described_clips),
         ("questions asked", counts.asked),
         ("chains without a readable answer", counts.unparseable),
+        ("sentences cut that imitate marks of the prompts", counts.cut),
         ("right by the strict rules", counts.right),
         ("revised on the frames", counts.revised),
         ("came back unchanged", counts.unchanged),

@@ -13,24 +13,12 @@ from videorft_jax.curation.endpoints import Endpoint
 from videorft_jax.curation.frames import Frames
 from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.prompts import Template, fence
+from videorft_jax.curation.replies import Thought, split_reply
 from videorft_jax.curation.requests import Dead, Reply, Request, draw_seed
 from videorft_jax.data.records.prompts import append_options
 from videorft_jax.rewards.accuracy import Outcome, score_answer
-from videorft_jax.rewards.answers import extract_answer
 
 Work = Generator[Request, Reply | Dead, Any]
-
-
-def split_reply(reply: Reply) -> tuple[str, str | None]:
-    """(chain, answer) of a reply, wherever the server put the chain: in a field of its own, in a
-    think block, or in one that was never closed."""
-    content = reply.content.strip()
-    answer = extract_answer(content)
-    if reply.reasoning.strip():
-        return reply.reasoning.strip(), answer
-    chain = content.removeprefix("<think>")
-    chain = chain.split("</think>")[0] if "</think>" in chain else chain.split("<answer>")[0]
-    return chain.strip(), answer
 
 
 def think(
@@ -50,12 +38,13 @@ def think(
         if isinstance(reply, Dead):
             return reply
         ended = refused(reply)
-        chain, answer = ("", None) if ended else split_reply(reply)
+        chain, answer, num_cut = Thought("", None, 0) if ended else split_reply(reply)
         score = score_answer(answer, record.solution, record.problem_type, record.options)
         rows.append(
             {
                 "record": entry.name, "attempt": attempt, "seed": request.seed, "cot0": chain,
-                "answer": answer, "finish": ended.reason if ended else reply.finish,
+                "num_cut": num_cut, "answer": answer,
+                "finish": ended.reason if ended else reply.finish,
                 "outcome": str(score) if isinstance(score, Outcome) else "scored",
                 "score": None if isinstance(score, Outcome) else score,
                 "request": request.key, "model_returned": reply.model,
@@ -75,7 +64,7 @@ def revise(
     entry: Entry, chain: str, frames: Frames, endpoint: Endpoint, template: Template,
     contract: str, most_frames: int,
 ) -> Work:  # fmt: skip
-    """The revised chain as {"cot", "request"}, or Dead."""
+    """The revised chain as {"cot", "num_cut", "request", "model_returned"}, or Dead."""
     count = len(frames)
     step = max(-(-count // most_frames), 1)
     shown = range(0, count, step)
@@ -100,8 +89,11 @@ def revise(
     if ended := refused(reply):
         return ended
     # A reasoning model's own thoughts are no part of the revision.
-    chain, _ = split_reply(Reply(reply.content))
-    return {"cot": chain, "request": request.key, "model_returned": reply.model}
+    own = split_reply(Reply(reply.content))
+    return {
+        "cot": own.chain, "num_cut": own.num_cut, "request": request.key,
+        "model_returned": reply.model,
+    }  # fmt: skip
 
 
 def _request(stage, entry, endpoint, template, parts, attempt, **fields) -> Request:

@@ -43,6 +43,7 @@ class Counts:
     asked: int = 0
     pending: int = 0
     unparseable: int = 0
+    cut: int = 0
     right: int = 0
     revised: int = 0
     unchanged: int = 0
@@ -115,11 +116,13 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
             files.add("describe.jsonl", out.describe)
     for row in out.think:
         counts.unparseable += row["outcome"] == "unparseable"
+        counts.cut += row["num_cut"]
         counts.models[f"think: {row['model_returned']}"] += 1
         files.add("think.jsonl", row)
     if out.revise:
         counts.right += 1
         counts.revised += 1
+        counts.cut += out.revise["num_cut"]
         counts.unchanged += out.revise["kept_share"] > 0.995
         counts.models[f"revise: {out.revise['model_returned']}"] += 1
         counts.leaks.update(out.checks["leaks"]["value"].keys())
@@ -130,8 +133,8 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
     files.add("verdicts.jsonl", verdict | {"checks": out.checks})
     row = entry.record.to_row()
     row |= {
-        "curation_record": entry.name, "curation_media": entry.media,
-        "curation_cluster": entry.cluster,
+        "extra_curation_record": entry.name, "extra_curation_media": entry.media,
+        "extra_curation_cluster": entry.cluster,
     }  # fmt: skip
     counts.rl += 1
     counts.rl_sources[entry.record.data_source or "not named"] += 1
@@ -141,9 +144,9 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
         counts.sources[entry.record.data_source or "not named"] += 1
         counts.types[entry.record.problem_type] += 1
         row |= {
-            "curation_attempt": out.revise["attempt"],
-            "curation_pass_rate": _pass_rate(out.think),
-            "curation_kept_share": out.revise["kept_share"],
+            "extra_curation_attempt": out.revise["attempt"],
+            "extra_curation_pass_rate": _pass_rate(out.think),
+            "extra_curation_kept_share": out.revise["kept_share"],
         }
         files.add(SFT, row | {"process": f"<think>{out.revise['cot']}</think>"})
 

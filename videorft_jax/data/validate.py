@@ -230,11 +230,7 @@ def validate(
     if check_truth is not None:
         faults += find_unreadable(source, good, check_truth)
     allowed = measured.unused if options.allowed is None else options.allowed
-    unused = {
-        name: count
-        for name, count in sorted(measured.unused.items())
-        if name not in allowed and not name.startswith("extra_")
-    }
+    unused = {name: count for name, count in sorted(measured.unused.items()) if name not in allowed}
     sizes, probes = measured.sizes, [probe for i in good for probe in measured.probes[i]]
     return {
         "data": getattr(source, "path", None) or source.folder,

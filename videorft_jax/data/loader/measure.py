@@ -30,6 +30,7 @@ from videorft_jax.data.records.render import render, write_media
 from videorft_jax.data.records.source import Source, media_of
 
 CHUNK = 4096  # records submitted to the threads at a time
+EXTRA = "extra_"  # A field whose name begins so says itself that nothing here reads it.
 
 
 class Need(NamedTuple):
@@ -68,7 +69,8 @@ class Measurer:
                 return Failure(index, item.name, probe.reason, probe.detail)
             probes.append(probe)
         try:
-            return Need(tuple(probes), self.text(record, sizes, probes), tuple(record.extra))
+            unused = tuple(name for name in record.extra if not name.startswith(EXTRA))
+            return Need(tuple(probes), self.text(record, sizes, probes), unused)
         except ValueError as error:
             return Failure(index, record.path, "prompt", str(error))
 
