@@ -186,3 +186,29 @@ def test_a_torn_log_of_writes_is_recovered_and_a_cut_store_refused(tmp_path):
     with pytest.raises(RuntimeError, match="it was left as it is"):
         Store(path)
     assert path.read_bytes() == whole[: len(whole) // 2]
+
+
+def test_damage_inside_a_store_is_found_after_an_unclean_end_alone(tmp_path):
+    path = tmp_path / "s.sqlite"
+    request = Request("s", "u", "e", "m", "", ("x",), 9, 0.0, 1.0, 0, "t")
+    with Store(path) as store:
+        store.write([save_reply(request, Reply("x"))])
+        blob = "INSERT INTO derived VALUES ('k', ?, zeroblob(3000))"
+        store.write([(blob, (f"{number:05}",)) for number in range(400)])
+    connection = sqlite3.connect(path)
+    root, size = connection.execute(
+        "SELECT rootpage, page_size FROM sqlite_master, pragma_page_size WHERE name='derived'"
+    ).fetchone()
+    connection.execute("UPDATE meta SET value='0' WHERE name='clean'")
+    connection.commit()
+    connection.close()
+    whole = path.read_bytes()
+    start = root * size  # a leaf that nothing reads when the store is opened
+    damaged = whole[:start] + b"\xff" * size + whole[start + size :]
+    path.write_bytes(damaged)
+    with pytest.raises(RuntimeError, match="quick_check found damage.*restore the file"):
+        Store(path)
+    assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    with Store(path) as store:
+        assert store.find(request.key) == Reply("x")

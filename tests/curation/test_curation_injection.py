@@ -102,7 +102,8 @@ def test_12_injections_change_no_verdict_no_path_and_no_prompt(place, benign, tm
     assert files == quiet_files
     assert [(r["path"], r["solution"]) for r in rl] == [(r["path"], r["solution"]) for r in rows]
     assert len(cot) == len(quiet) - 1
-    assert not any(re.search(r"\[\[|<answer>|Ignore|is nothing|false notes", row["process"]) for row in cot)
+    planted = re.compile(r"\[\[|<answer>|Ignore|is nothing|false notes")
+    assert not any(planted.search(row["process"]) for row in cot)
 
 
 def test_12_what_a_chain_imitates_of_the_marks_is_cut_and_counted(tmp_path):

@@ -67,7 +67,8 @@ class Store:
                     f"{self.path.with_suffix('.lock').name} to pay for everything anew"
                 )
             self._open()
-        except BaseException:
+        except BaseException as error:
+            self._fault = str(error)  # A refused store must not be marked as closed in order.
             self.close()
             raise
 
