@@ -17,9 +17,9 @@ from videorft_jax.data.loader.size_cache import SizeCache
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.media.load import load_media
 from videorft_jax.data.media.probe import probe_media
+from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
 from videorft_jax.data.records.source import RecordSource
-from videorft_jax.data.validate_report import Bar
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 import pytest
+from tiny_run import ROOT
 
 from videorft_jax.cli import COMMANDS
 
@@ -106,6 +107,23 @@ def test_it_names_what_was_written_and_what_comes_next(ends, command):
     assert written in said, last
     assert words.startswith(following), last
     assert shlex.split(words)[0] in COMMANDS
+
+
+@pytest.mark.parametrize("command", ENDS)
+def test_what_is_piped_holds_neither_colours_nor_redrawn_lines(ends, command):
+    _, out, err = ends[command]
+    assert not re.search(r"\x1b|\r", out + err)
+
+
+@pytest.mark.parametrize("command", ["validate", "cache", "convert", "tfds"])
+def test_commands_that_read_records_say_how_far_they_are(ends, command):
+    assert "] 8/8 records, 0 s left" in ends[command][2]
+
+
+def test_nothing_is_ever_coloured():
+    """NO_COLOR has nothing to switch off: the only escape sequence erases a live line."""
+    for path in (ROOT / "videorft_jax").rglob("*.py"):
+        assert set(re.findall(r"\\(?:x1b|033|e)\[.", path.read_text())) <= {r"\x1b[K"}, path
 
 
 @pytest.mark.parametrize("kind", ["sft", "evaluated"])

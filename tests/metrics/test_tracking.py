@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator, event_file_loader
 
+from videorft_jax.data.progress import Bar
+from videorft_jax.evaluation.progress import Progress
 from videorft_jax.metrics import chips
+from videorft_jax.metrics.compiling import CompileClock
 from videorft_jax.metrics.flops import Cost
 from videorft_jax.metrics.tensorboard import EventWriter, crc32c
 from videorft_jax.metrics.tracker import METRICS, Tracker
@@ -148,6 +151,68 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     assert re.fullmatch(rf"step 1/5  loss 0\.25  {speed}  ETA \d+:\d\d:\d\d", first)
     assert last.startswith("step 5/5")
     assert last.endswith("ETA 0:00:00")
+
+
+def seconds_left(text):
+    """The seconds of the last ETA in a text."""
+    hours, minutes, seconds = map(int, re.findall(r"ETA (\d+):(\d\d):(\d\d)", text)[-1])
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def compile_for(seconds, clock):
+    """Lets `seconds` pass on a made-up clock in which JAX says that it compiled: a program, and one
+    inside it, which is no time of its own."""
+    clock[0] += seconds
+    for name, share in (("jaxpr_trace", 0.5), ("backend_compile", 1.0)):
+        event = f"/jax/core/compile/{name}_duration"
+        jax.monitoring.record_event_duration_secs(event, share * seconds)
+
+
+def test_the_first_eta_knows_that_compiling_ends(tmp_path, monkeypatch):
+    """A first step of 100 s is 98 s of compiling and 2 s of work, as all others are."""
+    clock, stream = [0.0], io.StringIO()
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    with Tracker(tmp_path, 101, stream=stream) as tracker:
+        compile_for(98.0, clock)
+        clock[0] += 2.0
+        tracker.log(1, {"loss": 0.5})
+        assert seconds_left(stream.getvalue()) == 200
+    (line,) = read_lines(tmp_path)
+    assert line["perf/step_s"] == 100  # What a step took is told as it was.
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(41, 0.0) as progress:
+        compile_for(98.0, clock)
+        clock[0] += 2.0
+        progress([{"completion_tokens": 5, "score": None, "index": 0}])
+    assert seconds_left(stream.getvalue()) == 80
+
+
+def test_the_clock_hears_what_jax_compiles():
+    clock = CompileClock()
+    jax.jit(lambda x: x * 3 + 1)(np.arange(7))
+    assert clock.take() > 0
+    assert clock.take() == 0
+    clock.close()
+    jax.jit(lambda x: x * 5 + 1)(np.arange(7))
+    assert clock.take() == 0
+
+
+@pytest.mark.parametrize("columns", [40, 9])
+def test_live_lines_fit_narrow_terminals(tmp_path, monkeypatch, columns):
+    """None is longer than the terminal is wide, so that none leaves a rest of itself behind."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Tracker(tmp_path, 5000, stream=stream) as tracker, Progress(5000, 0.0) as progress:
+        tracker.log(1234, {"loss": 0.123456}, tokens=100, useful=Cost(1e9))
+        progress([{"completion_tokens": 5, "score": 1.0, "index": 0}])
+        Bar(310_000, stream)(310_000)
+    parts = [part.strip("\n") for part in stream.getvalue().split("\r\x1b[K")[1:]]
+    assert len(parts) == 3
+    assert all(0 < len(part) < columns for part in parts)
+    assert "\x1b" not in "".join(parts)
 
 
 def test_live_line_on_a_terminal(tmp_path):

@@ -13,6 +13,7 @@ from videorft_jax.commands.data_flags import (
 )
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.data.loader.cache_writer import write_cache
+from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.quarantine import one_line, reason_table
 from videorft_jax.models.geometry import find_geometry
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         threads=options.threads,
         limits=make_limits(options),
         isolate=options.isolate,
+        progress=Bar(len(source)),
     )
     folder = os.path.abspath(options.out)
     if failures:

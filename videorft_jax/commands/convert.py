@@ -5,6 +5,7 @@ import collections
 import sys
 
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.records import RecordError
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     source = open_records(options.data, None, options.format)
     bad: collections.Counter[str] = collections.Counter()
+    bar = Bar(len(source))
 
     def good():
         for index in range(len(source)):
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             except RecordError as error:
                 bad[error.field] += 1
                 print(error, file=sys.stderr)
+            bar(index + 1)
 
     count = write_records(options.out, good())
     form = getattr(source, "form", "tfds")

@@ -30,10 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", default=home, help="folder of data sets; default: TFDS_DATA_DIR")
     add("--embed", action="store_true", help="store the media's bytes beside their records")
     options = parser.parse_args(argv)
+    from videorft_jax.data.progress import Bar
     from videorft_jax.data.records.tfds import build  # takes seconds to import
 
     source = open_records(options.data, options.data_root, options.format)
-    folder = build(options.name, source, options.out, options.embed)
+    folder = build(options.name, source, options.out, options.embed, Bar(len(source)))
     command = "sft" if options.name == NAMES[0] else "grpo"
     flags = (f"--config={command}_7b", f"--workdir=runs/{command}_7b")
     records = f"--config.data.records=tfds:{folder}"

@@ -23,9 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     good, 1 when records are bad, 2 when it cannot run."""
     flags = _parse(argv)
     # These load transformers and SciPy, which --help does without.
+    from videorft_jax.data.progress import Bar
     from videorft_jax.data.records.opening import open_records
     from videorft_jax.data.validate import ValidateOptions, guess_mode, validate
-    from videorft_jax.data.validate_report import Bar, print_report
+    from videorft_jax.data.validate_report import print_report
     from videorft_jax.rewards import accuracy
 
     logging.basicConfig(level=logging.WARNING)

@@ -1,34 +1,11 @@
-"""What `videorft validate` shows on a terminal: progress, and the report as a table."""
+"""The report of `videorft validate` as a table for people."""
 
-import sys
-import time
 from typing import Any
 
 from videorft_jax.data.records.quarantine import reason_table
 from videorft_jax.data.records.records import PAGE
 
 MOST_KINDS = 20  # kinds of records and frame sizes that are shown
-
-
-class Bar:
-    """A line that is redrawn on a terminal; elsewhere one line every ten seconds."""
-
-    def __init__(self, total: int, stream: Any = None):
-        self.total, self.stream = total, stream or sys.stderr
-        self.start = self.last = time.monotonic()
-        self.live = self.stream.isatty()
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        if done != self.total and now - self.last < (0.1 if self.live else 10.0):
-            return
-        self.last, spent = now, now - self.start
-        left = spent / done * (self.total - done)
-        filled = 30 * done // self.total
-        line = f"[{'#' * filled:<30}] {done}/{self.total} records, {left:.0f} s left"
-        last = done == self.total
-        self.stream.write(f"\r{line}{chr(10) if last else ''}" if self.live else f"{line}\n")
-        self.stream.flush()
 
 
 def print_report(report: dict[str, Any], most: int) -> None:

@@ -136,7 +136,6 @@ def _run(
     """Draws, scores and writes what is left; returns figures about the machine, over all
     processes."""
     left = len(own_records(loader) - done)
-    progress = Progress(left, options.interval_s)
     drawing_s = 0.0
 
     def take(rows, counters):
@@ -145,10 +144,11 @@ def _run(
         progress(rows)
         drawing_s += counters["prefill_s"] + counters["decode_s"]
 
-    evaluate_records(
-        engine, params, tokenizer, loader, mode=options.mode, seed=options.seed,
-        blank=options.blank, done=done, on_batch=take, tools=tools,
-    )  # fmt: skip
+    with Progress(left, options.interval_s) as progress:
+        evaluate_records(
+            engine, params, tokenizer, loader, mode=options.mode, seed=options.seed,
+            blank=options.blank, done=done, on_batch=take, tools=tools,
+        )  # fmt: skip
     tokens, records = (sum(part) for part in zip(*gather(progress.counts), strict=True))
     return {
         "records": records,

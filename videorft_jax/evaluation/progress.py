@@ -9,11 +9,14 @@ import time
 
 import jax
 
+from videorft_jax.metrics.compiling import CompileClock
+
 
 @dataclasses.dataclass
 class Progress:
     """Counts the rows of this process and says how far it is: live on a terminal, else every
-    `interval` seconds. Only process 0 prints.
+    `interval` seconds. Only process 0 prints. What is left is foretold without the time of
+    compiling, which `with` measures until its end.
 
     total: number of records that this process has to run.
     """
@@ -24,6 +27,13 @@ class Progress:
     def __post_init__(self):
         self.start, self.printed = time.perf_counter(), -math.inf
         self.tokens, self.scores, self.records = 0, [], set()
+        self.compiling, self.compiled_s = CompileClock(), 0.0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.compiling.close()
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -54,9 +64,11 @@ class Progress:
 
     def _line(self):
         seconds, done = self.seconds, len(self.records)
+        self.compiled_s += self.compiling.take()
         parts = [f"{done}/{self.total} records"]
         if self.scores:
             parts.append(f"accuracy {sum(self.scores) / len(self.scores):.3f}")
         parts.append(f"{self.tokens / seconds:,.0f} tok/s")
-        minutes, left = divmod(round(seconds / max(done, 1) * (self.total - done)), 60)
+        each = max(0.0, seconds - self.compiled_s) / max(done, 1)
+        minutes, left = divmod(round(each * (self.total - done)), 60)
         return "  ".join([*parts, f"ETA {minutes // 60}:{minutes % 60:02d}:{left:02d}"])

@@ -24,6 +24,7 @@ import uuid
 import jax
 
 from videorft_jax.metrics import chips
+from videorft_jax.metrics.compiling import CompileClock
 from videorft_jax.metrics.flops import Cost
 from videorft_jax.metrics.tensorboard import EventWriter
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 _GIB = 2**30
-_RECENT = 20  # steps whose median duration predicts the end
+_RECENT = 20  # steps whose median duration, but for compiling, predicts the end
 
 
 class Tracker:
@@ -68,6 +69,7 @@ class Tracker:
         self._active = jax.process_index() == 0
         if not self._active:
             return
+        self._compiling = CompileClock()
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._open = False  # whether a live line has no end yet
@@ -115,7 +117,7 @@ class Tracker:
         if not self._active:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        self._durations.append(seconds)
+        self._durations.append(max(0.0, seconds - self._compiling.take()))
         values |= self._performance(seconds, tokens, useful, executed)
         values |= {f"time/{name}": spent for name, spent in phases.items()}
         values |= _memory()
@@ -190,6 +192,7 @@ class Tracker:
         """Closes the files; the console is left on a line of its own."""
         if not self._active:
             return
+        self._compiling.close()
         self._end_line()
         for handler in self._handlers:
             handler.removeFilter(self._end_line)

@@ -6,6 +6,7 @@ An entry of a shard exists when the shard's index does, which is renamed into pl
 import concurrent.futures
 import json
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from array_record.python import array_record_module
@@ -18,7 +19,7 @@ from videorft_jax.data.loader.cache import (
     pack_clip,
     read_contract,
 )
-from videorft_jax.data.loader.watchdog import Progress, call_within
+from videorft_jax.data.loader.watchdog import call_within
 from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
 from videorft_jax.data.media.files import describe_file
 from videorft_jax.data.media.load import load_media, patience
@@ -47,14 +48,16 @@ def write_cache(
     threads: int,
     limits: Limits = Limits(),  # noqa: B008, frozen
     isolate: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[int, list[Failure]]:
     """Caches the clips of every record; what is there already is kept.
 
-    Returns the number of clips added, and the records of which a clip cannot be read. Raises
-    ValueError when the folder holds a cache of another contract.
+    progress: is told how many records are done. Returns the number of clips added, and the records
+    of which a clip cannot be read. Raises ValueError when the folder holds a cache of another
+    contract.
     """
     writer = _Writer(source, contract, os.path.abspath(folder), limits, isolate)
-    added, failures, progress = 0, [], Progress("caching clips", len(source))
+    added, failures = 0, []
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
         for start in range(0, len(source), SHARD_RECORDS):
             chunk = range(start, min(start + SHARD_RECORDS, len(source)))

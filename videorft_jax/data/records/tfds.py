@@ -5,14 +5,16 @@ feature, never `tfds.features.Video` (which needs TensorFlow and stores every fr
 bytes come back bit for bit and go into the same decoder, so both forms give the same batches.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,13 +33,21 @@ BLOCK = 1 << 20
 
 class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Common to both builders. `records` names the record file and is needed only to build;
-    `embed` stores each media file's bytes beside its record, else its relative path alone."""
+    `embed` stores each media file's bytes beside its record, else its relative path alone;
+    `progress` is told how many records are written."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
 
-    def __init__(self, *, records: RecordSource | None = None, embed: bool = False, **kwargs: Any):
-        self._records, self._embed = records, embed
+    def __init__(
+        self,
+        *,
+        records: RecordSource | None = None,
+        embed: bool = False,
+        progress: Callable[[int], None] = lambda done: None,
+        **kwargs: Any,
+    ):
+        self._records, self._embed, self._progress = records, embed, progress
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -94,6 +104,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 "sha256": digest.hexdigest(),
             }
             yield index, example
+            self._progress(index + 1)
 
 
 class VideorftCot(_VideoRft):
@@ -107,23 +118,32 @@ class VideorftRl(_VideoRft):
 BUILDERS = {"videorft_cot": VideorftCot, "videorft_rl": VideorftRl}
 
 
-def build(name: str, records: RecordSource, data_dir: str | os.PathLike, embed: bool) -> str:
+def build(
+    name: str,
+    records: RecordSource,
+    data_dir: str | os.PathLike,
+    embed: bool,
+    progress: Callable[[int], None] = lambda done: None,
+) -> str:
     """Writes one data set as ArrayRecord and returns its folder; what an interrupted build left
-    behind is removed first.
+    behind is removed first. progress: is told how many records are written.
 
     Raises ValueError for an unknown name or a data set that exists, RecordError for a bad row and
     MediaError for a file that is missing or unsafe: run `videorft validate` before.
     """
     if name not in BUILDERS:
         raise ValueError(f"tfds: no builder {name!r}; choose one of {', '.join(BUILDERS)}")
-    builder = BUILDERS[name](records=records, embed=embed, data_dir=os.fspath(data_dir))
+    settings = {"embed": embed, "progress": progress, "data_dir": os.fspath(data_dir)}
+    builder = BUILDERS[name](records=records, **settings)
     parent, version = os.path.split(builder.data_dir)
     if os.path.exists(builder.data_dir):
         raise ValueError(f"{builder.data_dir}: exists; remove it to build it anew")
     for left in os.listdir(parent) if os.path.isdir(parent) else ():
         if left.startswith("incomplete.") and left.endswith(f"_{version}"):
             shutil.rmtree(os.path.join(parent, left))
-    builder.download_and_prepare(file_format="array_record")
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # It would say that it downloads something.
+        builder.download_and_prepare(file_format="array_record")
     return builder.data_dir
 
 
