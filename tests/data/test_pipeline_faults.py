@@ -248,7 +248,7 @@ def start_trainer(data, tmp_path, then):
         [sys.executable, str(script), data, str(tmp_path), path, then],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -266,12 +266,13 @@ def test_a_trainer_ends_whose_worker_was_killed(data, tmp_path):
     """Nothing waits for the rest of what the worker was writing, not even grain's own clean-up."""
     with start_trainer(data, tmp_path, "kill") as trainer:
         try:
-            said, _ = trainer.communicate(timeout=600)
+            said, warned = trainer.communicate(timeout=600)
         finally:
             trainer.kill()
     pids, error = said.splitlines()
     assert error.startswith("loader: Worker process was terminated unexpectedly with exit code -9")
     assert trainer.returncode == 0
+    assert "resource_tracker" not in warned, warned
     assert gone(json.loads(pids))
 
 

@@ -26,7 +26,12 @@ from videorft_jax.data.loader.buffers import Pool, Trays
 from videorft_jax.data.loader.load_sample import Load, Loaded
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.schedule import Schedule
-from videorft_jax.data.loader.watchdog import kill_workers, mark_flags_parsed, start_worker
+from videorft_jax.data.loader.watchdog import (
+    kill_workers,
+    mark_flags_parsed,
+    quieten_tracker,
+    start_worker,
+)
 from videorft_jax.data.records.quarantine import Failure, Quarantine
 from videorft_jax.data.records.records import Record
 
@@ -156,6 +161,7 @@ class Steps:
         load = functools.partial(self._load, place=Sample.in_one_piece)
         chain = grain.MapDataset.source(schedule.record[slots]).map(load).to_iter_dataset(options)
         mark_flags_parsed()
+        quieten_tracker()
         options = grain.experimental.DatasetOptions(min_shm_size=LARGE_ARRAY)
         chain = grain.experimental.WithOptionsIterDataset(chain, options)
         return chain.mp_prefetch(

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -136,3 +137,12 @@ def mark_flags_parsed() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def quieten_tracker() -> None:
+    """Keeps Python's tracker of shared semaphores from a warning about those of a killed worker,
+    which it removes: it would stand behind the last line of a command, which says what to do. The
+    tracker is a process that takes its filters from ours as it starts."""
+    option = "ignore:resource_tracker"
+    if option not in sys.warnoptions:
+        sys.warnoptions.append(option)
