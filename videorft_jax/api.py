@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ class Model:
         """
         if not isinstance(messages, list | tuple | Iterator):
             raise ValueError("prepare: no list of chats; put a chat into a list")
-        samples = [self._sample(chat) for chat in messages]
+        samples = [self.lay_out(chat) for chat in messages]
         if not samples:
             raise ValueError("prepare: no chats; give a list of at least one")
         longest = max(len(sample.tokens) for sample in samples)
@@ -98,7 +98,11 @@ class Model:
             geometry=self.contract.geometry,
         )
 
-    def _sample(self, chat):
+    def lay_out(self, chat: list[dict] | dict, read: Callable | None = None) -> layout.Sample:
+        """One chat of `prepare` as tokens, positions and pixels, not yet padded.
+
+        read: called with each part that is no text, in place of `read_part`.
+        """
         chat, target = read_chat(chat), None
         if chat and chat[-1]["role"] == "assistant":
             target = chat.pop()["content"]
@@ -108,7 +112,7 @@ class Model:
                 target = "".join(part["text"] for part in target)
         contents = [m["content"] for m in chat if not isinstance(m["content"], str)]
         parts = [part for content in contents for part in content if part["type"] != "text"]
-        found = [self._media(part) for part in parts]
+        found = [(read or self.read_part)(part) for part in parts]
         media = [item for item, _ in found]
         written = [write_media(item.grid, stamps, self.contract) for item, stamps in found]
         geometry = self.contract.geometry
@@ -117,8 +121,8 @@ class Model:
         rule = self.contract.mrope_rule
         return layout.make_sample(rendered.tokens, rendered.loss_mask, starts, media, rule)
 
-    def _media(self, part):
-        """The part's pixels as pairs, and the times of its frame pairs."""
+    def read_part(self, part: dict[str, Any]) -> tuple[patches.Media, tuple[float, ...]]:
+        """The pixels of a clip or picture as pairs, and the times of its frame pairs in seconds."""
         kind, source, cut = part["type"], part[part["type"]], self.contract.geometry
         still = kind == "image"
         is_file = isinstance(source, str | os.PathLike | bytes) and not os.path.isdir(source)

@@ -50,7 +50,7 @@ def place(tmp_path_factory):
     model.contract = dataclasses.replace(model.contract, **small)
     root = folder / "root"
     root.mkdir()
-    clips = sorted((folder / "data").rglob("*.mp4"))[:2]
+    clips = sorted((folder / "data").rglob("*.mp4"))[:3]
     clips = [pathlib.Path(shutil.copy(clip, root)) for clip in clips]
     (root / "link.mp4").symlink_to(folder / "model" / "config.json")
     options = ServeOptions(

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.serving.clips import Clips
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
@@ -70,7 +71,7 @@ def read(body: bytes) -> ChatRequest | Refused:
     """The request whose chat could be made, or how it was refused; no other exception is caught."""
     try:
         asked = read_chat(body, OPTIONS)
-        make_chat(asked, MediaContract(), OPTIONS)
+        make_chat(asked, Clips(None, MediaContract(), 0).read_frame, OPTIONS)
     except Refused as error:
         return error
     return asked

@@ -10,7 +10,6 @@ import pytest
 import tiny_run
 
 from videorft_jax import api, cli
-from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.protocol import read_chat
@@ -67,7 +66,7 @@ def test_a_system_turn_is_that_of_chats_without_one():
     own = [{"role": "system", "content": "Be long."}, *turns]
     for messages, wanted in ((turns, "Be brief."), (own, "Be long.")):
         body = json.dumps({"model": options.name, "messages": messages}).encode()
-        chat = make_chat(read_chat(body, options), MediaContract(), options)
+        chat = make_chat(read_chat(body, options), None, options)
         assert chat == [{"role": "system", "content": wanted}, *turns]
 
 

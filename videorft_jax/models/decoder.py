@@ -20,7 +20,7 @@ from videorft_jax.models import layers
 from videorft_jax.models.attention import chunked
 from videorft_jax.models.attention.decode import decode_attention
 from videorft_jax.models.attention.dispatch import attention
-from videorft_jax.models.attention.masks import Mask
+from videorft_jax.models.attention.masks import Causal, Mask
 from videorft_jax.models.compute_plan import ComputePlan
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.rotary import frequencies
@@ -91,9 +91,11 @@ class TextBlocks(nnx.Module):
 class Text(nnx.Module):
     """Embedding [V, D], L blocks, final norm and head [V, D].
 
-    It has three ways to run: a call over whole rows (training and scoring), `prefill` (the same,
+    It has four ways to run: a call over whole rows (training and scoring), `prefill` (the same,
     which also returns keys and values) and `decode` (one token of each completion against a cache).
-    All three give the same hidden states for the same token. `axes` int [H / 2] names the axis of
+    `extend` is `prefill` of the tokens behind a
+    beginning whose keys and values are known. All give the same hidden states for the same token.
+    `axes` int [H / 2] names the axis of
     the positions (0 time, 1 height, 2 width) that each rotary frequency reads.
     """
 
@@ -188,6 +190,41 @@ class Text(nnx.Module):
             return attention(q, k, v, mask, plan.attention), kept
 
         x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan)
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
+
+    def extend(
+        self, x, positions, start, keys, values, mask: Causal, *, injection: Injection | None = None
+    ):
+        """As `prefill`, of T tokens behind a beginning of which keys and values are known.
+
+        x [B, T, D]; positions int32 [B, 3, T]; start int32 [B], where the tokens begin in their
+        row, so that start + T <= S; keys and values [L, B, K, S, H], of which only the columns
+        before `start` are read; mask: of the whole rows [B, S]. Returns final hidden states
+        [B, T, D], and keys and values with those of the tokens in their columns.
+        """
+        cos, sin = self._rotary(positions, x.dtype)
+        places = start[:, None] + jnp.arange(x.shape[1])
+
+        def put(old, new):
+            def put_row(old, new, start):
+                return jax.lax.dynamic_update_slice_in_dim(old, new, start, 1)
+
+            return jax.vmap(put_row)(old, jnp.moveaxis(new, 1, 2).astype(old.dtype), start)
+
+        def step(block, x, slices):
+            layer, *before = slices
+
+            def attend(q, *new):
+                written = [put(*pair) for pair in zip(before, new, strict=True)]
+                whole = [jnp.moveaxis(part, 1, 2) for part in written]
+                return chunked.attention(q, *whole, mask, places), written
+
+            with jax.named_scope("text_block"):
+                x, written = block(x, cos, sin, attend)
+            return (x if injection is None else injection.add(x, layer)), written
+
+        number = jnp.arange(self.config.num_layers)
+        x, (keys, values) = layers.scan_layers(step, self.layers, x, (number, keys, values))
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
     def decode(self, x, positions, cache: KVCache, index, seen=None):

@@ -16,12 +16,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from videorft_jax.serving.batcher import Batcher, Completion
+from videorft_jax.serving.clips import Clips
 from videorft_jax.serving.counts import Counts
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.grammar import Grammars, Guide
+from videorft_jax.serving.laid import Laid, lay_out
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
-from videorft_jax.serving.prompts import Laid, lay_out
 from videorft_jax.serving.protocol import ChatRequest, read_chat
 from videorft_jax.serving.replies import Text, make_choice, make_chunk, make_reply, make_usage
 from videorft_jax.serving.vocabulary import Vocabulary
@@ -88,7 +89,7 @@ class Chat:
 
     def usage(self):
         """The token counts."""
-        cached = self.laid.num_tokens if self.completions[0].was_cached else 0
+        cached = min(one.num_reused for one in self.completions)
         drawn = sum(text.num_tokens for text in self.texts)
         return make_usage(self.laid.num_tokens, drawn, cached)
 
@@ -130,7 +131,8 @@ class Server:
     def __init__(self, model, options: ServeOptions):
         self.model, self.options = model, options
         self.batcher = Batcher(model, options)
-        self.counts = Counts(self.batcher)
+        self.clips = Clips(model.read_part, model.contract, options.cache_bytes)
+        self.counts = Counts(self.batcher, self.clips)
         self.vocabulary = Vocabulary(model.tokenizer)
         text, sampling = model.config.text, self.batcher.programs.sampling
         self.grammars = Grammars(model.tokenizer, text.vocab_size, sampling.stop_ids)
@@ -204,8 +206,8 @@ class Server:
     def _prepare(self, asked: ChatRequest) -> tuple[Laid, Guide | None]:
         schema = asked.json_schema
         guide = None if schema is None else self.grammars.make(schema)
-        messages = make_chat(asked, self.model.contract, self.options)
-        return lay_out(self.model, messages, self.options.max_prompt), guide
+        messages = make_chat(asked, self.clips.read_frame, self.options)
+        return lay_out(self.model, messages, self.options.max_prompt, self.clips), guide
 
     async def _finish(self, chat: Chat, deadline: float) -> dict:
         try:

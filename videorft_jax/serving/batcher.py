@@ -12,9 +12,11 @@ import numpy as np
 from videorft_jax.rollout.programs import FAILED, FULL, LIVE, STOPPED
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.grammar import Guide
+from videorft_jax.serving.laid import Laid, model_sampling
 from videorft_jax.serving.options import ServeOptions
+from videorft_jax.serving.prefill import PromptPrograms
 from videorft_jax.serving.programs import Programs, Shape, Wish
-from videorft_jax.serving.prompts import Laid, Prompts, model_sampling
+from videorft_jax.serving.prompts import Prompts
 
 log = logging.getLogger(__name__)
 ENDS = {STOPPED: "stop", FULL: "length"}
@@ -38,8 +40,8 @@ class Completion:
         self.is_ranked, self.guide = is_ranked, guide
         self.temperature, self.top_p = temperature, top_p
         self.seed, self.number = seed, number
-        self.is_cancelled = self.was_cached = False
-        self.length = 0
+        self.is_cancelled = False
+        self.length = self.num_reused = 0  # tokens drawn, and those of the prompt not run for it
 
     def cancel(self) -> None:
         """Frees the row before the next chunk; nothing more is told."""
@@ -54,7 +56,7 @@ class Batcher:
         dtype = jax.tree.leaves(model.params)[0].dtype
         sampling = model_sampling(model, options.max_new_tokens)
         self.programs = Programs(model.config, sampling, chunk=options.chunk, dtype=dtype)
-        self.prompts = Prompts(self.programs, model.params, options.cache_bytes)
+        self.prompts = Prompts(PromptPrograms(model.config), model.params, options.cache_bytes)
         self.waiting: collections.deque[Completion] = collections.deque()
         self.rows: list[Completion | None] = []
         self.shape, self.state, self.column = Shape(0, 0, 1), None, 0
@@ -157,9 +159,9 @@ class Batcher:
         self.rows += joining  # so that a fault finds them; their places are given below
         active = [one for one in self.rows if one is not None and one not in joining]
         self._reshape(active, joining)
-        for one in joining:
-            prompt, one.was_cached = self.prompts.run(one.laid)
-            row = self.rows.index(one)
+        for place, prompt, known in self.prompts.run([one.laid for one in joining]):
+            one = joining[place]
+            row, one.num_reused = self.rows.index(one), known
             key = self.programs.make_key(*np.uint32([one.seed, 0, 0, one.number]))
             wish = Wish(key, one.limit, one.temperature, one.top_p)
             self.state, told, end = self.programs.join(

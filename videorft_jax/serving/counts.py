@@ -4,6 +4,7 @@ import collections
 import time
 
 from videorft_jax.serving.batcher import Batcher
+from videorft_jax.serving.clips import Clips
 
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -11,8 +12,8 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 class Counts:
     """Counters of requests by how they ended, and gauges of the batcher."""
 
-    def __init__(self, batcher: Batcher):
-        self.batcher = batcher
+    def __init__(self, batcher: Batcher, clips: Clips):
+        self.batcher, self.clips = batcher, clips
         self.ended: collections.Counter[str] = collections.Counter()
         self.prompt_tokens = 0
         self.first_s: list[int] = [0] * (len(_BUCKETS) + 1)  # first texts by their delay
@@ -48,7 +49,11 @@ class Counts:
             ("completion_tokens_total", "counter", batcher.num_tokens),
             ("decode_steps_total", "counter", batcher.num_steps),
             ("busy_seconds_total", "counter", round(batcher.busy_s, 3)),
+            ("prefilled_tokens_total", "counter", prompts.run_tokens),
+            ("reused_tokens_total", "counter", prompts.reused_tokens),
             ("reused_prompts_total", "counter", prompts.reused_prompts),
+            ("decoded_clips_total", "counter", self.clips.num_read),
+            ("encoded_clips_total", "counter", prompts.encoded_clips),
             ("reused_clips_total", "counter", prompts.reused_clips),
             ("active_completions", "gauge", batcher.num_active),
             ("waiting_completions", "gauge", len(batcher.waiting)),

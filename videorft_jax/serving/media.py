@@ -5,15 +5,14 @@ import binascii
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from videorft_jax.data.media.contract import Limits, MediaContract, MediaError
+from videorft_jax.data.media.contract import Limits, MediaError
 from videorft_jax.data.media.files import resolve
-from videorft_jax.data.media.image import read_image
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.protocol import ChatRequest
@@ -34,12 +33,12 @@ _FORMAT = (
 
 
 def make_chat(
-    request: ChatRequest, contract: MediaContract, options: ServeOptions
+    request: ChatRequest, read_frame: Callable[[Mapping], np.ndarray], options: ServeOptions
 ) -> list[dict[str, Any]]:
     """The messages in the form that `Model.prepare` reads.
 
-    contract: how the model reads pictures, used where images become the frames of a clip. A chat
-    without a system turn gets that of the options, where they have one. Raises
+    read_frame: a part that is an image -> its pixels [h, w, 3], used where images become the frames
+    of a clip. A chat without a system turn gets that of the options, where they have one. Raises
     Refused for a URL that is neither data nor a file below a root; nothing is ever fetched.
     """
     keys = _read_keys(request.media_keys)
@@ -53,7 +52,7 @@ def make_chat(
             parts = [_read_part(p, f"{where}[{i}]", keys, options) for i, p in enumerate(content)]
             count += sum(part["type"] != "text" for part in parts)
             if frames.get("as_frames"):
-                parts = _join_frames(parts, frames.get("fps", 1.0), contract)
+                parts = _join_frames(parts, frames.get("fps", 1.0), read_frame)
             content = parts
             if role != "user":
                 content = "".join(part["text"] for part in parts)
@@ -137,7 +136,7 @@ def _read_url(url: str, where: str, options: ServeOptions) -> bytes | str:
     return real
 
 
-def _join_frames(parts, fps: float, contract: MediaContract) -> list[dict[str, Any]]:
+def _join_frames(parts, fps: float, read_frame) -> list[dict[str, Any]]:
     """The parts with each run of two or more images as one clip of `fps` frames a second."""
     joined: list[dict[str, Any]] = []
     run: list[dict[str, Any]] = []
@@ -145,14 +144,14 @@ def _join_frames(parts, fps: float, contract: MediaContract) -> list[dict[str, A
         if part["type"] == "image":
             run.append(part)
             continue
-        joined += run if len(run) < 2 else [_make_clip(run, fps, contract)]
+        joined += run if len(run) < 2 else [_make_clip(run, fps, read_frame)]
         run = []
         joined.append(part)
     return joined[:-1]
 
 
-def _make_clip(run, fps, contract):
-    frames = [read_image(part["image"], contract).frames[0] for part in run]
+def _make_clip(run, fps, read_frame):
+    frames = [read_frame(part) for part in run]
     if len({frame.shape for frame in frames}) > 1:
         raise Refused(400, "images that are frames of one clip have different sizes", "messages")
     return {"type": "video", "video": np.stack(frames), "fps": float(fps)}

@@ -1,4 +1,4 @@
-"""The compiled programs of a server, whose requests join and leave one running batch.
+"""The compiled programs of the running batch, which requests join and leave.
 
 A row of the batch holds one completion: the keys and values of its prompt, and those of its own
 tokens in a ring of C columns. All rows write the same column at the same time, as in a rollout, but
@@ -14,14 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.models import family
-from videorft_jax.models.attention.masks import Causal
-from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.decoder import KVCache
-from videorft_jax.models.vision_language import next_position
 from videorft_jax.rollout.programs import EMPTY, FAILED, FULL, LIVE, STOPPED
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key
 from videorft_jax.serving.drawing import NUM_TOP, draw_each, rank, unpack
+from videorft_jax.serving.prefill import Prompt
 
 # As in `rollout.programs`: cuBLAS reads stacked weights where they lie.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
@@ -33,16 +31,6 @@ class Shape(NamedTuple):
     rows: int
     length: int
     columns: int
-
-
-class Prompt(NamedTuple):
-    """A prompt that was run, with a leading 1 in place of rows."""
-
-    keys: jax.Array  # [L, 1, K, S, H]
-    values: jax.Array
-    valid: jax.Array  # bool [1, S]
-    position: jax.Array  # int32 [1], M-RoPE position of the first token drawn
-    logits: jax.Array  # float32 [1, V], of the first token
 
 
 class Wish(NamedTuple):
@@ -83,14 +71,12 @@ class Programs:
 
     def __init__(self, config: ModelConfig, sampling: SamplingConfig, *, chunk: int, dtype):
         self.config, self.sampling, self.chunk = config, sampling, chunk
-        self.dtype, self.plan = jnp.dtype(dtype), choose_plan("auto")
+        self.dtype = jnp.dtype(dtype)
         allowed = np.arange(config.text.vocab_size) < sampling.num_real_tokens
         allowed[list(sampling.forbidden_ids)] = False
         self.allowed = jnp.asarray(allowed)
         self.mask_width = -(-len(allowed) // 32)
         options = _GPU if jax.default_backend() == "gpu" else None
-        self.encode = jax.jit(self._encode)
-        self.run_prompt = jax.jit(self._run_prompt)
         self.join = jax.jit(self._join, donate_argnums=0)
         self.decode = jax.jit(self._decode, donate_argnums=1, compiler_options=options)
         self.move = jax.jit(self._move, static_argnums=1)
@@ -112,22 +98,6 @@ class Programs:
         )  # fmt: skip
 
     # What follows is compiled.
-
-    def _encode(self, params, batch):
-        return family.bind(self.config, params).encode_vision(batch, plan=self.plan)
-
-    def _run_prompt(self, params, batch, visual) -> Prompt:
-        """Runs one prompt, `visual` [1, Z, E] or None."""
-        model = family.bind(self.config, params)
-        x = model.embed(batch.tokens, visual, batch.visual_index)
-        hidden, keys, values = model.text.prefill(
-            x, batch.positions, Causal(batch.segment_ids),
-            injection=model.injection(visual, batch.visual_index), plan=self.plan,
-        )  # fmt: skip
-        valid = batch.segment_ids > 0
-        last = valid.sum(1) - 1
-        logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
-        return Prompt(keys, values, valid, next_position(batch), logits)
 
     def _join(self, state: State, prompt: Prompt, row, wish: Wish, mask, is_ranked):
         """Puts a completion into a row and draws its first token; mask uint32 [1, ceil(V / 32)].
