@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from videorft_jax.serving.clips import Clips
+from videorft_jax.serving.kept import Kept
 from videorft_jax.serving.laid import lay_out
 from videorft_jax.serving.prefill import PromptPrograms
 from videorft_jax.serving.prompts import Prompts
@@ -159,6 +160,12 @@ def test_what_was_kept_longest_goes_first(place, made):
     collect(prompts, [laids[0]])
     assert len(calls) == 1
     assert len(set(prompts._begins.values())) == 2
+    kept = Kept(2)
+    assert kept.put("a", 1, 1) == kept.put("b", 2, 1) == []
+    assert kept.get("a") == 1
+    assert kept.put("c", 3, 1) == [2]
+    assert kept.put("d", 4, 3) == []
+    assert (kept.get("a"), kept.get("d"), kept.held) == (1, None, 2)
 
 
 def test_one_clip_asked_for_at_once_is_decoded_once(place):
