@@ -24,11 +24,11 @@ class TrainedPlace:
     """A model and three runs that started from it; `arrays` are what a run holds at its step 3, and
     `contract` is how they read clips."""
 
-    def __init__(self, folder, contract=None):
+    def __init__(self, folder, contract=None, model_type="qwen2_5_vl"):
         self.contract = contract or MediaContract.train()
         self.folder, self.model = folder, folder / "model"
         records = tiny_run.make_data(folder / "data", num_sft=8, num_rl=0, num_eval=0)["sft"]
-        tiny_run.make_model(self.model, records)
+        tiny_run.make_model(self.model, records, model_type=model_type)
         (self.model / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
         self.loaded = vr.load(self.model, dtype="float32", mrope_rule="hf5")
         self.arrays = {

@@ -9,12 +9,14 @@ import shutil
 
 import clips
 import hf_twin as hf
+import jinja2
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from trained_place import TrainedPlace
 from transformers.video_utils import VideoMetadata, load_video
@@ -24,6 +26,9 @@ from videorft_jax import cli
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.processor_files import describe_equality, processor_files
 from videorft_jax.data.media.sampling import num_sampled, target_size
+from videorft_jax.data.records import chat_template
+from videorft_jax.data.records.chat_template import EXACT_FILE
+from videorft_jax.models.geometry import find_geometry
 from videorft_jax.models.hf_writer import write_checkpoint
 
 FIXED = MediaContract(
@@ -42,7 +47,19 @@ QUESTION = "What moves?"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    made = TrainedPlace(tmp_path_factory.mktemp("clients"), FIXED)
+    return make_place(tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture(scope="module")
+def other_place(tmp_path_factory):
+    """The same of Qwen3-VL, which reads its clips in other patches."""
+    changes = {"patch_size": 16, "min_pixels": 64 * 64, "max_pixels": 4 * 64 * 64}
+    contract = dataclasses.replace(FIXED, image_max_pixels=4 * 64 * 64, **changes)
+    return make_place(tmp_path_factory.mktemp("others"), contract, "qwen3_vl")
+
+
+def make_place(folder, contract=FIXED, model_type="qwen2_5_vl"):
+    made = TrainedPlace(folder, contract, model_type)
     for number, (num, rate, size) in enumerate(CLIPS):
         (made.folder / f"{number}.mp4").write_bytes(clips.encode(num, rate, size))
     return made
@@ -113,8 +130,10 @@ def test_every_clip_gets_our_answers(place, torchvision, run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["video", "image", "image video image", "video video"])
-def test_ask_answers_as_transformers_does(place, torchvision, kinds, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["place", "other_place"])
+def test_ask_answers_as_transformers_does(family, torchvision, kinds, tmp_path, capsys, request):
     """Both are given paths, read them by their own processors and answer alike in float32."""
+    place = request.getfixturevalue(family)
     assert place.export("full", tmp_path / "hf") == 0
     flags, parts = [], []
     for number, kind in enumerate(kinds.split()):
@@ -127,9 +146,13 @@ def test_ask_answers_as_transformers_does(place, torchvision, kinds, tmp_path, c
         # Some builds of torchvision cannot read the file of a picture, so Pillow does.
         parts.append({"type": kind, kind: Image.open(path) if kind == "image" else str(path)})
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+    exact = tmp_path / "hf" / EXACT_FILE
+    words = {"chat_template": exact.read_text()} if exact.exists() else {}
+    assert bool(words) == (family == "other_place")
     inputs = load_processor(tmp_path / "hf").apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        **words,
+    )  # fmt: skip
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf")
     model.generation_config.max_new_tokens = 24
     with torch.no_grad():
@@ -183,11 +206,13 @@ def test_one_changed_value_fails_the_check(place, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["full", "lora"])
-def test_a_sound_folder_passes_the_check(place, run, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["place", "other_place"])
+def test_a_sound_folder_passes_the_check(family, run, tmp_path, capsys, request):
+    place = request.getfixturevalue(family)
     assert place.export(run, tmp_path / "hf", "--check", place.folder / "4.mp4") == 0
     said = capsys.readouterr().out
     assert "FAIL" not in said
-    assert "weights: all 33 stacks are those of" in said
+    assert re.search(r"weights: all \d+ stacks are those of", said)
     difference = float(re.search(r"differ by (\S+) of the largest over \d+ tokens", said)[1])
     assert 0 < difference < 2e-5
     assert re.search(r"text: both write '.+'", said)
@@ -267,6 +292,53 @@ def test_generate_is_told_what_ask_does(place, tmp_path):
     pixels = {ids("<|video_pad|>"), ids("<|image_pad|>"), ids("<|vision_start|>")}
     assert pixels < set(values["suppress_tokens"])
     assert ids("<|im_end|>") not in values["suppress_tokens"]
+
+
+def test_every_file_that_clients_look_for_is_there(place, tmp_path):
+    """transformers, vLLM and the conversion script of llama.cpp read these; PyTorch's loaders want
+    the format of the tensors named."""
+    assert place.export("full", tmp_path / "hf") == 0
+    files = {path.name: path for path in (tmp_path / "hf").iterdir()}
+    assert set(files) == {
+        "config.json", "generation_config.json", "model.safetensors", "media_contract.json",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
+        "preprocessor_config.json", "video_preprocessor_config.json",
+        "source_generation_config.json",
+    }  # fmt: skip
+    values = {name: json.loads(path.read_text()) for name, path in files.items() if "json" in name}
+    architectures = values["config.json"]["architectures"]
+    assert architectures == ["Qwen2_5_VLForConditionalGeneration"]
+    assert hasattr(transformers, architectures[0])
+    with safe_open(files["model.safetensors"], "np") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
+    for name, kind in (("", "image"), ("video_", "video")):
+        found = values[f"{name}preprocessor_config.json"]
+        assert found[f"{kind}_processor_type"].endswith(f"{kind.title()}Processor")
+        # Old clients read the two numbers, new ones the size.
+        assert found["size"]["longest_edge"] == found.get("max_pixels", 4 * 4 * 56 * 56)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.chat_template == files["chat_template.jinja"].read_text()
+
+
+def test_clips_with_times_have_a_template_of_their_own():
+    """The pad alone stands for a clip; pictures and texts are written as the other one does."""
+    geometry = find_geometry(16)
+    parts = [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "video"}]
+    messages = [{"role": "user", "content": parts}]
+    released = chat_template.chat_template(geometry).replace("+ part.type +", "")
+    literal = "{%- for part in messages[0].content -%}{%- if part.type == 'video' -%}"
+    literal += "<|vision_start|><|video_pad|><|vision_end|>{%- endif -%}{%- endfor -%}"
+    environment = jinja2.Environment()
+
+    def render(text):
+        return environment.from_string(text).render(messages=messages, add_generation_prompt=True)
+
+    ours = render(chat_template.chat_template(geometry))
+    assert ours.count("<|vision_start|><|video_pad|><|vision_end|>") == 1
+    wanted = ours.replace("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>")
+    for template in (None, released):
+        assert render(chat_template.exact_template(template, geometry)) == wanted
+    assert render(chat_template.exact_template(literal, geometry)) == "<|video_pad|>"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from transformers.video_utils import load_video
 from videorft_jax import api
 from videorft_jax.data.media.processor_files import takes_same_frames
 from videorft_jax.data.media.video import read_video
+from videorft_jax.data.records.chat_template import EXACT_FILE
 from videorft_jax.doctor.findings import FAILURE, OK, WARNING, Finding, ok
 from videorft_jax.models.family import family_of, rule_of_version
 from videorft_jax.models.geometry import Geometry
@@ -175,9 +177,12 @@ def _compare_processor(model, folder, messages, ours, num_frames):
         return Finding(WARNING, text, "pip install torchvision")
     processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     processor.video_processor.fetch_videos = _fetch
+    exact = pathlib.Path(folder) / EXACT_FILE
+    words = {"chat_template": exact.read_text()} if exact.exists() else {}
     theirs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        **words,
+    )  # fmt: skip
     names = ("input_ids", "video_grid_thw")
     differ = [name for name in names if theirs[name].tolist() != ours[name].tolist()]
     if not differ:
@@ -185,8 +190,10 @@ def _compare_processor(model, folder, messages, ours, num_frames):
         std = min(family_of(model.config).geometry.pixel_std)
         levels = float(np.abs(np.subtract(*rows)).max()) * 255 * std
         if levels < 1.5:
-            said = f"same tokens, pixels within {levels:.0f} of 255 levels"
-            return ok(f"processor: {said}, from the path")
+            said = f"same tokens, pixels within {levels:.0f} of 255 levels, from the path"
+            return ok(
+                f"processor: {said}" + (f", with the chat template {EXACT_FILE}" * bool(words))
+            )
         differ = [f"pixels, by {levels:.0f} of 255 levels"]
     text = f"processor: it reads the clip otherwise ({', '.join(differ)})"
     level = FAILURE if takes_same_frames(model.contract, num_frames) else WARNING

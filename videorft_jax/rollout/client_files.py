@@ -21,9 +21,11 @@ def client_files(config: ModelConfig, contract: MediaContract, tokenizer) -> dic
     files: dict[str, Any] = {contract_file.FILE_NAME: contract.to_dict()}
     files |= processor_files(contract)
     files[GENERATION_FILE] = generation_values(config, tokenizer)
-    if not tokenizer.chat_template:
-        text = chat_template.chat_template(family_of(config).geometry)
-        files[chat_template.FILE_NAME] = text
+    cut, template = family_of(config).geometry, tokenizer.chat_template
+    if not template:
+        files[chat_template.FILE_NAME] = chat_template.chat_template(cut)
+    if cut.timestamps:
+        files[chat_template.EXACT_FILE] = chat_template.exact_template(template, cut)
     return files
 
 
