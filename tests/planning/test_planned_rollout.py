@@ -15,12 +15,14 @@ from planned import (
     ROLLOUTS,
     ROWS,
     TENSOR,
+    check_formulas,
     compile_programs,
     layer_weights,
     narrow_job,
     sent,
 )  # fmt: skip
 
+from videorft_jax.planning.collectives import read_collectives
 from videorft_jax.planning.jobs import device_bytes, find_programs, prepared_bytes
 from videorft_jax.training.trees import path_of
 
@@ -62,10 +64,12 @@ def test_decode_takes_little_memory_and_sends_hidden_states_alone(rollout):
     assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
     assert found["all-reduce", states, 2] == 2  # behind attention and MLP, over tensor
     assert found["all-reduce", states, 1] == 1  # the embedding's
+    check_formulas(job, "decode", hlo, tokens=NEW - 1)
 
 
 def test_reshard_gathers_each_weight_once(rollout):
     job, compiled = rollout
+    check_formulas(job, "reshard", compiled["reshard"].hlo)
     found = sent(compiled["reshard"].hlo)
     assert {kind for kind, _ in found} == {"all-gather"}
     assert layer_weights(job, "text").items() <= found["all-gather", 1].items()
@@ -79,6 +83,7 @@ def test_reshard_gathers_each_weight_once(rollout):
 @pytest.mark.parametrize("name", ["vision", "prefill"])
 def test_towers_send_activations_over_tensor_alone(rollout, name):
     hlo = rollout[1][name].hlo
+    check_formulas(rollout[0], name, hlo)
     assert "tpu_custom_call" in hlo
     found = sent(hlo)
     assert {kind for kind, _ in found} == {"all-reduce"}
@@ -87,6 +92,7 @@ def test_towers_send_activations_over_tensor_alone(rollout, name):
 
 def test_compaction_stays_on_its_device(rollout):
     assert not collectives(rollout[1]["compact"].hlo)
+    assert not read_collectives(rollout[1]["compact"].hlo, rollout[0].mesh)
 
 
 def test_siglip_gathers_weights_and_no_images_or_texts(rollout):

@@ -19,6 +19,7 @@ from planned import (
     TENSOR,
     VOCAB,
     activations,
+    check_formulas,
     compile_one,
     layer_weights,
     narrow_job,
@@ -73,6 +74,7 @@ def test_update_sends_weights_once_a_pass_and_gradients_once(update):
     job, compiled = update
     hlo = compiled.hlo
     assert hlo.count('custom_call_target="tpu_custom_call"') >= 3  # splash forward, dq and dkv
+    check_formulas(job, "update", hlo)
     found = sent(hlo)
     check_training(job, found, job.shape.length + 2 * 128, exchanges=6, reference=1)
     assert found["all-gather", 0] == {HEAD: 2}
@@ -127,7 +129,9 @@ def test_score_runs_policy_and_reference_and_sends_no_gradient(place):
     pytest.importorskip("libtpu")
     changes = FROZEN | SHORT | {"grpo.beta": 0.04, "grpo.num_updates": 2}
     job = narrow_job(place, "grpo", **changes)
-    found = sent(compile_one(job, "score").hlo)
+    hlo = compile_one(job, "score").hlo
+    check_formulas(job, "score", hlo)
+    found = sent(hlo)
     assert found["all-gather", 1] == times(layer_weights(job, "text"), 2)
     assert found["all-gather", 0] == {HEAD: 2}
     assert found["all-reduce", 1] == {activations(job, job.shape.length + 2 * 128): 2 * 2}

@@ -16,8 +16,10 @@ import time
 
 import jax
 
+from videorft_jax.planning.collectives import read_collectives
 from videorft_jax.planning.fingerprint import fingerprint
 from videorft_jax.planning.jobs import Job, Program
+from videorft_jax.planning.links import Collective
 
 GIB = 2**30
 _REMIND_S = 30.0
@@ -39,6 +41,7 @@ class Figures:
     compile_s: float
     known: bool = True
     estimated: bool = False
+    sent: list[Collective] | None = None
 
 
 class Store:
@@ -51,7 +54,13 @@ class Store:
 
     def get(self, key: str) -> Figures | None:
         """The figures of the program with this fingerprint; None where it was never compiled."""
-        return Figures(**self._known[key]["figures"]) if key in self._known else None
+        if key not in self._known:
+            return None
+        found = Figures(**self._known[key]["figures"])
+        if found.sent is None:
+            return found
+        sent = [Collective(one[0], tuple(one[1]), *one[2:]) for one in found.sent]
+        return dataclasses.replace(found, sent=sent)
 
     def compile_minutes(self) -> float:
         """Processor minutes that everything known took to compile."""
@@ -131,19 +140,30 @@ def _compile(job, program, store, lowered, key):
     except jax.errors.JaxRuntimeError as error:
         found = _refused(str(error), time.process_time() - started)
     else:
-        found = _read(compiled.memory_analysis(), time.process_time() - started)
+        seconds = time.process_time() - started
+        sent = _read_sent(compiled, job.mesh_of(program.name))
+        found = _read(compiled.memory_analysis(), seconds, sent)
     what = {"program": program.name, "config": job.train.name, "topology": job.topology.name}
     store.put(key, found, what)
     return found
 
 
-def _read(memory, seconds):
+def _read_sent(compiled, mesh):
+    """The collectives of a compiled program; None where JAX cannot read its text back, as of some
+    for v5p and v6e."""
+    try:
+        return read_collectives(compiled.as_text(), mesh)
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def _read(memory, seconds, sent):
     """The figures of a compiled program. Its peak is the larger of two: the sum of its parts, and
     what the compiler calls the peak, which includes its code."""
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = max(arguments + temporaries + made, memory.peak_memory_in_bytes)
-    return Figures(arguments / GIB, temporaries / GIB, peak / GIB, seconds)
+    return Figures(arguments / GIB, temporaries / GIB, peak / GIB, seconds, sent=sent)
 
 
 def _refused(text, seconds):

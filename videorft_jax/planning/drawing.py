@@ -3,9 +3,9 @@
 import dataclasses
 from typing import NamedTuple
 
-from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.estimate import estimated_gib
 from videorft_jax.planning.jobs import Job
+from videorft_jax.planning.traffic import step_seconds
 from videorft_jax.rollout.mesh import Sizes, check_sizes
 
 _GAIN = 0.95  # A mesh that saves less than 5 % of a step is not worth a suggestion.
@@ -25,7 +25,7 @@ def suggest_rollout_mesh(job: Job) -> Suggestion | None:
         return None
     found = [s for s in map(_try, _candidates(job)) if s is not None]
     best = min(found, key=lambda each: each.floor_s, default=None)
-    return best if best and best.floor_s < _GAIN * _floor(job) else None
+    return best if best and best.floor_s < _GAIN * step_seconds(job) else None
 
 
 def _candidates(job):
@@ -45,8 +45,4 @@ def _try(job):
     most = max(estimated_gib(job, name) for name in ("prefill", "decode"))
     if most > job.topology.limit_gib:
         return None
-    return Suggestion(job.grpo.rollout.mesh, _floor(job))
-
-
-def _floor(job):
-    return sum(floor_seconds(job, cost) for cost in program_costs(job).values())
+    return Suggestion(job.grpo.rollout.mesh, step_seconds(job))

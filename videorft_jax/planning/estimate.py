@@ -9,15 +9,14 @@ its prefill and decode are estimated a quarter too low.
 
 from videorft_jax.ops.masked import CHUNK
 from videorft_jax.planning.compile import GIB, Figures
-from videorft_jax.planning.jobs import Job, device_bytes, prepared_bytes
+from videorft_jax.planning.jobs import DRAWING, Job, device_bytes, prepared_bytes
 
 _WIDE, _NARROW = 4, 2  # float32, bf16
-_DRAWING = ("vision", "prefill", "decode", "compact")  # they run on the rollout's mesh
 
 
 def estimate(job: Job, name: str) -> Figures:
     """Estimates the memory of the program called `name`, in GiB of a device."""
-    arguments, temporaries = _PROGRAMS[name](job.drawing if name in _DRAWING else job)
+    arguments, temporaries = _PROGRAMS[name](job.drawing if name in DRAWING else job)
     parts = (arguments / GIB, temporaries / GIB, (arguments + temporaries) / GIB)
     return Figures(*parts, compile_s=0.0, estimated=True)
 

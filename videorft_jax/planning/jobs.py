@@ -36,6 +36,7 @@ from videorft_jax.training.state import abstract_state
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
+DRAWING = ("vision", "prefill", "decode", "compact")  # They run on the rollout's mesh.
 NUM_SENTENCES = 8  # the default of the semantic reward's text rule "pooled"
 
 
@@ -78,6 +79,11 @@ class Job:
         """The same job on the mesh on which its completions are drawn."""
         mesh = reshape(self.mesh, self.grpo.rollout.mesh) if self.grpo else self.mesh
         return self if mesh is self.mesh else dataclasses.replace(self, mesh=mesh)
+
+    def mesh_of(self, name: str):
+        """The mesh along whose axes the program called `name` sends arrays; that which copies the
+        weights ends on the rollout's."""
+        return self.drawing.mesh if name in (*DRAWING, "reshard") else self.mesh
 
     @functools.cached_property
     def state(self) -> TrainState:

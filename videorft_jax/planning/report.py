@@ -10,6 +10,8 @@ from videorft_jax.planning.costs import floor_seconds, naive_floor, program_cost
 from videorft_jax.planning.drawing import suggest_rollout_mesh
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.jobs import Job, Program, find_programs, total_bytes
+from videorft_jax.planning.links import find_wires, sent_bytes, wired_seconds
+from videorft_jax.planning.traffic import program_traffic
 
 _PHASES = {
     "reshard": "reshard",
@@ -28,7 +30,9 @@ _BATCHES = 4  # batches that a loader holds
 @dataclasses.dataclass(frozen=True)
 class Row:
     """What a program needs. Memory is that of one device; `peak_gib` includes `beside_gib`, which
-    lies there and is no argument of the program. Times and costs are of all its runs in a step."""
+    lies there and is no argument of the program. Times and costs are of all its runs in a step.
+    `sent_bytes` are those that one device sends to others; `wired_s` is the least time with them,
+    None where the machine's links are not known."""
 
     name: str
     arguments_gib: float
@@ -40,6 +44,8 @@ class Row:
     flops: float
     bytes: float
     floor_s: float
+    sent_bytes: float
+    wired_s: float | None
     compile_s: float
     shapes: int
     estimated: bool
@@ -76,10 +82,18 @@ def merge_rows(shapes: list[list[Row]]) -> list[Row]:
 
 
 def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
-    runs = 1 if program.name == "decode" else program.runs  # its cost is that of the whole loop
+    name = program.name
+    is_loop = name == "decode"  # Its cost is that of the whole loop over tokens.
+    runs, steps = (1, program.runs // job.grpo.max_draws) if is_loop else (program.runs, 1)
     peak, limit = figures.peak + program.beside / GIB, job.topology.limit_gib
+    floor, mesh = floor_seconds(job, cost), job.mesh_of(name)
+    if figures.sent is None:
+        sent = program_traffic(job)[name]
+    else:
+        sent = [one._replace(count=one.count * steps) for one in figures.sent]
+    wires = find_wires(job.topology, mesh)
     return Row(
-        program.name,
+        name,
         figures.arguments,
         figures.temporaries,
         program.beside / GIB,
@@ -88,7 +102,9 @@ def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
         figures.known and peak <= limit,
         runs * cost.hardware_flops,
         runs * cost.bytes,
-        runs * floor_seconds(job, cost),
+        runs * floor,
+        runs * sent_bytes(mesh, sent),
+        None if wires is None else runs * wired_seconds(wires, floor, sent),
         figures.compile_s,
         program.shapes,
         figures.estimated,
@@ -111,6 +127,7 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         "shape": shape._asdict(),
         "fits": all(row.fits for row in rows),
         "floor_s": floor,
+        "wired_floor_s": _add_wired(rows),
         "shares": shares,
     }
     if job.mode == "grpo":
@@ -121,7 +138,8 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         count = shape.rows * rollout.num_rollouts
         tokens += count * rollout.max_new_tokens
         naive = naive_floor(job)
-        step["chip_s_per_rollout"] = floor * topology.num_chips / count
+        least = floor if step["wired_floor_s"] is None else step["wired_floor_s"]
+        step["chip_s_per_rollout"] = least * topology.num_chips / count
         step["naive_floor_s"] = naive
         step["floor_share_of_naive"] = floor / naive
     state = total_bytes(job.state)
@@ -131,6 +149,12 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
     step["compile_s"] = sum(row.compile_s for row in rows)
     step["estimated"] = any(row.estimated for row in rows)
     return step
+
+
+def _add_wired(rows):
+    """Gives the least time of a step with links counted; None where they are not known."""
+    known = [row.wired_s for row in rows if row.wired_s is not None]
+    return sum(known) if len(known) == len(rows) else None
 
 
 def host_gib(job: Job) -> float:
@@ -203,13 +227,14 @@ def _wider(job):
 def as_text(rows: list[Row], step: dict[str, Any]) -> str:
     """The table of a plan with the lines under it, for people."""
     head = "program   arguments  temps  beside    peak  limit  fits   TFLOP       GB  floor s"
-    lines = [f"{head}  compile s  shapes"]
+    lines = [f"{head}  sent GB  with wires  compile s  shapes"]
     for row in rows:
         mark = ("yes" if row.fits else "NO") + ("~" if row.estimated else "")
         lines.append(
             f"{row.name:<9} {row.arguments_gib:9.2f} {row.temporaries_gib:6.2f} "
             f"{row.beside_gib:7.2f} {row.peak_gib:7.2f} {row.limit_gib:6.2f} {mark:>5} "
             f"{row.flops / 1e12:7.1f} {row.bytes / 1e9:8.0f} {row.floor_s:8.3f} "
+            f"{row.sent_bytes / 1e9:8.2f} {_say_wired(row):>11} "
             f"{row.compile_s:10.1f} {row.shapes:7d}"
         )
     lines.append("memory in GiB of a device; ~ estimated by formulas, nothing compiles for it here")
@@ -221,6 +246,12 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
         lines.insert(-1, f"rollout  {sizes}")
     shares = ", ".join(f"{name} {share:.0%}" for name, share in step["shares"].items())
     lines.append(f"step     at least {step['floor_s']:.3f} s: {shares}")
+    wired = step["wired_floor_s"]
+    lines.append(
+        "         no wires counted: the links of this machine are not known"
+        if wired is None
+        else f"         {wired:.3f} s with what chips send each other"
+    )
     if faster := step.get("faster_rollout_mesh"):
         sizes = ",".join(map(str, faster["sizes"]))
         lines.append(f"         {faster['floor_s']:.3f} s with --config.rollout.mesh={sizes}")
@@ -238,3 +269,7 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
         text = ", ".join(f"{name} {value:g}" for name, value in bucket.items())
         lines.append(f"bucket   {text}")
     return "\n".join(lines)
+
+
+def _say_wired(row):
+    return "no wires counted" if row.wired_s is None else f"{row.wired_s:.3f}"

@@ -1,0 +1,123 @@
+"""What devices send each other: read off HLO, and priced by hand on lines, boxes and rings."""
+
+import types
+
+import numpy as np
+import pytest
+from planned import narrow_job
+
+from videorft_jax.planning.collectives import read_collectives
+from videorft_jax.planning.links import LINKS, Collective, Wires, find_wires, wired_seconds
+from videorft_jax.planning.report import as_text, make_rows, summarise
+
+HLO = """HloModule jit_f
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%ends (p: (s32[], f32[8,4])) -> pred[] {
+  %limit = s32[] constant(7)
+  %turn = s32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%turn, %limit), direction=LT
+}
+
+%layer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %one = bf16[8,4]{1,0} all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
+  %two = f32[16]{0} all-gather(%y), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+
+%drawn (p: (s32[])) -> pred[] {
+  ROOT %both = pred[] and(%less, %more)
+}
+
+%token (p: (s32[])) -> (s32[]) {
+  %loop = (s32[], f32[8,4]) while(%init), condition=%ends, body=%layer
+  %three = f32[4]{0} reduce-scatter(%z), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %tokens = (s32[]) while(%start), condition=%drawn, body=%token
+  %w = (f32[6], f32[6]) collective-permute-start(%v), channel_id=4,source_target_pairs={{0,2},{2,0}}
+  %five = s8[5]{0} all-gather(%v), channel_id=5, replica_groups=mesh['a'=4,'b'=2] {'a','b'}
+}
+"""
+
+
+def grid(places, shape, cores=None):
+    """A mesh (data, fsdp, tensor) of devices that stand at `places`."""
+    cores = cores or [0] * len(places)
+    devices = np.empty(len(places), object)
+    for number, (place, core) in enumerate(zip(places, cores, strict=True)):
+        devices[number] = types.SimpleNamespace(coords=place, core_on_chip=core)
+    sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    return types.SimpleNamespace(
+        devices=devices.reshape(shape), shape=sizes, axis_names=tuple(sizes)
+    )
+
+
+def test_collectives_of_a_text():
+    """A layer's count is that of its loop, and a loop over tokens counts one."""
+    mesh = grid([(n, 0, 0) for n in range(8)], (1, 4, 2))
+    assert read_collectives(HLO, mesh) == [
+        ("all-gather", ("fsdp",), 64, 7),
+        ("all-gather", ("fsdp", "tensor"), 5, 1),
+        ("all-reduce", ("tensor",), 64, 7),
+        ("collective-permute", ("fsdp",), 24, 1),
+        ("reduce-scatter", ("tensor",), 32, 1),
+    ]
+
+
+SQUARE = [(x, y, 0) for x in range(4) for y in range(4)]
+BLOCKS = [(x, y, 0) for a in (0, 2) for b in (0, 2) for x in (a, a + 1) for y in (b, b + 1)]
+BENT = [*SQUARE[:3], (1, 2, 0)]
+CUBE = [(x, y, z) for x in range(4) for y in range(4) for z in range(4)]
+PAIRS = [(x, y, 0) for x in range(2) for y in range(2) for _ in range(2)]
+CORES = [0, 1] * 4
+MEGA = 1e8  # bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh", "axes", "sent", "seconds"),
+    [
+        # A line of four: three quarters come through one link, over three hops.
+        ("v6e", grid(SQUARE, (1, 4, 4)), ("tensor",), "all-gather", 75e6 / 100e9 + 3e-6),
+        ("v5e", grid(SQUARE, (1, 4, 4)), ("tensor",), "all-reduce", 2 * (75e6 / 50e9 + 3e-6)),
+        # A square of four: two links, two hops.
+        ("v6e", grid(BLOCKS, (1, 4, 4)), ("tensor",), "all-gather", 75e6 / 200e9 + 2e-6),
+        # The fsdp of those squares: devices two apart, whose links are shared by two groups.
+        ("v6e", grid(BLOCKS, (1, 4, 4)), ("fsdp",), "all-gather", 75e6 / 100e9 + 4e-6),
+        # Lines that bend are no box.
+        ("v6e", grid(BENT, (1, 1, 4)), ("tensor",), "all-gather", 75e6 / 100e9 + 3e-6),
+        # A full cube is closed to rings in all three dims.
+        ("v5p", grid(CUBE, (1, 64, 1)), ("fsdp",), "all-gather", 63 / 64 * MEGA / 600e9 + 6e-6),
+        # Two devices of a chip need no link, and four chips' pairs share theirs.
+        ("tpu7x", grid(PAIRS, (1, 4, 2), CORES), ("tensor",), "all-gather", 0.0),
+        ("tpu7x", grid(PAIRS, (1, 4, 2), CORES), ("fsdp",), "all-gather", 75e6 / 100e9 + 2e-6),
+        ("tpu7x", grid(PAIRS, (1, 8, 1), CORES), ("fsdp",), "all-gather", 75e6 / 200e9 + 2e-6),
+    ],
+)  # fmt: skip
+def test_seconds_by_hand(kind, mesh, axes, sent, seconds):
+    found = Wires(LINKS[kind], mesh).seconds(Collective(sent, axes, MEGA, 3))
+    assert found == pytest.approx(3 * seconds, rel=1e-9)
+
+
+def test_what_waits_is_added_and_what_need_not_runs_beside():
+    wires = Wires(LINKS["v6e"], grid(SQUARE, (1, 4, 4)))
+    gather, add = (
+        Collective("all-gather", ("fsdp",), MEGA, 1),
+        Collective("all-reduce", ("tensor",), MEGA, 1),
+    )
+    beside, waited = wires.seconds(gather), wires.seconds(add)
+    assert wired_seconds(wires, 1.0, [gather, add]) == pytest.approx(1.0 + waited)
+    assert wired_seconds(wires, 0.0, [gather, add]) == pytest.approx(beside + waited)
+
+
+def test_a_machine_without_known_links_says_so():
+    job = narrow_job("H100:4", "grpo")
+    assert find_wires(job.topology, job.mesh) is None
+    rows = make_rows(job)
+    step = summarise(job, rows)
+    assert step["wired_floor_s"] is None
+    text = as_text(rows, step)
+    assert text.count("no wires counted") == len(rows) + 1

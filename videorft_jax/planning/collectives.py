@@ -1,0 +1,122 @@
+"""Reads the collectives of a compiled program off its HLO, each with how often a run does it."""
+
+import collections
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from videorft_jax.planning.links import Collective, axes_between
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_WIDE = {"s64": 8, "u64": 8, "f64": 8}
+_ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+_LINE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\((.*)"
+)
+_CALLED = re.compile(
+    r"\b(body|calls|to_apply|condition|branch_computations|called_computations|"
+    r"true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
+
+
+def read_collectives(hlo: str, mesh: Any) -> list[Collective]:
+    """Gives what the devices of `mesh` send each other, equal ones added up.
+
+    A loop counts as often as the constant says that ends it, and once where something else does, so
+    that the loop over tokens counts one token. What XLA for TPU calls all-reduce-scatter, a fusion
+    that keeps a part of each sum, is a reduce-scatter.
+    """
+    texts = _computations(hlo)
+    runs = _count_runs(texts)
+    found: collections.Counter[tuple[Any, ...]] = collections.Counter()
+    seen = set()
+    for name, text in texts.items():
+        scattered = name.startswith("%all-reduce-scatter")
+        for kinds, kind, start, rest in _LINE.findall(text):
+            channel = re.search(r"channel_id=(\d+)", rest)
+            key = (kind, channel and channel[1], kinds)
+            if key in seen and not scattered:  # One that is spread over several fusions.
+                continue
+            seen.add(key)
+            arrays = [_size(*array) for array in _ARRAY.findall(kinds)]
+            if (
+                start and len(arrays) > 1
+            ):  # operands, results and flags of one that is awaited later
+                arrays = [max(arrays)]
+            axes = axes_between(mesh, _members(rest, mesh.devices.size))
+            if axes and sum(arrays):
+                count = math.prod(mesh.shape[axis] for axis in axes)
+                size = sum(arrays) * (count if kind == "reduce-scatter" else 1)
+                kind = "reduce-scatter" if scattered else kind
+                found[kind, axes, size] += runs.get(name, 1)
+    return [Collective(*key, count) for key, count in sorted(found.items())]
+
+
+def _size(dtype, dims):
+    values = math.prod(map(int, dims.split(","))) if dims else 1
+    return values * _BYTES.get(dtype, _WIDE.get(dtype, 4))
+
+
+def _members(text, count):
+    """Gives the devices of the first group of a collective, by any of XLA's ways to write it."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):
+        for pair in re.findall(r"(\d+),(\d+)", pairs[1]):
+            if pair[0] != pair[1]:
+                return [int(member) for member in pair]
+        return [0]
+    if named := re.search(r"replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}", text):
+        sizes = {key: int(size) for key, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        along = re.findall(r"'(\w+)'", named[2])
+        index = tuple(slice(None) if axis in along else 0 for axis in sizes)
+        return np.arange(math.prod(sizes.values())).reshape(*sizes.values())[index].ravel().tolist()
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, dims, order = (group and list(map(int, group.split(","))) for group in iota.groups())
+        devices = np.arange(math.prod(dims)).reshape(dims)
+        devices = devices.transpose(order) if order else devices
+        return devices.reshape(-1, shape[-1])[0].tolist()
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(member) for member in listed[1].split(",")]
+    return list(range(count))
+
+
+def _computations(hlo):
+    """Maps names to texts."""
+    texts = re.split(r"\n(?=(?:ENTRY )?%[\w.\-]+ \()", hlo)
+    found = {}
+    for text in texts:
+        if match := re.match(r"(?:ENTRY )?(%[\w.\-]+) \(", text):
+            found[match[1]] = text
+    return found
+
+
+def _count_runs(texts):
+    """Maps names of computations to how often one run of the program runs them, the most where
+    several call one."""
+    runs = {name: 1 for name, text in texts.items() if text.startswith("ENTRY")}
+    waiting = list(runs)
+    while waiting:
+        name = waiting.pop()
+        for line in texts[name].split("\n"):
+            called = [
+                (how, other) for how, all_ in _CALLED.findall(line) for other in all_.split(", ")
+            ]
+            ends = [texts.get(other, "") for how, other in called if how == "condition"]
+            turns = _count_turns(ends[0]) if ends else 1
+            for how, other in called:
+                own = runs[name] * (turns if how in ("body", "condition") else 1)
+                if other in texts and runs.get(other, 0) < own:
+                    runs[other] = own
+                    waiting.append(other)
+    return runs
+
+
+def _count_turns(condition):
+    """Gives the turns of a loop whose counter is compared with a constant; 1 for any other."""
+    root = re.search(r"ROOT .* compare\((.*?)\), direction=LT", condition)
+    if not root:
+        return 1
+    values = dict(re.findall(r"(%[\w.\-]+) = s32\[\]\S* constant\((\d+)\)", condition))
+    found = [int(values[name]) for name in root[1].split(", ") if name in values]
+    return found[0] if found else 1

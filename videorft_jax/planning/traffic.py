@@ -1,0 +1,188 @@
+"""Counts by formulas what each program sends between devices, where no compiled program says it.
+
+Weights that lie split over `fsdp` are gathered for every pass through the layers, and gradients are
+summed and split again. Along `tensor` a layer sums hidden states behind attention and behind its
+MLP. All of it is bfloat16. A test holds the bytes against those of small compiled programs.
+"""
+
+from videorft_jax.parallel import sharding
+from videorft_jax.planning.costs import floor_seconds, program_costs
+from videorft_jax.planning.jobs import Job, device_bytes, prepared_bytes, total_bytes
+from videorft_jax.planning.links import Collective, find_wires, wired_seconds
+
+_BF16 = 2
+_HALVINGS = 32  # of the search for the bound of top_p or top_k; each adds up a number per draw
+_DRAW_SUMS = 6  # other small sums over the vocabulary that one draw takes
+_WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
+
+
+def program_traffic(job: Job) -> dict[str, list[Collective]]:
+    """Gives the collectives of one run of each program; of decode, of all tokens but the first."""
+    if job.mode == "sft":
+        return {"update": _update(job)}
+    found = {
+        "reshard": _reshard(job),
+        "vision": _vision(job.drawing),
+        "prefill": _prefill(job.drawing),
+        "decode": _decode(job.drawing),
+        "compact": [],
+        "siglip": _siglip(job),
+        "score": _score(job),
+        "update": _update(job),
+    }
+    return {name: [one for one in sent if _matters(job, name, one)] for name, sent in found.items()}
+
+
+def step_seconds(job: Job) -> float:
+    """Gives the least seconds of a step by formulas, links counted where they are known."""
+    sent, total = program_traffic(job), 0.0
+    for name, cost in program_costs(job).items():
+        floor, wires = floor_seconds(job, cost), find_wires(job.topology, job.mesh_of(name))
+        total += floor if wires is None else wired_seconds(wires, floor, sent[name])
+    return total
+
+
+def _matters(job, name, one):
+    return one.count > 0 and any(job.mesh_of(name).shape[axis] > 1 for axis in one.axes)
+
+
+def _sums(size, count):
+    return Collective("all-reduce", ("tensor",), size, count)
+
+
+def _gather(size, count):
+    return Collective("all-gather", ("fsdp",), size, count)
+
+
+def _states(job, tokens):
+    """Counts the bytes of hidden states of so many tokens."""
+    return _BF16 * tokens * job.weights.model.text.dim
+
+
+def _gathered(tree, job):
+    """Counts the bytes that a device holds of a tree once `fsdp` is gathered."""
+    return device_bytes(tree) * job.mesh.shape["fsdp"]
+
+
+def _reshard(job):
+    layers, mesh = job.weights.model.text.num_layers, job.drawing.mesh
+    if mesh is job.mesh:
+        return [_gather(prepared_bytes(job) / layers, layers)]
+    # On another mesh XLA gathers a layer from all devices, and each keeps its part.
+    text, tower = job.policy["text"], total_bytes(job.policy["vision"])
+    rows = total_bytes({name: leaf for name, leaf in text.items() if name != "layers"})
+    stack = (total_bytes(text["layers"]) + tower) / layers
+    return [
+        Collective("all-gather", sharding.AXES, stack, layers),
+        _gather(rows / mesh.shape["tensor"], 1),
+    ]
+
+
+def _vision(job, rows=None, passes=2):
+    """Counts the sums of the tower for a device's clips, `passes` a layer, and its mergers'."""
+    model, shape = job.weights.model, job.shape
+    rows = shape.rows // job.parts if rows is None else rows
+    patches = rows * shape.pairs * shape.windows * job.geometry.slots
+    merged = patches // model.vision.merge**2
+    return [
+        _sums(_BF16 * patches * model.vision.dim, passes * model.vision.num_layers),
+        _sums(_BF16 * merged * model.visual_dim, 1),
+    ]
+
+
+def _prefill(job):
+    states = _states(job, job.shape.rows // job.parts * job.shape.length)
+    sent = [_sums(states, 2 * job.weights.model.text.num_layers + 1)]
+    if job.weights.trains_vision or job.grpo.max_draws > 1:  # Else its tokens are known already.
+        sent += _vision(job)
+    return sent
+
+
+def _decode(job):
+    rollout = job.grpo.rollout
+    draws = job.shape.rows // job.parts * rollout.num_rollouts
+    steps = rollout.max_new_tokens - 1
+    searches = (rollout.top_p < 1) + (rollout.top_k > 0)
+    return [
+        _sums(_states(job, draws), steps * (2 * job.weights.model.text.num_layers + 1)),
+        _sums(4 * draws, steps * (_DRAW_SUMS + _HALVINGS * searches)),
+    ]
+
+
+def _siglip(job):
+    if job.siglip is None:
+        return []
+    rows, config = job.shape.rows // job.parts, job.siglip
+    patches = (config.image_size // config.patch_size) ** 2 * rows
+    words = config.text_length * rows * job.grpo.rollout.num_rollouts
+    frames, dim = job.grpo.semantic.frames, config.vision.hidden_size
+    vision = job.judge["vision"]
+    return [
+        _gather(_gathered([vision["layers"], vision["pool"]], job), frames),
+        _gather(_gathered(job.judge["text"]["layers"], job), 1),
+        _sums(_BF16 * patches * dim, 2 * config.vision.num_layers * frames),
+        _sums(_BF16 * words * dim, 2 * config.text.num_layers),
+    ]
+
+
+def _slice(job):
+    """Gives (slices of an update, rows of one, decoder tokens of a row)."""
+    minibatches = job.grpo.minibatches if job.grpo else 1
+    rows = job.shape.rows // job.parts // minibatches
+    slices = min(job.train.accumulate, rows) or 1
+    tokens = job.shape.length
+    if job.mode == "grpo":
+        tokens += job.grpo.rollout.num_rollouts * job.grpo.rollout.max_new_tokens
+    return slices, max(1, rows // slices), tokens
+
+
+def _stacks(job):
+    """Gives the layers of the policy that an update runs, and its other weights that are gathered:
+    the head, once a pass; the embedding's rows are looked up where it lies. The tower is one of
+    them only where it trains or comes with the batch."""
+    text = job.policy["text"]
+    head = text["head" if "head" in text else "embed"]
+    if job.grpo and not job.weights.trains_vision and job.grpo.max_draws == 1:
+        return [text["layers"]], head
+    return [text["layers"], job.policy["vision"]], head
+
+
+def _score(job):
+    if not job.grpo.needs_score:
+        return []
+    passes = 2 if job.grpo.loss.beta else 1
+    rows, tokens = job.shape.rows // job.parts, _slice(job)[2]
+    layers = job.weights.model.text.num_layers
+    stacks, head = _stacks(job)
+    return [
+        _gather(_gathered(stacks, job) / layers, layers * passes),
+        _gather(_gathered(head, job), passes),
+        _sums(_states(job, rows * tokens), 2 * layers * passes),
+    ]
+
+
+def _update(job):
+    slices, rows, tokens = _slice(job)
+    layers, again = job.weights.model.text.num_layers, job.train.model.remat != "none"
+    reference = bool(job.grpo and job.grpo.loss.beta and not job.grpo.needs_score)
+    stacks, head = _stacks(job)
+    learnt = job.state.params
+    if "text" in learnt and "head" in learnt["text"]:
+        rest = {name: leaf for name, leaf in learnt["text"].items() if name != "embed"}
+        learnt = learnt | {"text": rest}
+    gradients = _gathered(learnt, job) / 2  # The state is float32.
+    states = _states(job, rows * tokens)
+    sent = [
+        _gather(_gathered(stacks, job) / layers, slices * layers * (1 + again + reference)),
+        _gather(_gathered(head, job), slices * (1 + reference)),
+        Collective("reduce-scatter", ("fsdp",), gradients / layers, slices * layers),
+        Collective("all-to-all", ("fsdp",), states, 3 * slices),
+        _sums(states, slices * layers * (_WITH_GRADIENT - (not again) + 2 * reference)),
+    ]
+    if job.mode == "sft" or job.weights.trains_vision:
+        trains = job.weights.trains_vision
+        per_slice = _vision(job, rows, passes=_WITH_GRADIENT if trains else 2)
+        sent += [one._replace(count=one.count * slices) for one in per_slice]
+    if job.mesh.shape["data"] > 1:  # Gradients of parts that hold the same weights.
+        sent.append(Collective("all-reduce", ("data",), device_bytes(job.state.params), 1))
+    return sent
