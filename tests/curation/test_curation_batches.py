@@ -41,7 +41,7 @@ def answer(server, path, expire=lambda row: False):
 
 
 def export(config, workdir, folder):
-    options, _ = read_config(config)
+    options = read_config(config)
     with Curation(options, str(workdir)) as curation:
         ledger = curation.ledger
         done = batches.export_batch(curation.units(), curation.store, ledger, folder)
@@ -49,10 +49,10 @@ def export(config, workdir, folder):
 
 
 def bring_back(config, workdir, paths):
-    options, licences = read_config(config)
+    options = read_config(config)
     with Curation(options, str(workdir)) as curation:
         done = batches.import_batch(curation.units(), curation.store, curation.ledger, paths)
-        return done, curation.publish(licences), curation.ledger.spent
+        return done, curation.publish(), curation.ledger.spent
 
 
 def test_19_batch_files_give_the_files_of_an_online_run(tmp_path):

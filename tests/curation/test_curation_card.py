@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 import yaml
 from chat_server import ChatServer
-from curation_run import ask, make_pool, residue, run_here, write_config
+from curation_run import ask, licence, make_pool, residue, run_here, write_config
 
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.data.records.tfds import build
@@ -51,7 +51,8 @@ def curated(tmp_path_factory):
         config = write_config(folder / "c.toml", pool, server.url, val_fraction=0.2)
         text = config.read_text()
         text = text.replace("[data]", f'[data]\nbenchmarks = [["{bench}", "{folder / "pool"}"]]')
-        config.write_text(text + '[licences]\n"made up" = "CC0-1.0, read 2026-11-29"\n')
+        other = licence("set: two | <b>", name="not <free>", allows="no")
+        config.write_text(f"{text}{other}{licence('not used')}")
         assert run_here(config, folder / "w")[0] == 0
         yield folder / "w", config, server
 
@@ -121,9 +122,32 @@ def test_23_every_number_of_the_card_is_that_of_the_files(curated):
     assert {name: found[name] for name in expected} == expected
     assert all(expected[name] > 0 for name in ("duplicates left out", "answer", "accepted"))
     assert expected["known from a benchmark, left out"] == 1 + 2  # Two more show its picture.
-    assert "| set: two &#124; &lt;b&gt; | not stated |" in text
-    assert "> Licences not stated for: set: two | <b>." in text
-    assert "| made up | CC0-1.0, read 2026-11-29 |" in text
+
+
+def test_23_the_card_says_first_what_licences_do_not_allow_and_lists_three_layers(curated):
+    folder, _, _ = curated
+    text = (folder / "README.md").read_text()
+    body = text.split("---\n", 2)[2].split("\n# Curated chains of thought\n")[1].lstrip("\n")
+    first = [line for line in body.splitlines()[:9] if line.startswith(">")]
+    assert first[:3] == [
+        "> The terms of the questions of set: two | <b> do not allow training on them.",
+        "> The terms of the models fake-describe (describe), fake-think (think), fake-revise "
+        "(revise) are not known to allow training on them.",
+        "> The terms of the media of made up, set: two | <b> are not known to allow training on "
+        "them.",
+    ]
+    site = "https://a.b/c | 2026-11-29"
+    for row in (
+        f"| source | made up | CC0-1.0 | yes | {site} |",
+        f"| source | set: two &#124; &lt;b&gt; | not &lt;free&gt; | no | {site} |",
+        "| media | made up | not given | unknown | not given | never |",
+        "| generator | fake-think (think) | not given | unknown | not given | never |",
+    ):
+        assert row in text.splitlines()
+    assert "not used" not in text
+    assert (front(folder)["license"], front(folder)["license_link"]) == (
+        "other", "README.md#licences-and-terms",
+    )  # fmt: skip
 
 
 def test_23_croissant_reads_without_an_error_and_a_second_build_is_equal(curated, tmp_path, caplog):

@@ -81,7 +81,7 @@ def test_22_both_sets_train_the_demos_model(place):
         config.model.init_from = str(folder / "model")
         config.data.records = str(folder / "local" / f"{name}.jsonl")
         config.data.root = str(root)
-        config.data.rows, config.data.row_tokens = 4, 512
+        config.data.rows, config.data.row_tokens = 8, 512
         config.rewards, config.reward.gated = (("accuracy", 1.0), ("format", 1.0)), ()
         config.train.max_steps = 1
         workdir = folder / f"step of {name}"

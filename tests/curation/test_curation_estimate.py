@@ -18,7 +18,7 @@ PRICED = "price = {input = 1.0, cached = 1.0, output = 2.0}"
 
 
 def estimate(config, workdir):
-    options, _ = read_config(config)
+    options = read_config(config)
     with Curation(options, str(workdir)) as curation:
         return curation.estimate(), curation.ledger.spent
 

@@ -47,7 +47,7 @@ def test_11_the_key_is_in_no_debug_log_error_or_repr(tmp_path, caplog, monkeypat
         server.status = (401, {"x-echo": "none"}, b"{}")
         said.append(run_here(config, tmp_path / "v"))
         assert len(caplog.records) > 20
-        end = read_config(config)[0].endpoints["think"]
+        end = read_config(config).endpoints["think"]
         client = HttpClient(end)
     with pytest.raises(Exception, match="unreachable") as caught:
         asyncio.run(client.send(Request("s", "u", "think", "m", "", ("t",), 9, 0.0, 1.0, 0, "t")))

@@ -52,7 +52,7 @@ def curate_many(folder, number, monkeypatch):
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
     config = write_config(folder / "c.toml", folder / "pool.jsonl", "http://h/v1")
-    options, licences = read_config(config)
+    options = read_config(config)
     seen = []
 
     class Watched(run.Runner):
@@ -78,7 +78,7 @@ def curate_many(folder, number, monkeypatch):
         units = curation.units()
         code, _ = asyncio.run(curation._ask(lambda line: None, units))
         seen.append(resident())
-        counts = curation.publish(licences)
+        counts = curation.publish()
         seen.append(resident())
     assert (code, counts.asked, counts.accepted) == (0, number, number // 10)
     return seen

@@ -8,7 +8,7 @@ import re
 import pytest
 from browser import run_in_page
 from chat_server import ChatServer
-from curation_run import ask, make_pool, write_config
+from curation_run import ask, licence, make_pool, write_config
 
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.run import Curation
@@ -38,9 +38,10 @@ def page(tmp_path_factory):
     with HostileServer() as server:
         server.think_text = f"I watch the ball roll carefully over the floor. {HOSTILE}"
         config = write_config(folder / "c.toml", pool, server.url, stages="least_words = 1")
-        options, licences = read_config(config)
+        config.write_text(config.read_text() + licence("one") + licence(HOSTILE))
+        options = read_config(config)
         with Curation(options, str(folder / "w")) as curation:
-            result = curation.run(licences, sample=6)
+            result = curation.run(sample=6)
         assert result.exit_code == 0
         assert server.count("think") == 6
     return folder / "w" / "sample.html"

@@ -4,7 +4,6 @@ import collections
 import json
 import os
 import random
-import re
 import signal
 import socket
 import sqlite3
@@ -15,6 +14,7 @@ import pytest
 from chat_server import DRILLS, ChatServer
 from curation_run import ROOT, ask, command, files, make_pool, residue, run, run_here, write_config
 
+from videorft_jax import cli
 from videorft_jax.commands import validate
 from videorft_jax.data.records.source import RecordSource
 
@@ -342,38 +342,21 @@ def test_22_both_sets_are_read_as_records(tmp_path):
         assert chains[index].solution == f"blue ball {index}"
         assert "closely" in chains[index].process  # the reviser's word, not the thinker's
         assert questions[index].process == ""
+    assert "> Not decontaminated" in (tmp_path / "w" / "README.md").read_text()
     for name in ("CoT", "RL"):  # A field that is not known would be named, and be a fault.
         path = tmp_path / "w" / f"VideoRFT-{name}.jsonl"
         assert validate.main([f"--data={path}", f"--data_root={pool.parent}"]) == 0
 
 
-def test_23_the_card_counts_what_the_files_hold(tmp_path):
-    pool = make_pool(tmp_path / "pool", [ask(i, "malformed" if i == 3 else "") for i in range(9)])
-    with ChatServer() as server:
-        config = write_config(tmp_path / "c.toml", pool, server.url)
-        assert run_here(config, tmp_path / "w")[0] == 0
-    card = (tmp_path / "w" / "README.md").read_text()
-    counted = {
-        "records in the pool": "pool.jsonl", "clips described": "describe.jsonl",
-        "questions asked": "verdicts.jsonl", "revised on the frames": "revise.jsonl",
-        "accepted": "VideoRFT-CoT.jsonl", "in the RL set": "VideoRFT-RL.jsonl",
-    }  # fmt: skip
-    for name, file in counted.items():
-        number = re.search(rf"^\| {name} \| ([\d,]+) \|$", card, re.MULTILINE)[1]
-        assert int(number) == len(rows(tmp_path / "w", file)), name
-    assert "Not decontaminated" in card
-    assert "Licences not stated for: made up." in card
-
-
-@pytest.mark.slow
-def test_26_what_cannot_work_is_refused_in_one_line_before_the_first_request(tmp_path):
+def test_26_what_cannot_work_is_refused_in_one_line_before_the_first_request(tmp_path, capsys):
     pool = make_pool(tmp_path / "pool", [ask(0)])
     with ChatServer() as server:
 
         def refused(said, code, *flags, change=("", ""), **fields):
             config = write_config(tmp_path / "c.toml", pool, server.url, **fields)
             config.write_text(config.read_text().replace(*change))
-            found, _, text = run(config, tmp_path / "w", *flags)
+            found = cli.main(["curate", f"--config={config}", f"--workdir={tmp_path}/w", *flags])
+            text = "".join(capsys.readouterr())
             assert (found, len(text.strip().splitlines())) == (code, 1), text
             assert said in text
 
@@ -381,6 +364,11 @@ def test_26_what_cannot_work_is_refused_in_one_line_before_the_first_request(tmp
         refused("has no price", 2, budget="dollars = 1.0")
         refused("no 'atempts'", 2, stages="atempts = 2")
         refused("give a int", 2, stages='attempts = "two"')
+        refused("[endpoints.describe] terms: nothing says", 2, change=("terms =", "# "))
+        refused('nothing is said about "made up"', 2, change=('"made up"', '"other"'))
+        refused("say yes, no or unknown", 2, change=('"unknown"', '"perhaps"'))
+        refused("without url and read_on", 2, change=('"unknown"', '"yes"'))
+        refused("write YYYY-MM-DD", 2, change=("2026-11-29", "yesterday"))
         refused("address of a server", 2, change=("http://127", "ftp://127"))
         refused("write I/N", 2, "--shard=2/2")
         refused("run all shards", 2, "--merge")

@@ -5,20 +5,27 @@ import shlex
 import shutil
 
 import pytest
+from curation_run import licence
 from tiny_run import ROOT
 
 from videorft_jax.cli import COMMANDS
+from videorft_jax.demo.questions import KINDS
 
 TINY = "--config=tiny.py"
-CURATE = """
+CURATE = (
+    """
 [data]
 records = "data/rl.jsonl"
 isolate = false
 [stages]
 [budget]
-""" + "".join(
-    f'[endpoints.{name}]\nmodel = "m"\nbase_urls = ["http://127.0.0.1:1/v1"]\nmax_output = 9\n'
-    for name in ("describe", "think", "revise")
+"""
+    + "".join(
+        f'[endpoints.{name}]\nmodel = "m"\nbase_urls = ["http://127.0.0.1:1/v1"]\nmax_output = 9\n'
+        'terms = {allows_training = "unknown"}\n'
+        for name in ("describe", "think", "revise")
+    )
+    + "".join(licence(f"synthetic-{name}") for name in KINDS)
 )
 # Trainings, servers and the demo end at once: how their mains end is looked at.
 STUBS = """

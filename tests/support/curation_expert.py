@@ -8,6 +8,7 @@ import functools
 import json
 import pathlib
 
+from curation_run import licence
 from tiny_run import load_recipe
 
 from videorft_jax.commands.sft import sft
@@ -57,14 +58,17 @@ def write_config(path, folder, records, end, budget="tokens = 10_000_000"):
     """A config of curation whose three experts are the lines `end`."""
     ends = "\n".join(
         f'[endpoints.{name}]\nmodel = "expert"\nstructured = "none"\ntemperature = 0.0\n'
+        f'terms = {{allows_training = "unknown"}}\n'
         f"context = 4096\nmax_output = {length}\nconcurrency = 8\ndeadline_s = 3600.0\n{end}\n"
         for name, length in (("describe", 640), ("think", 128), ("revise", 128))
     )
+    rows = map(json.loads, pathlib.Path(records).read_text().splitlines())
+    licences = "".join(licence(name) for name in sorted({row["data_source"] for row in rows}))
     pathlib.Path(path).write_text(
         f'[data]\nrecords = "{records}"\nval_fraction = 0.0\nisolate = false\n'
         f'templates = "{folder}/templates"\n'
         f"[frames]\nfps = 2.0\nmax_frames = 2\nmax_pixels = {112 * 112}\n"
-        f"[stages]\nleast_words = 4\n[budget]\n{budget}\n{ends}"
+        f"[stages]\nleast_words = 4\n[budget]\n{budget}\n{ends}\n{licences}"
     )
     return path
 
@@ -73,7 +77,7 @@ def write_lessons(folder, records):
     """A file of chats, one for each request about each record, with the reply to learn."""
     folder = pathlib.Path(folder)
     config = write_config(folder / "lessons.toml", folder, records, 'base_urls = ["http://h/v1"]')
-    options, _ = read_config(config)
+    options = read_config(config)
     (folder / "frames").mkdir(exist_ok=True)
     rows, first = [], ""
     with Curation(options, str(folder / "lessons")) as curation:

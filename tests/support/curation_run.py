@@ -84,14 +84,23 @@ def write_config(
     ends = "\n".join(
         f'[endpoints.{name}]\nmodel = "fake-{name}"\n'
         f'base_urls = ["{(per_stage or {}).get(name, url)}"]\nmax_output = {max_output}\n'
-        f"{endpoint}\n"
+        f'terms = {{allows_training = "unknown"}}\n{endpoint}\n'
         for name in ("describe", "think", "revise")
     )
     path.write_text(
         f'[data]\nrecords = "{pool}"\nval_fraction = {val_fraction}\nisolate = false\n'
-        f"[stages]\n{stages}\n[budget]\n{budget}\n{ends}"
+        f"[stages]\n{stages}\n[budget]\n{budget}\n{ends}\n{licence('made up')}"
     )
     return path
+
+
+def licence(source, *, name="CC0-1.0", allows="yes", read_on="2026-11-29"):
+    """The section about one source: its questions as said, of its media nothing is known."""
+    text = f'{{clause = "{name}", url = "https://a.b/c", read_on = "{read_on}", '
+    text += f'allows_training = "{allows}"}}'
+    return (
+        f"[licences.{json.dumps(source)}]\ntext = {text}\nmedia = {{allows_training = 'unknown'}}\n"
+    )
 
 
 def command(config, workdir, *flags):
@@ -113,9 +122,9 @@ def run(config, workdir, *flags, env=None, timeout=600):
 
 def curate(config, workdir, shard=(0, 1)):
     """The result of a run in this process."""
-    options, licences = read_config(config)
+    options = read_config(config)
     with Curation(options, str(workdir), shard) as curation:
-        return curation.run(licences)
+        return curation.run()
 
 
 def run_here(config, workdir):

@@ -41,13 +41,13 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
     if options.merge and options.shard:
         raise ValueError("--merge takes all shards; leave --shard out")
-    config, licences = read_config(options.config)
+    config = read_config(options.config)
     try:
         from videorft_jax.curation import run
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install 'videorft_jax[curate]'") from None
     if options.merge:
-        counts = run.merge(config, options.workdir, licences)
+        counts = run.merge(config, options.workdir)
         print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
         _print_last(options, 0)
         return 0
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
         if options.export_batch:
             return _export(curation, options)
         if options.import_batch:
-            return _import(curation, options, licences)
-        result = curation.run(licences, sample=options.sample)
+            return _import(curation, options)
+        result = curation.run(sample=options.sample)
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))
@@ -97,7 +97,7 @@ def _export(curation, options) -> int:
     return done.stop.exit_code if done.stop else 0
 
 
-def _import(curation, options, licences) -> int:
+def _import(curation, options) -> int:
     """Takes the results of batches and says what became of them and what is missing now."""
     from videorft_jax.curation.batches import import_batch
 
@@ -110,7 +110,7 @@ def _import(curation, options, licences) -> int:
         f"{done.replies:,} replies stored, {done.dead:,} dead letters, {failed or 'none'} to be "
         f"asked again, {done.unknown:,} that answer nothing missing"
     )
-    counts = curation.publish(licences)
+    counts = curation.publish()
     if counts.pending:
         print(f"{counts.pending:,} records wait for replies")
         print_last_line("go on with", *_again(options), "--export_batch", "...")

@@ -2,9 +2,9 @@
 
 import collections
 import json
-from collections.abc import Mapping
 
 from videorft_jax.curation.agreement import Null
+from videorft_jax.curation.licences import Terms, list_layers, warn_of_terms
 from videorft_jax.curation.options import STAGES, CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.publish import SETS, SFT, Counts
@@ -17,12 +17,13 @@ LIMITS = (
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
-def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) -> str:
-    """The text of README.md. licences: source -> licence, as the user states them."""
+def write_card(counts: Counts, pipeline: Pipeline) -> str:
+    """The text of README.md."""
     options = pipeline.options
     size = next((name for most, name in SIZES if counts.rl < most), "n>1M")
     front = [
-        "---", "license: other", "license_name: see-the-tables-below", "language: [en]",
+        "---", "license: other", "license_name: see-the-card",
+        "license_link: README.md#licences-and-terms", "language: [en]",
         "pretty_name: Curated chains of thought about videos", f"size_categories: [{size}]",
         "task_categories: [video-text-to-text, visual-question-answering]",
         "annotations_creators: [machine-generated]",
@@ -31,7 +32,7 @@ def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) 
         *_tables(counts), "---", "",
     ]  # fmt: skip
     body = [
-        "# Curated chains of thought", "", *warn(counts, options, licences), "",
+        "# Curated chains of thought", "", *warn(counts, options), "",
         "Questions about clips and pictures, with machine-made chains of thought whose answers",
         "equal the source's. Media are not part of this set; paths are relative to your own copy.",
         "", "## Acceptance by stage", "", *_funnel(counts), "", "## Where records ended", "",
@@ -41,7 +42,7 @@ def write_card(counts: Counts, pipeline: Pipeline, licences: Mapping[str, str]) 
         "## Accepted, by source and by type", "",
         *_table("source", counts.sources), "", *_table("type", counts.types), "",
         "## Models", "", *_models(options), "", *_table("returned name", counts.models), "",
-        "## Licences of the sources", "", *_licences(counts, licences), "", "## Templates", "",
+        "## Licences and terms", "", *_terms(counts, options), "", "## Templates", "",
         *(f"- {name}: `{template.digest}`" for name, template in pipeline.templates.items()), "",
         f"Media contract: `{json.dumps(options.contract.to_dict(), sort_keys=True)}`", "",
         "## Known limits", "",
@@ -67,19 +68,11 @@ def _tables(counts: Counts) -> list[str]:
     return [*configs, *(infos if len(infos) > 1 else [])]
 
 
-def warn(counts: Counts, options: CurationOptions, licences) -> list[str]:
+def warn(counts: Counts, options: CurationOptions) -> list[str]:
     """What a person must decide or finish before the sets are published, in lines of the card."""
-    lines = []
-    for stage in STAGES:
-        end = options.endpoints[stage]
-        if end.terms[2] != "yes":
-            said = {"no": "do not allow", "unknown": "are not known to allow"}[end.terms[2]]
-            lines.append(f"> The terms of `{end.model}` ({stage}) {said} training on its outputs.")
+    lines = [f"> {line}" for line in warn_of_terms(_layers(counts, options))]
     if not options.benchmarks:
         lines.append("> Not decontaminated: no benchmark files were given.")
-    unknown = sorted(set(counts.rl_sources) - set(licences))
-    if unknown:
-        lines.append(f"> Licences not stated for: {', '.join(unknown)}.")
     if counts.pending:
         lines.append(f"> Not finished: {counts.pending} records wait for replies.")
     if counts.revised >= 20 and counts.unchanged > 0.8 * counts.revised:
@@ -132,21 +125,30 @@ def _nulls(counts: Counts) -> list[str]:
 
 
 def _models(options: CurationOptions) -> list[str]:
-    lines = ["| stage | model | revision | training on outputs | terms | read on | price as of |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| stage | model | revision | price as of |", "|---|---|---|---|"]
     for stage in STAGES:
         end = options.endpoints[stage]
-        url, read_on, allowed = end.terms
         as_of = end.price.as_of if end.price else ""
-        cells = (stage, end.model, end.revision, allowed, url or "not given", read_on, as_of)
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        lines.append(f"| {' | '.join(map(_cell, (stage, end.model, end.revision, as_of)))} |")
     return lines
 
 
-def _licences(counts: Counts, licences) -> list[str]:
-    rows = [(name, licences.get(name, "not stated")) for name in sorted(counts.rl_sources)]
-    lines = [f"| {_cell(name)} | {_cell(licence)} |" for name, licence in rows]
-    return ["| source | licence |", "|---|---|", *lines]
+def _layers(counts: Counts, options: CurationOptions) -> list[tuple[str, str, Terms]]:
+    """Terms of the sources that the sets hold, of their media, and of the models."""
+    ends = {f"{options.endpoints[s].model} ({s})": options.endpoints[s].terms for s in STAGES}
+    used = {name: options.licences[name] for name in counts.rl_sources if name in options.licences}
+    return list_layers(used, ends)
+
+
+def _terms(counts: Counts, options: CurationOptions) -> list[str]:
+    """The table of licences; a person decides what they allow together."""
+    lines = ["| layer | of | licence or clause | training | where | read on |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for layer, name, own in _layers(counts, options):
+        cells = (layer, name, own.clause or "not given", own.allows_training,
+                 own.url or "not given", own.read_on or "never")  # fmt: skip
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return lines
 
 
 def _cell(text: object) -> str:

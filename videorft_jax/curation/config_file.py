@@ -8,6 +8,7 @@ from typing import Any
 
 from videorft_jax.curation.budget import Limits
 from videorft_jax.curation.endpoints import Endpoint, Price
+from videorft_jax.curation.licences import read_sources, read_terms
 from videorft_jax.curation.options import STAGES, CurationOptions
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.rewards.combine import GATES
@@ -23,8 +24,8 @@ SECTIONS: dict[str, dict[str, type]] = {
 LEAST_PIXELS = 4 * 28 * 28
 
 
-def read_config(path: str | os.PathLike) -> tuple[CurationOptions, dict[str, str]]:
-    """(options, licences by source) of a file. Raises ValueError, one line with the place."""
+def read_config(path: str | os.PathLike) -> CurationOptions:
+    """The options of a file. Raises ValueError, one line with the place."""
     try:
         table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -33,9 +34,6 @@ def read_config(path: str | os.PathLike) -> tuple[CurationOptions, dict[str, str
     if wrong := sorted(set(table) - known):
         raise ValueError(f"{path}: no section [{wrong[0]}]; there are {', '.join(sorted(known))}")
     own = {name: _section(path, name, table.get(name, {})) for name in SECTIONS}
-    licences = table.get("licences", {})
-    if not all(isinstance(text, str) for text in licences.values()):
-        raise ValueError(f"{path}: licences: write a string for each source")
     endpoints = table.get("endpoints", {})
     if set(endpoints) != set(STAGES):
         raise ValueError(f"{path}: write exactly [endpoints.NAME] for {', '.join(STAGES)}")
@@ -49,10 +47,11 @@ def read_config(path: str | os.PathLike) -> tuple[CurationOptions, dict[str, str
         )  # fmt: skip
         root = data.pop("data_root", "") or os.path.dirname(os.path.abspath(data["records"]))
         benchmarks = tuple((str(file), str(folder)) for file, folder in data.pop("benchmarks", []))
-        options = CurationOptions(
+        return CurationOptions(
             endpoints={name: _endpoint(path, name, endpoints[name]) for name in STAGES},
             contract=contract, gates=dict(GATES["strict"]), data_root=root, benchmarks=benchmarks,
-            limits=Limits(**own["budget"]), **data, **own["stages"],
+            limits=Limits(**own["budget"]), licences=read_sources(table.get("licences", {})),
+            **data, **own["stages"],
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]} is missing; see configs/curate.toml") from None
@@ -60,7 +59,6 @@ def read_config(path: str | os.PathLike) -> tuple[CurationOptions, dict[str, str
         raise ValueError(f"{path}: {error}; see configs/curate.toml") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return options, licences
 
 
 def _section(path, name: str, values: Any) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def _endpoint(path, name: str, values: Any) -> Endpoint:
     return Endpoint(
         name=name,
         base_urls=tuple(given.pop("base_urls", ())),
-        terms=tuple(given.pop("terms", ("", "", "unknown"))),
+        terms=read_terms(f"[endpoints.{name}] terms", given.pop("terms", None)),
         extra_body=tuple(sorted(body.items())),
         price=Price(**price) if price is not None else None,
         **{"model": ""} | given,

@@ -12,9 +12,10 @@ import re
 from fractions import Fraction
 from urllib.parse import urlsplit
 
+from videorft_jax.curation.licences import Terms
+
 NANO = 10**9
 STRUCTURED = ("json_schema", "json_object", "none")
-TRAINING_TERMS = ("yes", "no", "unknown")
 KINDS = ("http", "local")
 _SECRET = re.compile(r"(Bearer\s+|\bsk-)[^\s'\"\\,;]+", re.IGNORECASE)
 
@@ -104,7 +105,7 @@ class Endpoint:
       breaker_failures, breaker_s: failures in a row, or seconds without a success, that stop it.
       temperature, top_p: how it draws. extra_body: further fields of the request body.
       pin_model: stop when the server says that another model answered.
-      terms: (url, date read, whether outputs may train a model) for the licence table.
+      terms: what the model's provider says about training on its outputs, for the card.
     """
 
     name: str
@@ -130,7 +131,7 @@ class Endpoint:
     extra_body: tuple[tuple[str, object], ...] = ()
     pin_model: bool = False
     price: Price | None = None
-    terms: tuple[str, str, str] = ("", "", "unknown")
+    terms: Terms = Terms("unknown")
 
     def __post_init__(self):
         def require(ok, what):
@@ -141,10 +142,6 @@ class Endpoint:
         require(
             self.structured in STRUCTURED,
             f"structured is {self.structured!r}; choose one of {', '.join(STRUCTURED)}",
-        )
-        require(
-            self.terms[2] in TRAINING_TERMS,
-            f"terms say {self.terms[2]!r}; say yes, no or unknown to training on outputs",
         )
         require(self.kind in KINDS, f"kind is {self.kind!r}; choose http or local")
         if self.kind == "local":

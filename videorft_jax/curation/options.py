@@ -1,9 +1,11 @@
 """The options of a curation, checked as a whole before anything is read."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from videorft_jax.curation.budget import Limits
 from videorft_jax.curation.endpoints import Endpoint
+from videorft_jax.curation.licences import SourceTerms
 from videorft_jax.data.media.contract import MediaContract
 
 STAGES = ("describe", "think", "revise")
@@ -25,6 +27,7 @@ class CurationOptions:
       least_words, most_words: bounds on the length of a chain.
       gates: accuracy by problem type that an answer must exceed; 0 for a type not named.
       val_fraction: share of the clips that is held out of both sets.
+      licences: terms of each source of the pool, for the card.
       limits: what may be spent. isolate: decode in processes that can be killed.
     """
 
@@ -43,6 +46,7 @@ class CurationOptions:
     least_words: int = 20
     most_words: int = 900
     val_fraction: float = 0.02
+    licences: Mapping[str, SourceTerms] = dataclasses.field(default_factory=dict)
     limits: Limits = Limits()
     isolate: bool = True
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from videorft_jax.curation.agreement import Null
 from videorft_jax.curation.contamination import DROPS
+from videorft_jax.curation.licences import UNNAMED
 from videorft_jax.curation.open_answers import hold_against_null
 from videorft_jax.curation.pipeline import Outcome, Pipeline
 from videorft_jax.curation.pool import Entry
@@ -137,11 +138,11 @@ def _write_outcome(files, counts: Counts, described: set, entry: Entry, out: Out
         "extra_curation_cluster": entry.cluster,
     }  # fmt: skip
     counts.rl += 1
-    counts.rl_sources[entry.record.data_source or "not named"] += 1
+    counts.rl_sources[entry.record.data_source or UNNAMED] += 1
     files.add(RL, row | {"process": ""})
     if out.ended == "accepted":
         counts.accepted += 1
-        counts.sources[entry.record.data_source or "not named"] += 1
+        counts.sources[entry.record.data_source or UNNAMED] += 1
         counts.types[entry.record.problem_type] += 1
         row |= {
             "extra_curation_attempt": out.revise["attempt"],

@@ -7,13 +7,14 @@ import json
 import logging
 import pathlib
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.card import LIMITS, warn, write_card
 from videorft_jax.curation.croissant import write_croissant
 from videorft_jax.curation.endpoints import NANO
 from videorft_jax.curation.estimate import Estimate, estimate
+from videorft_jax.curation.licences import require_sources
 from videorft_jax.curation.local import open_clients
 from videorft_jax.curation.open_answers import read_nulls
 from videorft_jax.curation.options import CurationOptions
@@ -91,20 +92,28 @@ class Curation:
         """What a run would ask and what it would cost, without a request."""
         return estimate(self.units().entries(), self.pipeline, self.ledger)
 
-    def units(self) -> "Units":
-        """What is to be done, a generator function for each record that is asked about."""
-        return Units(self, order_used(self.pool()))
+    def units(self, sample: int = 0) -> "Units":
+        """What is to be done, a generator function for each record that is asked about, or for
+        `sample` of them. Raises ValueError for a source about whose licence nothing is said."""
+        sources: set[str] = set()
 
-    def run(
-        self, licences: Mapping[str, str], report: Callable[[str], None] = logger.info,
-        sample: int = 0,
-    ) -> Result:  # fmt: skip
+        def note():
+            for entry in self.pool():
+                if isinstance(entry, Entry) and entry.is_used:
+                    sources.add(entry.record.data_source)
+                yield entry
+
+        rows = choose_sample(note(), sample) if sample else order_used(note())
+        require_sources(sources, self.options.licences)
+        return Units(self, rows)
+
+    def run(self, report: Callable[[str], None] = logger.info, sample: int = 0) -> Result:
         """Asks until all is there or something stops it, then writes the files. sample: asks about
         so many records only and writes a page of them, too; 0 asks about all."""
-        units = Units(self, choose_sample(self.pool(), sample)) if sample else self.units()
+        units = self.units(sample)
         report(f"{len(units):,} records are asked about, of {len(self.source):,} in the pool")
         exit_code, reasons = asyncio.run(self._ask(report, units))
-        counts = self.publish(licences)
+        counts = self.publish()
         if sample:
             self._write_sample(units)
         return Result(counts, exit_code, reasons, self.ledger.spent)
@@ -118,15 +127,15 @@ class Curation:
         nulls = read_nulls(self.pipeline, self.pool())
         write_sample(self.folder / PAGE, self.pipeline, units.entries(), nulls, note)
 
-    def publish(self, licences: Mapping[str, str]) -> Counts:
+    def publish(self) -> Counts:
         """Writes all files from the store alone."""
         nulls = read_nulls(self.pipeline, self.pool())
         counts = write_files(self.folder, self.pipeline, self.pool(), nulls)
-        text = write_card(counts, self.pipeline, licences)
+        text = write_card(counts, self.pipeline)
         (self.folder / "README.md").write_text(text, encoding="utf-8")
         models = [f"{stage}: {end.model}" for stage, end in self.options.endpoints.items()]
         write_croissant(self.folder, SETS, counts.columns, models, LIMITS)
-        for line in warn(counts, self.options, licences):
+        for line in warn(counts, self.options):
             logger.warning("%s", line.removeprefix("> "))
         return counts
 
@@ -190,7 +199,7 @@ class Units:
             yield entry
 
 
-def merge(options: CurationOptions, workdir: str, licences: Mapping[str, str]) -> Counts:
+def merge(options: CurationOptions, workdir: str) -> Counts:
     """Takes the stores of all shards into one and writes the files of the whole.
 
     Raises ValueError without shards, or where one of them is missing."""
@@ -202,7 +211,7 @@ def merge(options: CurationOptions, workdir: str, licences: Mapping[str, str]) -
     with Curation(options, workdir) as curation:
         for folder in folders:
             curation.store.absorb(folder / STORE)
-        return curation.publish(licences)
+        return curation.publish()
 
 
 def summarise(result: Result) -> str:
