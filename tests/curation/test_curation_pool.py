@@ -4,6 +4,7 @@ import json
 
 import pytest
 from clip_changes import CHANGES, encode, make_frames
+from curation_run import make_pool
 
 from videorft_jax.curation.contamination import BenchmarkTexts
 from videorft_jax.curation.pool import Pool
@@ -97,3 +98,23 @@ def test_16_bytes_and_ids_of_a_benchmark_are_known(clips, tmp_path):
     pool = write(tmp_path / "pool", "pool", [(name, clips[0][2]), ("x.mp4", clips[0][1])])
     entries = read(pool, tmp_path, [(str(benchmark), "")])
     assert [entry.contaminated for entry in entries] == ["id", "file"]
+
+
+def test_a_question_in_nearly_the_same_words_about_one_clip_is_asked_once(tmp_path):
+    long = "In the clip that is shown here, what is it that rolls over the wooden floor at the end"
+    texts = [
+        (long, "a blue ball", 0), (f"{long}?!", "A blue ball.", 0),
+        (long.replace("In the", "Within the"), "a blue ball", 0),  # one shingle of 19
+        (long.replace("In the", "Within the"), "a red ball", 0),  # another answer
+        (long, "a blue ball", 1),  # another clip
+        ("What rolls over the floor at the end?", "a blue ball", 0),  # a question of its own
+    ]  # fmt: skip
+    path = make_pool(tmp_path, [text for text, _, _ in texts], clips=2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for row, (_, solution, clip) in zip(lines, texts, strict=True):
+        row |= {"solution": f"<answer>{solution}</answer>", "path": f"./{clip}.png"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    with Store(tmp_path / "s.sqlite") as store:
+        entries = list(Pool(RecordSource(path), store, (), 0.0))
+    first = entries[0].name
+    assert [entry.dup_of for entry in entries] == ["", first, first, "", "", ""]

@@ -9,6 +9,8 @@ from labelled_sentences import ALLOWED, INNOCENT, LEAKING
 
 from videorft_jax.curation import leaks
 from videorft_jax.curation.chains import choose
+from videorft_jax.curation.language import MOST_FOREIGN, foreign_share
+from videorft_jax.curation.near import NearTexts
 from videorft_jax.data.records.records import Record
 from videorft_jax.rewards.accuracy import score_answer
 
@@ -65,3 +67,54 @@ def test_conclusion_names_another_option():
 )
 def test_kept_share_is_the_longest_common_subsequence(before, after, share):
     assert leaks.kept_share(before, after) == share
+
+
+@pytest.mark.parametrize(
+    ("asked", "chain", "is_foreign"),
+    [
+        ("What does he do?", "He sits down on the chair.", False),
+        ("What does he do?", "He sits down, 然后他站起来了。", True),
+        ("What does he do?", "Он садится на стул.", True),
+        ("他在做什么?", "He sits down on the chair.", True),
+        ("他在做什么?", "他坐在椅子上,看着屏幕里的 TV 节目,然后慢慢地站起来。", False),
+        ("何をしていますか?", "彼は椅子に座っています。", False),
+        (
+            "How large is the angle θ?",
+            "As α is 30 and β is 60, so γ is 90 and θ is 3 of it.",
+            False,
+        ),
+        ("What does he do?", "Ｈｅ ｓｉｔｓ ﬁrst.", False),
+        ("2 + 2 = ?", "Es sind vier.", False),  # no letter, so that nothing can be told
+        ("Qué hace él en la silla?", "Está sentado, según parece.", False),
+    ],
+)
+def test_a_chain_is_written_in_the_script_of_its_question(asked, chain, is_foreign):
+    assert (foreign_share(chain, asked) > MOST_FOREIGN) == is_foreign
+
+
+def test_near_texts_are_found_and_others_are_not():
+    """The oracle is the share of the shingles of three words that two texts have in common."""
+    rng = random.Random(0)
+
+    def shingles(words):
+        return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+    found, hits = {"near": 0, "middle": 0, "far": 0}, 0
+    with NearTexts(0.7) as near:
+        for number in range(300):
+            words = [f"w{rng.randrange(5000)}" for _ in range(80)]
+            near.add(number, " ".join(words))
+            for name, changes in (("near", 1), ("middle", 12), ("far", 60)):
+                other = list(words)
+                for place in rng.sample(range(80), changes):
+                    other[place] = "else"
+                a, b = shingles(words), shingles(other)
+                share = len(a & b) / len(a | b)
+                assert share > 0.9 if name == "near" else share < 0.6
+                found[name] += near.find(" ".join(other)) == [number]
+            hits += number in near.find(" ".join(words).upper())
+            assert near.find(" ".join(words), scope="another clip") == []
+    assert hits == 300
+    assert found["near"] >= 298
+    assert found["middle"] <= 12
+    assert found["far"] == 0

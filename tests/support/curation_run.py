@@ -89,7 +89,7 @@ def write_config(
     )
     path.write_text(
         f'[data]\nrecords = "{pool}"\nval_fraction = {val_fraction}\nisolate = false\n'
-        f"[stages]\n{stages}\n[budget]\n{budget}\n{ends}\n{licence('made up')}"
+        f"[stages]\nmost_alike = 10000\n{stages}\n[budget]\n{budget}\n{ends}\n{licence('made up')}"
     )
     return path
 

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 def _print_last(options, exit_code, to_stderr=False):
     """What is in the work directory, and what may be done with it or finishes it."""
-    from videorft_jax.curation.publish import SFT  # its libraries are an extra
+    from videorft_jax.curation.stage_files import SFT  # its libraries are an extra
 
     again = _again(options)
     records = f"--data={options.workdir}/{SFT}"

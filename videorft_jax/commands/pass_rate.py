@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.data.records.opening import digest_records
+from videorft_jax.data.records.pass_rates import FILE as PASS_RATES
 from videorft_jax.data.records.pass_rates import write_pass_rates
 from videorft_jax.evaluation.results_folder import COMPLETIONS
 from videorft_jax.models.folder_digest import digest_weights
@@ -22,7 +23,6 @@ EXAMPLES = """videorft pass_rate --config=configs/grpo_7b.py --workdir=runs/pass
 videorft grpo --config=configs/grpo_7b.py --workdir=runs/grpo_7b ... \\
     --config.data.pass_rates=runs/pass_rate/pass_rates.jsonl \\
     --config.data.filter="0 < pass_rate < 1" --config.data.order=easy_first"""
-PASS_RATES = "pass_rates.jsonl"
 
 
 def main(argv: list[str]) -> int:

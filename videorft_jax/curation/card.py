@@ -4,15 +4,18 @@ import collections
 import json
 
 from videorft_jax.curation.agreement import Null
+from videorft_jax.curation.card_sections import say_audit, say_cost, say_difficulty, say_lengths
+from videorft_jax.curation.counts import Counts
+from videorft_jax.curation.difficulty import QUESTIONS
 from videorft_jax.curation.licences import Terms, list_layers, warn_of_terms
 from videorft_jax.curation.options import STAGES, CurationOptions
 from videorft_jax.curation.pipeline import Pipeline
-from videorft_jax.curation.publish import SETS, SFT, Counts
+from videorft_jax.curation.stage_files import SETS, SFT
 from videorft_jax.curation.tables import LIST
 
 LIMITS = (
-    "A right answer does not prove the chain that leads to it. Chains were not read by people: not"
-    " audited. Texts are machine-made and may repeat errors of the models above."
+    "A right answer does not prove the chain that leads to it. Texts are machine-made and may"
+    " repeat errors of the models above."
 )
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 
@@ -41,12 +44,15 @@ def write_card(counts: Counts, pipeline: Pipeline) -> str:
         "## Open answers against those of other questions", "", *_nulls(counts), "",
         "## Accepted, by source and by type", "",
         *_table("source", counts.sources), "", *_table("type", counts.types), "",
+        "## Lengths", "", *say_lengths(counts), "",
+        "## Difficulty", "", *say_difficulty(counts), "", "## Audit", "", *say_audit(counts), "",
+        "## Cost", "", *say_cost(counts.usage, options), "",
         "## Models", "", *_models(options), "", *_table("returned name", counts.models), "",
         "## Licences and terms", "", *_terms(counts, options), "", "## Templates", "",
         *(f"- {name}: `{template.digest}`" for name, template in pipeline.templates.items()), "",
         f"Media contract: `{json.dumps(options.contract.to_dict(), sort_keys=True)}`", "",
         "## Known limits", "",
-        LIMITS,
+        " ".join([LIMITS, *say_audit(counts)]),
     ]  # fmt: skip
     return "\n".join([*front, *body]) + "\n"
 
@@ -73,6 +79,13 @@ def warn(counts: Counts, options: CurationOptions) -> list[str]:
     lines = [f"> {line}" for line in warn_of_terms(_layers(counts, options))]
     if not options.benchmarks:
         lines.append("> Not decontaminated: no benchmark files were given.")
+    if counts.difficulty.get("stale"):
+        lines.append(
+            f"> The difficulty is of other questions and is left out: run videorft pass_rate on "
+            f"{QUESTIONS} again."
+        )
+    if counts.unmet_labels:
+        lines.append(f"> {counts.unmet_labels} labels of the audit are of other records.")
     if counts.pending:
         lines.append(f"> Not finished: {counts.pending} records wait for replies.")
     if counts.revised >= 20 and counts.unchanged > 0.8 * counts.revised:
@@ -97,6 +110,7 @@ def _funnel(counts: Counts) -> list[str]:
         ("revised on the frames", counts.revised),
         ("came back unchanged", counts.unchanged),
         ("accepted", counts.accepted),
+        ("with a suspect label, left out of the RL set", counts.suspects),
         ("in the RL set", counts.rl),
     )
     share = f"{counts.accepted / counts.asked:.1%}" if counts.asked else "none asked"

@@ -7,6 +7,7 @@ import tomllib
 from typing import Any
 
 from videorft_jax.curation.budget import Limits
+from videorft_jax.curation.difficulty import PROBES
 from videorft_jax.curation.endpoints import Endpoint, Price
 from videorft_jax.curation.licences import read_sources, read_terms
 from videorft_jax.curation.options import STAGES, CurationOptions
@@ -15,10 +16,11 @@ from videorft_jax.rewards.combine import GATES
 
 SECTIONS: dict[str, dict[str, type]] = {
     "data": {"records": str, "data_root": str, "benchmarks": list, "val_fraction": float,
-             "isolate": bool, "templates": str},
+             "isolate": bool, "templates": str, "tokenizer": str},
     "frames": {"fps": float, "max_frames": int, "max_pixels": int},
     "stages": {"attempts": int, "revise_frames": int, "people": bool, "least_kept": float,
-               "similarity": bool, "least_words": int, "most_words": int},
+               "similarity": bool, "least_words": int, "most_words": int, "most_alike": int},
+    "difficulty": dict.fromkeys(PROBES, str),
     "budget": {"dollars": float, "tokens": int},
 }  # fmt: skip
 LEAST_PIXELS = 4 * 28 * 28
@@ -51,6 +53,7 @@ def read_config(path: str | os.PathLike) -> CurationOptions:
             endpoints={name: _endpoint(path, name, endpoints[name]) for name in STAGES},
             contract=contract, gates=dict(GATES["strict"]), data_root=root, benchmarks=benchmarks,
             limits=Limits(**own["budget"]), licences=read_sources(table.get("licences", {})),
+            difficulty={name: text for name, text in own["difficulty"].items() if text},
             **data, **own["stages"],
         )  # fmt: skip
     except KeyError as error:

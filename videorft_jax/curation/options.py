@@ -26,6 +26,9 @@ class CurationOptions:
       similarity: hold open answers against those of other questions, see agreement.py.
       least_words, most_words: bounds on the length of a chain.
       gates: accuracy by problem type that an answer must exceed; 0 for a type not named.
+      most_alike: chains of nearly the same words that are accepted.
+      tokenizer: folder of the student's, by which the card counts; "" counts words.
+      difficulty: work directories of `videorft pass_rate` by probe, see difficulty.py.
       val_fraction: share of the clips that is held out of both sets.
       licences: terms of each source of the pool, for the card.
       limits: what may be spent. isolate: decode in processes that can be killed.
@@ -45,6 +48,9 @@ class CurationOptions:
     similarity: bool = True
     least_words: int = 20
     most_words: int = 900
+    most_alike: int = 200
+    tokenizer: str = ""
+    difficulty: Mapping[str, str] = dataclasses.field(default_factory=dict)
     val_fraction: float = 0.02
     licences: Mapping[str, SourceTerms] = dataclasses.field(default_factory=dict)
     limits: Limits = Limits()
@@ -61,4 +67,5 @@ class CurationOptions:
         require(0 <= self.least_kept <= 1, f"least_kept is {self.least_kept}; give 0 to 1")
         require(0 <= self.val_fraction < 1, f"val_fraction {self.val_fraction}; give 0 to below 1")
         require(1 <= self.least_words < self.most_words, "need 1 <= least_words < most_words")
+        require(self.most_alike >= 1, "most_alike is below 1; accept one of each chain")
         require(self.revise_frames >= 1, "revise_frames is below 1; the reviser needs to see")

@@ -10,12 +10,15 @@ from collections.abc import Generator
 from videorft_jax.curation import chains, leaks
 from videorft_jax.curation.describe import Describer
 from videorft_jax.curation.frames import Frames
+from videorft_jax.curation.language import MOST_FOREIGN, foreign_share
 from videorft_jax.curation.options import CurationOptions
 from videorft_jax.curation.pool import Entry
 from videorft_jax.curation.prompts import load_families, load_templates
 from videorft_jax.curation.requests import Dead, Reply, Request
 from videorft_jax.curation.store import Store
 from videorft_jax.data.media.contract import MediaError
+
+MOST_REPEATED = 0.2  # share of a chain's runs of four words
 
 
 @dataclasses.dataclass
@@ -103,12 +106,19 @@ class Pipeline:
         options, words = self.options, chain.split()
         other = leaks.other_conclusion(chain, entry.record)
         broken = leaks.find_leaks(chain, entry.record)
+        asked = (entry.record.problem, *entry.record.options, entry.record.solution)
+        foreign = foreign_share(chain, *asked)
         repeated = leaks.repeated_share(words)
         is_long = options.least_words <= len(words) <= options.most_words
         return {
             "conclusion": {"ok": not other, "value": other},
             "leaks": {"ok": not broken, "value": broken, "version": leaks.VERSION},
-            "length": {"ok": is_long, "value": len(words)},
-            "repetition": {"ok": repeated < 0.2, "value": round(repeated, 4)},
-            "revision": {"ok": kept >= options.least_kept, "value": round(kept, 4)},
+            "language": _limit(foreign <= MOST_FOREIGN, foreign, MOST_FOREIGN),
+            "length": _limit(is_long, len(words), [options.least_words, options.most_words]),
+            "repetition": _limit(repeated < MOST_REPEATED, repeated, MOST_REPEATED),
+            "revision": _limit(kept >= options.least_kept, kept, options.least_kept),
         }
+
+
+def _limit(ok: bool, value: float, limit: object) -> dict:
+    return {"ok": bool(ok), "value": round(value, 4), "limit": limit}

@@ -16,6 +16,7 @@ import numpy as np
 from videorft_jax.curation.clusters import Clusters, FingerprintIndex
 from videorft_jax.curation.contamination import DROPS, BenchmarkTexts, Hit, read_video_id
 from videorft_jax.curation.fingerprint import CONTRACT, View, make_views, pack, unpack
+from videorft_jax.curation.near import NearTexts
 from videorft_jax.curation.requests import digest
 from videorft_jax.curation.store import Store
 from videorft_jax.data.media.contract import Limits, MediaError
@@ -26,6 +27,7 @@ from videorft_jax.data.records.source import RecordSource
 
 logger = logging.getLogger(__name__)
 BLOCK = 1 << 20
+ALIKE = 0.8  # share of its shingles that a question shares with one in other words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Entry:
 
     index: its row in the file. name: sha256 over all that makes it this question. media: sha256
     of the file. cluster: the smallest digest of the files that show the same clip. dup_of: the
-    first record with the same clip and question. hits: the items of benchmarks that it is known
-    from. split: train or val, by the cluster.
+    first record with the same clip, answer and, nearly, question. hits: the items of benchmarks
+    that it is known from. split: train or val, by the cluster.
     """
 
     index: int
@@ -83,8 +85,8 @@ class Pool:
         self.unseen_clips = 0  # media of benchmarks that are not on the disk
         self.clusters = Clusters()
         self._hits: dict[str, Hit] = {}
-        self._names: list[str] = []
         self._compare()
+        self._doubles = self._find_doubles()
 
     def _compare(self) -> None:
         """Finds the clusters, and the clips of benchmarks, in one walk over all media."""
@@ -150,9 +152,27 @@ class Pool:
 
         return unpack(self._store.derive("fingerprint", media, make))
 
+    def _find_doubles(self) -> dict[int, int]:
+        """Rows that ask nearly what an earlier row asks about the same clip, with the same answer:
+        row -> the earlier one."""
+        doubles: dict[int, int] = {}
+        with NearTexts(ALIKE) as near:
+            for index in range(len(self._source)):
+                try:
+                    entry = read_entry(self._source, index, self._store)
+                except (RecordError, MediaError):
+                    continue
+                record = entry.record
+                scope = f"{self.clusters.find(entry.media)} {record.start} {record.end}"
+                scope += f" {_plain(record.solution)}"
+                if found := near.find(text := _text(record), scope):
+                    doubles[index] = found[0]
+                else:
+                    near.add(index, text, scope)
+        return doubles
+
     def __iter__(self) -> Iterator[Entry | RecordError | MediaError]:
         """Entries in the order of the file; in the place of one that cannot be used, the reason."""
-        first: dict[bytes, int] = {}  # Digests of clip and question, cut short, and their rows.
         source, store = self._source, self._store
         for index in range(len(source)):
             try:
@@ -161,8 +181,7 @@ class Pool:
                 yield error
                 continue
             record, cluster = entry.record, self.clusters.find(entry.media)
-            same = digest([cluster, record.start, record.end, _text(record)])
-            row = first.setdefault(bytes.fromhex(same[:32]), index)
+            row = self._doubles.get(index, index)
             hits = self._texts.find(record.problem, record.options, record.solution)
             if hit := self._hits.get(cluster):
                 hits.insert(0, hit)
@@ -210,10 +229,11 @@ def _question(record: Record) -> list:
 
 def _text(record: Record) -> str:
     """Question, options and answer without case, spacing or punctuation."""
-    words = [record.problem, *record.options, record.solution]
-    return " ".join(
-        "".join(c if c.isalnum() else " " for c in word.casefold()).strip() for word in words
-    )
+    return " ".join(map(_plain, [record.problem, *record.options, record.solution]))
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def hash_media(root: str, path: str, store: Store) -> str:

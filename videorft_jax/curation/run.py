@@ -9,9 +9,13 @@ import pathlib
 import signal
 from collections.abc import Callable, Iterator
 
+from videorft_jax.curation.audit import read_audit
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.card import LIMITS, warn, write_card
+from videorft_jax.curation.card_sections import say_audit
+from videorft_jax.curation.counts import Counts
 from videorft_jax.curation.croissant import write_croissant
+from videorft_jax.curation.difficulty import read_probes
 from videorft_jax.curation.endpoints import NANO
 from videorft_jax.curation.estimate import Estimate, estimate
 from videorft_jax.curation.licences import require_sources
@@ -23,8 +27,9 @@ from videorft_jax.curation.page import choose_sample, write_sample
 from videorft_jax.curation.pipeline import Pipeline
 from videorft_jax.curation.pool import Entry, Pool, order_used, read_entry
 from videorft_jax.curation.progress import Meter
-from videorft_jax.curation.publish import SETS, Counts, write_files
+from videorft_jax.curation.publish import Notes, Publisher
 from videorft_jax.curation.running import Runner
+from videorft_jax.curation.stage_files import SETS
 from videorft_jax.curation.store import Store
 from videorft_jax.data.media.contract import MediaError
 from videorft_jax.data.records.records import RecordError
@@ -59,6 +64,9 @@ class Curation:
         folder = pathlib.Path(workdir)
         self.folder = folder / f"shards/{number}-of-{parts}" if parts > 1 else folder
         self.options, self.shard = options, shard
+        self._count_tokens = _load_counter(options.tokenizer)
+        self._probes = read_probes(options.difficulty)
+        read_audit(self.folder)  # A bad file is told before anything is asked, and read at the end.
         self.source = RecordSource(options.records, options.data_root)
         self._pool: Pool | None = None
         self.store = Store(self.folder / STORE)
@@ -129,12 +137,17 @@ class Curation:
 
     def publish(self) -> Counts:
         """Writes all files from the store alone."""
-        nulls = read_nulls(self.pipeline, self.pool())
-        counts = write_files(self.folder, self.pipeline, self.pool(), nulls)
+        notes = Notes(
+            nulls=read_nulls(self.pipeline, self.pool()), labels=read_audit(self.folder),
+            probes=self._probes, count_tokens=self._count_tokens,
+            unit="tokens" if self.options.tokenizer else "words",
+        )  # fmt: skip
+        counts = Publisher(self.folder, self.pipeline, notes).write(self.pool())
         text = write_card(counts, self.pipeline)
         (self.folder / "README.md").write_text(text, encoding="utf-8")
         models = [f"{stage}: {end.model}" for stage, end in self.options.endpoints.items()]
-        write_croissant(self.folder, SETS, counts.columns, models, LIMITS)
+        limits = " ".join([LIMITS, *say_audit(counts)])
+        write_croissant(self.folder, SETS, counts.columns, models, limits)
         for line in warn(counts, self.options):
             logger.warning("%s", line.removeprefix("> "))
         return counts
@@ -197,6 +210,22 @@ class Units:
                 logger.warning("%s; it was readable a moment ago and is left out", error)
                 continue
             yield entry
+
+
+def _load_counter(folder: str) -> Callable[[str], int]:
+    """Counts the tokens of a text by a tokenizer, or its words without one."""
+    if not folder:
+        return lambda text: len(text.split())
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise ValueError(
+            f"data.tokenizer={folder}: holds no tokenizer; give the student's folder, or leave it "
+            "empty to count words"
+        ) from None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def merge(options: CurationOptions, workdir: str) -> Counts:

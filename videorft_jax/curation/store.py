@@ -68,7 +68,9 @@ class Store:
                 )
             self._open()
         except BaseException as error:
-            self._fault = str(error)  # A refused store must not be marked as closed in order.
+            self._fault = (
+                f"not opened: {error}"  # A refused store must not be marked as closed in order.
+            )
             self.close()
             raise
 
@@ -179,6 +181,11 @@ class Store:
             reason, status, retryable, detail = found[0]
             return Dead(reason, status, bool(retryable), detail)
         return None
+
+    def replies(self) -> Iterator[tuple[str, Reply]]:
+        """(stage, reply) of everything that is answered."""
+        for stage, body in self._reader.execute("SELECT stage, body FROM response"):
+            yield stage, Reply(**json.loads(zlib.decompress(body)))
 
     def derive(self, kind: str, name: str, make: Callable[[], object]) -> object:
         """The value kept under (kind, name), made and committed where there is none yet."""

@@ -7,35 +7,30 @@ for those of all. Rows of records differ, since fields may be left out and extra
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 # Types are called as Hugging Face calls them; LIST is a list of strings.
 LIST = "list"
 _KINDS = {bool: "bool", int: "int64", float: "float64", str: "string"}
 
 
-def unify(path: pathlib.Path) -> dict[str, str]:
-    """Rewrites a file of JSON objects so that all rows have the same columns and types, and
-    returns column -> type. A column of several types becomes text, other values as JSON."""
+def unify(path: pathlib.Path, read: Callable[[], Iterable[dict]]) -> dict[str, str]:
+    """Writes a file of JSON objects so that all rows have the same columns and types, and returns
+    column -> type. A column of several types becomes text, other values as JSON. read: gives the
+    rows, which it may read from the file itself; it is called twice."""
     columns: dict[str, str] = {}
-    for row in _rows(path):
+    for row in read():
         for name, value in row.items():
             kind, before = _kind(value), columns.get(name, "")
             columns[name] = _join(before, kind) if before and kind else before or kind
     columns = {name: kind or "string" for name, kind in columns.items()}
     partial = path.with_name(f"{path.name}.unified")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
-        for row in _rows(path):
+        for row in read():
             whole = {name: _convert(row.get(name), kind) for name, kind in columns.items()}
             file.write(json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
     os.replace(partial, path)
     return columns
-
-
-def _rows(path: pathlib.Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def _kind(value: object) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+FILE = "pass_rates.jsonl"  # in the work directory
 ORDERS = ("", "easy_first", "hard_first")
 FIELDS = ("pass_rate", "mean_length")
 _OPERATORS: dict[type, Callable[[Any, Any], bool]] = {
