@@ -47,7 +47,7 @@ _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths a
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """tokens int32 [B, R, C], lengths int32 [B, R], logprobs float32 [B, R, C]; texts [B][R]."""
+    """tokens int32 [B, R, C], lengths int32 [B, R], logprobs float32 [B, R, C]; texts a list a chat."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -57,7 +57,7 @@ class Generation:
 
 @dataclasses.dataclass
 class Model:
-    """Qwen2.5-VL with its weights, tokenizer and media contract; make one with `load`."""
+    """A model with its weights, tokenizer and media contract; make one with `load`."""
 
     config: ModelConfig
     params: Any  # nested dict of jax.Array
@@ -218,7 +218,7 @@ def load(
     download: bool = False,
     strip_prefix: str = "",
 ) -> Model:
-    """Loads a Hugging Face folder of Qwen2.5-VL, or a checkpoint of ours: the work directory of a
+    """Loads a Hugging Face folder of Qwen2.5-VL or Qwen3-VL, or a checkpoint of ours: the work directory of a
     run, or one of its steps.
 
     A folder may also be named as on the hub, such as Qwen/Qwen2.5-VL-7B-Instruct, or by a URL such
