@@ -47,7 +47,7 @@ _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths a
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """tokens int32 [B, R, C], lengths int32 [B, R], logprobs float32 [B, R, C]; texts a list a chat."""
+    """tokens int32 [B, R, C], lengths int32 [B, R], logprobs float32 [B, R, C]; texts: B lists."""
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -218,8 +218,8 @@ def load(
     download: bool = False,
     strip_prefix: str = "",
 ) -> Model:
-    """Loads a Hugging Face folder of Qwen2.5-VL or Qwen3-VL, or a checkpoint of ours: the work directory of a
-    run, or one of its steps.
+    """Loads a Hugging Face folder of Qwen2.5-VL or Qwen3-VL, or a checkpoint of ours: the work
+    directory of a run, or one of its steps.
 
     A folder may also be named as on the hub, such as Qwen/Qwen2.5-VL-7B-Instruct, or by a URL such
     as gs://bucket/model. A hub's name is looked up in the local cache; download: fetch it where it
