@@ -19,6 +19,8 @@ from videorft_jax.curation.requests import Reply
 class InProcess:
     """Answers every request as a server would, without one."""
 
+    limits = (0, 0)
+
     async def send(self, request):
         await asyncio.sleep(0)
         if request.stage == "describe":

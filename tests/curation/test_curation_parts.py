@@ -252,6 +252,21 @@ def send(server, question, **changes):
     return asyncio.run(once())
 
 
+def test_the_client_reads_the_limits_of_each_reply():
+    async def ask_twice(server):
+        end = dataclasses.replace(ENDPOINT, base_urls=(server.url,))
+        async with HttpClient(end) as client:
+            seen = [client.limits]
+            for headers in ({"X-RateLimit-Limit-Requests": "500"}, {}):
+                server.headers = headers
+                await client.send(request(ask(len(seen))))
+                seen.append(client.limits)
+            return seen
+
+    with ChatServer() as server:
+        assert asyncio.run(ask_twice(server)) == [(0, 0), (500, 0), (0, 0)]
+
+
 @pytest.mark.parametrize("drill", ["bomb", "large"])
 def test_07_bodies_are_bounded_in_memory(drill):
     with ChatServer() as server:

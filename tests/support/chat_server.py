@@ -30,6 +30,7 @@ class ChatServer:
         self.right, self.delay_s, self.drills = right, delay_s, drills
         self.log, self.tries, self.lock = [], collections.Counter(), threading.Lock()
         self.status = None  # (status, headers, body) for every request
+        self.headers = {}  # of each good reply
         self.redirect = "http://127.0.0.1:9/"
         self.think_text = None  # replaces the chain
         self.describe = None  # (description, prompt) -> content, or (content, fields of the choice)
@@ -110,7 +111,7 @@ class ChatServer:
             handled = await fault(self, writer, number, data, digest)
             if handled is not None:
                 return handled
-        return await send(writer, 200, {}, self.reply(data, digest, stage, text))
+        return await send(writer, 200, self.headers, self.reply(data, digest, stage, text))
 
     def reply(self, data, digest, stage, text, **changes):
         content = getattr(self, f"_{stage}")(data, digest, text)

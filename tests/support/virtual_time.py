@@ -32,13 +32,17 @@ def run_virtually(coroutine):
 
 
 class NoStore:
-    """Keeps nothing and is always ready."""
+    """Keeps nothing; a commit takes `commit_s`."""
+
+    def __init__(self, commit_s=0.0):
+        self.commit_s = commit_s
 
     def find(self, key):
         return None
 
     async def commit(self, writes):
-        pass
+        if self.commit_s:
+            await asyncio.sleep(self.commit_s)
 
     def write(self, writes):
         pass
@@ -59,9 +63,13 @@ class NoLedger:
 
 class LimitedServer:
     """Answers after `latency_s`, `rate` requests a second with bursts of `burst`; the rest are
-    refused, with a Retry-After of `wait_s` or none. is_up(now): whether it answers at all."""
+    refused, with a Retry-After of `wait_s` or none. is_up(now): whether it answers at all. limits:
+    the requests and tokens a minute that its headers would tell."""
 
-    def __init__(self, rate, burst=20, latency_s=0.4, wait_s=0.0, is_up=lambda now: True):
+    def __init__(
+        self, rate, burst=20, latency_s=0.4, wait_s=0.0, is_up=lambda now: True, limits=(0, 0)
+    ):
+        self.limits = limits
         self.rate, self.burst, self.latency_s, self.wait_s = rate, burst, latency_s, wait_s
         self.is_up, self.level, self.at = is_up, burst, 0.0
         self.good, self.refused, self.down = [], [], []
@@ -85,13 +93,15 @@ class LimitedServer:
         return Reply("a", model=request.model)
 
 
-def ask_virtually(endpoint, server, seconds, workers=64, times=None):
+def ask_virtually(endpoint, server, seconds, workers=64, times=None, commit_s=0.0):
     """Asks `server` with so many workers for so many seconds of virtual time, or `times` times;
     returns the runner."""
 
     async def ask_all():
         loop = asyncio.get_running_loop()
-        runner = Runner(NoStore(), NoLedger(), {endpoint.name: endpoint}, {endpoint.name: server})
+        runner = Runner(
+            NoStore(commit_s), NoLedger(), {endpoint.name: endpoint}, {endpoint.name: server}
+        )
         runner.paces = {endpoint.name: Pace(endpoint, loop.time)}
         numbers = iter(range(times or 10**9))
 

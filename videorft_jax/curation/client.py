@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from videorft_jax.curation.endpoints import Endpoint
-from videorft_jax.curation.failures import Failed, classify
+from videorft_jax.curation.failures import Failed, classify, read_limits
 from videorft_jax.curation.requests import Picture, Reply, Request, estimate_tokens
 
 MAX_BODY = 8 << 20
@@ -32,6 +32,7 @@ class HttpClient:
     def __init__(self, endpoint: Endpoint, transport: httpx2.AsyncBaseTransport | None = None):
         self.endpoint = endpoint
         self._key = endpoint.read_key()
+        self.limits = (0, 0)  # requests and tokens a minute that the server said last
         local = all(
             urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
             for url in endpoint.base_urls
@@ -69,6 +70,7 @@ class HttpClient:
             raise Failed("unreachable", detail=f"{host}: {type(error).__name__}") from None
         except httpx2.HTTPError as error:
             raise Failed("dropped", detail=type(error).__name__) from None
+        self.limits = read_limits(fields)
         if status != 200:
             raise classify(status, fields, body, host)
         return read_reply(body, request, self.endpoint)

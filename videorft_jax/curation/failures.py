@@ -105,6 +105,17 @@ def _error_code(body: bytes) -> str:
         return ""
 
 
+def read_limits(headers: Mapping[str, str]) -> tuple[int, int]:
+    """(requests, tokens) a minute that a server says it allows, 0 where it says nothing usable. A
+    limit of a day is read as one of a minute, which allows more and so does no harm."""
+    names = ("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens")
+    texts = [headers.get(name, "").strip() for name in names]
+    requests, tokens = (
+        int(text) if text.isascii() and text.isdecimal() and len(text) < 13 else 0 for text in texts
+    )
+    return requests, tokens
+
+
 def read_retry_after(headers: Mapping[str, str], now: float | None = None) -> float:
     """Seconds that `Retry-After` asks for, as seconds or as an HTTP date; 0 for nonsense. The most
     is an hour, beyond any breaker's patience."""

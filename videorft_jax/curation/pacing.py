@@ -53,12 +53,8 @@ class Pace:
     def __init__(self, endpoint: Endpoint, clock: Callable[[], float] = time.monotonic):
         self.endpoint, self._clock = endpoint, clock
         self._requests = self._tokens = self._adaptive = None
-        if endpoint.rpm:
-            rate = SHARE * endpoint.rpm / 60
-            self._requests = Bucket(rate, rate / 10, clock)
-        if endpoint.tpm:
-            rate = SHARE * endpoint.tpm / 60
-            self._tokens = Bucket(rate, rate, clock)
+        self._limits = (0, 0)
+        self.learn(endpoint.rpm, endpoint.tpm)
         self._allowed = float(endpoint.concurrency)
         self._in_flight = 0
         self._free, self._turn = asyncio.Condition(), asyncio.Lock()
@@ -73,6 +69,20 @@ class Pace:
         self._last_good = self._started = clock()
         self._ever_good = False
         self.stopped: EndpointStopped | None = None
+
+    def learn(self, requests: int, tokens: int) -> None:
+        """Takes the requests and tokens a minute that the server says it allows, 0 for what it
+        does not say. What the config says goes before."""
+        end, known = self.endpoint, self._limits
+        limits = (end.rpm or requests or known[0], end.tpm or tokens or known[1])
+        if limits == known:
+            return
+        self._limits = limits
+        rates = [SHARE * limit / 60 for limit in limits]
+        if rates[0]:
+            self._requests = Bucket(rates[0], rates[0] / 10, self._clock)
+        if rates[1]:
+            self._tokens = Bucket(rates[1], rates[1], self._clock)
 
     async def admit(self, tokens: int) -> None:
         """Returns when a request of `tokens` may leave; it is then in flight until `done`."""

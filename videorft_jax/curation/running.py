@@ -34,6 +34,8 @@ class Missing(Exception):
 
 
 class Client(Protocol):
+    limits: tuple[int, int]  # requests and tokens a minute that the server said last, 0 unknown
+
     async def send(self, request: Request) -> Reply: ...
 
 
@@ -177,13 +179,16 @@ class Runner:
         number, opening = self.ledger.reserve(request)
         await self.store.commit([opening])
         settle = {"number": number, "request": request}
+        client = self.clients[request.endpoint]
         try:
-            reply = await self.clients[request.endpoint].send(request)
+            reply = await client.send(request)
         except Failed as failure:
+            pace.learn(*client.limits)
             return await self._fail(failure, request, pace, tries, settle)
         except BaseException:  # cancelled, or a fault of ours: the server may have billed it
             self.store.write(self.ledger.settle(**settle, billed="unknown", code="internal"))
             raise
+        pace.learn(*client.limits)
         pace.succeeded()
         self.progress.replies[request.stage] = self.progress.replies.get(request.stage, 0) + 1
         asked = self.endpoints[request.endpoint].model
