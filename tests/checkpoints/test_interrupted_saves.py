@@ -1,5 +1,6 @@
 """Checkpoints of runs that are killed or stopped at any moment, of one process and of two."""
 
+import itertools
 import os
 import pathlib
 import random
@@ -109,6 +110,17 @@ def test_a_signal_stops_and_the_handler_is_put_back(number):
         while not guard.should_stop(2):
             assert time.monotonic() < end
     assert signal.getsignal(number) == handler
+
+
+@pytest.mark.parametrize("jump_s", [86400.0, -86400.0])
+def test_a_save_goes_on_where_the_clock_jumps(tmp_path, monkeypatch, jump_s):
+    """Every look at the clock of the wall finds it a day further."""
+    looks, real = itertools.count(), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s * next(looks))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, after(3), {"data": 3})
+    monkeypatch.undo()
+    assert check_newest(tmp_path) == 3
 
 
 def test_two_processes(tmp_path, victims):

@@ -12,11 +12,14 @@ import time
 
 def jump(mark: str, seconds: float) -> None:
     """The clock of the wall jumps by `seconds` once the file `mark` is there."""
+    if hasattr(time.time, "jumps"):  # A recipe is read twice.
+        return
     real = time.time
 
     def jumped():
         return real() + (seconds if os.path.exists(mark) else 0.0)
 
+    jumped.jumps = True
     time.time = jumped
 
 

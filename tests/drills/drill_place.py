@@ -28,7 +28,8 @@ class Place:
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.records = make_data(folder / "data", num_sft=24, num_rl=16, num_eval=10)
-        make_model(folder / "model", self.records["sft"])
+        if not (folder / "model").exists():
+            make_model(folder / "model", self.records["sft"])
         variables = environment(folder / "compiled")
         # Under a supervisor a run that was stopped ends with exit code 75.
         self.environment = variables | {"VIDEORFT_UP": str(folder / "up"), "HOME": str(folder)}
@@ -142,11 +143,13 @@ class Run:
             time.sleep(0.001)
         return True
 
-    def wait_moment(self) -> int:
-        """Waits for a random step, or record, and a random part of the next."""
-        step = self.rng.randint(1, self.job.total - 1)
+    def wait_moment(self, is_early: bool = False) -> int:
+        """Waits for a random step, or record, and a random part of the next; `is_early`: for one of
+        the first half, so that the run is still going when it is struck."""
+        last = self.job.total // 2 if is_early else self.job.total - 1
+        step = self.rng.randint(1, last)
         self.wait(lambda: self.count() >= step)
-        time.sleep(self.rng.uniform(0.0, 0.25))
+        time.sleep(self.rng.uniform(0.0, 0.01 if is_early else 0.1))
         return step
 
     def count(self) -> int:

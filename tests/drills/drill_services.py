@@ -53,19 +53,22 @@ def _session_of(pid):
 
 
 def start_a_second_run(run: Run) -> str:
-    """A second run in the work directory is refused by a line; the first ends as if alone."""
+    """A second run in the work directory is refused by a line; the first ends as if alone, after it
+    has been stopped so long that the second surely meets it."""
     run.start()
-    run.wait_moment()
+    run.wait_moment(is_early=True)
+    run.signal(signal.SIGSTOP)
+    assert run.last.process.poll() is None, "it had ended before it was stopped"
     first = run.attempts.pop()
     run.start()
     code = run.end()
     line = run.last.said.strip().splitlines()[-1]
     run.attempts.append(first)
-    ended = run.end()
-    assert ended == 0, first.said
-    refused = code == 2 and "is running there; stop it" in line
-    assert refused or "nothing left to do" in line, (code, line)
-    return f"the second ended with {code}"
+    run.signal(signal.SIGCONT)
+    assert run.end() == 0, first.said
+    assert code == 2, (code, line)
+    assert "is running there; stop it" in line, line
+    return f"the second: {line[-100:]}"
 
 
 def stop_a_worker(run: Run) -> str:

@@ -24,7 +24,7 @@ def fill_the_disk(run: Run) -> str:
     mount(run, run.folder / "disk", _DISK)
     run.workdir = run.folder / "disk" / "run"
     run.start()
-    step = run.wait_moment()
+    step = run.wait_moment(is_early=True)
     ballast, covered = run.folder / "disk" / "ballast", run.workdir / "checkpoints"
     if kind == "full":
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:

@@ -9,6 +9,7 @@ import sys
 
 import drill
 import pytest
+import soak
 from drill_inputs import REWARDS
 from drill_jobs import Job, compare, count_wrong, read_lines
 from drill_list import DRILLS, Drill
@@ -103,3 +104,16 @@ def test_numbers_of_drills_are_unique_and_their_rewards_are_python():
     assert names["equal"]([], ["a", "b"]) == [1.0, 1.0]
     assert all(dataclasses.is_dataclass(one) and one.jobs for one in DRILLS)
     assert pathlib.Path(drill.HERE, "../../launch/drill.sh").exists()
+
+
+def test_a_soak_tells_what_is_flat_from_what_grows():
+    """Growth while a run warms up counts for nothing, later a tenth of the memory does."""
+    warm = [(unit, 100.0 + min(unit, 30), 20, 5, min(unit, 9)) for unit in range(0, 101, 2)]
+    assert soak.find_faults(soak.find_growth(warm)) == []
+    for place, field in enumerate(soak.FIELDS, 1):
+        grown = [
+            tuple(value + (unit / 8 if at == place else 0) for at, value in enumerate(row))
+            for unit, row in ((row[0], row) for row in warm)
+        ]
+        (fault,) = soak.find_faults(soak.find_growth(grown))
+        assert fault.startswith(f"{field} grew by ")

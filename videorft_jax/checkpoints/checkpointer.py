@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from videorft_jax.checkpoints import manifest
+from videorft_jax.checkpoints.steady_clock import use_steady_clock
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Checkpointer:
             )
         self.folder = epath.Path(workdir) / "checkpoints"
         self._keep_last, self._keep_every, self._async = keep_last, keep_every, async_save
+        use_steady_clock()
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

@@ -1,0 +1,164 @@
+"""Whatever others write is read or refused by one line: records, answers, options and weights.
+
+The default run tries a hundred of each, `-m slow` thousands, for ten minutes in all. Bodies
+of chats are tried in tests/serving/test_serve_bodies.py, pictures and clips in test_mutated_media.
+"""
+
+import functools
+import json
+import math
+import time
+
+import pytest
+import tiny_run
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from videorft_jax.commands import flags, options_help, recipes
+from videorft_jax.data.records.formats import convert_row, detect_format
+from videorft_jax.data.records.records import Record, find_errors, parse_row
+from videorft_jax.models import tensor_files
+from videorft_jax.rewards.accuracy import MODES, score_accuracy, score_format, to_float
+
+RECIPE = tiny_run.ROOT / "configs" / "sft_7b.py"
+
+WORDS = st.sampled_from([
+    "problem_id", "problem", "data_type", "problem_type", "options", "process", "solution", "path",
+    "messages", "role", "content", "conversations", "from", "value", "videos", "images", "media",
+    "video", "image", "text", "type", "start", "end", "multiple choice", "numerical", "free-form",
+    "user", "assistant", "<think>", "</think>", "<answer>A</answer>", "<video>", "<image>", "\0",
+    "../../etc/passwd", "http://a/b.mp4", "NaN", "\ud800", "A. red", "clip.mp4",
+])  # fmt: skip
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=8), WORDS
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=5),
+    max_leaves=12,
+)
+GOOD = {
+    "problem_id": 1, "problem": "What moves?", "data_type": "video", "problem_type": "free-form",
+    "options": [], "process": "<think>It moves.</think>", "solution": "<answer>A ball</answer>",
+    "path": "./clip.mp4", "data_source": "made up",
+}  # fmt: skip
+ROWS = VALUES | st.dictionaries(st.sampled_from([*GOOD, "start", "end"]), VALUES, max_size=3).map(
+    lambda changes: GOOD | changes
+)
+
+
+def check_record(row):
+    found = find_errors(row)
+    try:
+        assert isinstance(parse_row(row), Record)
+        assert not found
+    except ValueError as error:
+        assert found
+        one_line(error)
+    try:
+        convert_row(row, detect_format(row, "row 1"), "row 1", 0)
+    except ValueError as error:
+        one_line(error)
+
+
+KINDS = ("multiple choice", "numerical", "OCR", "free-form", "regression", "other")
+PIECES = st.sampled_from([
+    "<answer>", "</answer>", "<think>", "</think>", "<answer", "nan", "inf", "-", "1e999", "1_2",
+    "9**9**9", "\\frac{1}{0}", "\\boxed{", "}", "\uff11", "A", "(B)", "__import__('os')", "%",
+    "1/3", "\n", " ", "\x1c", "\u2212", "3.14", ",", "\ud800", "no", "metres",
+])  # fmt: skip
+TEXTS = st.lists(PIECES | st.text(st.characters(codec=None), max_size=6), max_size=14).map("".join)
+REPEATED = st.tuples(PIECES, st.integers(1, 30_000)).map(lambda pair: pair[0] * pair[1])
+
+
+def check_answer(case):
+    text, solution, kind, mode = case
+    began = time.process_time()
+    score = to_float(score_accuracy(text, solution, kind, ("A. red", "B. blue"), mode))
+    assert math.isnan(score) or 0.0 <= score <= 1.0
+    assert score_format(text, mode) in (0.0, 1.0)
+    assert time.process_time() - began < 10.0  # a cubic pattern takes a quarter of an hour
+
+
+OPTIONS = [name for name, _ in options_help.flatten(recipes.read("sft_7b"), "config")]
+OVERRIDES = st.lists(
+    st.tuples(
+        st.sampled_from(OPTIONS) | WORDS | st.text(max_size=8),
+        st.sampled_from(["=", "", "[0]=", ".x=", "=="]),
+        st.sampled_from(
+            ["1", "-1", "nan", "1e999", "True", "()", "('a',)", "none", "((", "0", "[]"]
+        )
+        | st.text(max_size=6),
+    ).map(lambda parts: f"--config.{parts[0].removeprefix('config.')}{parts[1]}{parts[2]}"),
+    max_size=3,
+)
+
+
+def check_overrides(words):
+    """Only the reading is tried: no device is touched before it is done."""
+    try:
+        flags.parse([f"--config={RECIPE}", *words], "videorft sft", "", writes=False)
+    except ValueError as error:
+        one_line(error)
+
+
+HEADERS = st.dictionaries(
+    st.text(max_size=5),
+    VALUES
+    | st.fixed_dictionaries({
+        "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "X"]) | LEAVES,
+        "shape": st.lists(st.integers(-1, 2**40) | LEAVES, max_size=3) | LEAVES,
+        "data_offsets": st.lists(st.integers(-1, 64) | LEAVES, max_size=3) | LEAVES,
+    }),
+    max_size=3,
+)  # fmt: skip
+
+
+def check_header(folder, case):
+    """A header that is accepted describes the file to its last byte."""
+    header, data, length = case
+    text = json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    size = len(text) if length is None else length
+    path.write_bytes(size.to_bytes(8, "little") + text + data)
+    try:
+        entries = tensor_files.read_header(path)
+    except ValueError as error:
+        one_line(error)
+    else:
+        assert sum(entry.nbytes for entry in entries.values()) == len(data)
+
+
+def one_line(error):
+    assert str(error)
+    assert "\n" not in str(error)
+
+
+LENGTHS = st.none() | st.integers(0, 2**64 - 1)
+CASES = {  # (strategy, check, examples of the default run, examples of the long one)
+    "records": (ROWS, check_record, 80, 6_000),
+    "answers": (
+        st.tuples(TEXTS | REPEATED, TEXTS, st.sampled_from(KINDS), st.sampled_from(MODES)),
+        check_answer, 80, 8_000,
+    ),
+    "overrides": (OVERRIDES, check_overrides, 60, 20_000),
+    "headers": (st.tuples(HEADERS, st.binary(max_size=64), LENGTHS), check_header, 100, 20_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_long", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_is_written_is_read_or_refused(name, is_long, tmp_path):
+    strategy, check, few, many = CASES[name]
+    check = functools.partial(check, tmp_path) if name == "headers" else check
+
+    @seed(1)
+    @settings(
+        max_examples=many if is_long else few, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(strategy)
+    def run(case):
+        check(case)
+
+    run()
