@@ -1,6 +1,7 @@
 """One server on loopback for all tests of this folder, with a tiny random model."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import threading
@@ -53,6 +54,9 @@ def place(tmp_path_factory):
     clips = sorted((folder / "data").rglob("*.mp4"))[:3]
     clips = [pathlib.Path(shutil.copy(clip, root)) for clip in clips]
     (root / "link.mp4").symlink_to(folder / "model" / "config.json")
+    (root / "folder").symlink_to(folder / "model")
+    os.mkfifo(root / "pipe.mp4")
+    (root / "notes.mp4").write_text("no video")
     options = ServeOptions(
         name="tiny", roots=(str(root.resolve()),), api_key=KEY, max_body=300_000, max_queue=40,
         max_new_tokens=200, max_prompt=1000, chunk=4, max_slots=32,

@@ -1,7 +1,11 @@
 """What a server refuses, and that it stays whole: status, structured error, no leak."""
 
+import base64
 import json
+import socket
+import struct
 import threading
+import zlib
 
 import httpx2
 import numpy as np
@@ -12,13 +16,14 @@ from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.options import ServeOptions
 
 KEY = "canary-4f1d"
+CLIENT = httpx2.Client(timeout=600)
 ASK = [{"role": "user", "content": "What moves?"}]
 
 
 def post(place, content, key=KEY, kind="application/json", path="/v1/chat/completions"):
     headers = {"authorization": f"Bearer {key}", "content-type": kind}
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return httpx2.post(f"{place.url}{path}", content=body, headers=headers, timeout=600)
+    return CLIENT.post(f"{place.url}{path}", content=body, headers=headers)
 
 
 def check(place, reply, status, word):
@@ -79,39 +84,111 @@ def test_a_malformed_body_is_told_its_fault(place, name):
 
 
 URLS = {
-    "http://127.0.0.1:{port}/metrics": 400,
-    "http://localhost/redirect": 400,
+    "http://127.0.0.1:{port}/a.mp4": 400,
+    "http://localhost:{port}/redirect": 400,
+    "http://127.0.0.1.nip.io:{port}/a.mp4": 400,  # names that lead to a private address
+    "http://localtest.me:{port}/a.mp4": 400,
+    "http://[::1]:{port}/a.mp4": 400,
+    "http://[::ffff:127.0.0.1]:{port}/a.mp4": 400,
+    "http://2130706433:{port}/a.mp4": 400,
+    "http://0x7f.1:{port}/a.mp4": 400,
+    "http://user:word@127.0.0.1:{port}/a.mp4": 400,
+    "//127.0.0.1:{port}/a.mp4": 400,
+    "HTTP://127.0.0.1:{port}/a.mp4": 400,
     "https://example.org/a.mp4": 400,
     "http://169.254.169.254/latest/meta-data": 400,
-    "ftp://127.0.0.1/a.mp4": 400,
+    "ftp://127.0.0.1:{port}/a.mp4": 400,
+    "gopher://127.0.0.1:{port}/a.mp4": 400,
+    "rtsp://127.0.0.1:{port}/a.mp4": 400,
     "concat:/etc/passwd": 400,
     "/etc/passwd": 400,
     "http://[": 400,
+    "": 400,
     "data:text/html;base64,AAAA": 400,
+    "data:video/mp4,AAAA": 400,
     "data:video/mp4;base64,%%%": 400,
     "data:video/mp4;base64,AAAA": 400,
+    "file://127.0.0.1/etc/passwd": 400,
     "file://evil.example/etc/passwd": 400,
     "file:///etc/passwd": 403,
+    "file:/etc/passwd": 403,
+    "FILE:////etc/passwd": 403,
+    "file://localhost/etc/passwd": 403,
+    "file:///proc/self/environ": 403,
+    "file:///dev/zero": 403,
     "file:///etc/nothing-here": 403,
     "file://{root}/../model/config.json": 403,
     "file://{root}/%2e%2e/model/config.json": 403,
+    "file://{root}/..%2fmodel%2fconfig.json": 403,
+    "file://{root}/..%5cmodel%5cconfig.json": 403,
+    "file://{root}-other/a.mp4": 403,
     "file://{root}/link.mp4": 403,
+    "file://{root}/folder/config.json": 403,
+    "file://{root}/%66older/config%2ejson": 403,
+    "file://{root}/%252e%252e/model/config.json": 404,  # decoded once, so that it is a plain name
     "file://{root}/none.mp4": 404,
+    "file://{root}/pipe.mp4": 404,
     "file://{root}": 404,
+    "file://{root}/notes.mp4": 400,
     "file:///a%00b": 403,
 }
 
 
 @pytest.mark.parametrize("kind", ["video_url", "image_url"])
-def test_no_url_leads_out(place, kind):
-    """Nothing is fetched, and what is outside the roots looks the same, there or not."""
-    for url, status in URLS.items():
-        url = url.format(root=place.clips[0].parent, port=place.url.rsplit(":", 1)[1])
-        body = {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
+def test_no_url_leads_out(place, kind, monkeypatch):
+    """Nothing is fetched, no name is looked up, and what is outside the roots looks the same, there
+    or not."""
+    asked, real = [], socket.getaddrinfo
+
+    def look_up(host, *rest, **more):
+        asked.append(host)
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    outside = set()
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.setblocking(False)
+        for url, status in URLS.items():
+            url = url.format(root=place.clips[0].parent, port=canary.getsockname()[1])
+            body = {"messages": [{"role": "user", "content": [{"type": kind, kind: {"url": url}}]}]}
+            reply = post(place, body)
+            assert reply.status_code == status, (url, reply.text)
+            check(place, reply, status, "")
+            assert "root:" not in reply.text
+            outside.add(reply.text if status == 403 else None)
+        with pytest.raises(BlockingIOError):  # Nobody has called.
+            canary.accept()
+    assert set(asked) <= {"127.0.0.1"}  # the server that is tested
+    assert len(outside) == 2
+
+
+def test_names_of_files_are_written_as_in_urls(place):
+    """Names hold a space, a percent sign and a hash; a link inside the roots is followed."""
+    clip = place.clips[0]
+    sizes = set()
+    for name in ("a b.mp4", "50% #1?.mp4"):
+        other = clip.with_name(name)
+        other.symlink_to(clip)
+        part = {"type": "video_url", "video_url": {"url": other.as_uri()}}
+        body = {"messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
         reply = post(place, body)
-        assert reply.status_code == status, (url, reply.text)
-        check(place, reply, status, "")
-        assert "root:" not in reply.text
+        assert reply.status_code == 200, reply.text
+        sizes.add(reply.json()["usage"]["prompt_tokens"])
+    assert len(sizes) == 1
+
+
+def test_media_are_bounded(place):
+    """Data beyond the limit, a picture of too many pixels, and too many pictures."""
+    large = "data:video/mp4;base64," + "A" * 400_000
+    part = {"type": "video_url", "video_url": {"url": large}}
+    check(place, post(place, {"messages": [{"role": "user", "content": [part]}]}), 413, "300000")
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    url = f"data:image/png;base64,{base64.b64encode(bomb).decode()}"
+    part = {"type": "image_url", "image_url": {"url": url}}
+    check(place, post(place, {"messages": [{"role": "user", "content": [part]}]}), 400, "")
+    body = {"messages": [{"role": "user", "content": [part] * 257}]}
+    check(place, post(place, body), 400, "at most 256")
 
 
 def test_keys_bodies_kinds_and_paths(place):
@@ -164,17 +241,15 @@ def test_a_cancelled_request_frees_its_place(place, streamed, monkeypatch):
     # An end of text is as likely as any other token, so that one of 8 lives long enough.
     body["n"] = 8
     before = place.server.counts.ended["cancelled"]
-    with httpx2.Client(timeout=600) as client:
-        headers = {"authorization": f"Bearer {KEY}"}
-        url = f"{place.url}/v1/chat/completions"
-        if streamed:
-            with client.stream("POST", url, json=body, headers=headers) as reply:
-                events = reply.iter_raw()  # Its end would close the connection.
-                next(events)
-                place.wait(lambda: len(chunks) == 2)
-        else:
-            with pytest.raises(httpx2.ReadTimeout):
-                client.post(url, json=body, headers=headers, timeout=2)
+    if streamed:
+        events = place.client().chat.completions.create(model="tiny", **body)
+        next(iter(events))
+        place.wait(lambda: len(chunks) == 2)
+        events.close()
+    else:
+        url, headers = f"{place.url}/v1/chat/completions", {"authorization": f"Bearer {KEY}"}
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(url, json=body, headers=headers, timeout=2)
     place.wait(lambda: place.server.counts.ended["cancelled"] == before + 1)
     gone.set()
     place.wait(lambda: not batcher.num_active)

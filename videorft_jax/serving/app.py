@@ -200,7 +200,8 @@ class Server:
             try:
                 laid, guide = await asyncio.to_thread(self._prepare, asked)
             except ValueError as error:
-                raise Refused(400, _shorten(error), "messages", "invalid_media") from None
+                told = _shorten(error, self.options.roots)
+                raise Refused(400, told, "messages", "invalid_media") from None
         return Chat(self, asked, laid, guide)
 
     def _prepare(self, asked: ChatRequest) -> tuple[Laid, Guide | None]:
@@ -299,5 +300,9 @@ def _event(fields: dict) -> bytes:
     return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n".encode()
 
 
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+def _shorten(error: Exception, roots: tuple[str, ...]) -> str:
+    """The error in one line, which names files from their root on, as a client knows them."""
+    text = " ".join(str(error).split())
+    for root in roots:
+        text = text.replace(f"{root}/", "")
+    return text[:500]

@@ -107,7 +107,10 @@ def _name(part):
     elif isinstance(source, bytes):
         own = hashlib.blake2b(source, digest_size=16).digest()
     else:
-        found = os.stat(source)
+        try:
+            found = os.stat(source)
+        except OSError:
+            raise ValueError("the file is there no more; ask again with another") from None
         own = (os.fspath(source), found.st_ino, found.st_size, found.st_mtime_ns)
     rest = sorted((name, repr(value)) for name, value in part.items() if name != kind)
     return kind, own, tuple(rest)
