@@ -42,8 +42,7 @@ FULL = {
     "tpu7x-8": (1, 64, 16),
 }
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
-# Qwen3-VL, whose clips may be longer: machine -> mesh.tensor, prompts of a GRPO step.
-QWEN3 = {"v5p-8": (1, 32)}
+QWEN3 = {"v5p-8": (1, 32, 16)}  # Qwen3-VL, whose clips may be longer.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +87,12 @@ def entries():
             for mode, count in (("grpo", prompts), ("sft", rows))
             for frames in (16, 32)
         ]
-    for machine, (tensor, prompts) in QWEN3.items():
+    for machine, (tensor, prompts, rows) in QWEN3.items():
         found += [
-            Entry("grpo_qwen3vl_8b", machine, frames, tensor, prompts) for frames in (16, 64, 256)
+            Entry(f"{mode}_qwen3vl_{size}", machine, frames, tensor, count)
+            for size in ("8b", "4b")
+            for mode, count in (("grpo", prompts), ("sft", rows))
+            for frames in (16, 64, 256)
         ]
     return found
 

@@ -22,6 +22,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
+from videorft_jax.models.geometry import PLAIN_16
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +144,11 @@ def test_quick_finds_all_but_damage_inside(broken, tmp_path):
 
 
 def test_looking_tells_what_decoding_gives(broken):
-    """The planner's sizes, without decoding, are those of the decoded clips."""
+    """The planner's sizes, and the times that a prompt names, are those of the decoded clips."""
     data, reasons = broken
     source = RecordSource(data)
-    for contract in (CONTRACT, MediaContract.train(), MediaContract.evaluate()):
+    timed = MediaContract.train(PLAIN_16)
+    for contract in (CONTRACT, MediaContract.train(), MediaContract.evaluate(), timed):
         measurer = Measurer(source, contract, None, DEFAULT_TEMPLATE, True, Limits(), full=True)
         for i in range(20):
             if i not in reasons:

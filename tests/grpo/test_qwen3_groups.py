@@ -114,19 +114,24 @@ def sampling(problem):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("buckets", [1, 3])
-def test_the_sampler_equals_the_trainer(problem, sampling, buckets):
-    """Recorded log-probabilities are those of scoring, with and without compaction."""
+@pytest.mark.parametrize(("dtype", "buckets"), [("float32", 3), ("bfloat16", 1)])
+def test_the_sampler_equals_the_trainer(problem, sampling, dtype, buckets):
+    """Recorded log-probabilities are those of scoring: with compaction in float32 to 1e-4, without
+    it in bfloat16 to 1e-2 in the mean, in whose steps the two sum in another order."""
     twin, samples, *_ = problem
-    engine = RolloutEngine(twin.config, sampling, dtype="float32", num_buckets=buckets, chunk=2)
+    engine = RolloutEngine(twin.config, sampling, dtype=dtype, num_buckets=buckets, chunk=2)
     batch = pack(samples)
     out = engine.rollout(engine.prepare(twin.params), batch, np.array([5, 9]), seed=3)
     groups = Groups(batch, out.tokens, out.lengths)
     score = jax.jit(lambda p, g: score_completions(family.bind(twin.config, p), g)[0])
     mask = np.asarray(groups.mask)
     assert mask.sum() > 10
-    wanted = np.asarray(score(twin.params, groups))
-    np.testing.assert_allclose(np.asarray(out.logprobs)[mask], wanted[mask], atol=1e-4)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), twin.params)
+    gap = np.abs(np.asarray(out.logprobs) - np.asarray(score(params, groups)))[mask]
+    if dtype == "float32":
+        assert gap.max() < 1e-4
+    else:
+        assert 1e-5 < gap.mean() < 1e-2
 
 
 SLOW = [pytest.param(shape, marks=pytest.mark.slow) for shape in ((1, 8, 1), (2, 2, 2))]

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from videorft_jax.data.batch import layout
-from videorft_jax.models import family
+from videorft_jax.models import family, layers
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.geometry import PLAIN_16
+from videorft_jax.models.qwen3_vl.text import TextAttention
 
 # A row mixes counts of text tokens with clips (frames, tokens down, tokens across, fps); fps None
 # is an image. Grids of 2 and of 96 patches a side read the table of 8 x 8 positions at its corners
@@ -30,7 +31,7 @@ CASES = {
         {"tie_word_embeddings": True, "vision_num_heads": 1, "num_key_value_heads": 4},
         [[2, (2, 1, 48, 1.0), 3], [7, 2]],
     ),
-    "deepstack_everywhere": (
+    "deepstack_everywhere_packed": (
         {"vision_deepstack_visual_indexes": [1, 2, 3], "num_key_value_heads": 1},
         [[1, (2, 2, 3, 4.0), 2, 3], [(1, 1, 1, None), 8, 2]],
     ),
@@ -59,11 +60,12 @@ def make_rows(config, rows, seed):
     return samples, clips
 
 
-def place(samples, extra=0):
-    length = max(len(sample.tokens) for sample in samples) + extra
-    pairs = max(sample.num_pairs for sample in samples)
+def place(samples, extra=0, packed=False):
+    """A row for each sample, or with `packed` all of them one behind the other in one row."""
+    rows = [samples] if packed else [[sample] for sample in samples]
+    length = max(sum(len(sample.tokens) for sample in row) for row in rows) + extra
+    pairs = max(sum(sample.num_pairs for sample in row) for row in rows)
     windows = max(sample.num_windows for sample in samples)
-    rows = [[sample] for sample in samples]
     return layout.pack(rows, length, pairs + 1, windows + 1, geometry=PLAIN_16)
 
 
@@ -78,15 +80,15 @@ def our_loss(config, params, batch):
 
 def test_logits_loss_and_gradients(case):
     twin, samples, clips, step, folder = case
-    batch = place(samples, extra=3)
-    length = batch.tokens.shape[1]
+    batch = place(samples, extra=3, packed="packed" in folder.name)
+    length = max(len(sample.tokens) for sample in samples)
     inputs, labels = hf.hf_inputs(twin.config, samples, clips, length=length)
     expected = twin.hf(**inputs, labels=labels)
 
     (loss, logits), grads = step(twin.params, batch)
-    real = batch.segment_ids > 0
-    theirs = expected.logits.detach().numpy()[real]
-    np.testing.assert_allclose(np.asarray(logits)[real], theirs, atol=1e-5 * np.abs(theirs).max())
+    theirs = expected.logits.detach().numpy()[inputs["attention_mask"].numpy() > 0]
+    ours = np.asarray(logits)[batch.segment_ids > 0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
     np.testing.assert_allclose(loss, expected.loss.item(), rtol=1e-5)
 
     twin.hf.zero_grad()
@@ -146,12 +148,15 @@ def plain(tmp_path_factory):
     real = batch.segment_ids > 0
     theirs = twin.hf(**inputs).logits.detach().numpy()[real]
 
-    def logits(params, axes=None):
+    def logits(params, axes=None, normed=True):
         model = family.bind(twin.config, params)
         model.text.axes = axes or model.text.axes
-        return model.logits(model.hidden_states(batch))
+        with pytest.MonkeyPatch.context() as patch:
+            if not normed:
+                patch.setattr(TextAttention, "project", project_without_norms)
+            return model.logits(model.hidden_states(batch))
 
-    run = jax.jit(logits, static_argnames="axes")
+    run = jax.jit(logits, static_argnames=("axes", "normed"))
 
     def error(params, **changes):
         """The largest difference, as a share of the largest of transformers' logits."""
@@ -159,6 +164,11 @@ def plain(tmp_path_factory):
         return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
     return twin, inputs, real, error
+
+
+def project_without_norms(self, x, cos, sin):
+    q, k, v = (layers.linear(x, weight[...]) for weight in (self.q, self.k, self.v))
+    return layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v
 
 
 CHANGES = {
@@ -180,6 +190,12 @@ def test_every_deepstack_merger_and_norm_of_a_head_matters(plain, name):
     place[last] = jax.tree.map(change, place[last])
     assert error(twin.params) < 1e-5
     assert error(params) > 1e-2
+
+
+def test_heads_without_their_norms_are_told_from_transformers(plain):
+    """Queries and keys as the first family has them, which are rotated as they are."""
+    twin, _, _, error = plain
+    assert error(twin.params, normed=False) > 1e-2
 
 
 def test_positions_in_blocks_are_told_from_transformers(plain):

@@ -11,7 +11,7 @@ from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.source import RecordSource
 from videorft_jax.models import family
-from videorft_jax.models.geometry import PLAIN_16, WINDOWED_14
+from videorft_jax.models.geometry import PLAIN_16, WINDOWED_14, find_geometry
 from videorft_jax.training.state import expected_meta
 from videorft_jax.training.weights import Weights
 
@@ -52,25 +52,29 @@ def test_sft_refuses_it_before_it_reads_a_weight(place, tmp_path):
     assert "Traceback" not in text
 
 
-def test_a_cache_of_the_other_family(place, tmp_path):
+@pytest.mark.parametrize("patch", [14, 16])
+def test_a_cache_of_the_other_family(place, tmp_path, patch):
     _, records = place
-    write_cache(RecordSource(records), MediaContract.train(), str(tmp_path / "cache"), threads=1)
-    with pytest.raises(ValueError, match="patch_size: 14 != 16") as error:
-        FrameCache(str(tmp_path / "cache"), MediaContract.train(PLAIN_16))
+    own, other = (MediaContract.train(find_geometry(size)) for size in (patch, 30 - patch))
+    write_cache(RecordSource(records), own, str(tmp_path / "cache"), threads=1)
+    with pytest.raises(ValueError, match=f"patch_size: {patch} != {30 - patch}") as error:
+        FrameCache(str(tmp_path / "cache"), other)
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_of_the_other_family(place, tmp_path):
+@pytest.mark.parametrize("name", OTHER)
+def test_a_checkpoint_of_the_other_family(place, tmp_path, name):
     folder, _ = place
     found = {}
-    for name in OTHER:
-        config = family.load_config(folder / name)
+    for each in OTHER:
+        config = family.load_config(folder / each)
         contract = MediaContract.train(family.family_of(config).geometry)
-        found[name] = expected_meta(Weights(config, (), None), contract)
+        found[each] = expected_meta(Weights(config, (), None), contract)
+    own = found.pop(name)
     state = {"x": jnp.zeros(2)}
     with Checkpointer(str(tmp_path / "run")) as checkpointer:
-        checkpointer.save(1, state, found["qwen2_5_vl"])
+        checkpointer.save(1, state, own)
         checkpointer.wait()
         with pytest.raises(ValueError, match="model") as error:
-            checkpointer.restore(1, state, found["qwen3_vl"])
+            checkpointer.restore(1, state, *found.values())
     assert "\n" not in str(error.value)
