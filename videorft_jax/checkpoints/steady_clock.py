@@ -8,7 +8,11 @@ import contextlib
 import importlib
 from time import monotonic, perf_counter, sleep
 
-_MODULES = ("futures.future", "checkpointers.async_checkpointer")  # those that measure limits
+_MODULES = (  # those that measure limits
+    "futures.future",
+    "futures.signaling_client",
+    "checkpointers.async_checkpointer",
+)
 
 
 class _Steady:
