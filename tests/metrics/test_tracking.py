@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -253,6 +254,26 @@ def test_messages_do_not_run_into_the_live_line(tmp_path):
     assert step.startswith("\r\x1b[Kstep 1/2")
     assert (first, second, prompt) == ("first", "second", "prompt$")
     assert other.startswith("\r\x1b[Kstep 2/2")
+
+
+def test_wandb_gets_every_step_and_a_restart_goes_on_in_its_run(tmp_path, monkeypatch):
+    started, steps = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: steps.append((step, values["loss"])),
+        finish=lambda: steps.append("finished"),
+    )
+    fake = types.SimpleNamespace(init=lambda **given: started.append(given) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for first in (1, 3):
+        settings = {"wandb": "mine", "config": {"seed": 7}, "stream": io.StringIO()}
+        with Tracker(tmp_path, 4, start_step=first, **settings) as tracker:
+            for step in (first, first + 1):
+                tracker.log(step, curve(step))
+    assert steps == [(1, 1 / 2), (2, 1 / 3), "finished", (3, 1 / 4), (4, 1 / 5), "finished"]
+    assert started[0] == started[1]  # under the same id
+    assert started[0]["id"] == (tmp_path / "wandb_run_id").read_text()
+    assert (started[0]["project"], started[0]["config"]) == ("mine", {"seed": 7})
+    assert started[0]["resume"] == "allow"
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

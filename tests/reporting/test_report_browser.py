@@ -159,6 +159,63 @@ def test_markup_in_what_is_shown_stays_text(tmp_path):
     }  # fmt: skip
 
 
+def write_evaluation(folder):
+    """Two questions of two types, the first with a word of 300 letters, wrong and cut off."""
+    folder.mkdir()
+    rows = [
+        {
+            "index": i, "rollout": 0, "problem_id": i, "problem_type": kind, "problem": question,
+            "path": f"{i}.mp4", "solution": "AB", "completion": "w" * 300 if i == 0 else "AB",
+            "answer": "AB", "score": float(i), "outcome": "scored", "reason": "",
+            "completion_tokens": 2, "stopped": i == 1,
+        }
+        for i, (kind, question) in enumerate((("OCR", "q" * 300), ("numerical", HOSTILE)))
+    ]  # fmt: skip
+    (folder / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = {"num_records": 2, "unparseable": 0, "truncated": 1}
+    results = {"accuracy": 0.5, "low": 0.012, "high": 0.987} | counts
+    results["by_type"] = {"OCR": results | {"accuracy": 0.0}}
+    settings = {"media": MediaContract.train().to_dict() | {"digest": "0"}}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": results}))
+    return folder
+
+
+def test_an_evaluation_has_its_page(tmp_path):
+    write_report([write_evaluation(tmp_path / "run")], tmp_path / "page.html", ReportOptions())
+    script = """
+    const cells = (row) => [...row.children].map((cell) => cell.textContent);
+    const found = { table: all('table tr').map(cells),
+                    questions: all('.question').map((each) => each.textContent),
+                    panels: all('figure').length };
+    $('#flags input[value=truncated]').click();
+    await until(() => $('#count').textContent.startsWith('1 of 2'));
+    found.truncated = all('.answer pre').map((each) => each.textContent.length);
+    return found;"""
+    found = run_in_page(tmp_path / "page.html", script)
+    assert found["table"][1][:4] == ["all", "0.5", "0.012", "0.987"]
+    assert found["table"][2][:2] == ["OCR", "0"]
+    assert found["questions"] == ["q" * 300, HOSTILE]
+    assert found["truncated"] == [300]
+    assert found["panels"] == 0
+
+
+def test_nothing_is_wider_than_a_telephone(page, tmp_path):
+    """Tables and strips of frames scroll in themselves; the page does not."""
+    write_report([write_evaluation(tmp_path / "run")], tmp_path / "page.html", ReportOptions())
+    script = """
+    const text = await (await fetch(location.pathname)).text();
+    const frame = document.createElement('iframe');
+    frame.style.cssText = 'width: 390px; height: 3000px; border: 0';
+    const alone = text.slice(0, text.lastIndexOf('<scr' + 'ipt>'));
+    frame.src = URL.createObjectURL(new Blob([alone], { type: 'text/html' }));
+    document.body.append(frame);
+    await until(() => frame.contentDocument?.body?.dataset.ready === 'yes');
+    const root = frame.contentDocument.documentElement;
+    return [frame.contentDocument.querySelectorAll('.group').length, root.scrollWidth];"""
+    assert run_in_page(page, script) == [12, 390]
+    assert run_in_page(tmp_path / "page.html", script) == [2, 390]
+
+
 def test_frames_are_those_of_the_clip(tmp_path):
     world = WorldConfig(size=(56, 84), still_every=0)
     files = write_dataset(tmp_path / "clips", 1, 4, 1, world=world)
