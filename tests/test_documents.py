@@ -64,3 +64,8 @@ def test_the_fifteen_questions_are_answered_in_turn():
     page = (ROOT / "docs/troubleshooting.md").read_text()
     numbers = re.findall(r"^### (\d+)\. .+\n\n\S", page, flags=re.MULTILINE)
     assert numbers == [str(number) for number in range(1, 16)]
+    answers = re.split(r"^### ", page.partition("\n## Messages about")[0], flags=re.MULTILINE)[1:]
+    without = [
+        text for text in answers if not re.search(r"^videorft |^launch/|`videorft ", text, re.M)
+    ]
+    assert without == []

@@ -106,7 +106,6 @@ class Place:
         shutil.copytree(self.base, cwd)
         for run in documented.RUNS.get(name, ()):
             shutil.copytree(self.folder / "made/grpo", cwd / "runs" / run)
-        os.symlink(ROOT / "launch", cwd / "launch")
         write_config(cwd / "pool.toml", cwd / "pool/pool.jsonl", chat)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

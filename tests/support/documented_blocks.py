@@ -39,7 +39,7 @@ NAMES = {
     r"VideoRFT-CoT-102K\.jsonl|\bFILE\.jsonl": "sft.jsonl",
     r"VideoRFT-RL-310K\.jsonl": "rl.jsonl",
     r"\bheld_out\.jsonl": "eval.jsonl",
-    r"(?<=init_from=)DIR|(?<=--model[ =])DIR": "model",
+    r"(?<=init_from=)(?:DIR|runs/sft_hf)|(?<=--model[ =])DIR": "model",
     r"(?<=--data_root[ =])DIR": ".",
     r"(?<=file://)/data/clips/ball\.mp4": "{place}/clip.mp4",
     r"(?<=--root )/data/clips": "{place}",
@@ -52,7 +52,7 @@ NAMES = {
     r"--config=demo(?= )": "--config=demo:smoke",
     r"v6e-16|v5e-64(?= --search)": "v5e-4",
     r'dtype="bfloat16"': 'dtype="float32"',
-    r"(?<=max_new_tokens=)(768|48)\b|(?<=max_tokens=)512": "8",
+    r"(?<=max_new_tokens=)(768|1024|48)\b|(?<=max_tokens=)512": "8",
     r"(?<=max_steps=)60": "2",
     r"(?<=validate\.every=)\d+": "1",
 }
@@ -102,6 +102,8 @@ BEFORE = {
         "rm -r runs/curate",  # Else nothing is missing.
     "videorft curate --config=configs/curate.toml --workdir=runs/curate --import_batch":
         "python block_helpers.py answer {chat}",
+    "videorft pass_rate --config=configs/grpo_7b.py --workdir=runs/rates":
+        "videorft curate --config=pool.toml --workdir=runs/curate",
 }  # fmt: skip
 # Pages -> the runs that they speak of and do not make.
 RUNS = {
@@ -172,7 +174,7 @@ def make_small(line: str) -> str:
 def _small(line):
     if line.startswith("launch/"):
         command, words = (line.replace(" --dry_run", "") + " -- ").split(" -- ")[:2]
-        return f"{command} --dry_run" + (f" -- {words}" if words else "")
+        return f"{ROOT}/{command} --dry_run" + (f" -- {words}" if words else "")
     found = re.match(r"(?P<ahead>.*?\| )?videorft (?P<command>[^>]*)(?P<behind>>.*)?", line)
     if not found:
         return line
