@@ -1,8 +1,10 @@
-"""lmms-eval itself, in an environment of its own, runs an exported model through the plug-in."""
+"""lmms-eval itself, in an environment of its own, runs an exported model through the plug-in, and
+through its client of servers, which asks `videorft serve`."""
 
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -12,11 +14,12 @@ import videorft_jax as vr
 from videorft_jax.evaluation.lmms_eval import bare_answer
 
 ROOT = pathlib.Path(__file__).parents[2]
-NUM, LENGTH = 8, 24
+NUM, LENGTH, FRAMES = 8, 24, 4
 OURS = """
 import json, sys, videorft_jax as vr
 folder, rows, length = sys.argv[1], map(json.loads, open(sys.argv[2])), int(sys.argv[3])
-chats = [[{"role": "user", "content": [{"type": "video", "video": row["video"]},
+keys = {"nframes": int(sys.argv[4])} if sys.argv[4:] else {}
+chats = [[{"role": "user", "content": [{"type": "video", "video": row["video"]} | keys,
           {"type": "text", "text": row["question"]}]}] for row in rows]
 out = vr.load(folder, dtype=None).generate(chats, num_rollouts=1, max_new_tokens=length,
                                            temperature=0.0)
@@ -50,6 +53,9 @@ library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 """
 
 
+PLAIN = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
 def run(*words, **variables):
     """What a command prints; its whole output where it fails."""
     made = subprocess.run(
@@ -74,47 +80,98 @@ def make_environment(folder):
     return python
 
 
-@pytest.mark.slow
-def test_lmms_eval_reproduces_our_accuracy(tmp_path):
-    """The demo's model answers a local task. Its own answer is the truth of every other question,
-    so that an accuracy of one half shows that answers agree one by one."""
-    python = make_environment(tmp_path / "environment")
-    demo = pathlib.Path(os.environ.get("DEMO_WORKDIR") or tmp_path / "demo")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(Python with lmms-eval, the demo's model, rows of clips and questions, variables)."""
+    folder = tmp_path_factory.mktemp("lmms")
+    python = make_environment(folder / "environment")
+    demo = pathlib.Path(os.environ.get("DEMO_WORKDIR") or folder / "demo")
     if not demo.exists():
         config = f"--config={ROOT / 'configs/demo.py'}:smoke"
         run(sys.executable, "-m", "videorft_jax.cli", "demo", config, f"--workdir={demo}")
-    model, clips = demo / "grpo/hf", demo / "clips"
+    clips = demo / "clips"
     records = [json.loads(line) for line in (clips / "eval.jsonl").read_text().splitlines()[:NUM]]
     rows = [{"video": str(clips / own["path"]), "question": own["problem"]} for own in records]
-    path = tmp_path / "rows.jsonl"
+    offline = {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    return python, demo / "grpo/hf", rows, offline
+
+
+def generate(model, rows, folder, *frames):
+    """What `vr.load(...).generate` says, by a process of its own."""
+    path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plain = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    outputs = json.loads(run(sys.executable, "-c", OURS, model, path, LENGTH, **plain))
-    answers = [bare_answer(text) for text in outputs]
+    return json.loads(run(sys.executable, "-c", OURS, model, path, LENGTH, *frames, **PLAIN))
+
+
+def write_task(folder, rows, answers):
+    """A local task, in which every other answer is right; the accuracy that ours have."""
     golds = [text if place % 2 else f"not {text}" for place, text in enumerate(answers)]
     scored = [
         {"question_type": "open-ended", "gold": gold, "output": text}
         for gold, text in zip(golds, answers, strict=True)
     ]
-    ours = sum(vr.score_outputs(scored)) / NUM
     lines = [row | {"gold": gold} for row, gold in zip(rows, golds, strict=True)]
+    path = folder / "golds.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    (tasks / "directions.yaml").write_text(TASK.format(rows=path, length=LENGTH))
-    (tasks / "utils.py").write_text(UTILS)
-    raw = tmp_path / "raw.jsonl"
-    offline = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    (folder / "tasks").mkdir()
+    (folder / "tasks/directions.yaml").write_text(TASK.format(rows=path, length=LENGTH))
+    (folder / "tasks/utils.py").write_text(UTILS)
+    return sum(vr.score_outputs(scored)) / len(rows)
+
+
+def run_task(python, folder, variables, *flags):
+    """The accuracy that lmms-eval finds."""
     run(
-        python, "-m", "lmms_eval", "--model", "videorft_jax",
-        "--model_args", f"pretrained={model},raw_file={raw}", "--tasks", "directions",
-        "--include_path", tasks, "--batch_size", 4, "--output_path", tmp_path / "out",
-        "--log_samples", **plain | offline,
+        python, "-m", "lmms_eval", *flags, "--tasks", "directions", "--include_path",
+        folder / "tasks", "--output_path", folder / "out", "--log_samples", **PLAIN | variables,
+    )  # fmt: skip
+    (results,) = (folder / "out").rglob("*_results.json")
+    found = json.loads(results.read_text())["results"]["directions"]
+    return next(value for name, value in found.items() if name.startswith("acc,"))
+
+
+@pytest.mark.slow
+def test_lmms_eval_reproduces_our_accuracy(place, tmp_path):
+    """The demo's model answers a local task. Its own answer is the truth of every other question,
+    so that an accuracy of one half shows that answers agree one by one."""
+    python, model, rows, offline = place
+    outputs = generate(model, rows, tmp_path)
+    ours = write_task(tmp_path, rows, [bare_answer(text) for text in outputs])
+    raw = tmp_path / "raw.jsonl"
+    accuracy = run_task(
+        python, tmp_path, offline, "--model", "videorft_jax", "--batch_size", 4,
+        "--model_args", f"pretrained={model},raw_file={raw}",
     )  # fmt: skip
     said = [json.loads(line) for line in raw.read_text().splitlines()]
     assert [row["output"] for row in sorted(said, key=lambda row: row["id"])] == outputs
-    (results,) = (tmp_path / "out").rglob("*_results.json")
-    found = json.loads(results.read_text())["results"]["directions"]
-    accuracy = next(value for name, value in found.items() if name.startswith("acc,"))
+    assert ours == 0.5
+    assert accuracy == ours
+
+
+@pytest.mark.slow
+def test_its_client_of_servers_gets_our_accuracy_from_serve(place, tmp_path):
+    """The model `openai` of lmms-eval hands on whole clips by their URL, four requests at a time,
+    and asks for twice the frames that the clips have. Whole texts are compared, so that one half
+    shows that they agree one by one."""
+    python, model, rows, offline = place
+    outputs = generate(model, rows, tmp_path, FRAMES)
+    assert len(set(outputs)) > 2
+    ours = write_task(tmp_path, rows, [text.strip() for text in outputs])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "videorft_jax.cli", "serve", "--checkpoint", str(model),
+         "--dtype", "float32", "--root", os.path.dirname(rows[0]["video"]), "--port", "0"],
+        stdout=subprocess.PIPE, text=True, env=os.environ | PLAIN,
+    )  # fmt: skip
+    try:
+        url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
+        settings = {"model_version": "videorft", "base_url": url, "api_key": "none"}
+        settings |= {"pass_video_url": True, "max_frames_num": 2 * FRAMES, "num_concurrent": 4}
+        accuracy = run_task(
+            python, tmp_path, offline, "--model", "openai", "--reasoning_tags", "none",
+            "--model_args", ",".join(f"{name}={value}" for name, value in settings.items()),
+        )  # fmt: skip
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
     assert ours == 0.5
     assert accuracy == ours

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from videorft_jax.serving.errors import Refused
+from videorft_jax.serving.media import read_keys
 from videorft_jax.serving.replies import Text
 
 LONG = 48
@@ -163,6 +165,21 @@ def test_frames_are_counted_as_media_keys_say(place):
         counts[frames] = reply.usage.prompt_tokens
     text = complete(place, ask("?"), max_tokens=1).usage.prompt_tokens
     assert math.isclose((counts[8] - text - 2) / (counts[4] - text - 2), 2)
+
+
+def test_a_number_of_frames_is_a_bound(place):
+    """What `nframes` takes of a clip, and all frames of a clip that has fewer, as in vLLM."""
+    clip = str(place.clips[1])
+    for asked, taken in ((4, 4), (7, 6), (12, 12), (99, 12)):
+        keys = read_keys({"video": {"num_frames": asked}})["video"]
+        parts = [{"type": "video", "video": clip} | more for more in (keys, {"nframes": taken})]
+        found, wanted = (place.model.read_part(part) for part in parts)
+        assert found[1] == wanted[1]
+        np.testing.assert_array_equal(found[0].patches, wanted[0].patches)
+        assert found[0].seconds_per_pair == wanted[0].seconds_per_pair
+    for fields, word in (({"num_frames": 1}, "at least 2"), ({"num_frames": 8, "fps": 2}, "fps")):
+        with pytest.raises(Refused, match=word):
+            read_keys({"video": fields})
 
 
 def test_models_metrics_and_unknown_keys(place, caplog):

@@ -26,6 +26,7 @@ KEYS = {
 }  # fmt: skip
 # With these keys of "image", consecutive images are one clip.
 FRAMES_KEYS = ("as_frames", "fps")
+_ALL = 999  # frames a second, the most that a media contract takes
 _DATA = re.compile(r"data:(image|video)/[\w.+-]+;base64,", re.IGNORECASE)
 _FORMAT = (
     "Answer with one JSON object and nothing else, no code fence and no word before or after it."
@@ -41,7 +42,7 @@ def make_chat(
     of a clip. A chat without a system turn gets that of the options, where they have one. Raises
     Refused for a URL that is neither data nor a file below a root; nothing is ever fetched.
     """
-    keys = _read_keys(request.media_keys)
+    keys = read_keys(request.media_keys)
     frames = request.media_keys.get("image", {})
     chat, count = [], 0
     for index, message in enumerate(request.messages):
@@ -77,7 +78,8 @@ def _add_system(chat, text):
         chat.insert(0, {"role": "system", "content": f"You are a helpful assistant.\n{text}"})
 
 
-def _read_keys(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def read_keys(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The keys of parts by "video" and "image", of checked `media_io_kwargs`. Raises Refused."""
     found: dict[str, dict[str, Any]] = {"video": {}, "image": {}}
     for kind, fields in given.items():
         for name, value in fields.items():
@@ -95,7 +97,21 @@ def _read_keys(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
                 raise Refused(400, f"{where} is no positive number", where, "invalid_type")
             if name in KEYS[kind]:
                 found[kind][KEYS[kind][name]] = value
+    _spread_frames(found["video"])
     return found
+
+
+def _spread_frames(keys: dict[str, Any]) -> None:
+    """Writes a number of frames as the bounds of a rate that no clip has, so that a clip of fewer
+    frames shows all of them, as in vLLM, and is not refused."""
+    if (count := keys.pop("nframes", None)) is None:
+        return
+    where = "media_io_kwargs.video.num_frames"
+    if count < 2:
+        raise Refused(400, f"{where} is {count}; a clip has at least 2", where, "invalid_value")
+    if both := keys.keys() & {"fps", "min_frames", "max_frames"}:
+        raise Refused(400, f"{where} is given beside {min(both)}; give one of them", where)
+    keys |= {"fps": _ALL, "min_frames": 2, "max_frames": count}
 
 
 def _read_part(part, where, keys, options) -> dict[str, Any]:
