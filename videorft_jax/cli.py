@@ -122,7 +122,7 @@ def _explain(error):
         )
     if isinstance(error, ImportError):
         is_ours = (error.name or "").startswith("videorft_jax")
-        return "" if is_ours else f"{error}; see the extras under Install in the README"
+        return "" if is_ours else f"{error}; see the extras under Start in the README"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; see that it can be read and written and has room"

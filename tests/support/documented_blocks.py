@@ -89,6 +89,8 @@ READER_OF = {"ablate": f"{READER} {_ABLATE}"}
 ENDLESS = {r"serve": "^serving", r"report .*--live": "is for a browser"}
 # The beginning of a line as it is written -> what is done before it.
 BEFORE = {
+    "videorft plan --config=configs/grpo_7b.py --topology=v6e-16":
+        "unset XLA_FLAGS",  # They are those of CPUs, with which libtpu ends the process.
     "videorft compare runs/base/all": "cp -r runs/base/all runs/grpo_7b/all",
     "videorft export --checkpoint=runs/grpo_7b --out=runs/grpo_7b/hf": "rm -rf runs/grpo_7b/hf",
     "videorft grpo --config=grpo_7b --workdir=runs/grpo_7b": "rm -rf runs/grpo_7b",
