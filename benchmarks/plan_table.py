@@ -57,6 +57,10 @@ class Entry:
     def name(self):
         return f"{self.recipe} {self.machine} {self.frames} frames"
 
+    @property
+    def chooses_rollout(self):
+        return self.recipe == "grpo_7b" and self.frames == 16 and self.machine in FULL
+
     def job(self):
         config = importlib.import_module(self.recipe).get_config()
         machine = machines.find(self.machine)
@@ -65,6 +69,8 @@ class Entry:
         config.data.rows = self.rows
         longest = self.frames // 2 * 128 + 1024  # tokens of a prompt, with room for its text
         config.data.row_tokens = max(config.data.row_tokens, 4096, longest)
+        # Elsewhere the rollout stays on the training's mesh, so that what is known goes on holding.
+        config.rollout.mesh = "auto" if self.chooses_rollout else ""
         if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
@@ -81,6 +87,7 @@ def entries():
                 for mode, count in (("grpo", prompts), ("sft", rows))
                 for frames in (16, 32)
             ]
+        found += [Entry("grpo_7b", machine, frames, tensor, prompts) for frames in (64, 256)]
     for machine, (tensor, prompts, rows) in LORA.items():
         found += [
             Entry(f"{mode}_7b_lora", machine, frames, tensor, count)
@@ -141,14 +148,17 @@ def line(entry, rows, step):
     fits = ("yes" if step["fits"] else "**no**") + ("" if sure else " ~")
     per = " ".join(f"{row.name} {'~' if row.estimated else ''}{row.peak_gib:.1f}" for row in rows)
     rollout = step.get("chip_s_per_rollout")
-    share = step.get("floor_share_of_naive")
     minutes = f"{step['compile_s'] / 60:.1f}" if sure else "-"
-    mesh = "x".join(str(size) for size in step["mesh"].values())
+    mesh, drawn = (
+        "x".join(str(size) for size in step.get(name, step["mesh"]).values())
+        for name in ("mesh", "rollout_mesh")
+    )
     return (
-        f"| {entry.recipe} | {entry.machine} | {entry.frames} | {mesh} | {entry.rows} | {fits} | "
+        f"| {entry.recipe} | {entry.machine} | {entry.frames} | {mesh} | "
+        f"{'-' if rollout is None else drawn} | {entry.rows} | {fits} | "
         f"{worst.peak_gib:.1f} of {worst.limit_gib:.1f} | {per} | {step['floor_s']:.2f} | "
-        f"{'-' if rollout is None else f'{rollout:.2f}'} | "
-        f"{'-' if share is None else f'{share:.0%}'} | {minutes} |"
+        f"{step['wired_floor_s']:.2f} | {'-' if rollout is None else f'{rollout:.2f}'} | "
+        f"{minutes} |"
     )
 
 
@@ -158,25 +168,24 @@ def write(lines, num_known, num_all, minutes):
         "Written by `python benchmarks/plan_table.py`; nothing here was run on a TPU. R = 8 "
         "completions of 768 tokens, clips of 128 visual tokens a frame pair. Memory is GiB of a "
         "device (half a chip of TPU7x), with what lies beside the program, against what the "
-        "compiler lets a program use. Least times are rooflines of arithmetic and memory, without "
-        "traffic between chips.\n\n"
-        f"**{num_known} of {num_all} programs are compiled**; figures with ~ would be formulas "
+        "compiler lets a program use. Floors are the least seconds of a step by arithmetic and "
+        "memory, and with what chips send each other: gathers of weights and sums of gradients as "
+        "far as they outlast the computation, and all sums that the next product waits for. Links "
+        "are those of Google's pages, a hop takes one microsecond (`planning/links.py`); bytes are "
+        "read off the compiled program where it was compiled since they are, and formulas "
+        "elsewhere.\n\n"
+        f"**{num_known} of {num_all} programs are compiled**; figures with ~ are formulas "
         "(`videorft_jax/planning/estimate.py`).\n\n"
         "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
         "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
         f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
-        "naive: share of the least time of the same step with every completion in a row of its "
-        "own. The aim, 35 %, is missed with 16 frames, by these formulas with any number of "
-        "rows: a row of 1,280 + 8 x 768 tokens "
-        "against eight of 2,048 is 45 % of the tokens, so the update alone stays above 40 % with "
-        "any number of rows; with 32 frames (2,304 + 8 x 768 against 8 x 3,072) it is 34 %. On top "
-        "comes decoding, which reads every weight for each of 768 tokens, shared prompt or not: "
-        "7.1 of 9.6 s on v6e-16, where a chip has four rows. More rows a step dilute it: with 32 "
-        "frames v5p-8 is at 35 % with 32 rows and 32 % with 64, v5e-64 at 34 % with 256, v6e-16 at "
-        "33 % with 512; so does `rollout.int8_weights`.\n\n"
-        "| recipe | machine | frames | mesh | rows | fits | largest | per program | floor s | "
-        "chip-s / rollout | naive | compile min |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+        "rollout: the mesh on which completions are drawn. It is the planner's choice for GRPO of "
+        "7B with 16 frames; elsewhere the training's, though `rollout.mesh=auto` may choose "
+        "another for a run. chip-s / rollout: chip-seconds of a completion by the floor with "
+        "wires.\n\n"
+        "| recipe | machine | frames | mesh | rollout | rows | fits | largest | per program | "
+        "floor s | with wires | chip-s / rollout | compile min |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
 

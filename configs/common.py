@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
     config.rollout.num_buckets = 6  # batch sizes that finished completions are compacted to
     config.rollout.int8_weights = False  # decode with weights of 8 bits
     config.rollout.int8_cache = False  # decode with keys and values of 8 bits
-    config.rollout.mesh = ""  # data,fsdp,tensor while completions are drawn; empty: as in training
+    config.rollout.mesh = "auto"  # data,fsdp,tensor of drawing; auto: the planner's, "": training's
 
     # What a completion may call between its turns, in GRPO, in validation and in evaluation.
     config.tools = ConfigDict()

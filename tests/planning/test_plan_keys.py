@@ -26,7 +26,7 @@ def find_keys(names=None):
     config, machine = load_recipe("grpo_7b"), machines.find("v6e-16")
     config.media.min_frames = config.media.max_frames = 16
     config.data.rows, config.data.row_tokens = 64, 4096
-    config.train.accumulate = 64 // machine.num_devices
+    config.train.accumulate, config.rollout.mesh = 64 // machine.num_devices, ""
     job = plan.make_job(read_options(config), machine)
     found = [one for one in find_programs(job) if names is None or one.name in names]
     with jax.default_matmul_precision(None):  # Other tests compute in full float32.

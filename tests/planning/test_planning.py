@@ -13,14 +13,16 @@ from tiny_run import finish, start, wait_for
 
 from videorft_jax.commands import plan as plan_command
 from videorft_jax.commands.plan import read_options
+from videorft_jax.data.loader.buckets import Bucket
 from videorft_jax.planning import compile as plan_measure
 from videorft_jax.planning import machines, plan, search
 from videorft_jax.planning.compile import Store, measure
 from videorft_jax.planning.costs import floor_seconds, program_costs
-from videorft_jax.planning.drawing import suggest_rollout_mesh
+from videorft_jax.planning.drawing import MeshChoice, suggest_rollout_mesh
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.planning.report import make_rows, merge_rows
 from videorft_jax.planning.traffic import step_seconds
+from videorft_jax.rollout.mesh import AUTO
 
 
 def run(capsys, *arguments):
@@ -155,12 +157,35 @@ def test_processes_that_keep_figures_in_one_file_lose_none(tmp_path):
     assert [Store(tmp_path / "plan.json").get(name) for name in "ab"] == figures
 
 
+@pytest.mark.parametrize(
+    ("place", "sizes"), [("v6e-16", (1, 4, 4)), ("H100:8", None), ("v4:2x2x1", None)]
+)
+def test_auto_is_the_planners_best_where_links_are_known(place, sizes):
+    config = load_recipe("grpo")
+    config.media.min_frames = config.media.max_frames = 16
+    config.data.rows, config.train.accumulate = 64, 4
+    options, machine = read_options(config), machines.find(place)
+    assert options.rollout.mesh == AUTO
+    job = plan.make_job(options, machine)
+    assert job.grpo.rollout.mesh == sizes
+    # A run asks the same of its own devices, by the shapes of its loader.
+    bucket = Bucket(job.shape.length, job.shape.pairs, job.shape.windows, rows=64)
+    choice = MeshChoice(dataclasses.replace(options, train=job.train))
+    assert choice(job.weights, job.mesh, [bucket]) == sizes
+
+
+def test_auto_on_a_cpu_is_the_mesh_of_the_training():
+    job = narrow_job("cpu:4", "grpo", **{"model.dtype": "float32", "rollout.mesh": AUTO})
+    assert job.grpo.rollout.mesh is None
+    assert MeshChoice(job.grpo)(job.weights, job.mesh, []) is None
+
+
 def test_a_faster_mesh_for_the_rollout_is_suggested(capsys):
     """7B on v6e-16, 16 frames and 64 prompts. By hand: with tensor 4 the weights are read by four
     parts and not by sixteen, and nothing else of decoding changes."""
     config = load_recipe("grpo")
     config.media.min_frames = config.media.max_frames = 16
-    config.data.rows, config.train.accumulate = 64, 4
+    config.data.rows, config.train.accumulate, config.rollout.mesh = 64, 4, ""
     job = plan.make_job(read_options(config), machines.find("v6e-16"))
     found = suggest_rollout_mesh(job)
     assert found.sizes == (1, 4, 4)

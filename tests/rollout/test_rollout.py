@@ -179,6 +179,9 @@ def test_greedy_equals_hugging_face(twin, samples, batch):
     np.testing.assert_array_equal(out.truncation, out.logprobs)  # drawn with certainty
 
 
+OTHER_MESHES = (2, 2, 2), (8, 1, 1), (1, 4, 2), (2, 1, 4)
+
+
 def same(ours, wanted, rows=slice(None)):
     np.testing.assert_array_equal(ours.tokens, wanted.tokens[rows])
     np.testing.assert_array_equal(ours.lengths, wanted.lengths[rows])
@@ -202,11 +205,12 @@ def test_same_tokens_in_another_grid_and_without_compaction(twin, sampling, samp
 
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((8, 1, 1), (1, 4, 2)))],
+    [(1, 1, 8), *(pytest.param(x, marks=pytest.mark.slow) for x in OTHER_MESHES)],
 )
 def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn, sizes):
     """From parameters in the training layout, on a mesh of the rollout's own, with compaction;
-    three prompts do not divide over the eight parts that hand them in."""
+    three prompts do not divide over the eight parts that hand them in. The model has two heads of
+    keys, four of queries, and a tower of two heads and 40 channels."""
     training = sharding.make_mesh(fsdp=8)
     params = jax.device_put(twin.params, sharding.state_shardings(twin.params, training))
     engine = RolloutEngine(
@@ -217,7 +221,7 @@ def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn, sizes):
     assert out.counters["compactions"] > 0
     same(out, drawn)
     programs = [p.as_text() for (kind, _), p in engine.programs._made.items() if kind == "decode"]
-    assert len(programs) > 1
+    assert len(programs) > (sizes != (1, 1, 8))  # All on one part: the spare rows go at once.
     kinds = {kind for program in programs for kind, *_ in collectives(program)}
     assert "all-gather" not in kinds  # neither of the cache nor of logits
 

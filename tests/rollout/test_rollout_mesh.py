@@ -3,9 +3,13 @@
 import jax
 import pytest
 
+from videorft_jax.models import family
 from videorft_jax.models.family import published_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
 from videorft_jax.parallel import sharding
-from videorft_jax.rollout.mesh import check_sizes, parse_sizes, reshape
+from videorft_jax.rollout.heads import abstract_widened, count_copies
+from videorft_jax.rollout.mesh import AUTO, check_sizes, parse_sizes, reshape
+from videorft_jax.training.changes import decides_learning
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +19,7 @@ def training():
 
 def test_texts():
     assert parse_sizes("") is None
+    assert parse_sizes("auto") == AUTO
     assert parse_sizes("1,2,4") == (1, 2, 4)
     for text in ("1,2", "1,2,4,1", "a,b,c", "0,2,4", "-1,2,4", "2x2x2"):
         with pytest.raises(ValueError, match="give the sizes of data, fsdp and tensor") as caught:
@@ -26,6 +31,7 @@ def test_devices_keep_their_order(training):
     other = reshape(training, (2, 1, 4))
     assert dict(other.shape) == {"data": 2, "fsdp": 1, "tensor": 4}
     assert list(other.devices.flat) == list(training.devices.flat) == jax.devices()
+    assert reshape(training, AUTO) is training
     assert reshape(training, None) is reshape(training, (1, 8, 1)) is training
 
 
@@ -33,10 +39,9 @@ def test_devices_keep_their_order(training):
     ("sizes", "rows", "said"),
     [
         ((1, 3, 4), 8, "these are 12 devices of 8; the nearest that works is 1,2,4"),
-        ((1, 1, 8), 8, ".* does not divide kv_heads = 4 .*; the nearest that works is 1,2,4"),
         ((2, 4, 1), 4, "data.rows=4 prompts do not divide over data [*] fsdp = 8; .* is 2,2,2"),
         ((8, 1, 1), 2, "data.rows=2 .*; the nearest that works is 2,1,4"),
-        ((1, 8, 1), 1, "data.rows=1 prompts .* = 8; leave rollout.mesh empty"),
+        ((1, 8, 1), 1, "data.rows=1 prompts .* = 8; .* is 1,1,8"),
     ],
 )
 def test_a_mesh_that_cannot_work_is_answered_with_the_nearest(training, sizes, rows, said):
@@ -46,6 +51,39 @@ def test_a_mesh_that_cannot_work_is_answered_with_the_nearest(training, sizes, r
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sizes", [None, (1, 8, 1), (8, 1, 1), (1, 2, 4), (2, 1, 4)])
+@pytest.mark.parametrize("sizes", [None, (1, 8, 1), (8, 1, 1), (1, 2, 4), (2, 1, 4), (1, 1, 8)])
 def test_meshes_that_work(training, sizes):
     check_sizes("own", sizes, published_config("7b"), training, 8)
+
+
+def test_heads_that_no_part_can_share(training):
+    """Seven heads of keys divide over one part alone, or over multiples of seven."""
+    odd = parse_config(hf_values("7b", num_key_value_heads=7))
+    said = "tensor = 4 neither divides kv_heads = 7 nor is a multiple of it; .* that works is 1,8,1"
+    with pytest.raises(ValueError, match=said):
+        check_sizes("own", (1, 2, 4), odd, training, 8)
+    with pytest.raises(ValueError, match="prompts .* = 8; leave rollout.mesh empty$"):
+        check_sizes("own", (1, 8, 1), odd, training, 1)
+
+
+@pytest.mark.parametrize("size", ["3b", "7b", "qwen3vl_8b"])
+@pytest.mark.parametrize("tensor", [4, 8, 16])
+def test_published_sizes_divide_over_sixteen_parts(size, tensor):
+    """Queries of a group stay with their head of keys, and no part has more than one more."""
+    model = published_config(size)
+    tree = abstract_widened(family.abstract_params(model), model, tensor)
+    attn, text = tree["text"]["layers"]["attn"], model.text
+    copies = count_copies(model, tensor)
+    assert attn["k"].shape[2] == text.num_kv_heads * copies
+    group = -(-text.num_heads // (text.num_kv_heads * copies))
+    assert attn["q"].shape[2] == attn["o"].shape[1] == text.num_kv_heads * copies * group
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        for size, axis in zip(leaf.shape, sharding.dims_of(path), strict=True):
+            if axis and sharding.MESH_AXES[axis] == "tensor":
+                assert size % tensor == 0, path
+
+
+def test_a_run_may_go_on_on_another_mesh():
+    assert not decides_learning("rollout.mesh")
+    assert decides_learning("rollout.top_k")

@@ -68,7 +68,7 @@ def narrow_job(place, mode, *, size="7b", make_model=narrow_model, **changes):
     config.mesh.tensor, config.data.rows, config.data.row_tokens = TENSOR, ROWS, 1280
     config.media.min_frames = config.media.max_frames = 6
     config.rollout.num_rollouts, config.rollout.max_new_tokens = ROLLOUTS, NEW
-    config.train.accumulate = 1
+    config.train.accumulate, config.rollout.mesh = 1, ""
     config.update_from_flattened_dict(changes)
     job = plan.make_job(read_options(config, mode), machines.find(place))
     weights = make_weights(job.train, make_model())

@@ -10,6 +10,7 @@ from videorft_jax.grpo import trainer
 from videorft_jax.grpo.alarms import AlarmOptions
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models.sources import find_folder
+from videorft_jax.planning.drawing import MeshChoice
 from videorft_jax.planning.fits import MemoryCheck
 from videorft_jax.rewards.combine import RewardConfig
 from videorft_jax.rewards.semantic import SemanticOptions, require_siglip
@@ -37,7 +38,7 @@ def grpo(config: ConfigDict, workdir: str) -> int:
     options = check_options(config)
     check = MemoryCheck(options.train, options)
     with check.explained():
-        return trainer.train(options, workdir, check, open_validation)
+        return trainer.train(options, workdir, check, open_validation, MeshChoice(options))
 
 
 def check_options(config: ConfigDict) -> GrpoOptions:

@@ -23,6 +23,7 @@ had happened.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -47,7 +48,7 @@ from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
-from videorft_jax.rollout.mesh import check_sizes
+from videorft_jax.rollout.mesh import AUTO, check_sizes
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.run import Run, make_tools, open_records, open_run
@@ -231,12 +232,14 @@ def train(
     workdir: str,
     check_memory: Callable[..., None],
     open_validation: Callable[[Run], Measure],
+    choose_mesh: Callable[..., Any],
 ) -> int:
     """Trains to the end of the data; returns exit code 0.
 
     check_memory: a function that raises ValueError when a batch does not fit on the devices; see
     `training.run.open_run`. open_validation: makes the function that answers the records of
-    `validate.records`; `evaluation.validation` has one.
+    `validate.records`; `evaluation.validation` has one. choose_mesh: gives the sizes of the
+    rollout's mesh from (weights, mesh, buckets), where `rollout.mesh` leaves the choice.
 
     Raises ValueError for options that cannot work, RuntimeError when too many steps in a row were
     not finite, and SystemExit once a checkpoint is written after SIGTERM.
@@ -246,11 +249,16 @@ def train(
         check_given(open_records(options.train), options.loss.num_given, options.train.data.records)
     rehearse(options)
 
+    sizes = options.rollout.mesh
+
     def check(weights, mesh, buckets):
+        nonlocal sizes
         options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
         train = options.train
-        check_sizes(train.name, options.rollout.mesh, weights.model, mesh, train.data.rows)
+        check_sizes(train.name, sizes, weights.model, mesh, train.data.rows)
         check_memory(weights, mesh, buckets)
+        if sizes == AUTO:
+            sizes = choose_mesh(weights, mesh, buckets)
 
     opened = open_run(
         options.train, workdir, "grpo", check, options.steps_per_rollout,
@@ -265,7 +273,8 @@ def train(
         if len(set(plans)) > 1:
             raise ValueError(f"{options.train.name}: processes read different data, plans {plans}")
         validation = begin_validation(run, open_validation)
-        trainer = Trainer(options, run)
+        rollout = dataclasses.replace(options.rollout, mesh=sizes)
+        trainer = Trainer(dataclasses.replace(options, rollout=rollout), run)
         trainer.collector.judge.check_record(run.loader.first_record)
         _loop(run, trainer, start, validation)
     return 0

@@ -272,6 +272,12 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
+def dims_of(path: str) -> tuple[str | None, ...]:
+    """Names the dims of the parameter at `path` as PARAM_AXES does; () for one without a rule."""
+    number = _find_rule(path)
+    return () if number is None else PARAM_AXES[number][1]
+
+
 def _find_rule(path):
     return next((i for i, (rule, _) in enumerate(_RULES) if rule.search(path)), None)
 

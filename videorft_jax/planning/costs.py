@@ -7,11 +7,14 @@ that holds rows of its own reads every weight. Traffic between devices is not co
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.metrics import chips, flops
 from videorft_jax.metrics.flops import Cost, Work
+from videorft_jax.models import family
 from videorft_jax.planning.jobs import Job, total_bytes
+from videorft_jax.rollout.heads import count_copies
 from videorft_jax.training.counts import train_settings
 
 
@@ -130,6 +133,14 @@ def _decode(job, *, shared=True):
     )
     steps = size - 1  # Each step costs as much more than the one before it.
     total = _times(first + last, steps / 2)
+    # Parts that hold the same head of keys read its cache once each, and zeros fill up the others.
+    model, tensor = job.weights.model, job.mesh.shape["tensor"]
+    if tensor > model.text.num_kv_heads:
+        plain = family.abstract_params(model, jnp.bfloat16)["text"]
+        weights = steps * (total_bytes(job.policy["text"]) - total_bytes(plain))
+        read = total.bytes - steps * flops.forward_cost(model, Work(tokens=1, targets=1)).bytes
+        again = read * (count_copies(model, tensor) - 1)
+        total = dataclasses.replace(total, bytes=total.bytes + weights + again)
     if job.grpo.rollout.int8_weights:
         half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
         total = dataclasses.replace(total, bytes=total.bytes - steps * half)

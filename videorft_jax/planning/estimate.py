@@ -70,7 +70,7 @@ def _batch(job):
 def _cache(job):
     text, rollout = job.weights.model.text, job.grpo.rollout
     tokens = job.shape.length + rollout.num_rollouts * rollout.max_new_tokens
-    heads = text.num_kv_heads / job.mesh.shape["tensor"]
+    heads = max(1, text.num_kv_heads / job.mesh.shape["tensor"])
     size = 1 if rollout.int8_cache else 2
     return 2 * _rows(job) * tokens * text.num_layers * heads * text.head_dim * size
 

@@ -28,6 +28,7 @@ from videorft_jax.planning.machines import Topology
 from videorft_jax.planning.shapes import Shape, batch_shapes, siglip_batch
 from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Grid
+from videorft_jax.rollout.heads import abstract_widened
 from videorft_jax.rollout.mesh import reshape
 from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.options import TrainOptions
@@ -107,8 +108,9 @@ class Job:
 
     @functools.cached_property
     def policy(self):
-        """The abstract parameters of the model, in its dtype."""
+        """The abstract parameters of the model, in its dtype, as wide as `tensor` wants them."""
         tree = family.abstract_params(self.weights.model, jnp.dtype(self.train.model.dtype))
+        tree = abstract_widened(tree, self.weights.model, self.mesh.shape["tensor"])
         return _placed(tree, sharding.state_shardings(tree, self.mesh, self.train.name))
 
     @functools.cached_property
@@ -159,8 +161,8 @@ def prepared_bytes(job: Job) -> int:
         spec = (None if axis == "fsdp" else axis for axis in leaf.sharding.spec)
         return NamedSharding(job.drawing.mesh, PartitionSpec(*spec))
 
-    places = jax.tree.map(whole, job.policy)
-    shapes = _placed(job.policy, places)
+    policy = job.drawing.policy
+    shapes = _placed(policy, jax.tree.map(whole, policy))
     if not job.grpo.rollout.int8_weights:
         return device_bytes(shapes)
     return device_bytes(shapes["vision"]) + device_bytes(shapes["text"]) // 2

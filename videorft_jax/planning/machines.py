@@ -138,6 +138,23 @@ def find(name: str) -> Topology:
     )  # fmt: skip
 
 
+def topology_of(mesh: Any) -> Topology | None:
+    """Describes the devices of a mesh that is here; None where no kind of TPU is known by their
+    name."""
+    devices = tuple(mesh.devices.flat)
+    names = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
+    kind = next((own for name, own in names.items() if name in devices[0].device_kind), None)
+    if kind is None:
+        return None
+    about, chips = KINDS[kind], len(devices) // KINDS[kind].devices
+    hosts = len({device.process_index for device in devices})
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    return Topology(
+        "here", kind, devices, len(devices), chips, hosts, about.usable_gib,
+        find_chip(devices[0]), slices,
+    )  # fmt: skip
+
+
 def _unknown(name):
     names = [*known(), *types()]
     near = difflib.get_close_matches(name, names, 3, cutoff=0.0)

@@ -15,6 +15,7 @@ from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models.family import check_contract, published_config, size_in
 from videorft_jax.planning import machines, shapes
 from videorft_jax.planning.compile import Store
+from videorft_jax.planning.drawing import with_rollout_mesh
 from videorft_jax.planning.jobs import Job
 from videorft_jax.planning.report import Row, advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
@@ -86,7 +87,8 @@ def make_job(
     else:
         shape = shapes.measured_shape(bucket, packed=grpo is None)
     count = train.data.max_buckets
-    return Job(train, grpo, weights, mesh, machine, shape, siglip, count, tokenizer)
+    job = Job(train, grpo, weights, mesh, machine, shape, siglip, count, tokenizer)
+    return with_rollout_mesh(job)
 
 
 def _common(options: TrainOptions | GrpoOptions) -> TrainOptions:

@@ -1,4 +1,4 @@
-"""Searches other ways to run the same recipe: mesh, remat, slices of a batch, optimizer dtype.
+"""Searches other ways to run the same recipe: meshes, remat, slices of a batch, optimizer dtype.
 
 Candidates are ordered by their least time, ruled out by formulas where they are far too large, and
 compiled one after another until one fits. What is learnt does not change, except by the rounding of
@@ -10,10 +10,11 @@ import itertools
 from typing import Any
 
 from videorft_jax.planning.compile import GIB, Store
-from videorft_jax.planning.costs import floor_seconds, program_costs
+from videorft_jax.planning.drawing import choose_rollout_mesh, on_rollout_mesh
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.jobs import Job, find_programs
 from videorft_jax.planning.report import Row, make_rows
+from videorft_jax.planning.traffic import step_seconds
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import make_mesh
 
@@ -36,7 +37,7 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
     tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
     moments = ("float32", "bfloat16") if job.train.optim.name == "adamw" else ("float32",)
     remats = ("save_dots", "save_attention", "full")
-    found = []
+    found, drawing = [], {}
     for tensor, remat, moment in itertools.product(tensors, remats, moments):
         parts = devices // tensor
         if job.train.data.rows % parts:
@@ -48,11 +49,16 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
             other = changed(job, changes)
             if other is None:
                 continue
-            seconds = sum(floor_seconds(other, cost) for cost in program_costs(other).values())
             kept = {
                 name: value for name, value in changes.items() if _get(job.train, name) != value
             }
-            found.append((seconds, kept, other))
+            if job.grpo:
+                if tensor not in drawing:
+                    drawing[tensor] = choose_rollout_mesh(other)
+                other = on_rollout_mesh(other, drawing[tensor])
+                if other.drawing.mesh.devices.shape != job.drawing.mesh.devices.shape:
+                    kept["rollout.mesh"] = ",".join(map(str, other.drawing.mesh.devices.shape))
+            found.append((step_seconds(other), kept, other))
     return sorted(found, key=lambda each: (round(each[0], 4), len(each[1]), str(each[1])))
 
 

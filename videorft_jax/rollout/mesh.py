@@ -15,37 +15,41 @@ from jax.sharding import AxisType, Mesh
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout.heads import abstract_widened
 
+AUTO = "auto"  # The planner chooses; where nothing is known of the links, the training's mesh.
 Sizes = tuple[int, int, int]
+Choice = Sizes | str | None
 
 
-def parse_sizes(text: str) -> Sizes | None:
-    """Reads sizes of data, fsdp and tensor such as `1,4,4`; an empty text gives None, which stands
-    for the mesh of the training. Raises ValueError for anything else."""
-    if not text:
-        return None
+def parse_sizes(text: str) -> Choice:
+    """Reads sizes of data, fsdp and tensor such as `1,4,4`, or `auto`; an empty text gives None,
+    which stands for the mesh of the training. Raises ValueError for anything else."""
+    if not text or text == AUTO:
+        return text or None
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
         raise ValueError(
-            f"rollout.mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 1,4,4, or "
-            "leave it empty for the mesh of the training"
+            f"rollout.mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 1,4,4, "
+            "auto for the planner's choice, or nothing for the mesh of the training"
         )
     data, fsdp, tensor = map(int, parts)
     return data, fsdp, tensor
 
 
-def reshape(mesh: Mesh, sizes: Sizes | None) -> Mesh:
-    """Returns the devices of `mesh` in the shape `sizes`, in their order; None leaves `mesh`."""
-    if sizes is None or sizes == mesh.devices.shape:
+def reshape(mesh: Mesh, sizes: Choice) -> Mesh:
+    """Returns the devices of `mesh` in the shape `sizes`, in their order; None and a choice that is
+    still to be made leave `mesh`."""
+    if not isinstance(sizes, tuple) or sizes == mesh.devices.shape:
         return mesh
     types = (AxisType.Auto,) * len(sharding.AXES)
     return Mesh(mesh.devices.reshape(sizes), sharding.AXES, axis_types=types)
 
 
-def check_sizes(name: str, sizes: Sizes | None, model: ModelConfig, mesh: Mesh, rows: int) -> None:
+def check_sizes(name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: int) -> None:
     """Raises ValueError, with the nearest sizes that work, where `sizes` are not those of all
     devices of `mesh`, do not divide the model's heads and widths, or the `rows` of a batch."""
-    if sizes is None or not (fault := _find_fault(sizes, model, mesh, rows)):
+    if not isinstance(sizes, tuple) or not (fault := _find_fault(sizes, model, mesh, rows)):
         return
     count = mesh.devices.size
     tensors = [tensor for tensor in range(1, count + 1) if count % tensor == 0]
@@ -73,7 +77,7 @@ def _find_fault(sizes, model, mesh, rows):
     if rows % parts:
         return f"data.rows={rows} prompts do not divide over data * fsdp = {parts}"
     try:
-        tree = family.abstract_params(model, jnp.float32)
+        tree = abstract_widened(family.abstract_params(model, jnp.float32), model, sizes[2])
         sharding.state_shardings(tree, reshape(mesh, sizes), "the model")
     except ValueError as error:
         return str(error).split(";")[0].removeprefix("the model: ")

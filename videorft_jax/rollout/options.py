@@ -8,7 +8,8 @@ class RolloutOptions:
     """How completions are drawn in training, and how decoding is compiled.
 
     num_rollouts to min_p are those of `sampling.SamplingConfig`, chunk to int8_cache those of
-    `engine.RolloutEngine`. mesh: sizes of data, fsdp and tensor; None is the training's mesh.
+    `engine.RolloutEngine`. mesh: sizes of data, fsdp and tensor; None is the training's mesh,
+    "auto" a choice that is still to be made.
     """
 
     num_rollouts: int
@@ -21,7 +22,7 @@ class RolloutOptions:
     num_buckets: int
     int8_weights: bool
     int8_cache: bool
-    mesh: tuple[int, int, int] | None
+    mesh: tuple[int, int, int] | str | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -12,6 +13,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.int8 import quantise_weights, quantised_formats
 from videorft_jax.models.lora import resolve
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout.heads import abstract_widened, widen
 
 # XLA for TPU wants these weights, [L, D, K, H], in the memory order [L, K, D, H]; in any other it
 # would copy them on every call.
@@ -22,7 +24,8 @@ class Preparation:
     """One compiled program that makes of training parameters those that decoding reads.
 
     The result is whole on every part of data and fsdp and split over tensor, in `dtype`, or in int8
-    where `int8` says so; LoRA adapters are merged into it.
+    where `int8` says so; LoRA adapters are merged into it. Where tensor has more parts than the
+    model has heads of keys, it is wider than the parameters; see `heads.widen`.
     """
 
     def __init__(self, config: ModelConfig, mesh, *, dtype, int8: bool):
@@ -49,6 +52,7 @@ class Preparation:
             return held
 
         tree = family.abstract_params(self.config)
+        tree = abstract_widened(tree, self.config, self.mesh.shape["tensor"])
         shardings = sharding.state_shardings(tree, self.mesh, "rollout")
         formats = jax.tree_util.tree_map_with_path(whole, shardings)
         return quantised_formats(formats) if self.int8 else formats
@@ -62,14 +66,15 @@ class Preparation:
         made = {}
         for tower, tree in params.items():
             rest = {name: part for name, part in tree.items() if name != "layers"}
-            made[tower] = self._quantised({tower: resolve(self._cast(rest))})[tower]
+            made[tower] = self._quantised(self._widened({tower: resolve(self._cast(rest))}))[tower]
             one = functools.partial(self._convert_layer, tower)
             made[tower]["layers"] = jax.lax.map(one, tree["layers"])
         return made
 
     def _convert_layer(self, tower, layer):
         layer = jax.tree.map(lambda leaf: leaf[None], resolve(self._cast(layer)))
-        layer = self._quantised({tower: {"layers": layer}})[tower]["layers"]
+        layer = self._widened({tower: {"layers": layer}})
+        layer = self._quantised(layer)[tower]["layers"]
         places = jax.tree.map(
             lambda held: held.sharding if isinstance(held, Format) else held,
             self.formats[tower]["layers"],
@@ -79,6 +84,15 @@ class Preparation:
 
     def _cast(self, params):
         return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+
+    def _widened(self, params):
+        """Widens weights that are whole on each device first, since XLA cannot repeat heads or fill
+        groups of them up while they are split."""
+        wide = widen(params, self.config, self.mesh.shape["tensor"])
+        if jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, params):
+            return wide
+        whole = jax.lax.with_sharding_constraint(params, NamedSharding(self.mesh, P()))
+        return widen(whole, self.config, self.mesh.shape["tensor"])
 
     def _quantised(self, params):
         return quantise_weights(params) if self.int8 else params

@@ -24,6 +24,7 @@ from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.vision_language import next_position
 from videorft_jax.rollout.compaction import Grid
+from videorft_jax.rollout.heads import count_copies
 from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
 
@@ -166,7 +167,8 @@ class Programs:
             scale: Any = jax.ShapeDtypeStruct(shape[:-1], self.dtype)
             return Int8(values, scale)
 
-        outer, inner = (text.num_layers, rows), text.num_kv_heads
+        copies = count_copies(self.config, self.mesh.shape["tensor"])
+        outer, inner = (text.num_layers, rows), text.num_kv_heads * copies
         prefix = cached(*outer, inner, length, text.head_dim)
         suffix = cached(*outer, slots, inner, self.sampling.max_new_tokens, text.head_dim)
         valid = jax.ShapeDtypeStruct((rows, length), bool)

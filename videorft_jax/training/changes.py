@@ -32,6 +32,7 @@ _FREE = (
     "train.max_skipped_in_row",
     "train.allow_changes",
     "rollout.chunk",
+    "rollout.mesh",
     "rollout.num_buckets",
     "grpo.reference_on_host",
     "grpo.length_buckets",
