@@ -118,6 +118,8 @@ def test_every_stage_runs_and_reports(smoke):
         assert str(smoke.workdir / page) in text
         assert "groups-0-0" in (smoke.workdir / page).read_text()
     assert (smoke.workdir / "report.md").read_text() in text
+    # The command that follows asks under the system prompt of training.
+    assert "'--system=Think, then answer.' --video=CLIP" in text.splitlines()[-1]
 
 
 def test_grpo_sees_every_reward_and_fresh_clips(smoke):

@@ -46,7 +46,10 @@ def run(folder, name, recipe, options, command=None):
 def run_grpo(folder, files, recipe, changes, name):
     options = make_options(folder / "hf", files["rl"], **changes)
     options |= {"rollout.num_rollouts": 4, "rollout.max_new_tokens": 12}
-    options |= {"rewards": (("accuracy", 1.0), ("format", 1.0)), "checkpoint.every": 1}
+    rewards = {"accuracy": 1.0, "format": 1.0}
+    if "reward__siglip" in changes:
+        rewards["semantic"] = 0.5
+    options |= {"rewards": tuple(rewards.items()), "checkpoint.every": 1}
     run(folder, name, recipe, options, "grpo")
 
 
@@ -72,13 +75,23 @@ def test_sft_learns_and_its_export_loads_in_transformers(place):
     ids=["all", "frozen_tower", "lora"],
 )
 def test_grpo_samples_what_it_trains(place, recipe, changes, request):
-    """Recorded log-probabilities are those that the update computes."""
+    """Recorded log-probabilities are those that the update computes; one of the runs is rewarded
+    for what a SigLIP sees in a clip."""
     folder, files = place
     name = f"grpo_{request.node.callspec.id}"
+    if name == "grpo_frozen_tower":
+        tiny_run.make_siglip(folder / "siglip", files["sft"])
+        changes = changes | {
+            "reward__siglip": str(folder / "siglip"), "reward__frames": 4, "reward__gated": (),
+            "reward__text_rule": "repo",
+        }  # fmt: skip
     run_grpo(folder, files, recipe, changes, name)
     lines = tiny_run.metrics(folder / name)
     assert len(lines) == 2
     assert all(abs(line["sampler_gap"]) < 1e-3 for line in lines)
+    if name == "grpo_frozen_tower":
+        semantic = [(line["rewards/semantic/mean"], line["rewards/semantic/std"]) for line in lines]
+        assert all(0 < mean <= 1 and std > 0 for mean, std in semantic)
 
 
 @pytest.mark.slow
