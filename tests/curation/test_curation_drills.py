@@ -1,5 +1,6 @@
 """Drills of a description, of media, of the disk and of the store, on whole runs."""
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -9,7 +10,10 @@ import pytest
 from chat_server import ChatServer
 from curation_run import ROOT, ask, command, files, make_clips, make_pool, run_here, write_config
 
+from videorft_jax.curation.budget import Ledger, Limits
+from videorft_jax.curation.endpoints import Endpoint
 from videorft_jax.curation.requests import Reply, Request
+from videorft_jax.curation.running import Runner
 from videorft_jax.curation.store import Store, save_reply
 
 WIDE = {"endpoint": "context = 65536", "max_output": 4000}
@@ -212,3 +216,37 @@ def test_damage_inside_a_store_is_found_after_an_unclean_end_alone(tmp_path):
     path.write_bytes(whole)
     with Store(path) as store:
         assert store.find(request.key) == Reply("x")
+
+
+def test_a_reply_is_in_the_store_before_its_worker_asks_again_and_is_paid_for_once(tmp_path):
+    def request(text):
+        return Request("think", "u", "think", "m", "", (text,), 9, 0.0, 1.0, 0, "t")
+
+    class Client:
+        limits = (0, 0)
+
+        def __init__(self):
+            self.sent = []
+
+        async def send(self, asked):
+            known = [store.find(request(before).key) for before in self.sent]
+            assert None not in known, asked.parts
+            self.sent.append(asked.parts[0])
+            return Reply("a", model="m", input_tokens=1, output_tokens=1)
+
+    def unit(number):
+        for text in ("shared", "first", "second", f"own {number}"):
+            assert (yield request(text)).content == "a"
+
+    end = Endpoint("think", "m", base_urls=("http://h/v1",))
+    ends, client = {"think": end}, Client()
+    with Store(tmp_path / "s.sqlite") as store:
+        runner = Runner(store, Ledger(store, ends, Limits()), ends, {"think": client})
+        units = [lambda number=number: unit(number) for number in range(3)]
+        asyncio.run(runner.run(units, 1))
+        asyncio.run(runner.run([lambda: unit(9)] * 4, 4))  # all of them at once
+        assert sorted(client.sent) == sorted(
+            ["shared", "first", "second", "own 0", "own 1", "own 2", "own 9"]
+        )
+        paid = store.rows("SELECT COUNT(*) FROM attempt WHERE state='paid'")
+    assert paid == [(7,)]

@@ -374,7 +374,7 @@ def test_26_what_cannot_work_is_refused_in_one_line_before_the_first_request(tmp
         refused("run all shards", 2, "--merge")
         assert server.log == []
         config = write_config(tmp_path / "c.toml", pool, server.url)
-        server.delay_s = 3.0
+        server.delay_s = 3600.0
         child = subprocess.Popen(
             command(config, tmp_path / "w"), cwd=ROOT, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -22,6 +22,7 @@ from videorft_jax.curation.requests import Picture, Reply, Request, estimate_tok
 
 MAX_BODY = 8 << 20
 MAX_ERROR_BODY = 1 << 16
+POOL = 8  # connections that one pool looks after
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
@@ -37,19 +38,29 @@ class HttpClient:
             urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
             for url in endpoint.base_urls
         )
-        self._client = httpx2.AsyncClient(
-            follow_redirects=False,
-            trust_env=not local and transport is None,
-            transport=transport,
-            timeout=endpoint.deadline_s,
-            limits=httpx2.Limits(max_connections=endpoint.concurrency),
-        )
+        is_plain = all(urlsplit(url).scheme == "http" for url in endpoint.base_urls)
+        # No certificate is read where no connection can need one, be it that of a proxy.
+        verify = not (local and is_plain) and httpx2.create_ssl_context()
+        # A request looks at every connection of its pool, so that small pools are faster.
+        self._clients = [
+            httpx2.AsyncClient(
+                follow_redirects=False,
+                trust_env=not local and transport is None,
+                transport=transport,
+                verify=verify,
+                timeout=endpoint.deadline_s,
+                limits=httpx2.Limits(max_connections=POOL),
+            )
+            for _ in range(-(-endpoint.concurrency // POOL))
+        ]
+        self._idle = [client for client in self._clients for _ in range(POOL)]
 
     async def __aenter__(self) -> "HttpClient":
         return self
 
     async def __aexit__(self, *_) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def send(self, request: Request) -> Reply:
         """The reply, or Failed."""
@@ -76,7 +87,14 @@ class HttpClient:
         return read_reply(body, request, self.endpoint)
 
     async def _post(self, url: str, headers: dict[str, str], content: bytes):
-        async with self._client.stream("POST", url, headers=headers, content=content) as response:
+        client = self._idle.pop()
+        try:
+            return await self._post_by(client, url, headers, content)
+        finally:
+            self._idle.append(client)
+
+    async def _post_by(self, client, url: str, headers: dict[str, str], content: bytes):
+        async with client.stream("POST", url, headers=headers, content=content) as response:
             limit = MAX_BODY if response.status_code == 200 else MAX_ERROR_BODY
             inflate = _inflater(response.headers.get("content-encoding", "identity"))
             body = bytearray()

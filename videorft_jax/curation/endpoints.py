@@ -5,8 +5,10 @@ them and sums of floats would drift over a million requests.
 """
 
 import dataclasses
+import functools
 import logging
 import math
+import operator
 import os
 import re
 from fractions import Fraction
@@ -73,14 +75,25 @@ class Price:
     ) -> int:  # fmt: skip
         """Nano-dollars of one request, rounded up."""
         cached = min(cached_tokens, input_tokens)
-        dollars = (
-            Fraction(str(self.input)) * (input_tokens - cached)
-            + Fraction(str(self.cached)) * cached
-            + Fraction(str(self.output)) * output_tokens
-        ) / 1_000_000
-        if is_batch:
-            dollars *= Fraction(str(self.batch_factor))
-        return math.ceil(dollars * NANO)
+        *each, whole = self._batch_parts if is_batch else self._parts
+        counts = (input_tokens - cached, cached, output_tokens)
+        return -(-sum(map(operator.mul, each, counts)) // whole)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[int, ...]:
+        return self._split(Fraction(1))
+
+    @functools.cached_property
+    def _batch_parts(self) -> tuple[int, ...]:
+        return self._split(Fraction(str(self.batch_factor)))
+
+    def _split(self, factor: Fraction) -> tuple[int, ...]:
+        """Nano-dollars of an input, a cached and an output token as whole numbers of the same
+        fraction, and that fraction's denominator: requests are many, and fractions slow."""
+        prices = [Fraction(str(p)) * factor for p in (self.input, self.cached, self.output)]
+        nano = [price * NANO / 1_000_000 for price in prices]
+        whole = math.lcm(*(price.denominator for price in nano))
+        return (*(int(price * whole) for price in nano), whole)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,13 @@ class Request:
         return [part for part in self.parts if isinstance(part, Picture)]
 
     @functools.cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all text in the request, its schema's included."""
+        texts = [self.system, *(part for part in self.parts if isinstance(part, str))]
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        return size + (len(canonical(self.schema)) if self.schema else 0)
+
+    @functools.cached_property
     def key(self) -> str:
         """sha256 over canonical JSON: sorted keys, no spaces, text in Unicode's form C."""
         parts = [
@@ -142,8 +149,5 @@ def estimate_tokens(request: Request, image_tokens: int) -> int:
     """Input tokens of a request, rounded up: two and a half characters a token, far below what
     tokenizers of today reach on prose, so that a budget reserved by it is an upper bound there;
     `image_tokens` for an image, or one for each 784 pixels where it is 0."""
-    texts = [request.system, *(part for part in request.parts if isinstance(part, str))]
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    size += len(canonical(request.schema)) if request.schema else 0
     images = sum(image_tokens or -(-p.width * p.height // 784) for p in request.pictures)
-    return -(-2 * size // 5) + images + 64
+    return -(-2 * request.num_bytes // 5) + images + 64

@@ -74,6 +74,7 @@ class Runner:
         self.stopped: dict[str, Exception] = {}  # The keys are endpoints and "budget".
         self._first_wait_s = first_wait_s
         self._asking: dict[str, asyncio.Future] = {}
+        self._uncommitted: dict[str, Reply] = {}  # on their way into the store
         self._closing = False
 
     def close(self) -> None:
@@ -108,6 +109,7 @@ class Runner:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.store.flush()
             raise
         if failed:
             raise failed[0]
@@ -120,8 +122,9 @@ class Runner:
         while True:
             request = await asyncio.to_thread(_step, work, reply, done)
             if request is done:
+                await self.store.flush()
                 return asked
-            reply = self.store.find(request.key)
+            reply = self._find(request.key)
             if reply is None:
                 if self._closing:
                     work.close()
@@ -130,9 +133,10 @@ class Runner:
                 reply = await self.ask(request)
 
     async def ask(self, request: Request) -> Reply | Dead:
-        """The reply or the dead letter, from the store or from the endpoint; both are committed
-        when it returns. Equal requests at the same time are one."""
-        known = self.store.find(request.key)
+        """The reply or the dead letter, from the store or from the endpoint. A reply is committed
+        before the next request of its worker leaves, in one transaction with that one's booking.
+        Equal requests at the same time are one."""
+        known = self._find(request.key)
         if known is not None:
             return known
         if request.key in self._asking:
@@ -151,6 +155,9 @@ class Runner:
             raise
         finally:
             del self._asking[request.key]
+
+    def _find(self, key: str) -> Reply | Dead | None:
+        return self._uncommitted.get(key) or self.store.find(key)
 
     async def _attempts(self, request: Request) -> Reply | Dead:
         pace, tries, wait_s = self.paces[request.endpoint], 0, self._first_wait_s
@@ -195,7 +202,9 @@ class Runner:
         if reply.model and reply.model != asked:
             seen = self.progress.other_models
             seen[reply.model] = seen.get(reply.model, 0) + 1
-        await self.store.commit(self.ledger.settle(**settle, reply=reply))
+        self._uncommitted[request.key] = reply
+        done = self.store.enqueue(self.ledger.settle(**settle, reply=reply))
+        done.add_done_callback(lambda _: self._uncommitted.pop(request.key, None))
         return reply
 
     async def _fail(self, failure, request, pace, tries, settle) -> Dead | Failed:

@@ -146,12 +146,22 @@ class Store:
                 raise RuntimeError(self._fault) from None
 
     async def commit(self, writes: list[Write]) -> None:
-        """`write`, together with whatever else wants to be written within a few milliseconds."""
+        """`write`, together with whatever else wants to be written within a few milliseconds, and
+        after all that was enqueued before."""
+        await asyncio.shield(self.enqueue(writes))
+
+    async def flush(self) -> None:
+        """Returns when all that was enqueued is on the disk."""
+        await self.commit([])
+
+    def enqueue(self, writes: list[Write]) -> asyncio.Future:
+        """Like `commit`, without waiting: a fault is raised by whatever is committed next."""
         done = asyncio.get_running_loop().create_future()
         self._waiting.append((writes, done))
         if self._group is None:
             self._group = asyncio.create_task(self._write_groups())
-        await asyncio.shield(done)
+        done.add_done_callback(lambda each: each.cancelled() or each.exception())  # seen
+        return done
 
     async def _write_groups(self) -> None:
         await asyncio.sleep(GROUP_S)
