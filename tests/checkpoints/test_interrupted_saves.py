@@ -4,6 +4,7 @@ import itertools
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -121,6 +122,19 @@ def test_a_save_goes_on_where_the_clock_jumps(tmp_path, monkeypatch, jump_s):
         checkpointer.save(3, after(3), {"data": 3})
     monkeypatch.undo()
     assert check_newest(tmp_path) == 3
+
+
+def test_a_folder_that_can_no_longer_be_written_ends_a_save_at_once(tmp_path):
+    """Orbax alone waits ten minutes there."""
+    began = time.monotonic()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, after(1), {})
+        checkpointer.wait()
+        shutil.rmtree(checkpointer.folder)
+        os.symlink("/proc/version", checkpointer.folder)  # where not even root may write
+        with pytest.raises(RuntimeError, match=r"00000002: could not be saved .*; free space"):
+            checkpointer.save(2, after(2), {})
+    assert time.monotonic() - began < 500
 
 
 def test_two_processes(tmp_path, victims):

@@ -1,12 +1,15 @@
 """The jobs that drills break: how far one is, where it went on, and what must come out the same."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
+import sqlite3
 from collections.abc import Callable
 
+import curation_run
 from drill_place import STEPS
 from tiny_run import read_arrays
 
@@ -35,6 +38,7 @@ class Job:
     result: Callable[[pathlib.Path], dict]
     samples: Callable[[pathlib.Path], collections.Counter]
     resumed_at: Callable[[str, pathlib.Path], int]
+    form: str = "py"  # of its recipe
 
     def progress(self, workdir: pathlib.Path) -> pathlib.Path:
         return workdir / self.file
@@ -89,10 +93,35 @@ def _evaluated_from(said, workdir):
     return found["results"]["num_records"] - found["performance"]["records"]
 
 
+class Curation(Job):
+    """Its progress is the number of replies in its store."""
+
+    def count(self, workdir: pathlib.Path) -> int:
+        with contextlib.suppress(sqlite3.OperationalError):
+            return count_paid(workdir)
+        return 0
+
+
+def count_paid(workdir: pathlib.Path) -> int:
+    """The replies of curation that are kept."""
+    uri = f"file:{workdir / 'store.sqlite'}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as store:
+        return store.execute("SELECT COUNT(*) FROM attempt WHERE state='paid'").fetchone()[0]
+
+
+def _verdicts(workdir):
+    return collections.Counter(row["record"] for row in read_lines(workdir / "verdicts.jsonl"))
+
+
+NO_JOB = Job("serve", 1, "", 1, dict, dict, lambda said, workdir: 0)
 JOBS = {
     "sft": Job("sft", STEPS["sft"], "metrics.jsonl", 1, _trained, _steps, _trained_from),
     "grpo": Job("grpo", STEPS["grpo"], "metrics.jsonl", 1, _drawn, _completions, _trained_from),
     "evaluate": Job("evaluate", 10, "completions.jsonl", 2, _evaluated, _answers, _evaluated_from),
+    "curate": Curation(
+        "curate", 30, "", 1, curation_run.files, _verdicts, lambda _, workdir: 0, "toml"
+    ),
+    "serve": NO_JOB,
 }
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import drill_chats as chats
 import drill_inputs as inputs
 import drill_kills as kills
+import drill_peers as peers
 import drill_services as services
 import drill_storage as storage
 
@@ -30,11 +32,13 @@ DRILLS = [
     Drill("5", "SIGTERM in a step, in a save, twice", TRAINING, kills.stop_by_sigterm),
     Drill("6", "the disk is full or read-only", TRAINING, storage.fill_the_disk),
     Drill("7", "resumed with other workers", TRAINING, kills.resume_with_other_workers),
+    Drill("8", "one of two processes killed", TRAINING, peers.kill_a_peer),
     Drill("9", "bad clips of all kinds", RECORDS, inputs.mix_bad_clips),
     Drill("10", "a loader's worker killed or hung", TRAINING, kills.kill_a_worker),
     Drill("11", "all clips gone", RECORDS, inputs.lose_all_clips),
     Drill("12", "a reward raises, is NaN or slow", ("grpo",), inputs.break_the_reward),
     Drill("13", "all rewards equal", ("grpo",), inputs.give_equal_rewards),
+    Drill("14", "kill -9 of curation, a server with faults", ("curate",), chats.kill_curation),
     Drill("15", "kill -9 of an evaluation", ("evaluate",), services.kill_it),
     Drill("17", "kill -9 under launch/supervise.sh", TRAINING, services.kill_under_the_supervisor),
     Drill("18", "options that cannot work", RECORDS, inputs.give_bad_options),
@@ -42,4 +46,6 @@ DRILLS = [
     Drill("20", "a worker stands still for a while", TRAINING, services.stop_a_worker),
     Drill("21", "the clock jumps", TRAINING, storage.jump_the_clock),
     Drill("22", "a clip comes late", TRAINING, storage.answer_late),
+    Drill("23", "one of two processes hangs", TRAINING, peers.hang_a_peer),
+    Drill("24", "serve killed or stopped", ("serve",), chats.stop_serving),
 ]

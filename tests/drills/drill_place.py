@@ -26,7 +26,7 @@ class Place:
     """Everything that the runs of all drills share; `folder` holds it."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder = folder
+        self.folder, self.resources = folder, contextlib.ExitStack()
         self.records = make_data(folder / "data", num_sft=24, num_rl=16, num_eval=10)
         if not (folder / "model").exists():
             make_model(folder / "model", self.records["sft"])
@@ -82,6 +82,7 @@ class Place:
         return self._server.start(words, cwd)
 
     def end(self):
+        self.resources.close()
         self._server.end()
 
 
@@ -121,7 +122,7 @@ class Run:
         return self.attempts[-1]
 
     def start(self, *flags, recipe: str = "") -> Attempt:
-        path = self.place.folder / f"{recipe or self.recipe}.py"
+        path = self.place.folder / f"{recipe or self.recipe}.{self.job.form}"
         words = [self.job.name, f"--config={path}", f"--workdir={self.workdir}", *flags]
         process = self.place.start(words, self.folder)
         self.attempts.append(Attempt(process, time.monotonic()))

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
+from drill_kills import steps_of
 from drill_place import Run
 
 HERE = pathlib.Path(__file__).parent
@@ -25,6 +28,12 @@ def fill_the_disk(run: Run) -> str:
     run.workdir = run.folder / "disk" / "run"
     run.start()
     step = run.wait_moment(is_early=True)
+    run.signal(signal.SIGSTOP)  # Steps of the tiny model are shorter than the strike.
+    while kind == "read-only" and steps_of(run, sealed=False):
+        # A save that is under way is given up by Orbax after its ten minutes alone.
+        run.signal(signal.SIGCONT)
+        time.sleep(0.02)
+        run.signal(signal.SIGSTOP)
     ballast, covered = run.folder / "disk" / "ballast", run.workdir / "checkpoints"
     if kind == "full":
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -32,6 +41,7 @@ def fill_the_disk(run: Run) -> str:
                 file.write(bytes(1 << 16))
     else:
         mount(run, covered, "ro")
+    run.signal(signal.SIGCONT)
     code = run.end()
     line = run.last.said.strip().splitlines()[-1]
     if kind == "full":

@@ -19,14 +19,15 @@ class Moments:
         self.rows = []
         if path.exists():
             text = path.read_text()
-            self.rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+            rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+            self.rows = list({_key(row): row for row in rows}.values())
 
     def has(self, drill: str, job: str, moment: int) -> bool:
-        return any(
-            (row["drill"], row["job"], row["moment"]) == (drill, job, moment) for row in self.rows
-        )
+        """Whether the moment is finished and was survived; one that was not is taken again."""
+        return any(_key(row) == (drill, job, moment) and row["survived"] for row in self.rows)
 
     def add(self, row: dict) -> None:
+        self.rows = [other for other in self.rows if _key(other) != _key(row)]
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -49,6 +50,10 @@ class Moments:
                 f"{f'{statistics.median(times):.1f}' if times else '-'} |"
             )
         return "\n".join(lines)
+
+
+def _key(row):
+    return row["drill"], row["job"], row["moment"]
 
 
 def _range(values):

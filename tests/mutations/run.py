@@ -2,6 +2,7 @@
 
     python tests/mutations/run.py              all of them, which takes some minutes
     python tests/mutations/run.py --only 3     one, by its number
+    python tests/mutations/run.py --attacks    defences taken away, all of which must be caught
 
 The exit code is 1 when fewer than 95 % are caught.
 """
@@ -17,6 +18,7 @@ import jax  # noqa: F401, read once for all forks, as the next two
 import pytest
 import torch  # noqa: F401
 import transformers  # noqa: F401
+from attacks import ATTACKS
 from mutations import MUTATIONS, Mutation
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,11 +55,15 @@ def run_tests(arguments: list[str], copy: pathlib.Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=int, help="number of one mutation")
-    only = parser.parse_args().only
+    parser.add_argument("--attacks", action="store_true", help="those of attacks.py instead")
+    given = parser.parse_args()
+    only, mutations = given.only, MUTATIONS
+    if given.attacks:
+        mutations = [attack.mutation for attack in ATTACKS]
     os.environ |= {"JAX_PLATFORMS": "cpu"}
     sys.dont_write_bytecode = True
     sys.path = [path for path in sys.path if pathlib.Path(path or ".").resolve() != ROOT]
-    numbers = range(len(MUTATIONS)) if only is None else [only]
+    numbers = range(len(mutations)) if only is None else [only]
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder, "copy")
         shutil.copytree(
@@ -65,13 +71,13 @@ def main() -> int:
         )
         caught = 0
         for number in numbers:
-            mutation = MUTATIONS[number]
+            mutation = mutations[number]
             found = is_caught(mutation, copy)
             caught += found
             word = "caught" if found else "MISSED"
             print(f"{number:3} {word} {mutation.file}: {mutation.old[:70]!r}", flush=True)
     print(f"{caught} of {len(numbers)} caught, {caught / len(numbers):.1%}")
-    return int(caught < LEAST * len(numbers))
+    return int(caught < (1.0 if given.attacks else LEAST) * len(numbers))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ class Checkpointer:
             "arrays": {path: manifest.describe(leaf) for path, leaf in arrays.items()},
         }
         folder = self._path(step)
+        self._check_writable(folder)
         try:
             self._orbax.save(folder, ocp.args.PyTreeSave(_nest(arrays)), force=True)
         except OSError as error:
@@ -137,6 +138,22 @@ class Checkpointer:
         self._thread.start()
         if not self._async:
             self.wait()
+
+    def _check_writable(self, folder):
+        """Raises RuntimeError where no file can be made beside `folder`. Orbax would only find out
+        in its threads, some of which wait ten minutes for the one that failed."""
+        probe, problem = self.folder / "probe", ""
+        if jax.process_index() == 0:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                probe.write_bytes(b"")
+                probe.unlink()
+            except OSError as error:
+                problem = _failed(folder, error)
+        try:
+            _agree(problem, "process 0 cannot write checkpoints any more, see its log")
+        except ValueError as agreed:
+            raise RuntimeError(str(agreed)) from None
 
     def protect(self, step: int | None) -> None:
         """Keeps the checkpoint of `step` until another is protected in its place."""
