@@ -16,7 +16,7 @@ from videorft_jax.serving.laid import STEP, Laid, round_up
 from videorft_jax.serving.prefill import Prompt, PromptPrograms
 
 _TOGETHER = 4  # prompts of one shape that are run at a time; the others one by one
-_TAIL = 16  # the least step between the lengths that ends of prompts are padded to
+_TAIL = 8  # the least step between the lengths that ends of prompts are padded to
 _SHORT = 128  # ends of at most so many tokens are always run behind a beginning that is kept
 
 
