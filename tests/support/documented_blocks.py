@@ -48,6 +48,7 @@ NAMES = {
     r"http://localhost:8000/v1": "{judge}",
     r"configs/curate\.toml": "pool.toml",
     r"results/\*\.jsonl": "batches/*.results",
+    r"(?<=records=)\.\.\.": "/mnt/sft.jsonl",
     r"(?<=seed=)N\b": "1",
     r"--config=demo(?= )": "--config=demo:smoke",
     r"v6e-16|v5e-64(?= --search)": "v5e-4",

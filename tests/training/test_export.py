@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import shutil
 
 import hf_twin as hf
 import hub_cache
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -262,3 +264,42 @@ def test_adapters_are_written_alone_and_merged_again(place, tmp_path, capsys):
         np.testing.assert_allclose(np.asarray(got), np.asarray(leaf), atol=1e-6, err_msg=path)
     assert place.export("full", tmp_path / "none", "--adapter") == 2
     assert "trained no adapters; leave --adapter out" in capsys.readouterr().err
+
+
+def test_a_folder_is_sent_to_the_hub(place, tmp_path, monkeypatch, capsys):
+    """The name and the login are looked at before anything is written; the hub may refuse."""
+    sent = []
+
+    class Hub:
+        def create_repo(self, repo, **settings):
+            sent.append((repo, settings["private"], settings["exist_ok"]))
+            return f"https://hub/{repo}"
+
+        def upload_folder(self, repo_id, folder_path, repo_type):
+            if "full" in repo_id:
+                raise OSError("the hub is\nfull")
+            sent.append((repo_id, sorted(os.listdir(folder_path))))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    out = tmp_path / "hf"
+    for repo, said in (
+        ("me/mine", "nobody is logged in to the hub; run hf auth login"),
+        ("mine", "give owner and name, as in --push=OWNER/mine"),
+        ("me/mi ne", "--push=me/mi ne: no name of a repository"),
+    ):
+        assert place.export("full", out, f"--push={repo}") == 2
+        assert said in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "secret")
+    assert place.export("full", out, "--push=me/mine") == 0
+    assert sent == [("me/mine", True, True), ("me/mine", sorted(os.listdir(out)))]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{out} is at https://hub/me/mine; next: videorft ask --model=me/mine ..."
+    assert place.export("full", tmp_path / "other", "--push=me/full") == 1
+    said = capsys.readouterr().err
+    assert (
+        "is written and not pushed (the hub is full); send it later by: hf upload me/full" in said
+    )
+    assert "secret" not in said
+    assert (tmp_path / "other/config.json").exists()
