@@ -48,7 +48,7 @@ def test_25_the_demos_model_fills_both_sets_and_the_card_says_how(place):
         ("right by the strict rules", counts.right), ("accepted", counts.accepted),
     ):  # fmt: skip
         assert re.search(rf"^\| {name} \| {number} \|$", card, re.MULTILINE)
-    assert "training on its outputs" in card
+    assert "are not known to allow training on them" in card
 
 
 def test_25_a_server_of_the_same_model_gives_the_same_files(place):
