@@ -52,14 +52,11 @@ class Entry:
     frames: int
     tensor: int
     rows: int
+    rollout: str = ""  # `rollout.mesh`; empty: the training's
 
     @property
     def name(self):
-        return f"{self.recipe} {self.machine} {self.frames} frames"
-
-    @property
-    def chooses_rollout(self):
-        return self.recipe == "grpo_7b" and self.frames == 16 and self.machine in FULL
+        return f"{self.recipe} {self.machine} {self.frames} frames {self.rollout}".strip()
 
     def job(self):
         config = importlib.import_module(self.recipe).get_config()
@@ -69,8 +66,7 @@ class Entry:
         config.data.rows = self.rows
         longest = self.frames // 2 * 128 + 1024  # tokens of a prompt, with room for its text
         config.data.row_tokens = max(config.data.row_tokens, 4096, longest)
-        # Elsewhere the rollout stays on the training's mesh, so that what is known goes on holding.
-        config.rollout.mesh = "auto" if self.chooses_rollout else ""
+        config.rollout.mesh = self.rollout
         if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
@@ -87,7 +83,9 @@ def entries():
                 for mode, count in (("grpo", prompts), ("sft", rows))
                 for frames in (16, 32)
             ]
-        found += [Entry("grpo_7b", machine, frames, tensor, prompts) for frames in (64, 256)]
+        found += [
+            Entry("grpo_7b", machine, frames, tensor, prompts, "auto") for frames in (16, 64, 256)
+        ]
     for machine, (tensor, prompts, rows) in LORA.items():
         found += [
             Entry(f"{mode}_7b_lora", machine, frames, tensor, count)
@@ -179,10 +177,9 @@ def write(lines, num_known, num_all, minutes):
         "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
         "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
         f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
-        "rollout: the mesh on which completions are drawn. It is the planner's choice for GRPO of "
-        "7B with 16 frames; elsewhere the training's, though `rollout.mesh=auto` may choose "
-        "another for a run. chip-s / rollout: chip-seconds of a completion by the floor with "
-        "wires.\n\n"
+        "rollout: the mesh on which completions are drawn. GRPO of 7B stands there twice, on the "
+        "training's mesh and on the planner's choice, which `rollout.mesh=auto` takes. chip-s / "
+        "rollout: chip-seconds of a completion by the floor with wires.\n\n"
         "| recipe | machine | frames | mesh | rollout | rows | fits | largest | per program | "
         "floor s | with wires | chip-s / rollout | compile min |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
