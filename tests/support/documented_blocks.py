@@ -41,6 +41,7 @@ NAMES = {
     r"\bheld_out\.jsonl": "eval.jsonl",
     r"(?<=init_from=)(?:DIR|runs/sft_hf)|(?<=--model[ =])DIR": "model",
     r"(?<=--data_root[ =])DIR": ".",
+    r"(?<=data\.root=)DIR": "pool",
     r"(?<=file://)/data/clips/ball\.mp4": "{place}/clip.mp4",
     r"(?<=--root )/data/clips": "{place}",
     r"/data/compiled": "shared_programs",
@@ -64,7 +65,7 @@ _MODEL = (
 )
 _DRAWS = "--config.rollout.num_rollouts=2 --config.rollout.max_new_tokens=8"
 _STEPS = "--config.train.max_steps=2 --config.train.max_skipped_in_row=9"
-_PLAN = "--config.model.init_from=model --config.data.records=rl.jsonl"
+_PLAN = "--config.model.init_from=model --config.data.records=sft.jsonl"
 _ABLATE = (
     "--config.ablate.records=eval.jsonl --config.ablate.seeds=(0,) "
     "--config.ablate.variants=(('a',()),('b',(('grpo.beta',0.0),)))"
