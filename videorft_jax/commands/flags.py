@@ -135,9 +135,12 @@ def _check_config(argv, examples, command):
     known = [name.removeprefix("config.") for name, _ in options_help.flatten(config, "config")]
     _check_kind(value, config, known, command)
     for option in options:
-        name = re.sub(r"\[\d+\]", "", option.split("=", 1)[0].removeprefix("--config."))
+        written = option.split("=", 1)[0].removeprefix("--config.")
+        name = re.sub(r"\[\d+\]", "", written)
         if name not in known:
             raise ValueError(options_help.suggest(name, known))
+        if name != written:
+            raise ValueError(f"--config.{written}: give the whole option, --config.{name}=VALUE")
 
 
 def _check_kind(value, config, known, command):
