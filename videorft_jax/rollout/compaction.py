@@ -3,7 +3,8 @@
 A batch grid has rows and slots: a row holds the keys and values of one prompt, its slots hold
 completions of that prompt. As completions finish, the live ones move into a smaller grid, in
 which a prompt may take several rows of fewer slots. Every part of the mesh (a shard) moves its own
-completions, so nothing crosses devices, and all shards change grid together. NumPy only.
+completions, so nothing crosses devices, and all shards change grid together; `benchmarks/shards.py`
+says how little it would save to deal them out across shards. NumPy only.
 """
 
 from collections.abc import Callable
