@@ -48,6 +48,14 @@ def test_09_a_configured_limit_is_used_and_never_exceeded(rate):
     assert refused == 0
 
 
+def test_09_twenty_seconds_of_requests_are_enough_to_find_a_limit():
+    server = LimitedServer(100, latency_s=0.5)
+    server.random.uniform = lambda low, high: 1.0
+    ask_virtually(endpoint(), server, 10**6, times=2000)
+    assert 20 / server.good[-1] >= 0.92
+    assert len(server.refused) <= 0.1 * 2000
+
+
 def test_09_a_limit_that_headers_tell_is_kept_from_then_on():
     server = LimitedServer(20, burst=2, limits=(1200, 0))
     goodput, _ = ask(server)

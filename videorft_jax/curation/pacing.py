@@ -1,7 +1,8 @@
 """How fast an endpoint is asked: token buckets, a rate that adapts, and a breaker.
 
 A refusal for too many requests cuts the rate to a share of what the server was measured to accept,
-from where it grows back along a cubic, as the adaptive mode of the AWS SDK does. A request counts
+from where it grows back along a cubic, as the adaptive mode of the AWS SDK does; after the first
+refusals, which come of a burst, it doubles each second until it is refused again. A request counts
 as accepted until it is refused, since replies of large models come long after refusals do. Signs of
 overload halve the number of requests in flight instead. Only the refused request waits for its
 Retry-After.
@@ -60,7 +61,7 @@ class Pace:
         self._free, self._turn = asyncio.Condition(), asyncio.Lock()
         self._sent: collections.deque[float] = collections.deque()
         self._refused: collections.deque[float] = collections.deque()
-        self._cut_at, self._top = -1e9, 0.0
+        self._cut_at, self._top, self._num_cuts = -1e9, 0.0, 0
         self._halved_at = -1e9
         self._paused_until = -1e9
         self._failures = collections.Counter()  # counts failures in a row, by code
@@ -125,8 +126,13 @@ class Pace:
 
     def _grow(self) -> None:
         """The adaptive rate at this moment: back to where it was cut, then beyond."""
-        if self._adaptive is not None:
-            since = self._clock() - self._cut_at
+        if self._adaptive is None:
+            return
+        since = self._clock() - self._cut_at
+        if self._num_cuts == 1:
+            # The first refusals come of a burst, which tells little about the rate.
+            self._adaptive.rate = BETA * self._top * 2.0 ** min(since, 20.0)
+        else:
             turn = (self._top * (1 - BETA) / CUBIC) ** (1 / 3)
             self._adaptive.rate = max(CUBIC * (since - turn) ** 3 + self._top, 0.1)
 
@@ -160,6 +166,7 @@ class Pace:
         if pace == "cut" and now - self._cut_at >= LEAST_CUT_S:
             self._top = max(self._measured(), 0.5)
             self._cut_at = now
+            self._num_cuts += 1
             if self._adaptive is None:
                 self._adaptive = Bucket(BETA * self._top, 1, self._clock)
             self._grow()
