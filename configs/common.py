@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     config.media.preset = "train"  # train or evaluate
     config.media.fps = 0.0  # frames sampled of a second
     config.media.min_frames = 0  # fewest frames of a clip
-    config.media.max_frames = 0  # most frames of a clip
+    config.media.max_frames = 0  # most frames of a clip; it lowers the fewest of a preset
     config.media.min_pixels = 0  # fewest pixels of a frame after resizing
     config.media.max_pixels = 0  # most pixels of a frame after resizing
     config.media.total_pixels = 0  # most pixels of all frames of a clip together

@@ -19,7 +19,7 @@ from videorft_jax.models.family import count_params, find_size, load_config, siz
 from videorft_jax.models.tensor_files import SINGLE_NAME, write_file
 from videorft_jax.parallel import sharding
 from videorft_jax.training.run import make_mesh
-from videorft_jax.training.setup import make_train_options
+from videorft_jax.training.setup import make_contract, make_train_options
 from videorft_jax.training.state import abstract_state
 from videorft_jax.training.weights import make_weights
 
@@ -79,6 +79,23 @@ def keep_logging():
     for logger, handlers, level in before:
         logger.handlers[:] = handlers
         logger.setLevel(level)
+
+
+def test_fewer_frames_than_the_least_of_a_preset():
+    """One option says it, as --frames of ask does; an own least number stands."""
+    config = load_recipe("grpo_7b")
+    for given, wanted in (
+        ((0, 0), (16, 16)),
+        ((0, 8), (8, 8)),
+        ((0, 32), (16, 32)),
+        ((4, 8), (4, 8)),
+    ):
+        config.media.min_frames, config.media.max_frames = given
+        contract = make_contract(config)
+        assert (contract.min_frames, contract.max_frames) == wanted
+    config.media.min_frames = 9
+    with pytest.raises(ValueError, match="min_frames <= max_frames"):
+        make_contract(config)
 
 
 @pytest.mark.parametrize("name", RECIPES)

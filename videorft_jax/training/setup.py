@@ -133,11 +133,15 @@ def _check_choices(config):
 
 def make_contract(config: ConfigDict) -> MediaContract:
     """The media contract of the config: a preset for the model's patches, with the fields that are
-    not 0 in place of its own. Raises ValueError for a contract that cannot be."""
+    not 0 in place of its own; a greatest number of frames below the preset's least brings that down
+    with it. Raises ValueError for a contract that cannot be."""
     media = config.media.to_dict()
     preset, geometry = media.pop("preset"), find_geometry(media.pop("patch_size"))
+    own = getattr(MediaContract, preset)(geometry)
     changes = {field: value for field, value in media.items() if value}
-    return dataclasses.replace(getattr(MediaContract, preset)(geometry), **changes)
+    if most := changes.get("max_frames"):
+        changes.setdefault("min_frames", min(most, own.min_frames))
+    return dataclasses.replace(own, **changes)
 
 
 def make_limits(config: ConfigDict) -> Limits:
