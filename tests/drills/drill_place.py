@@ -161,7 +161,9 @@ class Run:
 
     def kill(self) -> None:
         """SIGKILL, and the end of what it leaves behind is waited for."""
-        children = psutil.Process(self.last.process.pid).children(recursive=True)
+        children = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may have ended by itself.
+            children = psutil.Process(self.last.process.pid).children(recursive=True)
         self.signal(signal.SIGKILL)
         self.end()
         psutil.wait_procs(children, timeout=LIMIT_S)

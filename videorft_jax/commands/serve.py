@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         timeout_graceful_shutdown=int(options.timeout_s) + 1, server_header=False,
     )  # fmt: skip
     host, port = held.getsockname()[:2]
+    held.listen(config.backlog)  # who reads the line may come before the server looks
     print(f"serving {options.name} at http://{host}:{port}/v1", flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
         signal.signal(number, lambda *_: None)
