@@ -142,6 +142,21 @@ def test_phases_add_up_and_start_anew(tmp_path):
     assert 0 < second["time/update"] < second["perf/step_s"]
 
 
+def test_shares_of_a_step_with_what_the_compiler_took(tmp_path):
+    with Tracker(tmp_path, 3, stream=io.StringIO()) as tracker:
+        with tracker.phase("update"):
+            jax.jit(lambda x: x * 7.25 + 0.125)(1.0).block_until_ready()
+        tracker.log(1, {})
+        with tracker.phase("checkpoint"):
+            pass
+        tracker.log(2, {})
+    first, second = read_lines(tmp_path)
+    assert 0 < first["time/compile"] < first["time/update"]
+    assert first["perf/share/update"] == first["time/update"] / first["perf/step_s"] < 1
+    assert 0 < second["perf/share/checkpoint"] < 1
+    assert "time/compile" not in second
+
+
 def test_plain_lines_where_there_is_no_terminal(tmp_path):
     stream = io.StringIO()
     with Tracker(tmp_path, 5, start_step=1, interval=3600, stream=stream) as tracker:

@@ -110,6 +110,7 @@ class Tracker:
 
         `tokens` of the step over all devices give tokens per second, `useful` operations
         utilisation, and with those `executed` on padded shapes, the share lost to padding.
+        `perf/share/<name>` are the shares of the step that its phases and the compiler took.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -117,9 +118,13 @@ class Tracker:
         if not self._active:
             return
         values = {name: float(value) for name, value in metrics.items()}
-        self._durations.append(max(0.0, seconds - self._compiling.take()))
+        compiling = self._compiling.take()
+        self._durations.append(max(0.0, seconds - compiling))
         values |= self._performance(seconds, tokens, useful, executed)
+        if compiling:  # It lies within the other phases, whose programs are compiled when needed.
+            phases["compile"] = compiling
         values |= {f"time/{name}": spent for name, spent in phases.items()}
+        values |= {f"perf/share/{name}": spent / seconds for name, spent in phases.items()}
         values |= _memory()
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._lines.write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")

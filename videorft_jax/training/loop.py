@@ -104,8 +104,9 @@ def run_steps(
             has_stalled = validation is not None and validation.has_stalled
             is_end = stop or has_stalled or number == run.total
             if is_end or is_kept or number % options.checkpoint.every == 0:
-                before_save(number)
-                run.save(number, state, taken.next_batch)
+                with tracker.phase("checkpoint"):  # It counts in the line of the next step.
+                    before_save(number)
+                    run.save(number, state, taken.next_batch)
             if has_stalled:
                 _say_stalled(run, validation, number)
                 break
