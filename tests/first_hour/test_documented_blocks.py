@@ -12,7 +12,7 @@ import documented_blocks as documented
 import pytest
 from benchmark_layouts import make_layouts
 from chat_server import ChatServer
-from compiler_flags import QUICK_CPU
+from compiler_flags import QUICK
 from curation_run import ask, make_pool, write_config
 from PIL import Image
 from tiny_run import ROOT, environment, make_data, make_model, make_siglip
@@ -93,7 +93,8 @@ class Place:
         shutil.move(self.base / "runs", folder / "made")
 
     def run(self, script, cwd):
-        env = environment(self.folder / "compiled") | {"HOME": str(cwd), "XLA_FLAGS": QUICK_CPU}
+        """What a script says; the flags are such as every version of jaxlib knows."""
+        env = environment(self.folder / "compiled") | {"HOME": str(cwd), "XLA_FLAGS": QUICK}
         env["PYTHONPATH"] = str(self.folder / "site")
         env["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{env['PATH']}"
         said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
