@@ -134,11 +134,11 @@ class Model:
                 return patches.make_media(read_image(source, contract).frames, None, cut), ()
             clip = read_video(source, contract, **span, fps=None if is_file else rate)
             return patches.make_media(clip.frames, clip.fps, cut), clip.stamps
-        if not still and rate is None:
-            raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
-        frames = resize_frames(source, contract, image=still)
         if still:
-            return patches.make_media(frames, None, cut), ()
+            return patches.make_media(resize_frames(source, contract, image=True), None, cut), ()
+        if rate is None:
+            raise ValueError('prepare: decoded frames need their rate; add "fps": frames a second')
+        frames = resize_frames(source, contract)
         stamps = pair_times(np.arange(len(frames)) / rate, cut.temporal_patch)
         return patches.make_media(frames, float(rate), cut), stamps
 

@@ -92,11 +92,10 @@ class Text(nnx.Module):
     """Embedding [V, D], L blocks, final norm and head [V, D].
 
     It has four ways to run: a call over whole rows (training and scoring), `prefill` (the same,
-    which also returns keys and values) and `decode` (one token of each completion against a cache).
-    `extend` is `prefill` of the tokens behind a
-    beginning whose keys and values are known. All give the same hidden states for the same token.
-    `axes` int [H / 2] names the axis of
-    the positions (0 time, 1 height, 2 width) that each rotary frequency reads.
+    which also returns keys and values), `extend` (`prefill` of the tokens behind a beginning whose
+    keys and values are known) and `decode` (one token of each completion against a cache). All
+    give the same hidden states for the same token. `axes` int [H / 2] names the axis of the
+    positions (0 time, 1 height, 2 width) that each rotary frequency reads.
     """
 
     def __init__(self, config, attention, axes: np.ndarray, rngs: nnx.Rngs):
