@@ -7,10 +7,9 @@ import tomllib
 from typing import Any
 
 from videorft_jax.curation.budget import Limits
-from videorft_jax.curation.difficulty import PROBES
 from videorft_jax.curation.endpoints import Endpoint, Price
 from videorft_jax.curation.licences import read_sources, read_terms
-from videorft_jax.curation.options import STAGES, CurationOptions
+from videorft_jax.curation.options import PROBES, STAGES, CurationOptions
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.rewards.combine import GATES
 

@@ -21,7 +21,6 @@ from videorft_jax.data.records.pass_rates import write_pass_rates
 from videorft_jax.evaluation.results_folder import COMPLETIONS
 
 QUESTIONS, FILE = "questions.jsonl", "difficulty.jsonl"
-PROBES = ("rollouts", "blind", "few_frames")
 PREFIX = "extra_curation_"
 
 
@@ -35,8 +34,8 @@ class Probe(NamedTuple):
 
 
 def read_probes(folders: Mapping[str, str]) -> dict[str, Probe]:
-    """The probes of `PROBES` by name; folders: those of `videorft pass_rate`. Raises ValueError,
-    one line, for a folder that holds no finished one."""
+    """The probes by name; folders: those of `videorft pass_rate`, by names of `options.PROBES`.
+    Raises ValueError, one line, for a folder that holds no finished one."""
     if folders and "rollouts" not in folders:
         raise ValueError("difficulty: rollouts is missing; probes are compared with them")
     return {name: _read(name, pathlib.Path(folder)) for name, folder in folders.items()}

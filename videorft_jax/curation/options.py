@@ -9,6 +9,7 @@ from videorft_jax.curation.licences import SourceTerms
 from videorft_jax.data.media.contract import MediaContract
 
 STAGES = ("describe", "think", "revise")
+PROBES = ("rollouts", "blind", "few_frames")  # what difficulty is measured by
 
 
 @dataclasses.dataclass(frozen=True)
