@@ -27,6 +27,10 @@ HLO = """HloModule jit_f
   %two = f32[16]{0} all-gather(%y), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
 }
 
+%fused.2 (p: f32[4]) -> f32[16] {
+  %again = f32[16]{0:T(128)S(1)} all-gather(%p), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0)
+}
+
 %drawn (p: (s32[])) -> pred[] {
   ROOT %both = pred[] and(%less, %more)
 }
@@ -57,7 +61,8 @@ def grid(places, shape, cores=None):
 
 
 def test_collectives_of_a_text():
-    """A layer's count is that of its loop, and a loop over tokens counts one."""
+    """A layer's count is that of its loop, and a loop over tokens counts one. A gather that the
+    compiler spreads over fusions, whose results lie in other memories, is one."""
     mesh = grid([(n, 0, 0) for n in range(8)], (1, 4, 2))
     assert read_collectives(HLO, mesh) == [
         ("all-gather", ("fsdp",), 64, 7),

@@ -12,6 +12,7 @@ from videorft_jax.planning.links import Collective, axes_between
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _WIDE = {"s64": 8, "u64": 8, "f64": 8}
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
+_LAYOUT = re.compile(r"\{[^{}]*\}")
 _LINE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\((.*)"
 )
@@ -36,8 +37,8 @@ def read_collectives(hlo: str, mesh: Any) -> list[Collective]:
         scattered = name.startswith("%all-reduce-scatter")
         for kinds, kind, start, rest in _LINE.findall(text):
             channel = re.search(r"channel_id=(\d+)", rest)
-            key = (kind, channel and channel[1], kinds)
-            if key in seen and not scattered:  # One that is spread over several fusions.
+            key = (kind, channel and channel[1], _LAYOUT.sub("", kinds))
+            if key in seen and not scattered:  # One that is spread over fusions, in any layout.
                 continue
             seen.add(key)
             arrays = [_size(*array) for array in _ARRAY.findall(kinds)]
