@@ -42,9 +42,8 @@ def read_collectives(hlo: str, mesh: Any) -> list[Collective]:
                 continue
             seen.add(key)
             arrays = [_size(*array) for array in _ARRAY.findall(kinds)]
-            if (
-                start and len(arrays) > 1
-            ):  # operands, results and flags of one that is awaited later
+            # One that is awaited later has operands, results and flags.
+            if start and len(arrays) > 1:
                 arrays = [max(arrays)]
             axes = axes_between(mesh, _members(rest, mesh.devices.size))
             if axes and sum(arrays):
