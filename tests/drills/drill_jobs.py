@@ -38,7 +38,7 @@ class Job:
     result: Callable[[pathlib.Path], dict]
     samples: Callable[[pathlib.Path], collections.Counter]
     resumed_at: Callable[[str, pathlib.Path], int]
-    form: str = "py"  # of its recipe
+    form: str = "py"  # Recipes of curation are toml.
 
     def progress(self, workdir: pathlib.Path) -> pathlib.Path:
         return workdir / self.file

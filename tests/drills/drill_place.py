@@ -108,7 +108,7 @@ class Run:
         self.recipe = recipe or job.name
         self.attempts: list[Attempt] = []
         self.moment = 0  # its number among the moments of the drill
-        self.flags: tuple[str, ...] = ()  # of the attempts that go on
+        self.flags: tuple[str, ...] = ()  # Attempts that go on get them.
         self.expected: tuple[str, ...] = ()  # words that one line of those attempts must hold
         self.is_over = False  # whether it ended as it should, and there is nothing to go on with
         self.cleanup = contextlib.ExitStack()

@@ -79,7 +79,7 @@ BENT = [*SQUARE[:3], (1, 2, 0)]
 CUBE = [(x, y, z) for x in range(4) for y in range(4) for z in range(4)]
 PAIRS = [(x, y, 0) for x in range(2) for y in range(2) for _ in range(2)]
 CORES = [0, 1] * 4
-MEGA = 1e8  # bytes
+SIZE = 1e8  # bytes
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ MEGA = 1e8  # bytes
         # Lines that bend are no box.
         ("v6e", grid(BENT, (1, 1, 4)), ("tensor",), "all-gather", 75e6 / 100e9 + 3e-6),
         # A full cube is closed to rings in all three dims.
-        ("v5p", grid(CUBE, (1, 64, 1)), ("fsdp",), "all-gather", 63 / 64 * MEGA / 600e9 + 6e-6),
+        ("v5p", grid(CUBE, (1, 64, 1)), ("fsdp",), "all-gather", 63 / 64 * SIZE / 600e9 + 6e-6),
         # Two devices of a chip need no link, and four chips' pairs share theirs.
         ("tpu7x", grid(PAIRS, (1, 4, 2), CORES), ("tensor",), "all-gather", 0.0),
         ("tpu7x", grid(PAIRS, (1, 4, 2), CORES), ("fsdp",), "all-gather", 75e6 / 100e9 + 2e-6),
@@ -103,15 +103,15 @@ MEGA = 1e8  # bytes
     ],
 )  # fmt: skip
 def test_seconds_by_hand(kind, mesh, axes, sent, seconds):
-    found = Wires(LINKS[kind], mesh).seconds(Collective(sent, axes, MEGA, 3))
+    found = Wires(LINKS[kind], mesh).seconds(Collective(sent, axes, SIZE, 3))
     assert found == pytest.approx(3 * seconds, rel=1e-9)
 
 
 def test_what_waits_is_added_and_what_need_not_runs_beside():
     wires = Wires(LINKS["v6e"], grid(SQUARE, (1, 4, 4)))
     gather, add = (
-        Collective("all-gather", ("fsdp",), MEGA, 1),
-        Collective("all-reduce", ("tensor",), MEGA, 1),
+        Collective("all-gather", ("fsdp",), SIZE, 1),
+        Collective("all-reduce", ("tensor",), SIZE, 1),
     )
     beside, waited = wires.seconds(gather), wires.seconds(add)
     assert wired_seconds(wires, 1.0, [gather, add]) == pytest.approx(1.0 + waited)

@@ -30,7 +30,7 @@ class ChatServer:
         self.right, self.delay_s, self.drills = right, delay_s, drills
         self.log, self.tries, self.lock = [], collections.Counter(), threading.Lock()
         self.status = None  # (status, headers, body) for every request
-        self.headers = {}  # of each good reply
+        self.headers = {}  # Every good reply has them.
         self.redirect = "http://127.0.0.1:9/"
         self.think_text = None  # replaces the chain
         self.describe = None  # (description, prompt) -> content, or (content, fields of the choice)

@@ -52,7 +52,8 @@ LINKS = {
     "tpu7x": Link(100e9, ring=4, cubes=True),
 }
 _TWICE = "all-reduce"  # It is a reduce-scatter and an all-gather.
-_BESIDE = ("all-gather", "reduce-scatter")  # of weights and gradients, which may run beside others
+# Weights are gathered and gradients scattered; both may run beside other work.
+_BESIDE = ("all-gather", "reduce-scatter")
 
 
 class Wires:

@@ -11,7 +11,8 @@ from videorft_jax.planning.jobs import Job, device_bytes, prepared_bytes, total_
 from videorft_jax.planning.links import Collective, find_wires, wired_seconds
 
 _BF16 = 2
-_HALVINGS = 32  # of the search for the bound of top_p or top_k; each adds up a number per draw
+# The bound of top_p or top_k is searched by halving; each step adds up one number per draw.
+_HALVINGS = 32
 _DRAW_SUMS = 6  # other small sums over the vocabulary that one draw takes
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 

@@ -45,7 +45,8 @@ class Prompts:
         self._begins: dict[bytes, bytes] = {}  # from the name of a beginning to that of a prompt
         text, kind = programs.config.text, jax.tree.leaves(params)[0].dtype
         heads = 2 * text.num_layers * text.num_kv_heads
-        self._bytes = heads * text.head_dim * kind.itemsize  # of the keys and values of a token
+        # Keys and values of one token take so many bytes.
+        self._bytes = heads * text.head_dim * kind.itemsize
         self.reused_prompts = self.reused_clips = self.encoded_clips = 0
         self.run_tokens = self.reused_tokens = 0
 
