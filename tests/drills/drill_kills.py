@@ -20,9 +20,10 @@ def steps_of(run: Run, sealed: bool = True):
     return [path for path in names if path.name != "probe" and sealed == (path / MANIFEST).exists()]
 
 
-def wait_for_save(run: Run) -> int:
-    """Waits for a random step and then for a save that is under way."""
-    step = run.rng.randint(1, run.job.total - 2)
+def wait_for_save(run: Run, is_early: bool = False) -> int:
+    """Waits for a random step, of the first half if `is_early`, and then for a save that is under
+    way."""
+    step = run.rng.randint(1, run.job.total // 2 - 1 if is_early else run.job.total - 2)
     run.wait(lambda: run.count() >= step)
     run.wait(lambda: steps_of(run, sealed=False))
     return run.count()

@@ -5,9 +5,8 @@ import os
 import pathlib
 import signal
 import subprocess
-import time
 
-from drill_kills import steps_of
+from drill_kills import wait_for_save
 from drill_place import Run
 
 HERE = pathlib.Path(__file__).parent
@@ -22,18 +21,15 @@ def mount(run: Run, folder: pathlib.Path, options: str) -> None:
 
 
 def fill_the_disk(run: Run) -> str:
-    """The disk is full, or its folder of checkpoints read-only, from a random moment on."""
+    """The disk is full, or its folder of checkpoints read-only, from a random moment on or from one
+    in a save that is under way."""
     kind = ("full", "read-only")[run.moment % 2]
+    is_in_save = run.moment % 4 > 1
     mount(run, run.folder / "disk", _DISK)
     run.workdir = run.folder / "disk" / "run"
     run.start()
-    step = run.wait_moment(is_early=True)
+    step = wait_for_save(run, is_early=True) if is_in_save else run.wait_moment(is_early=True)
     run.signal(signal.SIGSTOP)  # Steps of the tiny model are shorter than the strike.
-    while kind == "read-only" and steps_of(run, sealed=False):
-        # A save that is under way is given up by Orbax after its ten minutes alone.
-        run.signal(signal.SIGCONT)
-        time.sleep(0.02)
-        run.signal(signal.SIGSTOP)
     ballast, covered = run.folder / "disk" / "ballast", run.workdir / "checkpoints"
     if kind == "full":
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
@@ -50,8 +46,8 @@ def fill_the_disk(run: Run) -> str:
         subprocess.run(["umount", "-l", str(covered)], check=True)
     assert code == 1, run.last.said
     reason = "No space left" if kind == "full" else "Read-only file system"
-    assert reason in line or "could not be saved" in line, run.last.said
-    return f"{kind} after step {step}: {line[-110:]}"
+    assert reason in line, run.last.said
+    return f"{kind} {'in a save ' * is_in_save}after step {step}: {line[-150:]}"
 
 
 def _hooked(run: Run, name: str, call: str, **changes) -> pathlib.Path:

@@ -2,10 +2,12 @@
 
     bash launch/soak.sh                 20,000 batches, 500 steps, 2,000 requests
     bash launch/soak.sh --batches=2000 --steps=60 --requests=300 --out=runs/soak
+    bash launch/soak.sh --steps=0 --requests=0      the loader alone
 
+A part that is finished is kept in OUT/soak.json and not run again, so the same command goes on.
 Memory, open files, threads (of the process and its children) and compiled programs must be flat
 after the first third: a line is fitted to what follows. Exit code 1 where one grows. OUT/soak.png
-shows the curves, OUT/soak.json holds them.
+shows the curves.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import psutil  # noqa: E402
 from drill_place import Place  # noqa: E402, beside this file
 from tiny_run import ROOT  # noqa: E402
 
+PARTS = {"loader": "batches", "grpo": "steps", "serve": "requests"}
 FIELDS = ("memory MiB", "open files", "threads", "programs")
 WARM, END = 1 / 3, 0.97  # Before the one a run may still grow, after the other it ends.
 MOST = {"memory MiB": 0.05, "open files": 2.0, "threads": 2.0, "programs": 0.5}
@@ -179,23 +182,27 @@ def main(argv=None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "runs/soak")
     given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
-    soak, parts, faults = Soak(given.out.resolve()), {}, []
-    asked = (("loader", "batches"), ("grpo", "steps"), ("serve", "requests"))
+    kept, faults = given.out / "soak.json", []
+    parts = json.loads(kept.read_text()) if kept.exists() else {}
+    soak = Soak(given.out.resolve())
     try:
-        for name, unit in asked:
-            if total := getattr(given, unit):
+        for name, unit in PARTS.items():
+            total = getattr(given, unit)
+            if not total:
+                continue
+            if name not in parts or parts[name]["total"] != total:
                 began = time.monotonic()
                 samples = getattr(soak, name)(total)
-                growth = find_growth(samples)
-                parts[name] = {"unit": unit, "samples": samples, "growth": growth}
-                wrong = find_faults(growth)
-                faults += [f"{name}: {fault}" for fault in wrong]
-                shown = ", ".join(f"{field} {grown:+.3g}" for field, grown in growth.items())
-                seconds = time.monotonic() - began
-                print(f"{name}: {total} {unit} in {seconds:.0f} s; after a third: {shown}")
+                seconds = round(time.monotonic() - began)
+                parts[name] = {"unit": unit, "total": total, "seconds": seconds, "samples": samples}
+                kept.write_text(json.dumps(parts))
+            growth = find_growth(parts[name]["samples"])
+            faults += [f"{name}: {fault}" for fault in find_faults(growth)]
+            shown = ", ".join(f"{field} {grown:+.3g}" for field, grown in growth.items())
+            seconds = parts[name]["seconds"]
+            print(f"{name}: {total} {unit} in {seconds} s; after a third: {shown}")
     finally:
         soak.place.end()
-    (given.out / "soak.json").write_text(json.dumps(parts))
     plot(parts, given.out / "soak.png")
     print("\n".join(faults) or f"flat; see {given.out}/soak.png")
     return int(bool(faults))

@@ -25,6 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from videorft_jax.checkpoints import manifest
+from videorft_jax.checkpoints.save_errors import describe_failure
 from videorft_jax.checkpoints.steady_clock import use_steady_clock
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class Checkpointer:
         self.folder = epath.Path(workdir) / "checkpoints"
         self._keep_last, self._keep_every, self._async = keep_last, keep_every, async_save
         use_steady_clock()
-        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        # Else a folder that cannot be made leaves threads that keep the process for ten minutes.
+        at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=at_once)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._told: set[int] = set()  # Damaged steps that a warning has named.
@@ -132,7 +135,7 @@ class Checkpointer:
         try:
             self._orbax.save(folder, ocp.args.PyTreeSave(_nest(arrays)), force=True)
         except OSError as error:
-            raise RuntimeError(_failed(folder, error)) from error
+            raise RuntimeError(describe_failure(folder, error)) from error
         self._current = step
         self._thread = threading.Thread(target=self._finish, args=(folder, body))
         self._thread.start()
@@ -140,8 +143,8 @@ class Checkpointer:
             self.wait()
 
     def _check_writable(self, folder):
-        """Raises RuntimeError where no file can be made beside `folder`. Orbax would only find out
-        in its threads, some of which wait ten minutes for the one that failed."""
+        """Raises RuntimeError on every process where process 0 can make no file beside `folder`;
+        Orbax would tell that process alone."""
         probe, problem = self.folder / "probe", ""
         if jax.process_index() == 0:
             try:
@@ -149,7 +152,7 @@ class Checkpointer:
                 probe.write_bytes(b"")
                 probe.unlink()
             except OSError as error:
-                problem = _failed(folder, error)
+                problem = describe_failure(folder, error)
         try:
             _agree(problem, "process 0 cannot write checkpoints any more, see its log")
         except ValueError as agreed:
@@ -190,7 +193,7 @@ class Checkpointer:
             return
         self._thread.join()
         self._thread, error, self._error = None, self._error, None
-        problem = _failed(self._path(self._current), error) if error else ""
+        problem = describe_failure(self._path(self._current), error) if error else ""
         try:
             _agree(problem, "another process could not save its part, see its log")
         except ValueError as agreed:
@@ -326,11 +329,6 @@ def _agree(problem: str, elsewhere: str) -> None:
         bad = bool(np.any(multihost_utils.process_allgather(np.int32(bad))))
     if bad:
         raise ValueError(problem or elsewhere)
-
-
-def _failed(folder, error):
-    reason = " ".join(str(error).split())[:300]
-    return f"{folder}: could not be saved ({type(error).__name__}: {reason}); free space and rerun"
 
 
 def _flatten(tree) -> dict:
