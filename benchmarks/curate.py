@@ -19,13 +19,13 @@ import logging
 import multiprocessing
 import os
 import pathlib
-import platform
 import random
 import re
 import statistics
 import tempfile
 import time
 
+import host
 import openai
 
 from videorft_jax.curation.budget import Ledger, Limits
@@ -188,8 +188,7 @@ def main():
     if options.json:
         names = ("text_share", "pictures_share", "limited_goodput")
         report = {
-            "machine": {"cpus": os.cpu_count(), "processor": platform.machine(),
-                        "load": os.getloadavg()[0]},
+            "machine": host.describe() | {"load": os.getloadavg()[0]},
             "shape": vars(options) | {"delay_s": DELAY_S},
             "ours": found["ours"], "peer": found["peer"],
             "ratio": {name: found["ours"][name] / found["peer"][name] for name in names}

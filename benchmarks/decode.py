@@ -14,8 +14,6 @@ memory. A ratio above 1 means that ours is better.
 import argparse
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import av
 import decord
+import host
 import numpy as np
 import psutil
 from PIL import Image
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     report = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": host.describe(),
         "shape": {"video": f"{SECONDS} s {WIDTH}x{HEIGHT} {RATE} fps", "frames": COUNTS},
         "ours": {},
         "peer": {},

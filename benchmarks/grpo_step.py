@@ -9,7 +9,8 @@ times. Rewards: answers and format by the same Python code, and SigLIP on 16 fra
 once a clip on both sides. Update: log-probs of policy and reference, GRPO loss with KL, backward,
 clipping, AdamW; ours with a group in one row, the peer with a row per completion and logits for the
 completion only. Each side is a process of its own and they take turns; medians over the rounds,
-without the first, which compiles.
+without the first, which compiles. A peak is the most memory that a side has held, compiling and
+loading included.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import tempfile
 import time
 import types
 
+import host
 import numpy as np
 import peer
 
@@ -137,7 +139,7 @@ def run_ours(folder, frames, pipe):
         state, metrics = step(state, sharding.place_batch(rows, mesh), reference)
         float(metrics["loss"])
         clock.lap("update")
-        return clock.seconds
+        return clock.seconds, host.peak_bytes()
 
     peer.serve(once, pipe)
 
@@ -219,7 +221,7 @@ def run_peer(folder, frames, pipe):
         optimizer.step()
         optimizer.zero_grad()
         clock.lap("update")
-        return clock.seconds
+        return clock.seconds, host.peak_bytes()
 
     peer.serve(once, pipe)
 
@@ -244,17 +246,18 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = {"ours": {}, "peer": {}, "ratio": {}}
+    print(f"on {peer.machine()}", flush=True)
     devices = min(PROMPTS, len(os.sched_getaffinity(0)))  # Each device of the CPU gets prompts.
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         peer.write_model(folder, peer.FAMILIES[options.family])
         write_siglip(folder / "siglip")
         for frames in options.frames:
-            seen = {"ours": [], "peer": []}
+            seen, peaks = {"ours": [], "peer": []}, {}
             with peer.Sides(folder, frames, devices=devices, ours=run_ours, peer=run_peer) as sides:
                 for number in range(options.rounds + 1):
                     for side in seen:
-                        seconds = sides.ask(side, number)
+                        seconds, peaks[side] = sides.ask(side, number)
                         seen[side].append(seconds | {"step": sum(seconds.values())})
                         spent = ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items())
                         print(f"{frames} frames, round {number} {side}: {spent}", flush=True)
@@ -272,6 +275,13 @@ def main():
                     f"{frames} frames, {phase:<8} ours {middle['ours']:.3f} s, "
                     f"peer {middle['peer']:.3f} s: {ratio:.2f}x", flush=True,
                 )  # fmt: skip
+            for side, peak in peaks.items():
+                report[side][f"peak{suffix}_gib"] = peak / 2**30
+            report["ratio"][f"memory{suffix}"] = peaks["peer"] / peaks["ours"]
+            print(
+                f"{frames} frames, peak     ours {peaks['ours'] / 2**30:.2f} GiB, peer "
+                f"{peaks['peer'] / 2**30:.2f} GiB: {peaks['peer'] / peaks['ours']:.2f}x less"
+            )
     if options.json:
         shape = {
             "prompts": PROMPTS, "rollouts": ROLLOUTS, "new_tokens": NEW, "text_tokens": TEXT,

@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import time
 
+import host
 import numpy as np
 import psutil
 
@@ -200,7 +201,7 @@ def main() -> None:
         early, late, count = measure_memory(loader, options.clips)
         print(f"resident {early:.0f} MiB, after {count} clips {late:.0f}: {late / early - 1:+.1%}")
     if options.json:
-        machine = {"cpus": os.cpu_count(), "processor": platform.machine()}
+        machine = host.describe()
         machine["python"] = platform.python_version()
         shape = {"records": len(source), "rows": options.rows, "threads": options.threads}
         report = {

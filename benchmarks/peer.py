@@ -8,8 +8,8 @@ import json
 import multiprocessing
 import os
 import pathlib
-import platform
 
+import host
 import numpy as np
 
 from videorft_jax.data.batch import layout, patches
@@ -143,7 +143,9 @@ def place_params(folder, config):
 
     from videorft_jax.models.hf_folder import read_checkpoint
     from videorft_jax.parallel import sharding
+    from videorft_jax.training.compiler_memory import give_back_memory
 
+    give_back_memory()  # Every command does it.
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     jax.set_mesh(mesh)
     params = read_checkpoint(folder, config)
@@ -206,9 +208,4 @@ def machine() -> dict:
     """What every benchmark says of where it ran."""
     import jax
 
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-    }
+    return {"device": jax.devices()[0].device_kind, **host.describe(), "jax": jax.__version__}

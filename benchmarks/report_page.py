@@ -11,15 +11,14 @@ of sorting all groups. A ratio above 1 means that ours is better.
 import argparse
 import html
 import json
-import os
 import pathlib
-import platform
 import statistics
 import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests/support"))
 
+import host  # noqa: E402
 from browser import run_in_page  # noqa: E402
 from written_runs import write_many  # noqa: E402
 
@@ -80,7 +79,7 @@ def main() -> None:
             for key in ("paint", "ready")
         }
         shape = {"groups": own.groups, "completions": 8, **sizes}
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        machine = host.describe()
         print(json.dumps({"machine": machine, "shape": shape, **medians, "ratio": ratio}))
 
 

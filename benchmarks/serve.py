@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import pathlib
 import random
 import signal
@@ -28,6 +27,7 @@ import sys
 import tempfile
 import time
 
+import host
 import httpx2
 import peer
 
@@ -155,13 +155,6 @@ def measure(sides, name, clients, turn):
         server.send_signal(signal.SIGSTOP)
 
 
-def processor() -> str:
-    """The name of the processor, where Linux tells it."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    return peer.machine()["processor"]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
@@ -170,7 +163,7 @@ def main() -> int:
     options = parser.parse_args()
     report: dict[str, dict[str, float]] = {"ours": {}, "peer": {}, "ratio": {}}
     is_same = True
-    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores")
+    print(f"on {host.describe()}")
     with tempfile.TemporaryDirectory() as place:
         write_files(folder := pathlib.Path(place, "model"))
         with serving(folder, options.peer_python) as sides:
@@ -201,9 +194,8 @@ def main() -> int:
     report["ratio"]["ours_32_to_1"] = ours["tokens_per_s_32"] / ours["tokens_per_s_1"]
     print(f"32 clients get {report['ratio']['ours_32_to_1']:.1f} times the tokens of one")
     if options.json:
-        machine = peer.machine() | {"processor": processor()}
         shape = {"parameters": 83_000_000, "clients": CLIENTS, "new_tokens": NEW}
-        print(json.dumps({"machine": machine, "shape": shape, **report}))
+        print(json.dumps({"machine": peer.machine(), "shape": shape, **report}))
     return 0 if is_same else 1
 
 

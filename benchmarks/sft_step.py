@@ -12,11 +12,11 @@ AdamW, clipping. The environment is the same for both, GLIBC_TUNABLES among it.
 import argparse
 import json
 import os
-import resource
 import statistics
 import tempfile
 import time
 
+import host
 import peer
 
 ROWS, FRAMES, SIDE = 2, 16, 336
@@ -112,8 +112,7 @@ def measured(once):
             start = time.perf_counter()
             losses.append(once())
             seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return losses[0], seconds, peak
+        return losses[0], seconds, host.peak_bytes()
 
     return run
 
@@ -124,6 +123,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     seen = {"ours": [], "peer": []}
+    print(f"on {peer.machine()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         peer.write_model(folder)
         devices = min(ROWS, len(os.sched_getaffinity(0)))  # Each device of the CPU gets rows.

@@ -12,8 +12,8 @@ that differ as a whole, which is the worst for shards.
 
 import argparse
 import json
-import platform
 
+import host
 import numpy as np
 
 from videorft_jax.metrics import flops
@@ -81,7 +81,7 @@ def main():
     if own.json:
         parts = {part: {k: v[part] for k, v in found.items()} for part in ("ours", "peer", "ratio")}
         shape = {"length": LENGTH, "new": NEW, "rollouts": ROLLOUTS, "rounds": own.rounds}
-        print(json.dumps({"machine": {"processor": platform.machine()}, "shape": shape, **parts}))
+        print(json.dumps({"machine": host.describe(), "shape": shape, **parts}))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def parse(
         raise ValueError(f"{flag} missing; write {_first(examples)}")
     if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
-    from videorft_jax.training import compile_cache  # loads JAX
+    from videorft_jax.training import compile_cache, compiler_memory  # loads JAX
 
     tuples.check_tuples(values.config)
 
@@ -61,6 +61,7 @@ def parse(
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     compile_cache.forget_folders()
+    compiler_memory.give_back_memory()
     _start_processes(values)
     if not writes:
         return values.config, ""

@@ -29,7 +29,9 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     held = _listen(given.host, given.port)
     from videorft_jax import api
+    from videorft_jax.training.compiler_memory import give_back_memory
 
+    give_back_memory()
     model = api.load(
         given.checkpoint,
         dtype=given.dtype,
