@@ -230,7 +230,8 @@ def grpo_loss(
 ):
     """Computes the policy-gradient loss of some groups: a float32 scalar, and metrics.
 
-    Loss and metrics are shares of the whole step's, so they add up over groups.
+    Loss and metrics are shares of the whole step's, so they add up over groups; of
+    `sampler_gap_max`, the largest gap of a token, the largest over groups is the step's.
 
     logprobs float32 [B, R, C]: of each token under the policy. advantages [B, R]. mask bool
     [B, R, C]: True on tokens that count. totals: `grpo_totals` of the whole step. old: logprobs
@@ -257,6 +258,7 @@ def grpo_loss(
     if sampler is not None:
         gap = jnp.where(drawn > 0, old - sampler, 0.0)
         metrics["sampler_gap"] = jnp.abs(gap).sum() / num_drawn
+        metrics["sampler_gap_max"] = jnp.abs(gap).max()
         if config.sampler_cap:
             token = token * _sampler_weight(gap, config)
     if config.num_given:

@@ -9,59 +9,8 @@ import socket
 
 import numpy as np
 import pytest
-from tiny_run import (
-    finish,
-    make_data,
-    make_model,
-    make_siglip,
-    metrics,
-    read_arrays,
-    sft_options,
-    start,
-    wait_for,
-    write_config,
-)
-
-STEPS = 4
-MACHINE = ("perf/", "time/", "memory/")
-REWARDS = (("tests.support.user_rewards:count_letters", 1.0), ("accuracy", 1.0), ("semantic", 0.5))
-
-
-class Place:
-    def __init__(self, folder):
-        self.folder = folder
-        files = make_data(folder / "data", num_sft=40, num_rl=32)
-        make_model(folder / "model", files["sft"])
-        make_siglip(folder / "siglip", files["sft"])
-        options = sft_options(
-            folder / "model",
-            files["rl"],
-            data__row_tokens=192,
-            train__max_steps=STEPS,
-            optim__schedule="constant",
-            optim__eps=1e-4,  # so that rounding of a gradient near 0 is no step of full length
-            checkpoint__every=2,
-            rollout__num_rollouts=4,
-            rollout__max_new_tokens=8,
-            rollout__top_p=1.0,
-            grpo__length_buckets=1,
-            rewards=REWARDS,
-            reward__siglip=str(folder / "siglip"),
-            reward__gated=(),
-            reward__frames=4,
-        )
-        write_config(folder / "tiny.py", "grpo_7b", options)
-
-    def start(self, name, *flags, devices=1):
-        return start(
-            self.folder / "compiled", "grpo", f"--config={self.folder / 'tiny.py'}",
-            f"--workdir={self.folder / name}", *flags, devices=devices,
-        )  # fmt: skip
-
-    def run(self, name, *flags, devices=1, code=0):
-        found, text = finish(self.start(name, *flags, devices=devices))
-        assert found == code, text
-        return self.folder / name
+from grpo_place import REWARDS, STEPS, Place, completions, curve
+from tiny_run import finish, metrics, read_arrays, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +87,6 @@ def runs(place):
         yield Finished()
 
 
-def curve(workdir):
-    """What a run logged but for the machine's own figures."""
-    return [
-        {name: value for name, value in line.items() if not name.startswith(MACHINE)}
-        for line in metrics(workdir)
-    ]
-
-
-def completions(workdir):
-    lines = (workdir / "completions.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def assert_close(workdir, reference):
     found, expected = curve(workdir), curve(reference)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
@@ -176,14 +112,15 @@ def test_what_a_run_leaves(place, runs):
     assert len(told) == STEPS * 8 * 4
     for line in lines:
         assert {
-            "loss", "kl", "entropy", "clip_fraction", "sampler_gap", "grad_norm",
+            "loss", "kl", "entropy", "clip_fraction", "sampler_gap", "sampler_gap_max", "grad_norm",
             "rewards/total/mean", "rewards/total/std", "rewards/total/group_std",
             "rewards/semantic/mean", "rewards/accuracy/mean", "groups/informative",
             "groups/all_wrong", "groups/all_right", "rollout/length/mean", "rollout/truncated",
             "perf/programs", "perf/tokens_per_s", "perf/mfu",
             "time/data", "time/rollout", "time/rewards", "time/update",
         } <= line.keys()  # fmt: skip
-        assert line["sampler_gap"] < 1e-3  # rollout and training are one model
+        # Rollout and training are one model.
+        assert 0 < line["sampler_gap"] < line["sampler_gap_max"] < 1e-3
         own = [x for x in told if x["step"] == line["step"]]
         assert len({x["problem_id"] for x in own}) == 8
         groups = np.array([x["total"] for x in own]).reshape(8, 4)

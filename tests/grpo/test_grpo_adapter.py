@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_grpo import Place, curve
+from grpo_place import Place, curve
 
 from videorft_jax.models.family import abstract_params, load_config
 from videorft_jax.models.lora import LoraConfig, init_lora

@@ -101,7 +101,7 @@ def test_loss_equals_naive(fields, on_policy):
 
 def test_parts_of_a_step_add_up():
     """Groups scored one at a time with the step's denominators give the step's loss."""
-    logprobs, old, reference, _, mask, advantages = draw(1)
+    logprobs, old, reference, sampler, mask, advantages = draw(1)
     totals = losses.grpo_totals(jnp.asarray(mask))
     for variant in losses.VARIANTS:
         c = config(variant=variant)
@@ -109,15 +109,16 @@ def test_parts_of_a_step_add_up():
         def part(rows, c=c):
             return losses.grpo_loss(
                 logprobs[rows], advantages[rows], jnp.asarray(mask[rows]), totals, c,
-                old=old[rows], reference=reference[rows],
+                old=old[rows], reference=reference[rows], sampler=sampler[rows],
             )  # fmt: skip
 
         whole, whole_metrics = part(slice(None))
         pieces = [part(slice(b, b + 1)) for b in range(B)]
         np.testing.assert_allclose(sum(loss for loss, _ in pieces), whole, rtol=1e-5)
         for name, value in whole_metrics.items():
-            added = sum(metrics[name] for _, metrics in pieces)
-            np.testing.assert_allclose(added, value, rtol=1e-5)
+            join = max if name == "sampler_gap_max" else sum
+            found = join(metrics[name] for _, metrics in pieces)
+            np.testing.assert_allclose(found, value, rtol=1e-5)
 
 
 def test_figures_are_of_drawn_completions_alone():
@@ -134,7 +135,11 @@ def test_figures_are_of_drawn_completions_alone():
         )[1]
 
     found, wanted = measure(R, 1), measure(R - 1, 0)
-    assert found.keys() == wanted.keys() == {"clip_fraction", "sampler_gap", "kl"}
+    names = {"clip_fraction", "sampler_gap", "sampler_gap_max", "kl"}
+    assert found.keys() == wanted.keys() == names
+    gaps = np.abs(old - sampler)[:, : R - 1][mask[:, : R - 1]]
+    np.testing.assert_allclose(wanted["sampler_gap"], gaps.mean(), rtol=1e-5)
+    np.testing.assert_allclose(wanted["sampler_gap_max"], gaps.max(), rtol=1e-6)
     for name, value in wanted.items():
         assert value > 0
         np.testing.assert_allclose(found[name], value, rtol=1e-6)

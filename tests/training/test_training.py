@@ -153,18 +153,22 @@ def test_accumulated_equals_one_batch(problem, one_step):
 
 
 def test_slices_of_leaves_without_values():
-    """As of the pixels, where visual tokens are given."""
+    """The pixels have none where visual tokens are given. Metrics of slices add up, but for a
+    maximum, which here stands in the last slice."""
     params = {"text": {"w": jnp.ones(3)}}
     optimizer = make_optimizer(change(), 10)
     batch = {"x": jnp.arange(24.0).reshape(8, 3), "pixels": jnp.zeros((8, 0, 2), jnp.uint8)}
 
     def loss(params, rows, counts):
         assert rows["pixels"].shape == (2, 0, 2)
-        return (rows["x"] @ params["text"]["w"]).sum() / counts, {}
+        each = (rows["x"] @ params["text"]["w"]) / counts
+        return each.sum(), {"each": each.sum(), "each_max": each.max()}
 
     step = make_step(loss, lambda batch: jnp.float32(8), optimizer, dtype=jnp.float32, accumulate=4)
     _, metrics = step(init_state(params, {}, optimizer), batch)
     np.testing.assert_allclose(metrics["loss"], 276 / 8)
+    np.testing.assert_allclose(metrics["each"], 276 / 8)
+    np.testing.assert_allclose(metrics["each_max"], (21 + 22 + 23) / 8)
 
 
 @pytest.mark.parametrize("freeze", [("vision",), ("text", "merger")])

@@ -22,7 +22,7 @@ PANELS = (
     ("Entropy", r"(entropy)"),
     ("Divergence from the reference", r"(kl)"),
     ("Clipped tokens", r"(clip_fraction)"),
-    ("Gap of sampler and trainer", r"(sampler_gap)"),
+    ("Gap of sampler and trainer", r"(sampler_gap|sampler_gap_max)"),
     ("Completion length in tokens", r"rollout/length/(.+)"),
     ("Truncated completions", r"rollout/(truncated)"),
     ("Gradient norm", r"(grad_norm)"),

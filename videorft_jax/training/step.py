@@ -60,9 +60,9 @@ def make_step(
     """Compiles `(state, batch, *fixed) -> (state, metrics)`; the state is donated.
 
     `totals(batch)` are the denominators of the whole batch; `loss(params, rows, totals, *fixed)`
-    gives the share of some rows in the loss and in metrics, all of which add up over rows. `params`
-    is the joined tree in `dtype`. fixed: inputs without gradient, such as the weights of the
-    reference policy; where the state holds those, they are the last of them.
+    gives the share of some rows in the loss and in metrics. These add up over rows; of a metric
+    named `..._max`, a number from 0 on, the largest counts. `params` is the joined tree in `dtype`.
+    fixed: inputs without gradient; where the state holds a reference policy, it is their last.
 
     With `accumulate` > 1 the batch [B, ...] is taken in as many slices of rows b, b + accumulate,
     ..., gradients adding up in float32. `shardings` are the state's.
@@ -126,7 +126,14 @@ def _accumulated(loss, accumulate, params, frozen, batch, counts, fixed):
         return jnp.swapaxes(x.reshape(len(x) // accumulate, accumulate, *x.shape[1:]), 0, 1)
 
     def add(total, rows):
-        return jax.tree.map(jnp.add, total, gradient(params, frozen, rows, counts, fixed)), None
+        found = gradient(params, frozen, rows, counts, fixed)
+        grads, metrics = jax.tree.map(jnp.add, total, found)
+        largest = {
+            name: jnp.maximum(total[1][name], value)
+            for name, value in found[1].items()
+            if name.endswith("_max")
+        }
+        return (grads, metrics | largest), None
 
     parts = jax.tree.map(slices, batch)
     first = jax.tree.map(lambda x: x[0], parts)
