@@ -1,5 +1,6 @@
 """The public API as a program would use it, on a tiny checkpoint with a real clip."""
 
+import dataclasses
 import inspect
 import io
 import json
@@ -15,6 +16,8 @@ from PIL import Image
 import videorft_jax as vr
 from videorft_jax import cli
 from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.system_turn import FILE_NAME as SYSTEM_FILE
+from videorft_jax.data.records.system_turn import read_system
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +160,25 @@ def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, caplog):
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="unknown or absent fields"):
         vr.load(folder / "model", media={"frame": 3})
+
+
+def test_ask_begins_with_the_system_turn_of_training(model, tmp_path, monkeypatch, capsys):
+    """It stands in every chat, unless `--system` says otherwise, and a save keeps it."""
+    folder, ours, _ = model
+    trained = dataclasses.replace(ours, system="Think first.\n")
+    monkeypatch.setattr("videorft_jax.api.load", lambda *_, **__: trained)
+    asked = {"role": "user", "content": [{"type": "text", "text": "What moves?"}]}
+    words = ["ask", f"--model={folder / 'model'}", "--question=What moves?", "--max_new_tokens=8"]
+    for flags, said in (([], "Think first.\n"), (["--system=B"], "B"), (["--system="], None)):
+        chat = [{"role": "system", "content": said}, asked] if said else [asked]
+        out = ours.generate([chat], num_rollouts=1, max_new_tokens=8, temperature=0.0)
+        assert cli.main([*words, *flags]) == 0
+        assert capsys.readouterr().out == out.texts[0][0].rstrip("\ufffd") + "\n"
+    trained.save(tmp_path / "hf")
+    assert (tmp_path / "hf" / SYSTEM_FILE).read_text() == "Think first.\n"
+    (tmp_path / "hf" / SYSTEM_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="no text .*; export again, or delete it"):
+        read_system(tmp_path / "hf")
 
 
 def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypatch, capsys):

@@ -26,6 +26,8 @@ from videorft_jax.data.media.sampling import pair_times
 from videorft_jax.data.media.video import read_video
 from videorft_jax.data.records.parts import read_chat, read_keys
 from videorft_jax.data.records.render import render, write_media
+from videorft_jax.data.records.system_turn import FILE_NAME as SYSTEM_FILE
+from videorft_jax.data.records.system_turn import read_system
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
@@ -65,6 +67,8 @@ class Model:
     contract: MediaContract
     mesh: jax.sharding.Mesh
     folder: str
+    # The system turn that the prompts of its training began with; "": the chat format's own.
+    system: str = ""
     # Engines by how they draw, so that the turns of a chat compile their programs once.
     _engines: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -203,6 +207,8 @@ class Model:
         """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
         folder = _read_path(folder, "the export")
         files = client_files(self.config, self.contract, self.tokenizer)
+        if self.system:
+            files[SYSTEM_FILE] = self.system
         write_checkpoint(
             folder, self.params, self.config, source_folder=self.folder, side_files=files
         )
@@ -227,7 +233,8 @@ def load(
     dtype None keeps that of the files, of a checkpoint float32. mesh: where the weights are
     sharded; default: the first device. Clips are read by the media contract that the run was
     trained under, which its checkpoints and exports hold, and in other folders by
-    `MediaContract.evaluate`. mrope_rule replaces the contract's: "qwen" is what the weights were
+    `MediaContract.evaluate`. `Model.system` is the system turn of its training, which `prepare`
+    leaves to the caller. mrope_rule replaces the contract's: "qwen" is what the weights were
     trained with, "hf5" that of transformers >= 5.18. A folder that holds weights is a model,
     whatever its name. adapter: a PEFT folder of LoRA, which is merged into the weights.
     media: fields of the contract to replace, such as {"max_frames": 64}; a greatest number below
@@ -247,6 +254,7 @@ def load(
     added = None if adapter is None else load_adapter(adapter, config)
     changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
     contract = _choose_contract(saved, folder, adapter, config, changes)
+    system = _choose_system(saved, folder, adapter)
     if saved:
         from videorft_jax.training import restore  # brings what training needs
 
@@ -263,6 +271,7 @@ def load(
         contract=contract,
         mesh=mesh,
         folder=str(source),
+        system=system,
     )
 
 
@@ -314,6 +323,19 @@ def _choose_contract(saved, folder, adapter, config, changes):
     read = contract.describe()
     log.info("%s: clips are read by the media contract %s: %s", folder, where, read)
     return contract
+
+
+def _choose_system(saved, folder, adapter):
+    """The system turn of the run or export, that of its adapter where this has one; a line in the
+    log shows it."""
+    system = read_system(folder) if saved is None else saved.system
+    if adapter is not None:
+        system = read_system(adapter) or system
+    if system is None:
+        log.info("%s: was saved without the system turn of its training; give it yourself", folder)
+    if system:
+        log.info("%s: the system turn of its training: %s", folder, cut_text(system))
+    return system or ""
 
 
 def _change(contract, changes):

@@ -1,5 +1,6 @@
 """Prompts: ids equal the tokenizer's own chat template, and no text can forge a control token."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from videorft_jax.data.records.prompts import (
 )
 from videorft_jax.data.records.records import PROBLEM_TYPES, parse_row
 from videorft_jax.data.records.render import render, render_text
+from videorft_jax.data.records.system_turn import find_system
 from videorft_jax.demo.tiny_tokenizer import SPECIAL_TOKENS, train_tiny_tokenizer
 from videorft_jax.models.geometry import WINDOWED_14
 
@@ -208,6 +210,29 @@ def test_messages_and_target():
     image = build_messages(make_record(data_type="image", path="./a.png"))[1]["content"][0]
     assert image == {"type": "image", "image": "./a.png"}
     assert len(set(DEFAULT_TEMPLATE.suffixes.values())) == len(PROBLEM_TYPES)
+
+
+class Records(list):
+    """Records, of which some cannot be read."""
+
+    def __getitem__(self, index):
+        if isinstance(found := super().__getitem__(index), ValueError):
+            raise found
+        return found
+
+
+def test_the_system_turn_of_training_is_that_of_prompts():
+    """It is what `build_messages` puts first, whichever wording the records have."""
+    record, bad = make_record(), ValueError("no record")
+    chat = dataclasses.replace(record, turns=(("user", "Why?"), ("assistant", "So.")))
+    own = dataclasses.replace(chat, turns=(("system", "Be brief."), *chat.turns))
+    bare = dataclasses.replace(DEFAULT_TEMPLATE, system="")
+    for template in (DEFAULT_TEMPLATE, bare):
+        for first in (record, chat, own):
+            turn = build_messages(first, template)[0]
+            wanted = turn["content"][0]["text"] if turn["role"] == "system" else ""
+            assert find_system(Records([bad, first, record]), template) == wanted
+    assert find_system(Records([bad]), DEFAULT_TEMPLATE) == ""
 
 
 @pytest.mark.parametrize(

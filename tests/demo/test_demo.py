@@ -15,6 +15,7 @@ from videorft_jax import api, cli
 from videorft_jax.commands import flags, options_help
 from videorft_jax.demo import report as demo_report
 from videorft_jax.demo.scenes import WorldConfig
+from videorft_jax.training.restore import find_checkpoint
 
 STAGES = ("before", "after_sft", "after_grpo", "after_more_sft", "blank")
 SMOKE = f"--config={ROOT / 'configs/demo.py'}:smoke"
@@ -119,7 +120,8 @@ def test_every_stage_runs_and_reports(smoke):
         assert "groups-0-0" in (smoke.workdir / page).read_text()
     assert (smoke.workdir / "report.md").read_text() in text
     # The command that follows asks under the system prompt of training.
-    assert "'--system=Think, then answer.' --video=CLIP" in text.splitlines()[-1]
+    assert f"ask --model={smoke.workdir}/grpo --video=CLIP" in text.splitlines()[-1]
+    assert find_checkpoint(str(smoke.workdir / "grpo")).system == "Think, then answer."
 
 
 def test_grpo_sees_every_reward_and_fresh_clips(smoke):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from videorft_jax import api
+from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE
 from videorft_jax.training import restore
 
 FORMS = {
@@ -61,6 +62,7 @@ def test_ask_serve_and_evaluate_find_the_same_checkpoint(hour, form, monkeypatch
 
     wanted = (str(hour.folder / "runs/sft"), 4)
     assert find_checkpoint(path)[:2] == wanted
+    assert find_checkpoint(path).system == DEFAULT_TEMPLATE.system
     monkeypatch.setattr(restore, "find_checkpoint", stop)
     with pytest.raises(Found) as found:
         api.load(path)

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import socket
+import types
 
 import openai
 import pytest
 import tiny_run
 
 from videorft_jax import api, cli
+from videorft_jax.serving import app
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.protocol import read_chat
@@ -58,6 +60,22 @@ def test_flags_change_how_clips_are_read(monkeypatch, capsys):
     four = {"num_frames": None, "min_frames": 4, "max_frames": 4}
     assert asked["media"] == four | {"max_pixels": 3136, "image_max_pixels": 3136}
     assert "enough" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [([], "Think."), (["--system=Be brief."], "Be brief."), (["--system="], "")],
+)
+def test_the_system_turn_is_that_of_training(flags, wanted, monkeypatch, capsys):
+    """A flag replaces it, and an empty one leaves it to the chat format."""
+
+    def serve(model, options):
+        raise ValueError(f"asked behind {options.system!r}")
+
+    monkeypatch.setattr(api, "load", lambda *_, **__: types.SimpleNamespace(system="Think."))
+    monkeypatch.setattr(app, "Server", serve)
+    assert cli.main([*MODEL, "--port=0", *flags]) == 2
+    assert f"asked behind {wanted!r}" in capsys.readouterr().err
 
 
 def test_a_system_turn_is_that_of_chats_without_one():

@@ -17,6 +17,7 @@ from videorft_jax.training.state import expected_meta
 from videorft_jax.training.step import TrainState
 from videorft_jax.training.weights import Weights
 
+SYSTEM = "Think first.\nThen answer."
 LORA = LoraConfig(4, 8.0, (r"text/layers/attn/(q|v)$", r"text/layers/mlp/down$"))
 
 
@@ -54,6 +55,8 @@ class TrainedPlace:
         state = TrainState(jnp.int32(3), trained, frozen, (), average, zero, zero)
         meta = expected_meta(weights, self.contract)
         meta |= {"config": json.loads(config.to_json())}
+        if name != "part":  # It is as of a release that did not keep the system turn.
+            meta["system"] = SYSTEM
         with Checkpointer(self.folder / name) as checkpointer:
             checkpointer.save(3, state, meta)
         return trained, frozen, average

@@ -17,7 +17,7 @@ import tiny_run
 import torch
 import transformers
 from safetensors.numpy import load_file
-from trained_place import LORA
+from trained_place import LORA, SYSTEM
 
 import videorft_jax as vr
 from videorft_jax.data.media.contract import MediaContract
@@ -112,6 +112,24 @@ def test_the_media_contract_travels(place, tmp_path):
     (out / "media_contract.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
         vr.load(out)
+
+
+def test_the_system_turn_travels(place, tmp_path, capsys):
+    """A run, its step, its export and its adapter say which one it was trained with."""
+    assert place.export("full", tmp_path / "hf") == 0
+    assert f"> {SYSTEM.splitlines()[0]}" in (tmp_path / "hf" / "README.md").read_text()
+    assert place.export("lora", tmp_path / "adapter", "--adapter") == 0
+    full = place.folder / "full"
+    for folder in (full, full / "checkpoints/00000003", tmp_path / "hf"):
+        assert vr.load(folder, dtype="float32").system == SYSTEM
+    assert vr.load(place.model, dtype="float32", adapter=tmp_path / "adapter").system == SYSTEM
+    capsys.readouterr()
+    assert vr.load(place.model, dtype="float32").system == ""
+    assert "system turn" not in capsys.readouterr().err
+    assert vr.load(place.folder / "part", dtype="float32").system == ""
+    assert "was saved without the system turn of its training; give it" in capsys.readouterr().err
+    assert place.export("part", tmp_path / "part") == 0
+    assert not (tmp_path / "part" / "system_prompt.txt").exists()
 
 
 def test_a_run_is_known_by_what_lies_inside(place, tmp_path, capsys):

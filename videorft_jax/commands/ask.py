@@ -20,7 +20,8 @@ videorft ask --model DIR --video CLIP --question TEXT --show frames.png --json""
 
 def main(argv: list[str]) -> int:
     """Asks a model about clips and images. With --chat each further line of the input is another
-    turn about the same media, and the model sees what was said before."""
+    turn about the same media, and the model sees what was said before. A run or an export of ours
+    is asked behind the system turn that it was trained with."""
     options = _parse(argv)
     from videorft_jax import api  # loads JAX
 
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> int:
         strip_prefix=options.strip_prefix,
     )  # fmt: skip
     seen = _look(model.contract, options) if options.show or options.json else []
-    chat = [] if options.system is None else [{"role": "system", "content": options.system}]
+    system = model.system if options.system is None else options.system
+    chat = [{"role": "system", "content": system}] if system else []
     content = [{"type": kind, kind: path} for kind, path in options.media]
     for question in _questions(options):
         content.append({"type": "text", "text": question})

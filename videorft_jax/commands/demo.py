@@ -31,9 +31,7 @@ def main(argv: list[str]) -> int:
     )
     code = Demo(make_options(config), workdir, commands).run()
     written = f"{workdir}: report.md, {REPORT}, {ANSWERS}"
-    # The model knows this system prompt alone, and answers worse under another.
-    system = f"--system={config.template.system}"
-    given = (f"--model={workdir}/grpo", system, "--video=CLIP", "--question=TEXT")
+    given = (f"--model={workdir}/grpo", "--video=CLIP", "--question=TEXT")
     print_last_line(written, "ask", *given)
     return code
 

@@ -9,7 +9,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, help="take so many frames of a clip")
     parser.add_argument("--fps", type=float, help="take so many frames a second, from 4 to 768")
     parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")
-    parser.add_argument("--system", help="system turn in place of the model's own")
+    parser.add_argument(
+        "--system", help="system turn in place of that of its training; '': the chat format's"
+    )
 
 
 def read_changes(given: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`videorft serve`: a checkpoint behind OpenAI's protocol of chat completions."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
         download=given.download,
         strip_prefix=given.strip_prefix,
     )
+    system = model.system if given.system is None else given.system
+    options = dataclasses.replace(options, system=system)
     config = uvicorn.Config(
         Server(model, options).app, log_level="warning", access_log=False,
         timeout_graceful_shutdown=int(options.timeout_s) + 1, server_header=False,
@@ -101,7 +104,7 @@ def _read_options(given: argparse.Namespace) -> ServeOptions:
     names = ("name", "max_body", "max_queue", "max_slots", "max_prompt", "max_new_tokens", "chunk",
              "max_media", "timeout_s", "cache_bytes")  # fmt: skip
     roots = tuple(os.path.realpath(root) for root in given.root)
-    values = {name: getattr(given, name) for name in names} | {"system": given.system or ""}
+    values = {name: getattr(given, name) for name in names}
     return ServeOptions(roots=roots, api_key=key, **values)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import transformers
 
 from videorft_jax.data.media import contract_file
+from videorft_jax.data.records import system_turn
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import save_adapter
@@ -78,6 +79,8 @@ def _write(saved, config, out, source, dtype, ema, adapter):
         save_adapter(out, lora, saved.lora, config, base_model=source)
         (pathlib.Path(out) / model_card.FILE_NAME).write_text(card, encoding="utf-8")
         contract_file.write_contract(out, saved.contract)
+        if saved.system:
+            (pathlib.Path(out) / system_turn.FILE_NAME).write_text(saved.system, encoding="utf-8")
         print(f"adapters of {saved.name} written to {out}; next: videorft ask --adapter={out} ...")
         return
     target = dtype or checkpoint_dtype(source).name
@@ -86,6 +89,8 @@ def _write(saved, config, out, source, dtype, ema, adapter):
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
     files = client_files(config, saved.contract, tokenizer)
     files[model_card.FILE_NAME] = model_card.write_card(saved, source)
+    if saved.system:
+        files[system_turn.FILE_NAME] = saved.system
     write_checkpoint(out, params, config, dtype=target, source_folder=source, side_files=files)
     print(f"{saved.name} written to {out} in {target}; next: videorft ask --model={out} ...")
 

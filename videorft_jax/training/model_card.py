@@ -6,6 +6,7 @@ import re
 
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.media.processor_files import describe_equality
+from videorft_jax.data.records.system_turn import FILE_NAME as SYSTEM_FILE
 from videorft_jax.training.restore import Saved
 
 FILE_NAME = "README.md"
@@ -40,6 +41,8 @@ def write_card(saved: Saved, source: str, *, is_adapter: bool = False) -> str:
     lines += [f"# {options['name']}, step {saved.step}", ""]
     lines += ["## How it was made", "", *_recipe(saved, base), ""]
     lines += [*_metrics(saved), "## How clips are read", "", *_media(saved.contract), ""]
+    if saved.system:
+        lines += ["## How it is asked", "", *_system(saved.system), ""]
     lines += ["## How to load it", "", "```python", _ADAPTED if is_adapter else _LOADED, "```", ""]
     named = f"`{licence}`" if licence else "not named in its folder; look it up before you publish"
     lines += [
@@ -91,6 +94,15 @@ def _metrics(saved):
         return []
     lines = ["## Metrics of its training", "", "| metric | value |", "|---|---|"]
     return [*lines, *(f"| {name} | {value:.4g} |" for name, value in sorted(shown.items())), ""]
+
+
+def _system(text):
+    return [
+        f"Its prompts began with this system turn, which `{SYSTEM_FILE}` holds. `videorft ask` and",
+        "`videorft serve` put it first; other programs want it in the messages.",
+        "",
+        *(f"> {line}" for line in text.splitlines()),
+    ]
 
 
 def _media(contract: MediaContract):

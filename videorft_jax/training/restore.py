@@ -49,6 +49,12 @@ class Saved(NamedTuple):
         """The media contract under which the run read clips."""
         return MediaContract.from_dict(self.meta["media"])
 
+    @property
+    def system(self) -> str | None:
+        """The system turn that the run's prompts began with, "" where that was the chat format's
+        own; None in checkpoints of before, which did not keep it."""
+        return self.meta.get("system")
+
 
 def find_checkpoint(path: str) -> Saved:
     """The newest whole checkpoint of a work directory, or the one that a path such as

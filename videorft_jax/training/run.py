@@ -27,6 +27,7 @@ from videorft_jax.data.records.pass_rates import select
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import Source
+from videorft_jax.data.records.system_turn import find_system
 from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
@@ -127,7 +128,6 @@ def make_loader(
     """
     data, contract = options.data, options.contract
     source = source or open_records(options)
-    template = load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
     settings = LoaderOptions(
         mode=mode,
         rows=data.rows,
@@ -149,7 +149,7 @@ def make_loader(
             tokenizer,
             contract,
             settings,
-            template=template,
+            template=_read_template(data),
             limits=options.limits,
             shared_sizes=f"{data.records}.sizes",
             sizes_dir=sizes_dir or os.path.join(workdir, "sizes"),
@@ -166,6 +166,10 @@ def make_loader(
             f"{data.records}: none of the media of its {error.total} records are there; paths "
             f"start from {source.data_root}, give another folder by --config.data.root=DIR"
         ) from None
+
+
+def _read_template(data):
+    return load_template(data.template_file) if data.template_file else DEFAULT_TEMPLATE
 
 
 def make_tools(options: TrainOptions, tokenizer: Any, source: Source) -> Tools | None:
@@ -349,6 +353,7 @@ def open_run(
         start = saved["data"].get("step", int(state.step) // updates)
         state = _renumber(state, start * updates)
         meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
+        meta["system"] = find_system(loader.source, _read_template(options.data))
         meta |= agreed | _describe_start(start_from, saved) | {"data": {"plan": loader.digest}}
         _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
