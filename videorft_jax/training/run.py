@@ -299,6 +299,13 @@ def _check_same_run(options, mode, saved, workdir):
         )
 
 
+def _describe(options, mode, loader):
+    """What checkpoints say of a run's options and records."""
+    system = find_system(loader.source, _read_template(options.data))
+    described = {"mode": mode, "seed": options.seed, "config": options.recorded, "system": system}
+    return described | {"data": {"plan": loader.digest}}
+
+
 @contextlib.contextmanager
 def open_run(
     options: TrainOptions,
@@ -352,9 +359,7 @@ def open_run(
             loader.check_digest(saved["data"]["plan"])
         start = saved["data"].get("step", int(state.step) // updates)
         state = _renumber(state, start * updates)
-        meta = {"mode": mode, "seed": options.seed, "config": options.recorded}
-        meta["system"] = find_system(loader.source, _read_template(options.data))
-        meta |= agreed | _describe_start(start_from, saved) | {"data": {"plan": loader.digest}}
+        meta = _describe(options, mode, loader) | agreed | _describe_start(start_from, saved)
         _write_config(mirror.folder / "config.json", options.recorded)
         yield Run(
             options, mesh, weights, tokenizer, checkpointer, loader, optimizer, abstract, state,
