@@ -1,6 +1,7 @@
 """Checkpoints of runs that are killed or stopped at any moment, of one process and of two."""
 
 import itertools
+import logging
 import os
 import pathlib
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import pytest
@@ -18,6 +20,7 @@ from checkpoint_victim import after, assert_equal
 
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.checkpoints.manifest import MANIFEST
+from videorft_jax.checkpoints.save_errors import silence_threads
 from videorft_jax.training.preemption import PreemptionGuard
 
 VICTIM = pathlib.Path(__file__).parent.parent / "support" / "checkpoint_victim.py"
@@ -135,6 +138,12 @@ def test_a_folder_that_can_no_longer_be_written_ends_a_save(tmp_path, monkeypatc
         checkpointer.wait()
         threads = {*threading.enumerate()}
 
+        def end_badly(close=checkpointer._orbax.close):
+            close()
+            raise OSError(30, "told already")
+
+        monkeypatch.setattr(checkpointer._orbax, "close", end_badly)
+
         def lose(*_):
             shutil.rmtree(checkpointer.folder)
             os.symlink("/proc/version", checkpointer.folder)  # where not even root may write
@@ -147,6 +156,20 @@ def test_a_folder_that_can_no_longer_be_written_ends_a_save(tmp_path, monkeypatc
             checkpointer.save(2, after(2), {})
         left = [thread.name for thread in threading.enumerate() if thread not in threads]
         assert [name for name in left if not name.startswith("asyncio_")] == []
+
+
+def test_what_threads_say_beside_the_error_is_left_out(monkeypatch):
+    """TensorStore calls a loop that a failed save has closed; other errors are reported still."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(str(found.exc_value)))
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
+    silence_threads()
+    silence_threads()
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert told == ["something else"]
+    assert not logging.getLogger("asyncio").isEnabledFor(logging.ERROR)
 
 
 def test_two_processes(tmp_path, victims):

@@ -25,7 +25,8 @@ def kill_under_the_supervisor(run: Run) -> str:
     path = run.place.folder / f"{run.recipe}.py"
     words = ["bash", str(ROOT / "launch/supervise.sh"), "run", str(run.folder / "sup")]
     words += ["--delay=0", "--", sys.executable, "-m", "videorft_jax.cli", run.job.name]
-    words += [f"--config={path}", f"--workdir={run.workdir}", "--config.data.workers=2"]
+    workers = 1 + run.moment % 2
+    words += [f"--config={path}", f"--workdir={run.workdir}", f"--config.data.workers={workers}"]
     supervisor = subprocess.Popen(
         words,
         env=run.place.environment,

@@ -20,6 +20,15 @@ def mount(run: Run, folder: pathlib.Path, options: str) -> None:
     run.cleanup.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
 
 
+def _forbid_writing(run: Run, folder: pathlib.Path) -> None:
+    """Makes the folder read-only for everybody, also for root; what is in it stays there."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    run.cleanup.callback(
+        subprocess.run, ["umount", "-l", str(folder)], check=False, stderr=subprocess.DEVNULL
+    )
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+
+
 def fill_the_disk(run: Run) -> str:
     """The disk is full, or its folder of checkpoints read-only, from a random moment on or from one
     in a save that is under way."""
@@ -36,7 +45,7 @@ def fill_the_disk(run: Run) -> str:
             while True:
                 file.write(bytes(1 << 16))
     else:
-        mount(run, covered, "ro")
+        _forbid_writing(run, covered)
     run.signal(signal.SIGCONT)
     code = run.end()
     line = run.last.said.strip().splitlines()[-1]

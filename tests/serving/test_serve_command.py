@@ -9,8 +9,10 @@ import types
 import openai
 import pytest
 import tiny_run
+import uvicorn
 
 from videorft_jax import api, cli
+from videorft_jax.commands import serve
 from videorft_jax.serving import app
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
@@ -86,6 +88,29 @@ def test_a_system_turn_is_that_of_chats_without_one():
         body = json.dumps({"model": options.name, "messages": messages}).encode()
         chat = make_chat(read_chat(body, options), None, options)
         assert chat == [{"role": "system", "content": wanted}, *turns]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_the_line_and_the_server_ends_it(place, monkeypatch, capsys, number):
+    """Found by a drill: who read "serving ..." and stopped the server at once waited for ever."""
+    monkeypatch.setattr(api, "load", lambda *_, **__: place.model)
+    real = uvicorn.Server.run
+
+    def run(server, **how):
+        os.kill(os.getpid(), number)
+        assert server.should_exit
+        real(server, **how)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    kept = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert serve.main(["--checkpoint=model", "--port=0"]) == 0
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
+    said = capsys.readouterr().out
+    assert "serving" in said
+    assert "no request is answered any more" in said
 
 
 @pytest.mark.slow

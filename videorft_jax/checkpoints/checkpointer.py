@@ -11,6 +11,7 @@ and classes the state is made of; the classes of optax can change and a part can
     workdir/checkpoints/00000120/manifest.json    ours, after that
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -205,7 +206,9 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            # A failure of a save that was told already comes once more from another thread.
+            with contextlib.suppress(OSError):
+                self._orbax.close()
 
     def __enter__(self):
         return self

@@ -1,11 +1,15 @@
-"""Says in one line why a checkpoint could not be saved, and what to do about it."""
+"""Says in one line why a checkpoint could not be saved, and what to do about it; what Orbax's own
+threads say beside it is kept off the screen."""
 
 import errno
+import logging
 import os
 import re
 import shutil
+import sys
 
 _CODE = re.compile(r"\[os_error_code='(\d+)'")  # TensorStore ends its long texts with it.
+_STATUS = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES}  # It begins with one.
 _LONGEST = 160
 _REMEDIES = {
     "free space there": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -22,14 +26,12 @@ _REMEDIES = {
 def describe_failure(folder, error: BaseException) -> str:
     """Gives what failed, why, and the remedy. The reason is that of the operating system where it
     gave one, and else the beginning of what the storage library says."""
-    code = getattr(error, "errno", None)
-    if code is None and (found := _CODE.search(str(error))):
+    text = " ".join(str(error).split())
+    code = getattr(error, "errno", None) or _STATUS.get(text.partition(":")[0])
+    if found := _CODE.search(text):
         code = int(found[1])
     remedy = next((text for text, codes in _REMEDIES.items() if code in codes), "mend the storage")
-    if code is None:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
-    else:
-        reason = os.strerror(code)
+    reason = os.strerror(code) if code else f"{type(error).__name__}: {text[:_LONGEST]}"
     if remedy == "free space there" and (free := _find_free(folder)) is not None:
         reason += f", {free / 2**30:.2f} GiB free"
     return (
@@ -44,3 +46,22 @@ def _find_free(folder) -> int | None:
         return shutil.disk_usage(os.path.dirname(os.fspath(folder))).free
     except OSError:
         return None
+
+
+def silence_threads() -> None:
+    """Leaves out the traces that Orbax and TensorStore write where a save fails or is slow: Orbax
+    reports every file and the errors of its threads to absl, asyncio the futures that nobody has
+    asked, and TensorStore calls loops that are closed. What concerns the user comes as the
+    exception of `Checkpointer.wait` too."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    if hasattr(before, "leaves_out_loops"):
+        return
+
+    def report(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    report.leaves_out_loops = True
+    sys.unraisablehook = report

@@ -3,6 +3,7 @@
 import argparse
 import logging
 
+from videorft_jax.checkpoints.save_errors import silence_threads
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.doctor.findings import format_findings
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     if options.push is not None:
         hub_upload.check_upload(options.push)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    silence_threads()
     export(
         options.checkpoint,
         options.out,

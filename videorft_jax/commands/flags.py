@@ -52,14 +52,14 @@ def parse(
         raise ValueError(f"{flag} missing; write {_first(examples)}")
     if writes and "://" in values.workdir and not remote:
         raise ValueError(f"--workdir={values.workdir}: lines are appended; give a local folder")
+    from videorft_jax.checkpoints.save_errors import silence_threads
     from videorft_jax.training import compile_cache, compiler_memory  # loads JAX
 
     tuples.check_tuples(values.config)
 
-    # Another library may have configured the root already. Orbax reports every file, and the
-    # traces of its threads, to absl; what concerns the user comes as an exception too.
+    # Another library may have configured the root already.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    silence_threads()
     compile_cache.forget_folders()
     compiler_memory.give_back_memory()
     _start_processes(values)

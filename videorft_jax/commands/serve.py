@@ -47,12 +47,19 @@ def main(argv: list[str]) -> int:
         Server(model, options).app, log_level="warning", access_log=False,
         timeout_graceful_shutdown=int(options.timeout_s) + 1, server_header=False,
     )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    def stop(*_):
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # One that comes before uvicorn looks counts; one that uvicorn raises at its end changes
+        # nothing.
+        signal.signal(number, stop)
     host, port = held.getsockname()[:2]
     held.listen(config.backlog)  # who reads the line may come before the server looks
     print(f"serving {options.name} at http://{host}:{port}/v1", flush=True)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more at its end
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[held])
+    server.run(sockets=[held])
     print_last_line("no request is answered any more", "serve", f"--checkpoint={given.checkpoint}")
     return 0
 

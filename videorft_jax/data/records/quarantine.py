@@ -47,8 +47,8 @@ def one_line(text: str) -> str:
 
 
 class TooManyBad(RuntimeError):
-    """The share of bad records is above the limit. str() ends with the table of reasons; `counts`
-    has the records of each reason, `total` all records of the data set."""
+    """The share of bad records is above the limit. str() is one line; `counts` has the records of
+    each reason, `total` all records of the data set."""
 
     def __init__(self, text: str, counts: dict[str, int], total: int):
         super().__init__(text)
@@ -139,10 +139,11 @@ class Quarantine:
         share = self._stage["measure"] / max(self.total, 1) + self._stage["load"] / base
         if share > self.max_fraction:
             bad, in_load = len(self), self._stage["load"]
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())
             raise TooManyBad(
                 f"{bad} of {self.total} records are bad, {in_load} of them found while loading the"
-                f" first {base}: more than max_bad_fraction {self.max_fraction:g}; repair them (see"
-                f" {self.path or 'the log'}) or raise it\n{reason_table(self.counts, self.total)}",
+                f" first {base}: more than max_bad_fraction {self.max_fraction:g} ({reasons});"
+                f" repair them (see {self.path or 'the log'}) or raise it",
                 dict(self.counts),
                 self.total,
             )
