@@ -38,6 +38,7 @@ setup(
         "numpy>=2",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "packaging",  # the doctor compares versions with it
         "pillow",
         "pyarrow",  # parquet files and data sets on disk
         "rouge-score==0.1.2",  # the version the original scored free-form answers with

@@ -121,8 +121,11 @@ def _explain(error):
             "config needs"
         )
     if isinstance(error, ImportError):
-        is_ours = (error.name or "").startswith("videorft_jax")
-        return "" if is_ours else f"{error}; see the extras under Start in the README"
+        if (error.name or "").startswith("videorft_jax"):
+            return ""
+        if isinstance(error, ModuleNotFoundError):
+            return f"{error}; see the extras under Start in the README"
+        return f"{error}; an installed package is broken, `videorft doctor` says which"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}; see that it can be read and written and has room"

@@ -9,6 +9,7 @@ from tiny_run import make_data, make_model, make_siglip
 
 from videorft_jax import cli
 from videorft_jax.checkpoints import manifest
+from videorft_jax.commands import doctor
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.doctor import inputs, installation, machine, self_test
 from videorft_jax.doctor.findings import FAILURE, OK, WARNING
@@ -34,6 +35,54 @@ def test_versions_against_a_lock(tmp_path):
     assert "jax 0.11.0 (tested 0.10.2)" in found.text
     assert found.remedy == f"pip install --no-deps --require-hashes -r {lock}"
     assert installation.check_versions(tmp_path / "none", {}).level == OK
+
+
+def test_requirements_are_met():
+    """A wheel has no lock beside it, and its packages may be too old, too new or gone."""
+    required = ["av<19,>=18", "array_record>=0.8", "jax<0.13,>=0.10.2", 'uvicorn; extra == "serve"']
+    installed = {"av": "18.1.0", "array-record": "0.8.6", "jax": "0.12.0.1"}
+    assert installation.check_requirements(required, installed).level == OK
+    found = installation.check_requirements(required, installed | {"av": "19.0", "jax": "0.9.2"})
+    assert found.level == FAILURE
+    assert found.text == "requirements not met: av 19.0, jax 0.9.2"
+    assert found.remedy == "pip install 'av<19,>=18' 'jax<0.13,>=0.10.2'"
+    installed.pop("array-record")
+    found = installation.check_requirements(required, installed)
+    assert (found.level, found.remedy) == (FAILURE, "pip install 'array_record>=0.8'")
+    assert "array_record is missing" in found.text
+
+
+@pytest.mark.parametrize("place", ["_read_config", "_look_at_inputs"])
+def test_an_installation_too_broken_for_a_config_is_still_looked_at(place, monkeypatch, capsys):
+    def fail(*_):
+        raise ImportError("libavformat.so.61: cannot open")
+
+    monkeypatch.setattr(doctor, place, fail)
+    monkeypatch.setattr(installation, "ask_devices", lambda: "jaxlib is too new")
+    monkeypatch.setattr(installation, "find_hardware", lambda: "cpu")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert cli.main(["doctor", "--quick", "--config=sft_7b"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("ok    Python 3.")
+    at = next(i for i, line in enumerate(said) if "JAX fails: jaxlib is too new" in line)
+    assert said[at + 1].startswith("      -> pip install --force-reinstall 'jax<0.13")
+    assert "FAIL  inputs: they were not looked at (libavformat.so.61: cannot open)" in said
+    assert said[-1].startswith("2 failures, ")
+
+
+def test_a_broken_package_is_no_missing_extra(capsys):
+    def fail(_):
+        raise ImportError("libavformat.so.61: cannot open", name="av")
+
+    def miss(_):
+        raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+
+    assert cli.run(fail, [], "videorft validate") == 2
+    assert (
+        "cannot open; an installed package is broken, `videorft doctor`" in capsys.readouterr().err
+    )
+    assert cli.run(miss, [], "videorft serve") == 2
+    assert "'uvicorn'; see the extras under Start in the README" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

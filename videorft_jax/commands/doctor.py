@@ -26,18 +26,25 @@ def main(argv: list[str]) -> int:
     own, rest = parser.parse_known_args(argv)
     if rest and not own.config:
         raise ValueError(f"{rest[0]}: give --config=FILE with options of a config")
-    config = None
+    config = broken = None
     if own.config:
-        from videorft_jax.commands import flags
-
         given = [f"--config={own.config}", *rest]
-        config, _ = flags.parse(given, "videorft doctor", EXAMPLES, writes=False)
+        try:
+            config = _read_config(given)
+        except (ImportError, RuntimeError) as error:  # An installation may be too broken for it.
+            broken = error
     levels = []
-    for finding in _look(config, own.workdir, own.quick):
+    for finding in _look(config, own.workdir, own.quick, broken):
         print(format_findings([finding]), flush=True)
         levels.append(finding.level)
     _print_last(levels, own, config)
     return 1 if FAILURE in levels else 0
+
+
+def _read_config(given):
+    from videorft_jax.commands import flags
+
+    return flags.parse(given, "videorft doctor", EXAMPLES, writes=False)[0]
 
 
 def _print_last(levels, own, config):
@@ -54,10 +61,12 @@ def _print_last(levels, own, config):
         print_last_line(found, command, *flags, "...")
 
 
-def _look(config, workdir, quick) -> Iterator[Finding]:
-    """Every finding, as soon as it is there; the slow checks come last."""
+def _look(config, workdir, quick, broken) -> Iterator[Finding]:
+    """Every finding, as soon as it is there; the slow checks come last. broken: the error of an
+    installation that cannot even read a config."""
     yield installation.check_python()
     yield installation.check_versions()
+    yield installation.check_requirements()
     yield installation.check_decoders()
     yield machine.check_memory(*machine.read_memory())
     yield machine.check_disk(workdir or os.getcwd())
@@ -68,8 +77,14 @@ def _look(config, workdir, quick) -> Iterator[Finding]:
     yield from findings
     if hardware == "cpu":
         yield machine.check_huge_pages()
-    if config is not None:
-        yield from _look_at_inputs(config, workdir)
+    try:
+        if config is not None:
+            yield from _look_at_inputs(config, workdir)
+    except ImportError as error:
+        broken = error
+    if broken is not None:
+        text = f"inputs: they were not looked at ({' '.join(str(broken).split())})"
+        yield Finding(FAILURE, text, "mend the installation first, as the lines above say")
     if not quick and not any(finding.level == FAILURE for finding in findings):
         from videorft_jax.doctor.self_test import run_self_test
 

@@ -6,16 +6,21 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from packaging.requirements import Requirement
 
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
 
 LOCK = pathlib.Path(__file__).parents[2] / "requirements.lock"
 PYTHONS = ((3, 11), (3, 12))
 CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+# Where a broken package is there already, pip would do nothing without the first flag.
+_NEW_AV = "pip install --force-reinstall --only-binary=av 'av>=18,<19'"
 _DEVICES_S = 120.0  # a device that is held by another process may never answer
 _ASK = (
     "import jax, json; print(json.dumps([[d.platform, d.device_kind, "
@@ -57,6 +62,36 @@ def check_versions(
     return Finding(WARNING, f"versions differ from the lock: {', '.join(other[:4])}{more}", remedy)
 
 
+def check_requirements(
+    required: Iterable[str] | None = None, installed: Mapping[str, str] | None = None
+) -> Finding:
+    """Whether every package that this one asks for is there in a version that it takes; its extras
+    are left out. required: lines such as "av>=18,<19", by default those of this installation."""
+    if required is None:
+        required = _required()
+    installed = installed if installed is not None else _installed()
+    wrong, wanted = [], []
+    for line in map(Requirement, required):
+        if line.marker and not line.marker.evaluate({"extra": ""}):
+            continue
+        version = installed.get(_normalise(line.name))
+        if version is None or not line.specifier.contains(version, prereleases=True):
+            wrong.append(f"{line.name} {version or 'is missing'}")
+            wanted.append(shlex.quote(f"{line.name}{line.specifier}"))
+    if not wrong:
+        return ok("requirements: each is there in a version that is taken")
+    return Finding(
+        FAILURE, f"requirements not met: {', '.join(wrong)}", f"pip install {' '.join(wanted)}"
+    )
+
+
+def _required():
+    try:
+        return importlib.metadata.requires("videorft_jax") or []
+    except importlib.metadata.PackageNotFoundError:  # It runs from a folder on PYTHONPATH.
+        return []
+
+
 def _normalise(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -71,11 +106,11 @@ def check_decoders() -> Finding:
     try:
         import av
     except ImportError as error:
-        return Finding(FAILURE, f"decoder: PyAV cannot be loaded ({error})", "pip install 'av<19'")
+        return Finding(FAILURE, f"decoder: PyAV cannot be loaded ({error})", _NEW_AV)
     missing = [name for name in CODECS if name not in av.codec.codecs_available]
     if missing:
         text = f"decoder: PyAV {av.__version__} lacks {', '.join(missing)}"
-        return Finding(WARNING, text, "pip install --force-reinstall --only-binary=av 'av<19'")
+        return Finding(WARNING, text, _NEW_AV)
     return ok(f"decoder: PyAV {av.__version__} with {', '.join(CODECS)}")
 
 
@@ -94,6 +129,12 @@ def ask_devices(seconds: float = _DEVICES_S) -> list[list] | str:
         lines = done.stderr.strip().splitlines()
         return lines[-1] if lines else f"exit code {done.returncode}"
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _new_jax():
+    """What installs a jax that this project takes, and the jaxlib that belongs to it."""
+    bounds = next((x.specifier for x in map(Requirement, _required()) if x.name == "jax"), "")
+    return f"pip install --force-reinstall {shlex.quote(f'jax{bounds}')}"
 
 
 def find_hardware() -> str:
@@ -121,7 +162,7 @@ def check_devices(
         text = "libtpu is installed beside a GPU; JAX looks for a TPU first and may wait for one"
         found.append(Finding(WARNING, text, "export JAX_PLATFORMS=cuda, or pip uninstall libtpu"))
     if isinstance(devices, str):
-        install = f"pip install 'videorft_jax[{extra}]'" if extra else "pip install --upgrade jax"
+        install = f"pip install 'videorft_jax[{extra}]'" if extra else _new_jax()
         remedy = f"unset JAX_PLATFORMS (it is {wanted!r})" if wanted else install
         return [*found, Finding(FAILURE, f"devices: JAX fails: {devices}", remedy)]
     platform, kind, memory = devices[0]
