@@ -232,6 +232,23 @@ def test_axes_without_links_are_refused_with_those_that_have_some(name, works):
         assert len({device.id for device in mesh.devices.flat}) == len(devices)
 
 
+@pytest.mark.parametrize("name", ["v5e:8x8", "v6e:4x4", "v5p:2x4x4", "tpu7x:2x4x4", "v6e:2x4"])
+def test_devices_that_follow_each_other_in_one_axis_are_neighbours(name):
+    """Every 2, 4, 8, ... of them fill a box whose sides differ by a factor of two at most, and the
+    cores of a chip stand together, so that a rollout's tensor axis has short ways."""
+    devices = tpus(name)
+    placed = sharding.make_mesh(devices=devices).devices.ravel()
+    assert {d.id for d in placed} == {d.id for d in devices}
+    cores = 1 + max(device.core_on_chip for device in devices)
+    size = cores
+    while size <= len(devices):
+        for group in placed.reshape(-1, size):
+            sides = np.ptp([device.coords for device in group], axis=0) + 1
+            assert math.prod(sides) * cores == size
+            assert sides.max() <= 2 * np.sort(sides[np.ptp([d.coords for d in placed], 0) > 0])[0]
+        size *= 2
+
+
 def test_single_cores_of_v4_are_laid_out_too():
     mesh = sharding.make_mesh(tensor=2, devices=tpus("v4:2x2x1"))
     assert mesh.devices.shape == (1, 4, 2)

@@ -80,14 +80,24 @@ def test_reshard_gathers_each_weight_once(rollout):
     assert memory.temp_size_in_bytes < LAYERS * layer + 2 * 2 * math.prod(HEAD)
 
 
-@pytest.mark.parametrize("name", ["vision", "prefill"])
-def test_towers_send_activations_over_tensor_alone(rollout, name):
-    hlo = rollout[1][name].hlo
-    check_formulas(rollout[0], name, hlo)
+def test_prefill_sends_activations_over_tensor_alone(rollout):
+    hlo = rollout[1]["prefill"].hlo
+    check_formulas(rollout[0], "prefill", hlo)
     assert "tpu_custom_call" in hlo
     found = sent(hlo)
     assert {kind for kind, _ in found} == {"all-reduce"}
     assert found["all-reduce", 1].total() == 2  # A layer sums behind attention and behind its MLP.
+
+
+def test_the_tower_sends_its_tokens_alone(rollout):
+    """Devices along tensor encode frame pairs of their own: three pairs of two rows are six, which
+    two devices share."""
+    job, compiled = rollout
+    hlo, shape = compiled["vision"].hlo, job.shape
+    check_formulas(job, "vision", hlo)
+    assert "tpu_custom_call" in hlo
+    tokens = shape.pairs * shape.windows * job.geometry.slots // 4
+    assert sent(hlo) == {("all-gather", 0): {squeezed((ROWS // job.parts, tokens, DIM)): 1}}
 
 
 def test_compaction_stays_on_its_device(rollout):

@@ -20,6 +20,7 @@ from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
+from videorft_jax.rollout import clips
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.mesh import move_rows, reshape
 from videorft_jax.rollout.results import Rollout
@@ -90,8 +91,8 @@ def make_encode(options: GrpoOptions, model: ModelConfig, mesh):
     """Makes the program (params, batch) -> visual tokens [B, Z, D]."""
 
     def encode(params, batch):
-        bound = family.bind(model, params)
-        visual = bound.encode_vision(batch, plan=choose_plan(options.train.model.attention))
+        plan = choose_plan(options.train.model.attention)
+        visual = clips.encode(family.bind(model, params), batch, mesh, plan)
         return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
 
     return jax.jit(encode)

@@ -28,14 +28,16 @@ def program_costs(job: Job) -> dict[str, Cost]:
     read = total_bytes((job.state.params, job.state.frozen))
     found = {
         "reshard": Cost(bytes=float(read + kept * parts)),
-        "vision": _read_by_all(flops.forward_cost(model, clips), parts),
         "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
         "decode": _decode(job.drawing),
         "compact": Cost(bytes=2.0 * _cache_bytes(job)),
         "update": _times(_update(job, _groups(job, shared=True), clips), 1 / job.grpo.minibatches),
     }
-    if not _shares(job):
-        found["prefill"] = _read_by_all(flops.forward_cost(model, prompts + clips), parts)
+    vision = _read_by_all(flops.forward_cost(model, clips), job.mesh.devices.size)
+    if _shares(job):
+        found["vision"] = vision
+    else:
+        found["prefill"] += vision
     if job.siglip is not None:
         found["siglip"] = _siglip(job)
     if job.grpo.needs_score:
@@ -137,7 +139,7 @@ def _decode(job, *, shared=True):
     model, tensor = job.weights.model, job.mesh.shape["tensor"]
     if tensor > model.text.num_kv_heads:
         plain = family.abstract_params(model, jnp.bfloat16)["text"]
-        weights = steps * (total_bytes(job.policy["text"]) - total_bytes(plain))
+        weights = steps * (total_bytes(job.prepared["text"]) - total_bytes(plain))
         read = total.bytes - steps * flops.forward_cost(model, Work(tokens=1, targets=1)).bytes
         again = read * (count_copies(model, tensor) - 1)
         total = dataclasses.replace(total, bytes=total.bytes + weights + again)

@@ -61,6 +61,11 @@ def _vision(job, rows):
     return _NARROW * patches * (8 * vision.dim + 3 * vision.mlp_dim) + pixels
 
 
+def _encoding(job):
+    """The bytes of `_vision` of a rollout, whose frame pairs are dealt out along tensor too."""
+    return _vision(job, _rows(job) / job.mesh.shape["tensor"])
+
+
 def _batch(job):
     shape = job.shape
     slots = shape.pairs * shape.windows * job.geometry.slots
@@ -86,7 +91,7 @@ def _reshard(job):
 
 def _prefill(job):
     rows, rollouts = _rows(job), job.grpo.rollout.num_rollouts
-    working = max(_layer(job, rows * job.shape.length), _vision(job, rows))
+    working = max(_layer(job, rows * job.shape.length), _encoding(job))
     logits = 3 * _logits(job, rows * rollouts)
     return prepared_bytes(job) + _batch(job), _cache(job) + working + logits
 
@@ -101,8 +106,7 @@ def _compact(job):
 
 
 def _encode(job):
-    vision = device_bytes(job.policy["vision"]) * job.mesh.shape["fsdp"]
-    return vision + _batch(job), _vision(job, _rows(job))
+    return device_bytes(job.prepared["vision"]) + _batch(job), _encoding(job)
 
 
 def _siglip(job):

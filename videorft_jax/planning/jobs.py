@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax.grpo import experience, update
 from videorft_jax.grpo.logprobs import Groups
@@ -30,6 +29,7 @@ from videorft_jax.rewards.semantic import make_program
 from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.heads import abstract_widened
 from videorft_jax.rollout.mesh import reshape
+from videorft_jax.rollout.parameters import prepared_shardings
 from videorft_jax.training.optimizer import make_optimizer
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.sft_step import make_sft_step
@@ -108,10 +108,17 @@ class Job:
 
     @functools.cached_property
     def policy(self):
-        """The abstract parameters of the model, in its dtype, as wide as `tensor` wants them."""
+        """The abstract parameters of the model, in its dtype."""
         tree = family.abstract_params(self.weights.model, jnp.dtype(self.train.model.dtype))
-        tree = abstract_widened(tree, self.weights.model, self.mesh.shape["tensor"])
         return _placed(tree, sharding.state_shardings(tree, self.mesh, self.train.name))
+
+    @functools.cached_property
+    def prepared(self):
+        """The abstract parameters that the rollout reads, in the model's dtype."""
+        model, mesh = self.weights.model, self.drawing.mesh
+        tree = family.abstract_params(model, jnp.dtype(self.train.model.dtype))
+        tree = abstract_widened(tree, model, mesh.shape["tensor"])
+        return _placed(tree, prepared_shardings(model, mesh))
 
     @functools.cached_property
     def judge(self):
@@ -154,18 +161,9 @@ def total_bytes(tree) -> int:
 
 
 def prepared_bytes(job: Job) -> int:
-    """Counts the bytes of one device's memory that the rollout's weights take. They are split over
-    `tensor` alone, since every token that is decoded reads all of them."""
-
-    def whole(leaf):
-        spec = (None if axis == "fsdp" else axis for axis in leaf.sharding.spec)
-        return NamedSharding(job.drawing.mesh, PartitionSpec(*spec))
-
-    policy = job.drawing.policy
-    shapes = _placed(policy, jax.tree.map(whole, policy))
-    if not job.grpo.rollout.int8_weights:
-        return device_bytes(shapes)
-    return device_bytes(shapes["vision"]) + device_bytes(shapes["text"]) // 2
+    """Counts the bytes of one device's memory that the rollout's weights take."""
+    text, tower = device_bytes(job.prepared["text"]), device_bytes(job.prepared["vision"])
+    return tower + (text // 2 if job.grpo.rollout.int8_weights else text)
 
 
 def find_programs(job: Job) -> list[Program]:

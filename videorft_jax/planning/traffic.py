@@ -5,9 +5,11 @@ summed and split again. Along `tensor` a layer sums hidden states behind attenti
 MLP. All of it is bfloat16. A test holds the bytes against those of small compiled programs.
 """
 
+import jax
+
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, program_costs
-from videorft_jax.planning.jobs import Job, device_bytes, prepared_bytes, total_bytes
+from videorft_jax.planning.jobs import Job, device_bytes, total_bytes
 from videorft_jax.planning.links import Collective, find_wires, wired_seconds
 
 _BF16 = 2
@@ -23,7 +25,7 @@ def program_traffic(job: Job) -> dict[str, list[Collective]]:
         return {"update": _update(job)}
     found = {
         "reshard": _reshard(job),
-        "vision": _vision(job.drawing),
+        "vision": _encoding(job.drawing),
         "prefill": _prefill(job.drawing),
         "decode": _decode(job.drawing),
         "compact": [],
@@ -66,16 +68,21 @@ def _gathered(tree, job):
 
 
 def _reshard(job):
+    """Counts what the rollout's weights cost. On another mesh devices along tensor first exchange
+    pieces of what keeps its shape, and the tower and what does not are gathered from all."""
     layers, mesh = job.weights.model.text.num_layers, job.drawing.mesh
+    tensor = mesh.shape["tensor"]
+    text = zip(*(jax.tree.leaves(tree["text"]) for tree in (job.policy, job.prepared)), strict=True)
+    kept = total_bytes([leaf for leaf, other in text if leaf.shape == other.shape]) / layers
+    rest = total_bytes(job.policy) / layers - kept
     if mesh is job.mesh:
-        return [_gather(prepared_bytes(job) / layers, layers)]
-    # On another mesh XLA gathers a layer from all devices, and each keeps its part.
-    text, tower = job.policy["text"], total_bytes(job.policy["vision"])
-    rows = total_bytes({name: leaf for name, leaf in text.items() if name != "layers"})
-    stack = (total_bytes(text["layers"]) + tower) / layers
+        around, pieces = ("fsdp",), 0
+    else:
+        around, pieces = ("data", "fsdp"), kept / mesh.devices.size
     return [
-        Collective("all-gather", sharding.AXES, stack, layers),
-        _gather(rows / mesh.shape["tensor"], 1),
+        Collective("all-gather", sharding.AXES if tensor > 1 else around, rest, layers),
+        Collective("all-gather", around, kept / tensor, layers),
+        Collective("all-to-all", ("tensor",), pieces, layers if pieces else 0),
     ]
 
 
@@ -95,8 +102,16 @@ def _prefill(job):
     states = _states(job, job.shape.rows // job.parts * job.shape.length)
     sent = [_sums(states, 2 * job.weights.model.text.num_layers + 1)]
     if job.weights.trains_vision or job.grpo.max_draws > 1:  # Else its tokens are known already.
-        sent += _vision(job)
+        sent += _encoding(job)
     return sent
+
+
+def _encoding(job):
+    """Counts the visual tokens that devices along tensor make of frame pairs of their own."""
+    shape, model = job.shape, job.weights.model
+    merged = shape.pairs * shape.windows * job.geometry.slots // model.vision.merge**2
+    tokens = shape.rows // job.parts * merged
+    return [Collective("all-gather", ("tensor",), _BF16 * tokens * model.visual_dim, 1)]
 
 
 def _decode(job):

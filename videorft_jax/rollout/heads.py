@@ -1,9 +1,9 @@
-"""Weights of a rollout whose `tensor` axis has more parts than the model has heads of keys.
+"""Weights of a decoder whose `tensor` axis has more parts than the model has heads of keys.
 
 Each head of keys and values is then held by several parts, and its group of query heads is dealt
-out to them. Where a group does not divide, and where the heads or the MLP of a tower do not, zeros
-fill it up: a query head whose rows of `o` are zero, or an MLP channel whose row of `down` is zero,
-adds nothing, so that hidden states stay what they were.
+out to them. Where a group does not divide, and where the MLP does not, zeros fill it up: a query
+head whose rows of `o` are zero, or an MLP channel whose row of `down` is zero, adds nothing, so
+that hidden states stay what they were. A tower is not split over `tensor` and stays as it is.
 """
 
 import functools
@@ -39,7 +39,7 @@ def widen(params, model: ModelConfig, tensor: int):
     def convert(keys, leaf):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         for dim, axis in enumerate(sharding.dims_of(path)):
-            if axis not in _TENSOR:
+            if axis not in _TENSOR or not path.startswith("text/"):
                 continue
             if not path.startswith("text/layers/attn/"):
                 leaf = _fill(leaf, dim, -leaf.shape[dim] % tensor)

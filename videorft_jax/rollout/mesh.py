@@ -77,7 +77,8 @@ def _find_fault(sizes, model, mesh, rows):
     if rows % parts:
         return f"data.rows={rows} prompts do not divide over data * fsdp = {parts}"
     try:
-        tree = abstract_widened(family.abstract_params(model, jnp.float32), model, sizes[2])
+        decoder = {"text": family.abstract_params(model, jnp.float32)["text"]}
+        tree = abstract_widened(decoder, model, sizes[2])
         sharding.state_shardings(tree, reshape(mesh, sizes), "the model")
     except ValueError as error:
         return str(error).split(";")[0].removeprefix("the model: ")

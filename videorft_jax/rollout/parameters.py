@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -14,18 +13,34 @@ from videorft_jax.models.int8 import quantise_weights, quantised_formats
 from videorft_jax.models.lora import resolve
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.heads import abstract_widened, widen
+from videorft_jax.rollout.mesh import reshape
 
 # XLA for TPU wants these weights, [L, D, K, H], in the memory order [L, K, D, H]; in any other it
 # would copy them on every call.
 _HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
 
 
+def prepared_shardings(config: ModelConfig, mesh):
+    """Gives where each parameter lies that a rollout reads: the decoder's are whole on every part
+    of data and fsdp and split over tensor; the tower's are whole on every device, since its frame
+    pairs are dealt out to all devices instead (see `clips.encode`)."""
+    tensor = mesh.shape["tensor"]
+    tree = abstract_widened(family.abstract_params(config), config, tensor)
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
+    split = tree if tensor == 1 else {"text": tree["text"]}
+
+    def gather(held):
+        return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in held.spec)))
+
+    return whole | jax.tree.map(gather, sharding.state_shardings(split, mesh, "rollout"))
+
+
 class Preparation:
     """One compiled program that makes of training parameters those that decoding reads.
 
-    The result is whole on every part of data and fsdp and split over tensor, in `dtype`, or in int8
-    where `int8` says so; LoRA adapters are merged into it. Where tensor has more parts than the
-    model has heads of keys, it is wider than the parameters; see `heads.widen`.
+    The result lies as `prepared_shardings` says, in `dtype`, or in int8 where `int8` says so; LoRA
+    adapters are merged into it. Where tensor has more parts than the model has heads of keys, it is
+    wider than the parameters; see `heads.widen`.
     """
 
     def __init__(self, config: ModelConfig, mesh, *, dtype, int8: bool):
@@ -44,17 +59,14 @@ class Preparation:
     def formats(self):
         """Where each parameter of the result lies, and in which memory order."""
 
-        def whole(keys, held):
-            held = NamedSharding(self.mesh, P(*(None if a == "fsdp" else a for a in held.spec)))
+        def order(keys, held):
             path = jax.tree_util.keystr(keys, simple=True, separator="/")
             if self.mesh.devices.flat[0].platform == "tpu" and path in _HEAD_MAJOR:
                 return Format(Layout((0, 2, 1, 3)), held)
             return held
 
-        tree = family.abstract_params(self.config)
-        tree = abstract_widened(tree, self.config, self.mesh.shape["tensor"])
-        shardings = sharding.state_shardings(tree, self.mesh, "rollout")
-        formats = jax.tree_util.tree_map_with_path(whole, shardings)
+        shardings = prepared_shardings(self.config, self.mesh)
+        formats = jax.tree_util.tree_map_with_path(order, shardings)
         return quantised_formats(formats) if self.int8 else formats
 
     @functools.cached_property
@@ -86,13 +98,26 @@ class Preparation:
         return jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
 
     def _widened(self, params):
-        """Widens weights that are whole on each device first, since XLA cannot repeat heads or fill
-        groups of them up while they are split."""
-        wide = widen(params, self.config, self.mesh.shape["tensor"])
-        if jax.tree.map(jnp.shape, wide) == jax.tree.map(jnp.shape, params):
-            return wide
-        whole = jax.lax.with_sharding_constraint(params, NamedSharding(self.mesh, P()))
-        return widen(whole, self.config, self.mesh.shape["tensor"])
+        """Widens weights, and lays them out on the rollout's mesh.
+
+        Those of a decoder that keep their shape are first split over all devices, so that these
+        exchange pieces and gather no more than their own part of tensor. Those that change
+        it are whole on each device first, since XLA cannot repeat heads or fill groups of them up
+        while they are split.
+        """
+        tensor = self.mesh.shape["tensor"]
+        if tensor == 1 or "text" not in params:
+            return params
+        wide = abstract_widened(params, self.config, tensor)
+        parts = reshape(self.mesh, (1, self.mesh.devices.size // tensor, tensor))
+        split = sharding.state_shardings(wide, parts, "rollout")
+        everywhere = NamedSharding(self.mesh, P())
+
+        def place(leaf, other, held):
+            where = held if leaf.shape == other.shape else everywhere
+            return jax.lax.with_sharding_constraint(leaf, where)
+
+        return widen(jax.tree.map(place, params, wide, split), self.config, tensor)
 
     def _quantised(self, params):
         return quantise_weights(params) if self.int8 else params

@@ -23,6 +23,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.vision_language import next_position
+from videorft_jax.rollout.clips import encode
 from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.heads import count_copies
 from videorft_jax.rollout.parameters import Preparation
@@ -188,7 +189,7 @@ class Programs:
         batch, uids, limits, visual = inputs
         model = family.bind(self.config, params)
         if visual is None and batch.patches.size:
-            visual = model.encode_vision(batch, plan=self.plan)
+            visual = encode(model, batch, self.mesh, self.plan)
         x = model.embed(batch.tokens, visual, batch.visual_index)
         mask = Causal(batch.segment_ids)
         hidden, *prefix = model.text.prefill(

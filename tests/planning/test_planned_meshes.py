@@ -1,0 +1,76 @@
+"""Programs of published models on meshes of the rollout's own, compiled for a TPU that is not here:
+also where there are more parts than heads of keys."""
+
+import math
+
+import pytest
+from hlo import collectives, materialised, squeezed
+from planned import check_formulas, compile_programs, load_recipe
+
+from videorft_jax.commands.plan import read_options
+from videorft_jax.planning import machines, plan
+from videorft_jax.rollout.heads import count_copies
+
+# The recipe, and the sizes of the rollout's data, fsdp and tensor; training has fsdp=16.
+CASES = [
+    ("7b", (1, 4, 4)), ("7b", (1, 2, 8)), ("7b", (1, 1, 16)), ("3b", (2, 2, 4)),
+    ("3b", (1, 2, 8)), ("3b", (1, 1, 16)), ("qwen3vl_8b", (1, 1, 16)),
+]  # fmt: skip
+
+
+def make(size, sizes):
+    pytest.importorskip("libtpu")
+    config = load_recipe("grpo", size)
+    config.media.min_frames = config.media.max_frames = 16
+    config.data.rows, config.data.row_tokens, config.train.accumulate = 16, 4096, 1
+    config.rollout.mesh = ",".join(map(str, sizes))
+    return plan.make_job(read_options(config), machines.find("v6e-16"))
+
+
+def find_caches(job):
+    """Values of one layer's keys on a device, and of all layers': of prompts, of completions."""
+    text, rows = job.weights.model.text, job.shape.rows // job.drawing.parts
+    tensor, rollout = job.drawing.mesh.shape["tensor"], job.grpo.rollout
+    heads = text.num_kv_heads * count_copies(job.weights.model, tensor) // tensor
+    each = rows * heads * text.head_dim
+    own = rollout.num_rollouts * rollout.max_new_tokens
+    return {
+        each * tokens * layers
+        for tokens in (job.shape.length, own)
+        for layers in (1, text.num_layers)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "sizes"), CASES)
+def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
+    job = make(size, sizes)
+    decode = compile_programs(job, {"decode"})["decode"]
+    text, rollout = job.weights.model.text, job.grpo.rollout
+    assert not materialised(decode.hlo, find_caches(job))
+    assert decode.memory.temp_size_in_bytes < 0.05 * 2 * 2 * max(find_caches(job))
+    states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
+    found = collectives(decode.hlo)
+    assert {kind for kind, *_ in found} == {"all-reduce"}  # no weights, no cache, no logits
+    assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
+    assert found["all-reduce", states, 2] == 2  # A layer sums behind attention and its MLP.
+    assert found["all-reduce", states, 1] == 1  # The embedding is looked up once a token.
+    check_formulas(job, "decode", decode.hlo, tokens=rollout.max_new_tokens - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "sizes"), CASES)
+def test_resharding_exchanges_pieces_before_it_gathers(size, sizes):
+    """Weights that keep their shape are gathered no wider than a device's own part of tensor."""
+    job = make(size, sizes)
+    reshard = compile_programs(job, {"reshard"})["reshard"]
+    model, tensor = job.weights.model, job.drawing.mesh.shape["tensor"]
+    found = collectives(reshard.hlo)
+    mlp = model.text.dim * model.text.mlp_dim
+    gathered = [math.prod(dims) for kind, dims, _ in found if kind == "all-gather"]
+    assert mlp not in gathered
+    exchanged = [math.prod(dims) for kind, dims, _ in found if kind == "all-to-all"]
+    assert mlp // 16 in exchanged
+    if sizes[0] * sizes[1] > 1:
+        assert mlp // tensor in gathered
+    check_formulas(job, "reshard", reshard.hlo)
