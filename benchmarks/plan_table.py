@@ -41,6 +41,17 @@ FULL = {
     "v5p-64": (1, 128, 32),
     "tpu7x-8": (1, 64, 16),
 }
+# Machine -> mesh.tensor and model.remat of GRPO of 7B where the planner chooses the rollout's mesh.
+# Without the rollout's need for it v5e-64 trains faster without tensor, and where there is memory
+# products are kept for the backward pass, but for clips of more than MANY frames.
+CHOSEN = {
+    "v5e-64": (1, "full"),
+    "v6e-16": (1, "full"),
+    "v5p-8": (1, "save_dots"),
+    "v5p-64": (1, "save_dots"),
+    "tpu7x-8": (1, "save_dots"),
+}
+MANY = 64
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
 QWEN3 = {"v5p-8": (1, 32, 16)}  # Qwen3-VL, whose clips may be longer.
 
@@ -53,6 +64,7 @@ class Entry:
     tensor: int
     rows: int
     rollout: str = ""  # `rollout.mesh`; empty: the training's
+    remat: str = "full"
 
     @property
     def name(self):
@@ -66,7 +78,7 @@ class Entry:
         config.data.rows = self.rows
         longest = self.frames // 2 * 128 + 1024  # tokens of a prompt, with room for its text
         config.data.row_tokens = max(config.data.row_tokens, 4096, longest)
-        config.rollout.mesh = self.rollout
+        config.rollout.mesh, config.model.remat = self.rollout, self.remat
         if self.machine == "v6e-1":  # holds base and a copy for the rollout of half its size
             config.rollout.int8_weights = config.rollout.int8_cache = True
         config.train.accumulate = self.rows * self.tensor // machine.num_devices  # a row at a time
@@ -83,8 +95,11 @@ def entries():
                 for mode, count in (("grpo", prompts), ("sft", rows))
                 for frames in (16, 32)
             ]
+        width, remat = CHOSEN[machine]
         found += [
-            Entry("grpo_7b", machine, frames, tensor, prompts, "auto") for frames in (16, 64, 256)
+            Entry("grpo_7b", machine, frames, width, prompts, "auto", kept)
+            for frames in (16, 64, 256)
+            for kept in (remat if frames <= MANY else "full",)
         ]
     for machine, (tensor, prompts, rows) in LORA.items():
         found += [
@@ -153,7 +168,7 @@ def line(entry, rows, step):
     )
     return (
         f"| {entry.recipe} | {entry.machine} | {entry.frames} | {mesh} | "
-        f"{'-' if rollout is None else drawn} | {entry.rows} | {fits} | "
+        f"{'-' if rollout is None else drawn} | {entry.rows} | {entry.remat} | {fits} | "
         f"{worst.peak_gib:.1f} of {worst.limit_gib:.1f} | {per} | {step['floor_s']:.2f} | "
         f"{step['wired_floor_s']:.2f} | {'-' if rollout is None else f'{rollout:.2f}'} | "
         f"{minutes} |"
@@ -175,14 +190,16 @@ def write(lines, num_known, num_all, minutes):
         f"**{num_known} of {num_all} programs are compiled**; figures with ~ are formulas "
         "(`videorft_jax/planning/estimate.py`).\n\n"
         "Adapters on one v6e chip sample with `rollout.int8_weights` and `rollout.int8_cache`; all "
-        "other recipes are as they are but for mesh, rows and `train.accumulate`, a row at a time. "
+        "other recipes are as they are but for mesh, rows, `model.remat` and `train.accumulate`, a "
+        "row at a time. "
         f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
         "rollout: the mesh on which completions are drawn. GRPO of 7B stands there twice, on the "
-        "training's mesh and on the planner's choice, which `rollout.mesh=auto` takes. chip-s / "
+        "training's mesh and on the planner's choice, which `rollout.mesh=auto` takes; v5e-64 then "
+        "trains without tensor, and products are kept where there is memory. chip-s / "
         "rollout: chip-seconds of a completion by the floor with wires.\n\n"
-        "| recipe | machine | frames | mesh | rollout | rows | fits | largest | per program | "
-        "floor s | with wires | chip-s / rollout | compile min |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+        "| recipe | machine | frames | mesh | rollout | rows | remat | fits | largest | "
+        "per program | floor s | with wires | chip-s / rollout | compile min |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -9,6 +9,7 @@ from planned import check_formulas, compile_programs, load_recipe
 
 from videorft_jax.commands.plan import read_options
 from videorft_jax.planning import machines, plan
+from videorft_jax.planning.jobs import device_bytes
 from videorft_jax.rollout.heads import count_copies
 
 # The recipe, and the sizes of the rollout's data, fsdp and tensor; training has fsdp=16.
@@ -48,7 +49,10 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     decode = compile_programs(job, {"decode"})["decode"]
     text, rollout = job.weights.model.text, job.grpo.rollout
     assert not materialised(decode.hlo, find_caches(job))
-    assert decode.memory.temp_size_in_bytes < 0.05 * 2 * 2 * max(find_caches(job))
+    # Once a call, where a device has four heads, the compiler copies the weights of the queries.
+    attn = job.prepared["text"]["layers"]["attn"]
+    cache = 2 * 2 * max(find_caches(job))
+    assert decode.memory.temp_size_in_bytes < 0.05 * cache + 1.01 * device_bytes(attn["q"])
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
     found = collectives(decode.hlo)
     assert {kind for kind, *_ in found} == {"all-reduce"}  # no weights, no cache, no logits

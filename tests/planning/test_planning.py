@@ -111,6 +111,31 @@ def test_search_finds_what_fits_and_changes_no_more_than_the_fastest_needs():
     assert found.job.train.data == job.train.data
 
 
+@pytest.mark.slow
+def test_search_leaves_what_fits_unless_something_is_faster(capsys, monkeypatch):
+    """7B on v6e-16, by formulas alone: products are kept for the backward pass where memory allows.
+    Of a GPU's links nothing is known, so that no other mesh is known to be faster."""
+    config = load_recipe("grpo")
+    config.media.min_frames = config.media.max_frames = 16
+    config.data.rows, config.train.accumulate = 32, 8
+    monkeypatch.setattr(search, "make_rows", lambda job, store, say: make_rows(estimated(job)))
+    monkeypatch.setattr(plan, "make_rows", lambda job, store, say: make_rows(estimated(job)))
+
+    def estimated(job):
+        topology = dataclasses.replace(job.topology, kind="H100")
+        return dataclasses.replace(job, topology=topology)
+
+    job = plan.make_job(read_options(config), machines.find("v5p-8"))
+    rows, step, problem = plan.plan([job], Store(), True)
+    assert problem is None
+    assert step["changes"]["model.remat"] == "save_dots"
+    assert step_seconds(job) > 1.05 * sum(row.floor_s for row in rows)
+    assert "what fits and is faster: --config." in capsys.readouterr().err
+    unknown = plan.make_job(read_options(config), machines.find("H200:4"))
+    assert "changes" not in plan.plan([unknown], Store(), True)[1]
+    assert "nothing that fits is known to be 5 % faster" in capsys.readouterr().err
+
+
 def test_programs_for_absent_chips_are_written_for_them(tmp_path):
     """Under the key that JAX will look for; they cannot be read here, which needs no warning."""
     pytest.importorskip("libtpu")

@@ -86,7 +86,9 @@ def _parse(argv):
     parser.add_argument("--topology", help="v5p:4x4x4, v5e-64, 2*v6e:4x4 (slices), H100:8, cpu:8")
     parser.add_argument("--model", help="7b, 3b, ...: sizes of a model that is not here")
     parser.add_argument("--mode", choices=("sft", "grpo"), help="default: by the config's name")
-    parser.add_argument("--search", action="store_true", help="try changes until one fits")
+    parser.add_argument(
+        "--search", action="store_true", help="try changes until one fits, or is faster"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
         "--workdir",

@@ -16,7 +16,7 @@ from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
 
-_GAIN = 0.95  # A mesh that saves less than 5 % of a step is not worth a change.
+GAIN = 0.95  # A mesh that saves less than 5 % of a step is not worth a change.
 _ROOM = 0.8  # An estimate may be a quarter too low; see estimate.py.
 
 
@@ -34,7 +34,7 @@ def suggest_rollout_mesh(job: Job) -> Suggestion | None:
         return None
     found = [s for s in map(_try, _candidates(job)) if s is not None]
     best = min(found, key=lambda each: each.floor_s, default=None)
-    return best if best and best.floor_s < _GAIN * step_seconds(job) else None
+    return best if best and best.floor_s < GAIN * step_seconds(job) else None
 
 
 def with_rollout_mesh(job: Job) -> Job:

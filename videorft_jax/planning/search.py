@@ -1,12 +1,13 @@
 """Searches other ways to run the same recipe: meshes, remat, slices of a batch, optimizer dtype.
 
 Candidates are ordered by their least time, ruled out by formulas where they are far too large, and
-compiled one after another until one fits. What is learnt does not change, except by the rounding of
-the first moment.
+compiled one after another until one fits. Of a recipe that fits only faster ones are tried. What is
+learnt does not change, except by the rounding of the first moment.
 """
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 from videorft_jax.planning.compile import GIB, Store
@@ -62,13 +63,14 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
     return sorted(found, key=lambda each: (round(each[0], 4), len(each[1]), str(each[1])))
 
 
-def search(job: Job, store: Store, say=lambda text: None) -> Found | None:
-    """The first candidate that fits, or None when none of the few that are tried does."""
+def search(job: Job, store: Store, say=lambda text: None, below: float = math.inf) -> Found | None:
+    """The first candidate that fits and takes less than `below` seconds, or None when none of the
+    few that are tried does."""
     tries = 0
     for seconds, changes, other in candidates(job):
         if not _may_fit(other):
             continue
-        if tries == _TRIES:
+        if tries == _TRIES or seconds >= below:
             return None
         tries += 1
         text = ", ".join(f"{name}={value}" for name, value in changes.items()) or "no change"

@@ -1,9 +1,8 @@
 """Runs the vision tower of a rollout on all devices of its mesh.
 
-Frame pairs know nothing of each other (decision 2 of the batch's layout), so that they are dealt
-out to the devices along `tensor` too, each of which holds the whole tower. Split over `tensor` the
-tower would add up hidden states of all patches behind every product, which for 7B on v5p-8 takes
-longer than its arithmetic.
+Frame pairs know nothing of each other, so that they are dealt out to the devices along `tensor`
+too, each of which holds the whole tower. Split over `tensor` the tower would add up hidden states
+of all patches twice a layer, which for 7B on v5p-8 takes longer than its arithmetic.
 """
 
 import math

@@ -109,7 +109,9 @@ class Preparation:
         if tensor == 1 or "text" not in params:
             return params
         wide = abstract_widened(params, self.config, tensor)
-        parts = reshape(self.mesh, (1, self.mesh.devices.size // tensor, tensor))
+        count = self.mesh.devices.size // tensor
+        divides = self.config.text.dim % count == 0
+        parts = reshape(self.mesh, (1, count, tensor) if divides else None)
         split = sharding.state_shardings(wide, parts, "rollout")
         everywhere = NamedSharding(self.mesh, P())
 
