@@ -283,7 +283,7 @@ def test_gradients_are_all_that_crosses_slices(two_slices):
     text = jax.jit(update, out_shardings=split).lower(weight, rows).compile().as_text()
     gathers = re.findall(r" all-gather(?:-start)?\(.*?replica_groups=(\S+),", text)
     assert gathers == ["{{0,1,2,3,4,5,6,7}}"]  # Each slice gathers its own.
-    sent = re.findall(r"= \(f32\[([\d,]+)\]\S*, u32\[\], token\[\]\) send\(", text)
+    sent = re.findall(r"= \(f32\[([\d,]+)\]\S*, u32\[\]\S*, token\[\]\) send\(", text)
     assert text.count(" send(") == len(sent) == 1
     assert math.prod(map(int, sent[0].split(","))) == 512 * 512 // 8  # its own part, once
 

@@ -147,6 +147,18 @@ def report(capsys, *arguments):
     return code, capsys.readouterr()
 
 
+def test_steps_that_compiled_do_not_flatten_the_seconds_of_others():
+    """Other panels keep them, and so does a run in which every step compiled."""
+    rows = [{"step": n, "time/update": 0.1 * n, "memory/host_gib": 2.0} for n in (1, 2, 3)]
+    rows[0] |= {"time/update": 90.0, "time/compile": 88.0}
+    seconds, memory = make_panels([rows])
+    assert [line["label"] for line in seconds.lines] == ["update"]
+    assert [value for _, value in seconds.lines[0]["points"]] == pytest.approx([0.2, 0.3])
+    assert len(memory.lines[0]["points"]) == 3
+    alone, _ = make_panels([rows[:1]])
+    assert [line["label"] for line in alone.lines] == ["compile", "update"]
+
+
 def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
     folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
     code, said = report(capsys, folder)

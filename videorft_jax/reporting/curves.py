@@ -10,6 +10,7 @@ MOST_POINTS = 300  # points of a line; more steps are averaged
 MOST_LINES = 6  # lines of a panel
 WIDTH, HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22  # margins
+_SECONDS = "Seconds of a step"
 # Title of a panel -> pattern of the names of its metrics. The group in it is the name of the line.
 PANELS = (
     ("Loss", r"(loss)"),
@@ -28,7 +29,7 @@ PANELS = (
     ("Gradient norm", r"(grad_norm)"),
     ("Goodput in tokens a second", r"perf/(tokens_per_s)"),
     ("Utilisation", r"perf/(mfu|hfu|padding)"),
-    ("Seconds of a step", r"time/(.+)"),
+    (_SECONDS, r"time/(.+)"),
     ("Memory in GiB", r"memory/(.+)_gib"),
 )
 
@@ -59,8 +60,9 @@ def make_panels(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Panel]:
     panels = []
     for title, pattern in PANELS:
         lines = []
-        labels = sorted({label for run in runs for label in _labels(run, pattern).values()})
-        for number, run in enumerate(runs):
+        shown = list(map(_without_compiling, runs)) if title == _SECONDS else runs
+        labels = sorted({label for run in shown for label in _labels(run, pattern).values()})
+        for number, run in enumerate(shown):
             names = _labels(run, pattern)
             for name, label in sorted(names.items(), key=lambda item: item[1]):
                 points = _thin([(row["step"], row.get(name)) for row in run])
@@ -70,6 +72,12 @@ def make_panels(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Panel]:
         if lines:
             panels.append(_draw(title, lines))
     return panels
+
+
+def _without_compiling(run):
+    """The rows of steps in which nothing was compiled, since beside minutes of compiling all other
+    steps are a flat line; every row where there are no others."""
+    return [row for row in run if not row.get("time/compile")] or run
 
 
 def _labels(run, pattern):
