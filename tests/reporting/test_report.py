@@ -138,7 +138,7 @@ def test_curves_leave_out_values_that_are_missing():
 
 
 def write_file(path, text):
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
 
 
@@ -171,6 +171,21 @@ def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
         assert remote not in text.replace("image.src =", "")
 
 
+def test_a_page_that_cannot_be_written_is_told_before_clips_are_read(tmp_path, capsys, monkeypatch):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    monkeypatch.setattr("videorft_jax.reporting.report.find_films", None)
+    for out, expected in (
+        (tmp_path, "is a folder; name"),
+        (tmp_path / "a/b.html", "make it first"),
+    ):
+        code, said = report(capsys, folder, f"--out={out}")
+        assert code == 2
+        assert expected in said.err
+    (folder / "checkpoints/00000099").mkdir(parents=True)
+    _, said = report(capsys, folder / "checkpoints/00000099")
+    assert f"it is a step of the run {folder}, give that" in said.err
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -191,7 +206,24 @@ def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
         ),
         (
             lambda folder: write_file(folder / "results.json", '{"settings": ["train"]}'),
-            "results.json of another version (settings are no table); report them with the",
+            "results.json of another version (settings: no table); report them with the",
+        ),
+        (
+            lambda folder: write_file(folder / "results.json", '{"settings": {}, "results": [1]}'),
+            "results.json of another version (results: no table)",
+        ),
+        (
+            lambda folder: write_file(
+                folder / "results.json", '{"settings": {}, "results": {"by_type": {"OCR": 1}}}'
+            ),
+            "results.json of another version (OCR: no table)",
+        ),
+        (
+            lambda folder: (
+                write_file(folder / "metrics.jsonl", '{"step": 1, "loss": 2.0}\n'),
+                write_file(folder / "config.json", '{"train": 5}'),
+            ),
+            "config.json of another version (train: no table)",
         ),
     ],
 )

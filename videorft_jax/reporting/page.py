@@ -105,4 +105,6 @@ def _results(run: Run) -> list[tuple[str, list[str]]]:
 def _cell(value):
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) else format_number(value)
+    if isinstance(value, float):
+        return format_number(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -16,6 +16,8 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.reporting.groups import Completion, Group
 from videorft_jax.rewards.answers import extract_answer, first_block
 
+# The tables of a config that a page shows something of.
+_SECTIONS = ("model", "data", "train", "weights")
 METRICS, COMPLETIONS, RESULTS = "metrics.jsonl", "completions*.jsonl", "results.json"
 CONFIG = "config.json"  # the options of a run, from its start
 _TOLERANCE = 1e-5  # between a total and the sum of its rewards; totals are kept in float32
@@ -54,29 +56,40 @@ def read_run(folder: str | pathlib.Path) -> Run:
     rows = [line for path in sorted(folder.glob(COMPLETIONS)) for line in _read_lines(path, notes)]
     body = _read_json(folder / RESULTS)
     if "settings" in body:
-        if not isinstance(body["settings"], dict):
-            raise _other_version(folder, RESULTS, "settings are no table")
+        _check_tables(folder, RESULTS, body, "settings", "results")
+        _check_tables(folder, RESULTS, body["settings"], *_SECTIONS)
         contract = _make_contract(body["settings"].get("media"), notes)
         groups = _group(rows, _read_evaluated, body["settings"], folder)
-        results = body.get("results") or {}
+        results = body.get("results", {})
+        _check_tables(folder, RESULTS, results, "by_type")
+        _check_tables(folder, RESULTS, results.get("by_type", {}), *results.get("by_type", {}))
         if not results:
             notes.append("The evaluation has not ended; its results are still missing.")
         return Run(folder, "evaluation", [], groups, body["settings"], contract, results, notes)
     if not metrics and not rows:
         inside = [path.parent.name for path in sorted(folder.glob(f"*/{METRICS}"))]
         hint = f"; it holds the runs {', '.join(inside)}, give one of them" if inside else ""
+        if folder.parent.name == "checkpoints":
+            hint = f"; it is a step of the run {folder.parent.parent}, give that"
         hint = hint or f"; a run writes {METRICS} there with its first step"
         raise ValueError(f"{folder}: no {METRICS} and no completions{hint}")
     meta = _read_meta(folder, notes)
     config = meta.get("config") or _read_json(folder / CONFIG)
+    _check_tables(folder, CONFIG, config, *_SECTIONS)
     groups = _group(rows, _read_sampled, config, folder)
     if rows and metrics and metrics[-1]["step"] > rows[-1].get("step", 0):
         notes.append(f"Completions end with step {rows[-1].get('step')}.")
     total = config.get("train", {}).get("max_steps")
-    if metrics and total and metrics[-1]["step"] < total:
+    if metrics and isinstance(total, int) and metrics[-1]["step"] < total:
         notes.append(f"The run is at step {metrics[-1]['step']} of at most {total}.")
     contract = _make_contract(meta.get("media"), notes)
     return Run(folder, "grpo" if rows else "sft", metrics, groups, config, contract, {}, notes)
+
+
+def _check_tables(folder, file, body, *names):
+    for name in names:
+        if not isinstance(body.get(name, {}), dict):
+            raise _other_version(folder, file, f"{name}: no table")
 
 
 def _other_version(folder, what, reason):
@@ -139,6 +152,8 @@ def _make_contract(fields, notes):
     if not fields:
         return None
     try:
+        if not isinstance(fields, dict):
+            raise ValueError("it is no table")
         return MediaContract.from_dict({k: v for k, v in fields.items() if k != "digest"})
     except ValueError as error:
         notes.append(f"The media contract is of another version ({error}); no frames are shown.")
