@@ -225,4 +225,5 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict()
     config.log.interval_s = 30.0  # seconds between two lines, where the console is no terminal
     config.log.wandb = ""  # project of Weights & Biases; empty: not used
+    config.log.profile = 0  # step of sft or grpo whose trace goes to WORKDIR/profile; 0: none
     return config

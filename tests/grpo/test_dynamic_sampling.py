@@ -71,7 +71,7 @@ def simulate(steps, chance, max_draws):
         rollout=types.SimpleNamespace(max_new_tokens=C),
     )
 
-    def collect_one(prepared, item, tracker, number):
+    def collect_one(prepared, item, prompts, tracker, number):
         differing = rng.random(ROWS) < chance
         tokens = np.full((ROWS, 8 + item.shape), item.shape)
         pixels = np.zeros((ROWS, 1 + item.shape % 2, 1 + item.shape // 2, 64, 4), np.uint8)
@@ -88,7 +88,7 @@ def simulate(steps, chance, max_draws):
         return Experience(item, batch, drawn, verdict, says, differing, differing, None)
 
     collector._collect_one = collect_one
-    items = iter(lambda: types.SimpleNamespace(shape=rng.choice(len(SHARES), p=SHARES)), None)
+    items = iter(lambda: (types.SimpleNamespace(shape=rng.choice(len(SHARES), p=SHARES)), None), 0)
     tracker = types.SimpleNamespace(phase=lambda name: contextlib.nullcontext())
     drawn, trained = np.zeros((2, len(SHARES)))
     for _ in range(steps):

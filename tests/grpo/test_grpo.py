@@ -12,6 +12,8 @@ import pytest
 from grpo_place import REWARDS, STEPS, Place, completions, curve
 from tiny_run import finish, metrics, read_arrays, start, wait_for
 
+from videorft_jax.metrics.timeline import DEVICES, read_trace
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -20,7 +22,7 @@ def place(tmp_path_factory):
 
 AXES = ("data", "fsdp", "tensor")
 RUNS = {
-    "single": ((), 1),
+    "single": (("--profile=3",), 1),
     "slices": (("--config.train.accumulate=4",), 1),
     "mesh": ((*(f"--config.mesh.{axis}=2" for axis in AXES), "--config.rollout.mesh=1,8,1"), 8),
     "shuffled": (
@@ -140,6 +142,23 @@ def test_what_a_run_leaves(place, runs):
         assert x["total"] == pytest.approx(total, rel=1e-5)
     # Programs of a step: the copy, prefill, decode, advantages, update; buckets of decode.
     assert lines[-1]["perf/programs"] <= 11
+
+
+def test_the_next_batch_is_on_its_way_while_an_update_runs(runs):
+    """In the trace of the third of four steps, by the order of what the threads did."""
+    folder = runs["single"] / "profile" / "00000003"
+    assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    spans = read_trace(folder)
+    (put,) = [one for one in spans if one.name == "put a batch on the devices"]
+    (wait,) = [one for one in spans if one.name == "wait for the devices"]
+    dispatch, last = [one for one in spans if one.name == "update"]
+    assert dispatch.end <= last.start <= put.start < put.end <= wait.start
+    (siglip,) = [one for one in spans if one.name == "SigLIP"]
+    (strings,) = [one for one in spans if one.name == "rewards of strings"]
+    assert siglip.lane == "rewards"  # It has a thread of its own, for which the strings wait last.
+    assert siglip.end <= strings.end
+    busy = [one for one in spans if one.lane == DEVICES]
+    assert any(one.start < last.end and one.end > dispatch.start for one in busy)
 
 
 @pytest.mark.parametrize("name", ["slices", "mesh"])

@@ -78,6 +78,7 @@ OPTIONS = (
     "limits.roots",
     "limits.timeout_s",
     "log.interval_s",
+    "log.profile",
     "log.wandb",
     "lora.alpha",
     "lora.rank",

@@ -157,7 +157,8 @@ class Run:
         self.folder, self.total, self.state, self.loader = str(folder), total, None, range(99)
         self.options = types.SimpleNamespace(
             validate=OPTIONS, checkpoint=types.SimpleNamespace(every=every), recorded={},
-            log=types.SimpleNamespace(interval_s=1e9, wandb=""), max_skipped_in_row=5, name="run",
+            log=types.SimpleNamespace(interval_s=1e9, wandb="", profile=0), max_skipped_in_row=5,
+            name="run",
         )  # fmt: skip
         self.saved, self.protected, self.checkpointer = [], [], self
 

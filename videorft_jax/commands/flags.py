@@ -22,6 +22,7 @@ FLAGS = (
     ("coordinator", "STRING", "host:port of process 0, where the platform does not say"),
     ("num_processes", "INTEGER", "how many there are"),
     ("process_id", "INTEGER", "which this one is, from 0"),
+    ("profile", "INTEGER", "step of sft or grpo whose trace and timeline go to WORKDIR/profile"),
     ("allow_changes", "BOOL", "go on from a checkpoint that was made with other options"),
     ("help", "BOOL", "show this text and every option; --help=options shows the options alone"),
 )
@@ -43,6 +44,8 @@ def parse(
         print(format_help(argv, examples))
         raise SystemExit(0)
     argv = _join_values(argv)
+    if not remote and any(argument.startswith("--profile") for argument in argv):
+        raise ValueError("--profile shows a step of training; give it to sft or grpo")
     _check_config(argv, examples, command)
     values = _read(argv, command)
     wanted = ("config", "workdir") if writes else ("config",)
@@ -194,6 +197,8 @@ def _read(argv, command):
 def _found(argument):
     if argument == "--allow_changes":
         return "--config.train.allow_changes=True"
+    if argument.startswith("--profile="):
+        return f"--config.log.{argument[2:]}"
     return f"--config={recipes.find(argument[9:])}" if argument[:9] == "--config=" else argument
 
 

@@ -32,6 +32,16 @@ from videorft_jax.training.weights import Weights
 _SHUFFLED = 1 << 31  # set in the step number of random keys that draw from shuffled frames
 
 
+class Prompts(NamedTuple):
+    """Holds the prompts of one batch of the loader, a row without a sample filled with one token.
+
+    rows: NumPy arrays. placed: the same on the training's mesh; None where only the host has them.
+    """
+
+    rows: Batch
+    placed: Batch | None
+
+
 class Experience(NamedTuple):
     """Holds one batch of the loader with its completions and their worth, as NumPy arrays."""
 
@@ -161,10 +171,20 @@ class Collector:
         compiled = sum(program._cache_size() for program in own)
         return compiled + sum(engine.num_compiles for engine in engines)
 
-    def collect(self, policy, items, tracker, number: int, num_left: int = 0) -> list[Experience]:
+    def put(self, item: Step) -> Prompts:
+        """Begins to copy the prompts and clips of a batch to the devices.
+
+        With tools a rollout makes rows of its own in every turn, so that nothing is copied.
+        """
+        rows = fill_rows(item.batch, item.valid, self.weights.model)
+        placed = None if self.turns else sharding.place_batch(rows, self.mesh)
+        return Prompts(rows, placed)
+
+    def collect(self, policy, batches, tracker, number: int, num_left: int = 0) -> list[Experience]:
         """Draws completions of `policy`, see `GrpoPrograms.policy`, for step `number` of the run.
 
-        Without dynamic sampling that is one batch of `items`. With it (max_draws > 1) batches are
+        batches: an iterator of (batch of the loader, what `put` made of it). Without dynamic
+        sampling one of them is taken. With it (max_draws > 1) batches are
         drawn until the groups whose `grpo.filter` reward differs, and `num_left` of the step
         before, fill an update, or the draws are used up. The list is empty where the data has
         ended.
@@ -172,23 +192,24 @@ class Collector:
         prepared, parts = self.engine.prepare(policy), []
         for _ in range(self.options.max_draws):
             with tracker.phase("data"):
-                item = next(items, None)
-            if item is None:
+                found = next(batches, None)
+            if found is None:
                 break
-            parts.append(self._collect_one(prepared, item, tracker, number))
-            found = num_left + sum(int(part.differing.sum()) for part in parts)
-            enough = found >= self.rows
+            item, prompts = found
+            parts.append(self._collect_one(prepared, item, prompts, tracker, number))
+            count = num_left + sum(int(part.differing.sum()) for part in parts)
+            enough = count >= self.rows
             if self.options.max_draws == 1 or all(gather(enough)):
                 break
         return parts
 
-    def _collect_one(self, prepared, item: Step, tracker, number) -> Experience:
+    def _collect_one(self, prepared, item: Step, prompts: Prompts, tracker, number) -> Experience:
+        batch = prompts.rows
         with tracker.phase("rollout"):
-            batch = fill_rows(item.batch, item.valid, self.weights.model)
             visual = None
             if self.shares_visual and batch.patches.size:
-                visual = self._encode(prepared, self.engine.place(batch))
-            rollout, shuffled = self._draw(prepared, item, batch, visual)
+                visual = self._encode(prepared, self.engine.place(prompts.placed or batch))
+            rollout, shuffled = self._draw(prepared, item, prompts, visual)
             if visual is not None and self.engine.mesh is not self.mesh:
                 visual = self._move_back(visual)
         with tracker.phase("rewards"):
@@ -202,9 +223,9 @@ class Collector:
             differing = find_differing(verdict.scores, verdict.total, taking, self.options.filter)
         return Experience(item, batch, rollout, verdict, advantages, informative, differing, visual)
 
-    def _draw(self, prepared, item: Step, batch: Batch, visual):
+    def _draw(self, prepared, item: Step, prompts: Prompts, visual):
         """Draws the completions and, for the reward "order", others from shuffled frames."""
-        options = self.options.rollout
+        options, batch = self.options.rollout, prompts.rows
         uids = np.array([row[0] if row else 0 for row in item.indices])
         limits = np.full((len(uids), options.num_rollouts), options.max_new_tokens)
         num_given = self.options.loss.num_given
@@ -217,8 +238,9 @@ class Collector:
             )
             return drawn, None
         rollout = self.engine.rollout(
-            prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual
-        )
+            prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual,
+            placed=prompts.placed,
+        )  # fmt: skip
         if num_given:
             rollout = put_given(rollout, item, num_given, self.tokenizer, self.engine.sampling)
         if not self.shuffled_engine:

@@ -17,6 +17,7 @@ import numpy as np
 
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.loader.steps import Step
+from videorft_jax.metrics.profile import span
 from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
@@ -135,6 +136,10 @@ class Judge:
         return self._thread.submit(self._compare_with_frames, step, texts).result
 
     def _compare_with_frames(self, step, texts):
+        with span("rewards: SigLIP"):
+            return self._run_siglip(step, texts)
+
+    def _run_siglip(self, step, texts):
         frames = [rebuild_frames(step.batch, row, pairs) for row, pairs in enumerate(step.pairs)]
         clips = ["" if clip is None else identify_frames(clip) for clip in frames]
         # A mesh is set for one thread only; without it the rows would lie on the first device.
@@ -159,13 +164,14 @@ class Judge:
             [list(map(int, tokens[:length])) for tokens, length in zip(*row, strict=True)]
             for row in zip(rollout.tokens[known], rollout.lengths[known], strict=True)
         ]
-        return self._rewards(
-            completions,
-            records,
-            given=given,
-            num_tokens=rollout.lengths[known],
-            training=Training(ids, state),
-        )
+        with span("step: rewards of strings"):
+            return self._rewards(
+                completions,
+                records,
+                given=given,
+                num_tokens=rollout.lengths[known],
+                training=Training(ids, state),
+            )
 
     def _score_order(self, completions, shuffled, records):
         def accuracy(texts):

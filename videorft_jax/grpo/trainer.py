@@ -46,9 +46,11 @@ from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.turn_rows import fit_turns, make_turn_rows
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
 from videorft_jax.metrics import flops
+from videorft_jax.metrics.profile import span
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.mesh import AUTO, check_sizes
+from videorft_jax.training.ahead import Ahead
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.run import Run, make_tools, open_records, open_run
@@ -104,10 +106,10 @@ class Trainer:
         """Counts the programs compiled so far."""
         return self.programs.num_compiled + self.collector.num_programs
 
-    def collect(self, state, items, tracker, number: int) -> list[Experience]:
+    def collect(self, state, batches, tracker, number: int) -> list[Experience]:
         """Draws and judges completions of the state's policy; see `Collector.collect`."""
         policy = self.programs.policy(state.params, state.frozen)
-        return self.collector.collect(policy, items, tracker, number, len(self.left))
+        return self.collector.collect(policy, batches, tracker, number, len(self.left))
 
     def make_rows(self, parts: list[Experience]) -> Laid:
         """Lays the groups of an update out on the mesh, one row each.
@@ -286,11 +288,12 @@ def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None)
     watch = Watch(alarms, history, "semantic" in gated)
     with (
         contextlib.closing(CompletionLog(run.folder, start + 1)) as completions,
-        run.loader.steps(run.next_batch) as items,
+        run.loader.steps(run.next_batch, span) as items,
     ):
+        batches = Ahead(items, trainer.collector.put)
 
         def take_step(number, state, tracker):
-            parts = trainer.collect(state, items, tracker, number)
+            parts = trainer.collect(state, batches, tracker, number)
             if not parts:
                 log.info("%d groups that differ are left over", len(trainer.left))
                 return None
@@ -301,15 +304,20 @@ def _loop(run: Run, trainer: Trainer, start: int, validation: Validation | None)
                 state, metrics = (
                     trainer.pass_over(state) if is_empty else trainer.update(state, rows)
                 )
-            for part, fate in zip(parts, fates, strict=True):  # The devices run the update.
-                completions.write(number, part, fate, trainer.options)
-            logged = describe(parts, trainer.options.loss.num_given)
-            logged["perf/programs"] = trainer.num_programs
-            if trainer.options.max_draws > 1:
-                logged["groups/left"] = float(sum(gather(len(trainer.left))))
-            counts = _count_work(trainer.options, run, parts, rows)
+            with span("step: write completions"):  # The devices run the update meanwhile.
+                for part, fate in zip(parts, fates, strict=True):
+                    completions.write(number, part, fate, trainer.options)
+            with span("step: describe what was drawn"):
+                logged = describe(parts, trainer.options.loss.num_given)
+                logged["perf/programs"] = trainer.num_programs
+                if trainer.options.max_draws > 1:
+                    logged["groups/left"] = float(sum(gather(len(trainer.left))))
+                counts = _count_work(trainer.options, run, parts, rows)
             with tracker.phase("update"):
-                metrics = {name: float(value) for name, value in metrics.items()}
+                if number < run.total and not is_empty:
+                    batches.fetch(metrics["loss"].is_ready)
+                with span("step: wait for the devices"):
+                    metrics = {name: float(value) for name, value in metrics.items()}
             state = trainer.follow(state, number)
             records = [row for part in parts for row in part.item.records]
             next_batch = parts[-1].item.index + 1

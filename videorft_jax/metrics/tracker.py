@@ -26,6 +26,7 @@ import jax
 from videorft_jax.metrics import chips
 from videorft_jax.metrics.compiling import CompileClock
 from videorft_jax.metrics.flops import Cost
+from videorft_jax.metrics.profile import span
 from videorft_jax.metrics.tensorboard import EventWriter
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,13 @@ class Tracker:
     def phase(self, name: str):
         """Adds the host's time inside to `time/<name>` of the next `log`, in seconds.
 
-        Work on the device counts where the host waits for it.
+        Work on the device counts where the host waits for it. In a profile the time inside is a
+        span.
         """
         start = time.perf_counter()
         try:
-            yield
+            with span(f"step: {name}"):
+                yield
         finally:
             self._phases[name] += time.perf_counter() - start
 

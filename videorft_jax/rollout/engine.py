@@ -91,15 +91,16 @@ class RolloutEngine:
 
     def rollout(
         self, params, batch: Batch, uids, *, seed: int, step: int = 0,
-        limits=None, visual=None, on_tokens=None,
+        limits=None, visual=None, placed=None, on_tokens=None,
     ) -> Rollout:  # fmt: skip
         """Draws R completions of each of the B prompts of this process.
 
         params: the result of `prepare`. batch: NumPy arrays, one right-padded prompt per row.
         uids: int [B], the name of each prompt in the random keys. limits: int [B, R], the maximum
         length of each completion, 1 to C (default: C). visual: visual tokens [B, Z, D] on the mesh,
-        where they are already known; the clips are then not encoded. on_tokens: a function that is
-        called after each chunk with (tokens [B, R, C], lengths [B, R]) drawn so far.
+        where they are already known; the clips are then not encoded. placed: the arrays of `batch`
+        on `rows_mesh`, where they are there already. on_tokens: a function that is called after
+        each chunk with (tokens [B, R, C], lengths [B, R]) drawn so far.
 
         Raises ValueError, before anything reaches a device, for a prompt that is empty, longer than
         the largest grid or not one right-padded segment, for visual tokens that do not match
@@ -120,7 +121,8 @@ class RolloutEngine:
         if spare:  # The last prompt fills the spare rows; a limit of 0 draws nothing there.
             rows = jax.tree.map(lambda x: np.concatenate([x, *[x[-1:]] * spare]), rows)
             rows[2][count:] = 0
-        inputs = (*self.place(rows), visual)
+        is_same = visual is None and not spare and rows[0].tokens.shape == batch.tokens.shape
+        inputs = (*self.place((placed if placed and is_same else rows[0], *rows[1:])), visual)
         own = sharding.own_rows(len(inputs[1]), self.rows_mesh)[:count]
         total, length = inputs[0].tokens.shape
         full = Grid(total // self.programs.shards, inputs[2].shape[1])
@@ -137,12 +139,18 @@ class RolloutEngine:
         return session.result(own)
 
     def place(self, rows):
-        """Puts the rows [B, ...] of this process on the rollout's mesh.
+        """Puts the rows [B, ...] of this process on the rollout's mesh; arrays may lie on
+        `rows_mesh` already.
 
         Where the meshes differ they are placed as rows of `rows_mesh` and moved by one compiled
         program, so that processes which share a part of the mesh all get its rows.
         """
-        placed = sharding.place_batch(rows, self.rows_mesh)
+
+        def put(leaf):
+            is_there = isinstance(leaf, jax.Array)
+            return leaf if is_there else sharding.place_batch(leaf, self.rows_mesh)
+
+        placed = jax.tree.map(put, rows)
         return placed if self.rows_mesh is self.mesh else self._move(placed)
 
     def _least_rows(self) -> int:

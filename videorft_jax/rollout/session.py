@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from videorft_jax.metrics import chips, flops
+from videorft_jax.metrics.profile import span
 from videorft_jax.rollout.compaction import Grid, fits, place
 from videorft_jax.rollout.programs import FAILED, LIVE, STOPPED, Programs
 from videorft_jax.rollout.results import Rollout
@@ -55,8 +56,9 @@ class Session:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
         program = self.programs.prefill(shapes, self.grid)
         started = time.perf_counter()
-        *self.state, drawn, report = program(params, inputs, np.uint32(seed), np.uint32(step))
-        self._take(drawn, report)
+        with span("step: prefill"):
+            *self.state, drawn, report = program(params, inputs, np.uint32(seed), np.uint32(step))
+            self._take(drawn, report)
         self.prefill_s = time.perf_counter() - started
 
     def compact(self):
@@ -91,11 +93,12 @@ class Session:
         most = self.live.sum((1, 2)).max()
         wake = min(max(cheaper), most - 1) if cheaper else 0
         prefix, suffix, slots = self.state
-        *state, drawn, report = program(
-            params, prefix, suffix, slots, np.int32(before), np.int32(wake)
-        )
-        self.state = [prefix, *state]
-        self._take(drawn, report)
+        with span("step: decode"):
+            *state, drawn, report = program(
+                params, prefix, suffix, slots, np.int32(before), np.int32(wake)
+            )
+            self.state = [prefix, *state]
+            self._take(drawn, report)
         self.decode_s += time.perf_counter() - started
         steps = self.places - before
         self.executed += steps * self.source.size

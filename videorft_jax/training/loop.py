@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from videorft_jax.metrics.profile import check_step, profiled
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.training.preemption import PreemptionGuard, stopped
 from videorft_jax.training.run import Run
@@ -66,6 +67,7 @@ def run_steps(
     if validation and validation.has_stalled:
         _say_stalled(run, validation, start)
         return
+    check_step(options.name, options.log.profile, run.total)
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, run.total)
     with (
         PreemptionGuard(run.checkpointer.describe_kept) as guard,
@@ -81,7 +83,8 @@ def run_steps(
     ):
         empty_in_row = 0
         for number in range(start + 1, run.total + 1):
-            taken = take_step(number, state, tracker)
+            with profiled(run.folder, options.log.profile, number):
+                taken = take_step(number, state, tracker)
             if taken is None:
                 log.info("the data ended after step %d of %d", number - 1, run.total)
                 before_save(number - 1)

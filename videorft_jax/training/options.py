@@ -102,10 +102,12 @@ class ValidateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LogOptions:
-    """interval_s: seconds between two lines on the console. wandb: project, empty for none."""
+    """interval_s: seconds between two lines on the console. wandb: project, empty for none.
+    profile: the step whose trace is kept, 0 for none."""
 
     interval_s: float
     wandb: str
+    profile: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,4 +131,5 @@ RANGES = {
     "validate.max_new_tokens": _COUNT,
     "validate.patience": _NUMBER,
     "log.interval_s": _NUMBER,
+    "log.profile": _NUMBER,
 }

@@ -12,7 +12,9 @@ import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
 from videorft_jax.metrics import flops
+from videorft_jax.metrics.profile import span
 from videorft_jax.parallel import sharding
+from videorft_jax.training.ahead import Ahead
 from videorft_jax.training.counts import over_processes, train_settings
 from videorft_jax.training.loop import Taken, begin_validation, run_steps
 from videorft_jax.training.options import TrainOptions
@@ -42,15 +44,18 @@ def train(
             return 0
         validation = begin_validation(run, open_validation)
         step = make_sft_step(options, run.weights, run.optimizer, run.shardings)
-        with run.loader.steps(start) as batches:
+        with run.loader.steps(start, span) as items:
+            batches = Ahead(items, lambda item: sharding.place_batch(item.batch, run.mesh))
 
             def take_step(number, state, tracker):
                 with tracker.phase("data"):
-                    item = next(batches)
-                batch = sharding.place_batch(item.batch, run.mesh)
+                    item, batch = next(batches)
                 with tracker.phase("step"):
                     state, metrics = step(state, batch)
-                    metrics = {name: float(value) for name, value in metrics.items()}
+                    if number < run.total:
+                        batches.fetch(metrics["loss"].is_ready)
+                    with span("step: wait for the devices"):
+                        metrics = {name: float(value) for name, value in metrics.items()}
                 return Taken(state, metrics, _counts(run, item.batch), item.records, number)
 
             run_steps(run, start, take_step, validation=validation)

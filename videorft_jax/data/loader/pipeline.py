@@ -1,5 +1,6 @@
 """The loader: from records to the batches of a run, which a number resumes."""
 
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.data.loader.schedule import Schedule, make_schedule
 from videorft_jax.data.loader.shorten import Frames, shorten
 from videorft_jax.data.loader.size_cache import SizeCache
-from videorft_jax.data.loader.steps import Steps
+from videorft_jax.data.loader.steps import Span, Steps
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.records.pass_rates import Selection
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
@@ -180,12 +181,15 @@ class Loader:
                 " records, media, media contract and loader settings it had, or start anew"
             )
 
-    def steps(self, start: int = 0) -> Steps:
-        """Batches start, start + 1, ... to the end of the last epoch. Close it when done."""
+    def steps(self, start: int = 0, span: Span = contextlib.nullcontext) -> Steps:
+        """Batches start, start + 1, ... to the end of the last epoch. Close it when done.
+
+        span: see `Steps`.
+        """
         if not 0 <= start <= len(self):
             raise ValueError(f"loader: batch {start} of {len(self)}; give 0 to {len(self)}")
         parts = (self.schedule, self._load, self._pool, self.quarantine, self.options)
-        return Steps(*parts, start)
+        return Steps(*parts, start, span)
 
 
 def _number_clips(

@@ -15,6 +15,7 @@ import queue
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import grain
@@ -40,6 +41,7 @@ from videorft_jax.data.records.records import Record
 # would leave half a message, and grain would wait for the other half for ever.
 LARGE_ARRAY = 1 << 12
 CLOSE_S = 10.0
+Span = Callable[[str], contextlib.AbstractContextManager]
 
 
 class Step(NamedTuple):
@@ -61,7 +63,11 @@ class LoaderStalled(RuntimeError):
 
 
 class Steps:
-    """Iterator of `Step`, and a context manager. Raises LoaderStalled, TooManyBad."""
+    """Iterator of `Step`, and a context manager. Raises LoaderStalled, TooManyBad.
+
+    span: gives a context manager for the name of what a thread of the loader does inside, so that
+    a profile can show it.
+    """
 
     def __init__(
         self,
@@ -71,7 +77,9 @@ class Steps:
         quarantine: Quarantine,
         options: LoaderOptions,
         start: int,
+        span: Span = contextlib.nullcontext,
     ):
+        self._span = span
         self._schedule, self._load, self._quarantine = schedule, load, quarantine
         self._options, self._start = options, start
         self._trays = Trays(
@@ -82,6 +90,11 @@ class Steps:
         self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=1)
         self._pump = threading.Thread(target=self._work, daemon=True, name="videorft-loader")
         self._pump.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `next` has something to give, or to raise, at once."""
+        return self._ended is not None or not self._ready.empty()
 
     def __iter__(self) -> "Steps":
         return self
@@ -171,7 +184,8 @@ class Steps:
 
     def _fill(self, slot: np.int64) -> Loaded | Failure:
         place = functools.partial(self._trays.put, int(slot))
-        return self._load(self._schedule.record[slot], place)
+        with self._span("loader: decode a clip"):
+            return self._load(self._schedule.record[slot], place)
 
     def _assemble(self, samples):
         for k in range(self._start, len(self._schedule)):
@@ -193,8 +207,10 @@ class Steps:
                 indices[row].append(int(schedule.record[slot]))
         quarantine.check(int(schedule.starts[k + 1]))
         samples = [[item.sample for item in row] for row in rows]
+        with self._span("loader: lay out a batch"):
+            batch = pack(samples, *bucket[:3], self._trays.take(k))
         return Step(
-            batch=pack(samples, *bucket[:3], self._trays.take(k)),
+            batch=batch,
             records=[[item.record for item in row] for row in rows],
             indices=indices,
             valid=np.array([bool(row) for row in rows]),

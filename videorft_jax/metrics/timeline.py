@@ -1,0 +1,110 @@
+"""A picture of what the threads of a host and its devices did during one step, from its trace."""
+
+import gzip
+import json
+import pathlib
+from typing import NamedTuple
+
+MARK = "videorft "  # The names of our own spans begin with it; what follows is `lane: what`.
+_DEVICE = "/device:"  # Processes of a trace that stand for accelerators have such names.
+_CPU_THREADS = ("tf_XLAPjRtCpuClient", "tf_XLAEigen")  # The threads on which CPUs run programs.
+_WAITS = ("ThreadpoolListener", "SlinkyThreadPool", "end: ")
+LANES = ("step", "rewards", "loader")  # From the top; the devices stand below.
+DEVICES = "devices"
+
+
+class Span(NamedTuple):
+    """Something that lasted: in which lane, what, and from when to when, in seconds."""
+
+    lane: str
+    name: str
+    start: float
+    end: float
+
+
+def read_trace(folder: str | pathlib.Path) -> list[Span]:
+    """Reads our own spans, and when devices computed, off the newest trace below `folder`.
+
+    Times count from the first of our spans. Raises ValueError where there is no trace.
+    """
+    paths = sorted(pathlib.Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
+    if not paths:
+        raise ValueError(f"{folder}: holds no trace; name the folder that log.profile wrote")
+    with gzip.open(paths[-1]) as file:
+        events = json.load(file)["traceEvents"]
+    processes, threads = {}, {}
+    for event in events:
+        if event.get("name") == "process_name":
+            processes[event["pid"]] = event["args"]["name"]
+        elif event.get("name") == "thread_name":
+            threads[event["pid"], event["tid"]] = event["args"]["name"]
+    own, busy = [], []
+    for event in events:
+        if event.get("ph") != "X":
+            continue
+        start, name = event["ts"] / 1e6, event["name"]
+        end = start + event.get("dur", 0) / 1e6
+        thread = threads.get((event["pid"], event["tid"]), "")
+        if name.startswith(MARK):
+            lane, _, what = name.removeprefix(MARK).partition(": ")
+            own.append(Span(lane, what, start, end))
+        elif processes.get(event["pid"], "").startswith(_DEVICE) or (
+            thread.startswith(_CPU_THREADS) and not name.startswith(_WAITS)
+        ):
+            busy.append((start, end))
+    zero = min((span.start for span in own), default=0.0)
+    spans = [Span(lane, name, start - zero, end - zero) for lane, name, start, end in own]
+    spans += [Span(DEVICES, "", start - zero, end - zero) for start, end in join(busy)]
+    return sorted(spans, key=lambda span: span.start)
+
+
+def join(intervals: list[tuple[float, float]], gap: float = 1e-4) -> list[tuple[float, float]]:
+    """Joins intervals, in any order, that overlap or are less than `gap` apart."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(intervals):
+        if joined and start - joined[-1][1] < gap:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def draw(spans: list[Span], path: str | pathlib.Path, title: str) -> None:
+    """Draws the spans as bars over time, a row for each lane and for those that overlap in it."""
+    import matplotlib.figure
+
+    rows = _lay_out(spans)
+    names = sorted({span.name for span in spans if span.lane != DEVICES})
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)} | {"": "0.35"}
+    figure = matplotlib.figure.Figure((12, 1.2 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for height, (_, row) in enumerate(rows):
+        for span in row:
+            length = span.end - span.start
+            axes.barh(
+                height, length, left=span.start, height=0.8, color=colours[span.name],
+                edgecolor="white", linewidth=0.3 if span.name else 0,
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_title(title)
+    marks = [matplotlib.patches.Patch(color=colours[name], label=name) for name in names]
+    figure.legend(handles=marks, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _lay_out(spans):
+    """Lists (label, spans without overlap) from the top, a lane in as many rows as it needs."""
+    rows = []
+    lanes = [*LANES, *sorted({span.lane for span in spans} - {*LANES, DEVICES}), DEVICES]
+    for lane in lanes:
+        own: list[list[Span]] = []
+        for span in (span for span in spans if span.lane == lane):
+            free = next((row for row in own if row[-1].end <= span.start), None)
+            if free is None:
+                own.append([span])
+            else:
+                free.append(span)
+        rows += [(lane if not number else "", row) for number, row in enumerate(own)]
+    return rows
