@@ -1,5 +1,7 @@
 """`videorft COMMAND ...`: finds the main of a command and turns its errors into one line."""
 
+from __future__ import annotations  # Pythons that are too old read this far.
+
 import _thread
 import difflib
 import functools

@@ -147,6 +147,27 @@ def test_another_python_is_refused(say, monkeypatch, version):
     )
 
 
+def test_a_bare_python_of_another_version_says_so(tmp_path):
+    """Without one installed package, and without reading annotations, which Pythons before 3.10
+    cannot: the line is all that they have to reach."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from videorft_jax import cli
+cli.PYTHON = (3, 9)
+code = cli.main(["sft"])
+ours = [each for name, each in sys.modules.items() if name.startswith("videorft_jax.")]
+files = [each for each in ours if not hasattr(each, "__path__")]
+print(*(each.__name__ for each in files if not hasattr(each, "annotations")))
+sys.exit(code)
+"""
+    bare = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(bare, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("videorft: Python 3.9: the project runs on 3.11 and 3.12; make")
+    assert done.stdout.split() == []
+
+
 def test_unknown_command(say):
     assert say("sfft") == (
         2,

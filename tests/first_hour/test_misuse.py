@@ -89,6 +89,7 @@ MISUSES = [
     ("evaluate --config=tiny.py --workdir=gs://b/x", 2, "give a local folder"),
     ("evaluate --config=tiny.py --workdir=x --config.evaluate.limit=-1", 2, "give at least 0"),
     ("evaluate --config=tiny.py --workdir=x --config.evaluate.checkpoint=x", 2, "no checkpoint"),
+    ("init tiny.py", 2, "tiny.py: is a file; name a folder"),
     ("export --checkpoint=none --out=hf", 2, "none: no checkpoint there"),
     ("export --checkpoint=runs/sft --out=data", 2, "is there already and not empty"),
     ("export --checkpoint=runs/sft --out=/proc/hf", 2, "/proc/hf: cannot be written"),

@@ -1,5 +1,7 @@
 """The names of all commands, and the help of those that take a recipe."""
 
+from __future__ import annotations  # Pythons that are too old read this far.
+
 import ast
 import importlib
 import pathlib

@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
     there = [name for name in wanted if (folder / f"{name}.py").exists()]
     if there:
         raise ValueError(f"{folder / there[0]}.py: is there already; delete it or name others")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         shutil.copyfile(recipes.shipped() / f"{name}.py", folder / f"{name}.py")

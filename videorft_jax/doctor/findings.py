@@ -1,5 +1,7 @@
 """What a check found: a line for people, and the command that mends it."""
 
+from __future__ import annotations  # Pythons that are too old read this far.
+
 import dataclasses
 from collections.abc import Iterable
 

@@ -1,5 +1,7 @@
 """Checks of what is installed: Python, the versions of packages, decoders, and JAX's devices."""
 
+from __future__ import annotations  # Pythons that are too old read this far.
+
 import importlib.metadata
 import importlib.util
 import json
@@ -11,8 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-
-from packaging.requirements import Requirement
 
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
 
@@ -67,6 +67,12 @@ def check_requirements(
 ) -> Finding:
     """Whether every package that this one asks for is there in a version that it takes; its extras
     are left out. required: lines such as "av>=18,<19", by default those of this installation."""
+    try:  # Not above: other Pythons, which lack it, are told of themselves by this file too.
+        from packaging.requirements import Requirement
+    except ImportError:
+        return Finding(
+            FAILURE, "requirements not met: packaging is missing", "pip install packaging"
+        )
     if required is None:
         required = _required()
     installed = installed if installed is not None else _installed()
@@ -133,8 +139,8 @@ def ask_devices(seconds: float = _DEVICES_S) -> list[list] | str:
 
 def _new_jax():
     """What installs a jax that this project takes, and the jaxlib that belongs to it."""
-    bounds = next((x.specifier for x in map(Requirement, _required()) if x.name == "jax"), "")
-    return f"pip install --force-reinstall {shlex.quote(f'jax{bounds}')}"
+    jax = next((line for line in _required() if re.match(r"jax\b(?!-)", line)), "jax")
+    return f"pip install --force-reinstall {shlex.quote(jax)}"
 
 
 def find_hardware() -> str:
