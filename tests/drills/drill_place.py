@@ -15,6 +15,10 @@ from tiny_run import environment, make_data, make_model, sft_options, write_conf
 STEPS = {"sft": 8, "grpo": 6}
 LIMIT_S = 600.0  # A wait that takes longer is a stall, which no drill may end in.
 _RESTARTS = 10  # as launch/supervise.sh has it
+# A run measures a chip that is in no table, for up to two seconds on a busy machine.
+_CHIP = """from videorft_jax.metrics import chips
+chips.find_chip = lambda device=None: chips.Chip(1e11, 1e9)
+"""
 _REWARDS = (("tests.support.user_rewards:count_letters", 1.0), ("format", 1.0))
 
 
@@ -75,7 +79,7 @@ class Place:
         options |= {path.replace("__", "."): value for path, value in changed.items()}
         path = self.folder / f"{name}.py"
         write_config(path, base, options)
-        path.write_text(f"{before}\n{path.read_text()}")
+        path.write_text(f"{_CHIP}{before}\n{path.read_text()}")
         return path
 
     def start(self, words, cwd):
