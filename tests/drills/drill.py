@@ -35,16 +35,17 @@ class Drills:
 
     def undisturbed(self, job: str):
         if job == "serve":
-            return {}, {}  # its drill asks the undisturbed server itself
+            return {}, {}  # The drill asks the undisturbed server itself.
         if job == "curate" and not hasattr(self.place, "chats"):
             make_curation(self.place)
         if job not in self._undisturbed:
-            run = Run(self.place, self.folder / f"whole_{job}", JOBS[job], random.Random(0))
-            if not (self.folder / f"whole_{job}.done").exists():
+            folder = self.folder / f"whole_{job}_{self.place.code}"
+            run = Run(self.place, folder, JOBS[job], random.Random(0))
+            if not (folder / "done").exists():
                 shutil.rmtree(run.workdir, ignore_errors=True)
                 run.start()
                 assert run.end() == 0, run.last.said
-                (self.folder / f"whole_{job}.done").touch()
+                (folder / "done").touch()
             wanted = JOBS[job].result(run.workdir), JOBS[job].samples(run.workdir)
             self._undisturbed[job] = wanted
         return self._undisturbed[job]

@@ -19,7 +19,8 @@ def broken(prompts, completions, problem_id, **kwargs):
 def nan(prompts, completions, **kwargs):
     return [float("nan") if i % 2 else len(set(text)) / 10 for i, text in enumerate(completions)]
 def slow(prompts, completions, **kwargs):
-    calls.append(1)
+    if not completions[0].startswith("<think>A made-up thought."):  # the rehearsal of a run
+        calls.append(1)
     if len(calls) == 6:
         time.sleep(60)
     return [len(set(text)) / 10 for text in completions]

@@ -43,7 +43,8 @@ def _undisturbed(run: Run):
     """What the two processes give where nobody disturbs them, computed once for each job."""
     kept = run.place.__dict__.setdefault("pairs", {})
     if run.job.name not in kept:
-        other = Run(run.place, run.folder.parent / f"pair_{run.job.name}", run.job, run.rng)
+        folder = run.folder.parent / f"pair_{run.job.name}_{run.place.code}"
+        other = Run(run.place, folder, run.job, run.rng)
         other.recipe = run.recipe
         if not other.workdir.exists() or other.count() < run.job.total:
             assert _ends(_start_pair(other)) == [0, 0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 import random
 import signal
@@ -10,7 +11,7 @@ import time
 
 import psutil
 from forked_commands import CommandServer
-from tiny_run import environment, make_data, make_model, sft_options, write_config
+from tiny_run import ROOT, environment, make_data, make_model, sft_options, write_config
 
 STEPS = {"sft": 8, "grpo": 6}
 LIMIT_S = 600.0  # A wait that takes longer is a stall, which no drill may end in.
@@ -26,11 +27,18 @@ class Stalled(AssertionError):
     """A run that neither went on nor ended within LIMIT_S."""
 
 
+def digest_code() -> str:
+    """Names the code of the package: other code may compute other last bits."""
+    files = sorted((ROOT / "videorft_jax").rglob("*.py"))
+    return hashlib.sha256(b"".join(map(pathlib.Path.read_bytes, files))).hexdigest()[:12]
+
+
 class Place:
     """Everything that the runs of all drills share; `folder` holds it."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.resources = folder, contextlib.ExitStack()
+        self.code = digest_code()
         self.records = make_data(folder / "data", num_sft=24, num_rl=16, num_eval=10)
         if not (folder / "model").exists():
             make_model(folder / "model", self.records["sft"])

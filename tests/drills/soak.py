@@ -71,6 +71,7 @@ class Soak:
     def serve(self, total):
         words = ["-m", "videorft_jax.cli", "serve", f"--checkpoint={self.place.folder / 'model'}"]
         words += ["--port=0", "--dtype=float32", "--max_new_tokens=32", "--max_slots=4"]
+        words += [f"--cache_bytes={1 << 20}"]  # It is full before the warm part ends.
         process, cache = self._start("serve", words)
         log = self.folder / "serve.log"
         url = ""

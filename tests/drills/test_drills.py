@@ -38,6 +38,8 @@ TOTAL = 12
 class FakePlace:
     """Starts the script in place of commands."""
 
+    code = "x"
+
     def __init__(self, folder):
         self.folder, self.skip = folder, 0
 

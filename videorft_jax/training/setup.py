@@ -32,6 +32,7 @@ from videorft_jax.training.options import (
     ValidateOptions,
 )
 from videorft_jax.training.ranges import RANGES
+from videorft_jax.training.trees import PARTS
 
 DTYPES = ("float32", "bfloat16")
 PRESETS = ("train", "evaluate")
@@ -129,6 +130,10 @@ def _check_choices(config):
     ):
         if value not in known:
             raise ValueError(f"{config.name}: {path} is {value!r}; choose one of {tuple(known)}")
+    if unknown := set(split_names(config.train.freeze)) - set(PARTS):
+        raise ValueError(
+            f"{config.name}: train.freeze names {sorted(unknown)}; choose among {sorted(PARTS)}"
+        )
 
 
 def make_contract(config: ConfigDict) -> MediaContract:
