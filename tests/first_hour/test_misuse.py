@@ -56,6 +56,7 @@ MISUSES = [
     ("sft --config=empty.py --workdir=x", 2, "defines no get_config()"),
     ("sft --config=wrong.py --workdir=x", 2, "wrong.py: AttributeError"),
     ("sft --config=older.py --workdir=x", 2, "older.py: written for another release? no such opt"),
+    ("sft --config=fewer.py --workdir=x", 2, "lacks options; add `config.train.max_steps = 0` to"),
     (f"sft {TINY} --config.optim.learning_rate=1", 2, "did you mean optim.lr?"),
     (f"sft {TINY} --config.batch_size=1", 2, "did you mean data.rows?"),
     (f"sft {TINY} --config.optim.lrr=1", 2, "no such option: optim.lrr; did you mean optim.lr?"),
@@ -157,6 +158,8 @@ def said(hour):
     (hour.folder / "wrong.py").write_text(f"{wrong}    return config.optim.learning_rate\n")
     older = wrong.replace("get_config()\n", "get_config()\n    config.optim.warmup_ratio = 0.1\n")
     (hour.folder / "older.py").write_text(f"{older}    return config\n")
+    fewer = f"{wrong}    del config.train.max_steps\n    return config\n"
+    (hour.folder / "fewer.py").write_text(fewer)
     (hour.folder / "mine.py").write_text(MINE)
     weightless(hour)
     commands = [command for command, _, _ in MISUSES]

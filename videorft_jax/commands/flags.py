@@ -155,6 +155,13 @@ def _check_kind(value, config, known, command):
         return
     wanted = options_help.flatten(recipes.read("demo" if is_demo else "common"), "config")
     missing = [path for path, _ in wanted if path.removeprefix("config.") not in known]
+    if 0 < len(missing) < len(wanted) / 2:
+        shown = "; ".join(f"{path} = {dict(wanted)[path]!r}" for path in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(
+            f"--config={value}: written for an earlier release? It lacks options; add `{shown}`"
+            f"{more} to it, or copy the recipes anew with `videorft init`"
+        )
     if missing:
         start = "--config=demo" if is_demo else "one that ships, see `videorft init --help`"
         raise ValueError(
