@@ -8,6 +8,7 @@ import drill_inputs as inputs
 import drill_kills as kills
 import drill_peers as peers
 import drill_services as services
+import drill_shards as shards
 import drill_storage as storage
 
 TRAINING = ("sft", "grpo")
@@ -40,6 +41,7 @@ DRILLS = [
     Drill("13", "all rewards equal", ("grpo",), inputs.give_equal_rewards),
     Drill("14", "kill -9 of curation, a server with faults", ("curate",), chats.kill_curation),
     Drill("15", "kill -9 of an evaluation", ("evaluate",), services.kill_it),
+    Drill("16", "a shard damaged, its build killed", TRAINING, shards.damage_a_shard),
     Drill("17", "kill -9 under launch/supervise.sh", TRAINING, services.kill_under_the_supervisor),
     Drill("18", "options that cannot work", RECORDS, inputs.give_bad_options),
     Drill("19", "two runs in one work directory", TRAINING, services.start_a_second_run),

@@ -10,7 +10,7 @@ from drill_jobs import compare, count_wrong
 from drill_place import LIMIT_S, Run
 from drill_storage import HERE
 
-_HEARTBEAT_S = 10  # JAX waits 100 s for a sign of life; a drill does not
+_HEARTBEAT_S = 10  # JAX waits 100 s for a sign of life, a drill does not.
 
 
 def _start_pair(run: Run) -> list:
@@ -70,7 +70,7 @@ def _lose_a_peer(run: Run, number: int) -> str:
         child.kill()
     pair[lost].send_signal(signal.SIGKILL)
     _ends([pair[lost]])
-    assert _ends(_start_pair(run)) == [0, 0]  # as the launcher starts both again
+    assert _ends(_start_pair(run)) == [0, 0]  # The launcher starts both again too.
     assert not count_wrong(run.job.samples(run.workdir), samples)
     difference = compare(run.job.result(run.workdir), expected)
     assert not difference, f"differs from the undisturbed pair in {difference}"

@@ -15,7 +15,7 @@ from tiny_run import ROOT, environment, make_data, make_model, sft_options, writ
 
 STEPS = {"sft": 8, "grpo": 6}
 LIMIT_S = 600.0  # A wait that takes longer is a stall, which no drill may end in.
-_RESTARTS = 10  # as launch/supervise.sh has it
+_RESTARTS = 10  # launch/supervise.sh has the same number.
 # A run measures a chip that is in no table, for up to two seconds on a busy machine.
 _CHIP = """from videorft_jax.metrics import chips
 chips.find_chip = lambda device=None: chips.Chip(1e11, 1e9)
@@ -57,7 +57,7 @@ class Place:
         common = {
             "data__rows": 4,
             "data__epochs": 2,
-            "train__freeze": ("vision", "merger"),  # half of the compile time
+            "train__freeze": ("vision", "merger"),  # This halves the time of compiling.
             "model__remat": "none",
             "checkpoint__every": 2,
             "checkpoint__keep_last": 3,
@@ -119,13 +119,13 @@ class Run:
         self.place, self.folder, self.job, self.rng = place, folder, job, rng
         self.recipe = recipe or job.name
         self.attempts: list[Attempt] = []
-        self.moment = 0  # its number among the moments of the drill
+        self.moment = 0  # This is the number of the moment within its drill.
         self.flags: tuple[str, ...] = ()  # Attempts that go on get them.
-        self.expected: tuple[str, ...] = ()  # words that one line of those attempts must hold
-        self.is_over = False  # whether it ended as it should, and there is nothing to go on with
+        self.expected: tuple[str, ...] = ()  # One line of those attempts must hold these words.
+        self.is_over = False  # It ended as it should, and there is nothing to go on with.
         self.cleanup = contextlib.ExitStack()
         self.workdir = folder / "run"
-        self.is_compared = True  # whether its end must be that of the undisturbed run
+        self.is_compared = True  # Its end must be that of the undisturbed run.
         self.reached, self.broken_at = 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -285,7 +285,7 @@ def test_wandb_gets_every_step_and_a_restart_goes_on_in_its_run(tmp_path, monkey
             for step in (first, first + 1):
                 tracker.log(step, curve(step))
     assert steps == [(1, 1 / 2), (2, 1 / 3), "finished", (3, 1 / 4), (4, 1 / 5), "finished"]
-    assert started[0] == started[1]  # under the same id
+    assert started[0] == started[1]  # Both have the same id.
     assert started[0]["id"] == (tmp_path / "wandb_run_id").read_text()
     assert (started[0]["project"], started[0]["config"]) == ("mine", {"seed": 7})
     assert started[0]["resume"] == "allow"
@@ -301,6 +301,6 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
 def test_refuses_what_it_cannot_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="give a local folder"):
         Tracker("gs://bucket/run", 3)
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if not installed
+    monkeypatch.setitem(sys.modules, "wandb", None)  # Importing it now fails.
     with pytest.raises(ValueError, match="pip install wandb"):
         Tracker(tmp_path, 3, wandb="videorft")

@@ -14,7 +14,7 @@ from videorft_jax.serving.prefill import PromptPrograms
 from videorft_jax.serving.prompts import Prompts
 
 QUESTIONS = ["What moves?", "Which colour has the ball?", "Where does it go in the end?", "Why?"]
-LONG = 48  # as in test_serve_chat, whose compiled programs are used again
+LONG = 48  # test_serve_chat has the same, so its compiled programs are used again.
 
 
 def read_metrics(place):
