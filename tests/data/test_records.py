@@ -1,5 +1,6 @@
 """Records: schema faults, tag normalisation, and random access equal to reading line by line."""
 
+import inspect
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videorft_jax.data.records import source as source_file
 from videorft_jax.data.records.records import (
     RecordError,
     find_errors,
@@ -353,3 +355,22 @@ def test_write_records(tmp_path):
     source = RecordSource(tmp_path / "out.jsonl")
     assert [source[i] for i in range(50)] == records
     assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("gone", [{"os"}, set()], ids=["all modules", "all but os"])
+def test_a_source_is_silent_at_the_end_of_a_program(tmp_path, monkeypatch, gone):
+    """Python takes the names of modules away one by one, in any order."""
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"problem": "Q"}) + "\n")
+    source = RecordSource(path)
+    held = source._file
+    modules = {name for name, each in vars(source_file).items() if inspect.ismodule(each)}
+    with monkeypatch.context() as ending:
+        for name in (modules - {"os"}) | gone:
+            ending.setattr(source_file, name, None)
+        source.__del__()
+    if not gone:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(held)
+    else:
+        os.close(held)

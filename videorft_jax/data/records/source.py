@@ -4,7 +4,6 @@ A JSONL file is never loaded: `RecordSource` keeps 16 bytes per row and reads ro
 """
 
 import abc
-import contextlib
 import json
 import operator
 import os
@@ -280,9 +279,11 @@ class RecordSource(Rows):
 
     def __del__(self) -> None:
         file = self.__dict__.pop("_file", None)
-        if file is not None and os is not None:  # modules may be gone when the program ends
-            with contextlib.suppress(OSError):
+        if file is not None and os is not None:  # Modules may be gone when the program ends.
+            try:  # noqa: SIM105, contextlib may be gone too
                 os.close(file)
+            except OSError:
+                pass
 
     def __len__(self) -> int:
         return len(self._rows) if self._is_list else len(self._starts)
