@@ -12,9 +12,11 @@ from hlo import collectives
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models import family
+from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.vision_language import next_position
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout import clips as rollout_clips
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.mesh import reshape
 from videorft_jax.rollout.sampling import SamplingConfig, media_ids
@@ -277,6 +279,25 @@ def test_visual_tokens_may_be_given(twin, base, batch, drawn):
     encode = jax.jit(lambda p, b: family.bind(twin.config, p).encode_vision(b))
     out = engine.rollout(params, batch, UIDS, seed=5, step=2, visual=encode(twin.params, batch))
     same(out, drawn)
+
+
+def test_frame_pairs_are_dealt_out_along_tensor(twin, batch):
+    """Three frame pairs of three clips do not divide over eight devices, so that empty ones follow
+    them; devices send tokens and no sums, which each would need of a part of the tower."""
+    mesh = reshape(sharding.make_mesh(fsdp=8), (1, 1, 8))
+
+    def encode(params, batch):
+        model = family.bind(twin.config, params)
+        return rollout_clips.encode(model, batch, mesh, choose_plan("chunked"))
+
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = jax.device_put(twin.params, whole)
+    with jax.set_mesh(mesh):
+        program = jax.jit(encode).lower(params, batch).compile()
+    wanted = jax.jit(lambda p, b: family.bind(twin.config, p).encode_vision(b))(twin.params, batch)
+    np.testing.assert_allclose(program(params, batch), wanted, atol=1e-5)
+    found = collectives(program.as_text())
+    assert {kind for kind, *_ in found} == {"all-gather"}
 
 
 def test_non_finite_logits_fail_the_sequence_alone(base, batch, drawn, sampling):
