@@ -1,6 +1,7 @@
 """Faults 9, 10, 13 and 14: what a wrong command says. The table is the test: a command, its exit
 code and a part of its last line. No trace is shown."""
 
+import os
 import re
 import shutil
 
@@ -133,6 +134,20 @@ MISUSES = [
     ("validate --data=data/rl.jsonl --threads=0", 2, "'0' is no count; give at least 1"),
     ("validate --data=data/rl.jsonl --tokenizer=data", 2, "--tokenizer=data: no tokenizer.json"),
     ("validate --data=data/rl.jsonl --config.media.max_frame=8", 2, "unrecognized arguments"),
+    *(
+        (f"{command} --out={out}", 2, line)
+        for command in (
+            "report runs/sft",
+            "convert --data=data/rl.jsonl",
+            "compare a b",
+            "inspect --data=data/rl.jsonl",
+        )
+        for out, line in (
+            ("pipe", "is no regular file"),
+            ("data", "is a folder; name the file"),
+            ("none/x", "no folder none; make it first"),
+        )
+    ),
     ("inspect --data=data/rl.jsonl --model=none", 2, "--model=none: no tokenizer.json there"),
     ("cache --data=none.jsonl --out=c", 2, "none.jsonl: No such file or directory"),
     ("cache --data=data/rl.jsonl --out=model", 2, "holds no frame cache; choose another folder"),
@@ -161,6 +176,7 @@ def said(hour):
     fewer = f"{wrong}    del config.train.max_steps\n    return config\n"
     (hour.folder / "fewer.py").write_text(fewer)
     (hour.folder / "mine.py").write_text(MINE)
+    os.mkfifo(hour.folder / "pipe")  # It stands for a device, and is to be there afterwards.
     weightless(hour)
     commands = [command for command, _, _ in MISUSES]
     found = hour.batch([(hour.folder, command.split()) for command in commands])

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 from videorft_jax.evaluation.outputs import read_outputs, rescore
 from videorft_jax.evaluation.scoring.score import SCORERS
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default="comparison.png", help="file of the forest plot")
     parser.add_argument("--json", action="store_true", help="print the lines for programs")
     own = parser.parse_args(argv)
+    check_output(own.out)
     from videorft_jax.evaluation.compare import compare, format_comparison, plot  # loads SciPy
 
     if len(own.runs) < 2:

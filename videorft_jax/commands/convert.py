@@ -5,6 +5,7 @@ import collections
 import sys
 
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="auto")
     parser.add_argument("--out", required=True, help="JSONL file to write")
     options = parser.parse_args(argv)
+    check_output(options.out)
     source = open_records(options.data, None, options.format)
     bad: collections.Counter[str] = collections.Counter()
     bar = Bar(len(source))

@@ -12,6 +12,7 @@ from videorft_jax.commands.data_flags import (
     read_contract,
 )
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--template_file", help="prompt template, .json or .toml")
     add("--out", default="inspect.html", help="page to write")
     flags = parser.parse_args(argv)
+    check_output(flags.out)
     # These load transformers, which --help does without.
     from videorft_jax.data.inspection import draw_page, inspect_record
     from videorft_jax.data.loader.measure import Measurer

@@ -6,6 +6,7 @@ import sys
 import time
 
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 
 EXAMPLES = """videorft report runs/grpo_7b
 videorft report runs/no_semantic runs/grpo_7b --out=compared.html
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{len(own.runs)} runs are given; give one, or two to compare them")
     if own.films_mib < 0:
         raise ValueError(f"--films_mib={own.films_mib}; give at least 0")
+    if own.out:
+        check_output(own.out)
     from videorft_jax.reporting.report import ReportOptions, default_path, write_report
 
     path = own.out or default_path(own.runs[0])

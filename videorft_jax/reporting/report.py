@@ -37,21 +37,12 @@ def write_report(
 
     say: is told how far the reading of clips is.
 
-    Raises ValueError for folders that no run wrote to, for record files that cannot be read, and,
-    before a clip is read, for a path at which no file can be written.
+    Raises ValueError for folders that no run wrote to and for record files that cannot be read.
     """
     runs = [read_run(folder) for folder in folders]
-    _check_target(pathlib.Path(path))
     films, reasons = find_films(runs[0], options, say) if options.films_mib else ({}, {})
     write_page(path, runs, films, reasons, options.refresh_s)
     return runs
-
-
-def _check_target(path):
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; name the file to write, such as {path}/report.html")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: no folder {path.parent}; make it first")
 
 
 def find_films(
