@@ -8,8 +8,10 @@ from written_runs import grpo_row, write_grpo
 
 from videorft_jax import cli
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.reporting.chunks import match
 from videorft_jax.reporting.curves import make_panels
+from videorft_jax.reporting.films import Clip, make_films
 from videorft_jax.reporting.groups import Completion, Group, summarise
 from videorft_jax.reporting.runs import read_run
 
@@ -169,6 +171,23 @@ def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
     text = (folder / "report.html").read_text()
     for remote in ("http://", "https://", "src=", "@import"):
         assert remote not in text.replace("image.src =", "")
+
+
+def test_the_clips_that_are_read_are_counted(tmp_path, capsys, monkeypatch):
+    """Not a line for every hundred, and with the time that is left."""
+    clips = {name: Clip(MediaItem("video", name), name) for name in ("a.mp4", "b.mp4", "c.mp4")}
+    calls = []
+    make_films(clips, tmp_path, MediaContract.train(), 1, lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+    def find(run, options, show):
+        for number in range(300):
+            show(number + 1, 300)
+        return {}, {}
+
+    monkeypatch.setattr("videorft_jax.reporting.report.find_films", find)
+    _, said = report(capsys, write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)]))
+    assert said.err.splitlines() == [f"[{'#' * 30}] 300/300 clips, 0 s left"]
 
 
 def test_a_page_that_cannot_be_written_is_told_before_clips_are_read(tmp_path, capsys, monkeypatch):

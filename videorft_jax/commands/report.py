@@ -1,12 +1,12 @@
 """`videorft report`: a page with the curves of a run and everything that the model said."""
 
 import argparse
-import functools
-import sys
 import time
+from collections.abc import Callable
 
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
+from videorft_jax.data.progress import Bar
 
 EXAMPLES = """videorft report runs/grpo_7b
 videorft report runs/no_semantic runs/grpo_7b --out=compared.html
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     refresh = _LIVE_S if own.live else 0
     options = ReportOptions(own.data, own.data_root, own.films_mib, refresh)
     while True:
-        runs = write_report(own.runs, path, options, functools.partial(print, file=sys.stderr))
+        runs = write_report(own.runs, path, options, _make_show())
         for run in runs:
             for note in run.notes:
                 print(f"{run.folder}: {note}")
@@ -52,3 +52,15 @@ def main(argv: list[str]) -> int:
         if not own.live:
             return 0
         time.sleep(_LIVE_S)
+
+
+def _make_show() -> Callable[[int, int], None]:
+    """What draws how many of all clips have been read."""
+    bars: dict[int, Bar] = {}
+
+    def show(done, total):
+        if total not in bars:
+            bars[total] = Bar(total, unit="clips")
+        bars[total](done)
+
+    return show

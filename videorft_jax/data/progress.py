@@ -11,8 +11,8 @@ _WIDEST = 30  # characters of the bar, where the terminal has room for it
 class Bar:
     """A line that is redrawn on a terminal; elsewhere one line every ten seconds, and the last."""
 
-    def __init__(self, total: int, stream: Any = None):
-        self.total, self.stream = total, stream or sys.stderr
+    def __init__(self, total: int, stream: Any = None, unit: str = "records"):
+        self.total, self.stream, self.unit = total, stream or sys.stderr, unit
         self.start = self.last = time.monotonic()
         self.live = self.stream.isatty()
 
@@ -28,7 +28,7 @@ class Bar:
         self.stream.flush()
 
     def _line(self, done, left):
-        text = f"{done}/{self.total} records, {left:.0f} s left"
+        text = f"{done}/{self.total} {self.unit}, {left:.0f} s left"
         room = shutil.get_terminal_size().columns - 1 if self.live else 2 * len(text) + _WIDEST
         width = min(_WIDEST, room - len(text) - 3)
         if width < 1:

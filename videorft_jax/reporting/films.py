@@ -67,17 +67,16 @@ def make_films(
     root: str | os.PathLike,
     contract: MediaContract,
     limit: int,
-    say: Callable[[str], None] = lambda text: None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Film], dict[str, str]]:
     """(films, reasons why others are missing) by label, up to `limit` bytes of images.
 
-    clips: by label, in the order in which they are wanted most. say: is told how far this is, every
-    hundred clips.
+    clips: by label, in the order in which they are wanted most. show: is told how many of them
+    have been read, of how many.
     """
     films, reasons, size = {}, {}, 0
     for number, (label, clip) in enumerate(clips.items()):
-        if number % 100 == 0:
-            say(f"frames of {number} of {len(clips)} clips, {size / 2**20:.1f} MiB")
+        show(number + 1, len(clips))
         if size >= limit:
             reasons[label] = "left out, so that the page does not become larger"
             continue

@@ -31,22 +31,22 @@ def write_report(
     folders: Sequence[str | os.PathLike],
     path: str | os.PathLike,
     options: ReportOptions,
-    say: Callable[[str], None] = lambda text: None,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Run]:
     """Writes the page of one run, or of two side by side, and returns what was read.
 
-    say: is told how far the reading of clips is.
+    show: is told how many clips have been read, of how many.
 
     Raises ValueError for folders that no run wrote to and for record files that cannot be read.
     """
     runs = [read_run(folder) for folder in folders]
-    films, reasons = find_films(runs[0], options, say) if options.films_mib else ({}, {})
+    films, reasons = find_films(runs[0], options, show) if options.films_mib else ({}, {})
     write_page(path, runs, films, reasons, options.refresh_s)
     return runs
 
 
 def find_films(
-    run: Run, options: ReportOptions, say: Callable[[str], None]
+    run: Run, options: ReportOptions, show: Callable[[int, int], None]
 ) -> tuple[dict[str, Film], dict[str, str]]:
     """Film strips of the clips that the groups of a run are about, and why others are missing.
 
@@ -77,7 +77,7 @@ def find_films(
     ]
     clips = {clip.label: clip for own in found.values() for clip in own}
     limit = options.films_mib * MIB
-    films, reasons = make_films(clips, source.data_root, run.contract, limit, say)
+    films, reasons = make_films(clips, source.data_root, run.contract, limit, show)
     if reasons:
         run.notes.append(f"{len(reasons)} of {len(clips)} clips are shown without frames.")
     return films, reasons
