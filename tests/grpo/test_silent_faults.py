@@ -145,7 +145,7 @@ def test_shuffled_frames_meet_noise_of_their_own():
     collector, drawn = experience.Collector.__new__(experience.Collector), []
 
     class Engine:
-        def rollout(self, prepared, batch, uids, *, seed, step, limits, visual=None):
+        def rollout(self, prepared, batch, uids, *, seed, step, limits, **more):
             drawn.append((seed, step, limits.shape))
 
     collector.options = types.SimpleNamespace(
@@ -157,10 +157,11 @@ def test_shuffled_frames_meet_noise_of_their_own():
     collector.turns = None
     valid = np.array([True, False])
     item = types.SimpleNamespace(indices=[[5], [6]], valid=valid, index=9, pairs=[[1], []])
-    batch = types.SimpleNamespace()
+    prompts = types.SimpleNamespace(rows=None, placed=None)
+    early = types.SimpleNamespace(take=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experience, "shuffle_frames", lambda batch, keys, pairs: batch)
-        collector._draw(None, item, batch, None)
+        collector._draw(None, item, prompts, None, early)
     (seed, step, shape), (other_seed, other_step, other_shape) = drawn
     assert (seed, step, shape) == (3, 9, (2, 4))
     assert (other_seed, other_shape) == (3, (2, 2))

@@ -255,9 +255,10 @@ def test_limits_stream_and_counters(base, batch, drawn):
     engine, params = base
     limits = np.random.default_rng(1).integers(1, NEW + 1, (3, ROLLOUTS))
     limits[0, 0] = 1
-    seen = []
+    seen, ended = [], []
     out = engine.rollout(
         params, batch, UIDS, seed=5, step=2, limits=limits,
+        on_ended=lambda tokens, lengths, has_ended: ended.append((lengths, has_ended)),
         on_tokens=lambda tokens, lengths: seen.append((tokens.copy(), lengths.copy())),
     )  # fmt: skip
     np.testing.assert_array_equal(out.lengths, np.minimum(drawn.lengths, limits))
@@ -266,6 +267,10 @@ def test_limits_stream_and_counters(base, batch, drawn):
     assert len(seen) >= 3
     np.testing.assert_array_equal(seen[-1][0], out.tokens)
     assert (np.diff([lengths.sum() for _, lengths in seen]) > 0).all()
+    assert 0 < ended[0][1].sum() < out.lengths.size  # They are known before the last one ends.
+    assert ended[-1][1].all()
+    for lengths, has_ended in ended:
+        np.testing.assert_array_equal(lengths[has_ended], out.lengths[has_ended])
     counters = out.counters
     assert counters["decode_tokens"] == out.lengths.sum() - 3 * ROLLOUTS
     assert counters["prefill_tokens"] == (batch.segment_ids > 0).sum()

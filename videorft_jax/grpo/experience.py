@@ -12,6 +12,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.data.batch.frames import shuffle_frames
 from videorft_jax.data.loader.steps import Step
 from videorft_jax.grpo.dynamic_sampling import find_differing
+from videorft_jax.grpo.early import Early
 from videorft_jax.grpo.given import put_given
 from videorft_jax.grpo.judge import Judge, Verdict
 from videorft_jax.grpo.options import GrpoOptions
@@ -209,11 +210,12 @@ class Collector:
             visual = None
             if self.shares_visual and batch.patches.size:
                 visual = self._encode(prepared, self.engine.place(prompts.placed or batch))
-            rollout, shuffled = self._draw(prepared, item, prompts, visual)
+            early = self.judge.begin(item)
+            rollout, shuffled = self._draw(prepared, item, prompts, visual, early)
             if visual is not None and self.engine.mesh is not self.mesh:
                 visual = self._move_back(visual)
         with tracker.phase("rewards"):
-            verdict = self.judge(item, rollout, shuffled, number)
+            verdict = self.judge(item, rollout, shuffled, number, early)
             read = (
                 np.moveaxis(verdict.terms, 0, 1) if self.options.normalise_each else verdict.total
             )
@@ -223,7 +225,7 @@ class Collector:
             differing = find_differing(verdict.scores, verdict.total, taking, self.options.filter)
         return Experience(item, batch, rollout, verdict, advantages, informative, differing, visual)
 
-    def _draw(self, prepared, item: Step, prompts: Prompts, visual):
+    def _draw(self, prepared, item: Step, prompts: Prompts, visual, early: Early):
         """Draws the completions and, for the reward "order", others from shuffled frames."""
         options, batch = self.options.rollout, prompts.rows
         uids = np.array([row[0] if row else 0 for row in item.indices])
@@ -239,7 +241,7 @@ class Collector:
             return drawn, None
         rollout = self.engine.rollout(
             prepared, batch, uids, seed=seed, step=step, limits=limits, visual=visual,
-            placed=prompts.placed,
+            placed=prompts.placed, on_ended=early.take,
         )  # fmt: skip
         if num_given:
             rollout = put_given(rollout, item, num_given, self.tokenizer, self.engine.sampling)

@@ -17,6 +17,7 @@ import numpy as np
 
 from videorft_jax.data.batch.frames import rebuild_frames
 from videorft_jax.data.loader.steps import Step
+from videorft_jax.grpo.early import Early
 from videorft_jax.metrics.profile import span
 from videorft_jax.models.siglip.hf_folder import load_siglip
 from videorft_jax.parallel import sharding
@@ -92,6 +93,7 @@ class Judge:
                 place=functools.partial(sharding.place_batch, mesh=mesh),
             )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "videorft-semantic")
+        self._scorer = concurrent.futures.ThreadPoolExecutor(1, "videorft-rewards")
 
     def read(self, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
         """Decodes completions int [B, R, C] to texts, without control tokens."""
@@ -107,20 +109,35 @@ class Judge:
         """Raises ValueError for a user reward that needs a field which the record does not have."""
         self._rewards.check_record(record)
 
+    def begin(self, step: Step) -> Early:
+        """Begins with the rewards of a batch whose completions are about to be drawn."""
+        names = [name for name, _ in self._config.rewards]
+        frames = None if self._semantic is None else self._thread.submit(_rebuild, step)
+        return Early(
+            [own[0] if own else None for own in step.records],
+            (len(step.valid), self._rollouts),
+            self._scorer,
+            functools.partial(self._tokenizer.decode, skip_special_tokens=True),
+            self._config.mode if "accuracy" in names else None,
+            frames,
+        )
+
     def __call__(
         self,
         step: Step,
         rollout: Rollout,
         shuffled: Rollout | None = None,
         number: int = 1,
+        early: Early | None = None,
     ) -> Verdict:
         """Scores the completions of one batch of the loader, drawn in step `number` of the run.
 
-        shuffled: a second rollout of the same prompts with shuffled frames, for the reward "order".
+        early: what `begin` gave for this batch. shuffled: a second rollout of the same prompts with
+        shuffled frames, for the reward "order".
         """
         texts = self.read(rollout.tokens, rollout.lengths)
         known = np.flatnonzero(step.valid)  # rows that hold a sample
-        wait = self._start_semantic(step, texts)
+        wait = self._start_semantic(early or self.begin(step), texts)
         state = TrainerState(number, self._num_steps, step.epoch)
         batch = self._score(step, rollout, shuffled, texts, known, wait, state)
         batch = _without_failed(batch, rollout.failed[known])
@@ -129,21 +146,16 @@ class Judge:
         metrics = self._summarise(drawn, types, wait().stats if wait else {})
         return _spread(batch, known, rollout.lengths.shape, texts, metrics)
 
-    def _start_semantic(self, step: Step, texts) -> Callable[[], SemanticScores] | None:
+    def _start_semantic(self, early: Early, texts) -> Callable[[], SemanticScores] | None:
         """Starts the semantic reward of all rows and returns a function that waits for it."""
         if self._semantic is None:
             return None
-        return self._thread.submit(self._compare_with_frames, step, texts).result
+        return self._thread.submit(self._compare_with_frames, early, texts).result
 
-    def _compare_with_frames(self, step, texts):
-        with span("rewards: SigLIP"):
-            return self._run_siglip(step, texts)
-
-    def _run_siglip(self, step, texts):
-        frames = [rebuild_frames(step.batch, row, pairs) for row, pairs in enumerate(step.pairs)]
-        clips = ["" if clip is None else identify_frames(clip) for clip in frames]
+    def _compare_with_frames(self, early, texts):
+        frames, clips = early.frames.result()  # The same thread made them before.
         # A mesh is set for one thread only; without it the rows would lie on the first device.
-        with jax.set_mesh(self._mesh):
+        with span("rewards: SigLIP"), jax.set_mesh(self._mesh):
             assert self._semantic is not None
             return self._semantic(frames, texts, clips)
 
@@ -219,6 +231,13 @@ class Judge:
             for name in sorted(names)
         }
         return summarize(whole, types, self._config) | means | own_metrics
+
+
+def _rebuild(step: Step) -> tuple[list[np.ndarray | None], list[str]]:
+    """The frames of each row of a batch, and names under which their embeddings are kept."""
+    with span("rewards: frames for SigLIP"):
+        frames = [rebuild_frames(step.batch, row, pairs) for row, pairs in enumerate(step.pairs)]
+        return frames, ["" if clip is None else identify_frames(clip) for clip in frames]
 
 
 def _first(batch: RewardBatch, count: int) -> RewardBatch:

@@ -75,7 +75,8 @@ def draw(spans: list[Span], path: str | pathlib.Path, title: str) -> None:
 
     rows = _lay_out(spans)
     names = sorted({span.name for span in spans if span.lane != DEVICES})
-    colours = {name: f"C{number % 10}" for number, name in enumerate(names)} | {"": "0.35"}
+    palette = matplotlib.colormaps["tab20"].colors
+    colours = {name: palette[number % 20] for number, name in enumerate(names)} | {"": "0.35"}
     figure = matplotlib.figure.Figure((12, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for height, (_, row) in enumerate(rows):

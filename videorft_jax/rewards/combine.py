@@ -17,6 +17,7 @@ import numpy as np
 
 from videorft_jax.data.records.plain import as_record
 from videorft_jax.rewards import accuracy as rules
+from videorft_jax.rewards.once import score_once
 from videorft_jax.rewards.user import NOT_APPLICABLE, Training, UserReward
 
 BUILT_IN = ("accuracy", "format", "length", "overlong")
@@ -373,13 +374,11 @@ def _score_texts(name, completions, records, mode) -> tuple[list[float], list[ru
     return [rules.score_format(text, mode) for text in texts], []
 
 
-def _score_batch(
-    completions: Sequence[Sequence[str]], records: Sequence[Any], mode: str
-) -> list[float | rules.Outcome]:
+def _score_batch(completions, records, mode: str) -> list[float | rules.Outcome]:
     return [
-        rules.score_accuracy(text, record.solution, record.problem_type, options, mode)
+        score_once(text, record.solution, record.problem_type, options, mode)
         for group, record in zip(completions, records, strict=True)
-        for options in [getattr(record, "options", None) or ()]
+        for options in [tuple(getattr(record, "options", None) or ())]
         for text in group
     ]
 

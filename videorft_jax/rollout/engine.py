@@ -22,7 +22,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.compaction import Grid, choose_grids
 from videorft_jax.rollout.mesh import move_rows
-from videorft_jax.rollout.programs import Programs
+from videorft_jax.rollout.programs import LIVE, Programs
 from videorft_jax.rollout.requests import check_request
 from videorft_jax.rollout.results import Rollout
 from videorft_jax.rollout.sampling import SamplingConfig
@@ -91,7 +91,7 @@ class RolloutEngine:
 
     def rollout(
         self, params, batch: Batch, uids, *, seed: int, step: int = 0,
-        limits=None, visual=None, placed=None, on_tokens=None,
+        limits=None, visual=None, placed=None, on_tokens=None, on_ended=None,
     ) -> Rollout:  # fmt: skip
         """Draws R completions of each of the B prompts of this process.
 
@@ -100,7 +100,8 @@ class RolloutEngine:
         length of each completion, 1 to C (default: C). visual: visual tokens [B, Z, D] on the mesh,
         where they are already known; the clips are then not encoded. placed: the arrays of `batch`
         on `rows_mesh`, where they are there already. on_tokens: a function that is called after
-        each chunk with (tokens [B, R, C], lengths [B, R]) drawn so far.
+        each chunk with (tokens [B, R, C], lengths [B, R]) drawn so far. on_ended: the same with
+        a third argument, bool [B, R], which completions have ended.
 
         Raises ValueError, before anything reaches a device, for a prompt that is empty, longer than
         the largest grid or not one right-padded segment, for visual tokens that do not match
@@ -132,9 +133,11 @@ class RolloutEngine:
         while session.live.any():
             session.compact()
             session.decode(params)
+            so_far = [part[own] for part in (session.tokens, session.lengths)]
             if on_tokens:
-                so_far = (session.tokens, session.lengths)
-                on_tokens(*(part[own] for part in so_far))
+                on_tokens(*so_far)
+            if on_ended:
+                on_ended(*so_far, session.ends[own] != LIVE)
         session.free()
         return session.result(own)
 
