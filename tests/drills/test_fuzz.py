@@ -19,6 +19,7 @@ from videorft_jax.data.records.formats import convert_row, detect_format
 from videorft_jax.data.records.records import Record, find_errors, parse_row
 from videorft_jax.models import tensor_files
 from videorft_jax.rewards.accuracy import MODES, score_accuracy, score_format, to_float
+from videorft_jax.rewards.answers import parse_number
 
 RECIPE = tiny_run.ROOT / "configs" / "sft_7b.py"
 
@@ -42,16 +43,22 @@ GOOD = {
     "options": [], "process": "<think>It moves.</think>", "solution": "<answer>A ball</answer>",
     "path": "./clip.mp4", "data_source": "made up",
 }  # fmt: skip
-ROWS = VALUES | st.dictionaries(st.sampled_from([*GOOD, "start", "end"]), VALUES, max_size=3).map(
-    lambda changes: GOOD | changes
-)
+ODD = st.sampled_from(["a\ud800", "a\0b", "", " ", "\u2028", "a" * 100_000])
+ROWS = VALUES | st.dictionaries(
+    st.sampled_from([*GOOD, "start", "end"]), ODD | VALUES, min_size=1, max_size=3
+).map(lambda changes: GOOD | changes)
 
 
 def check_record(row):
+    """A record that is accepted can be written and shown: no lone surrogate, no NUL, none empty."""
     found = find_errors(row)
     try:
-        assert isinstance(parse_row(row), Record)
+        record = parse_row(row)
+        assert isinstance(record, Record)
         assert not found
+        for text in (record.problem, record.process, record.solution, record.path, *record.options):
+            assert "\0" not in text
+            text.encode()
     except ValueError as error:
         assert found
         one_line(error)
@@ -68,14 +75,35 @@ PIECES = st.sampled_from([
     "1/3", "\n", " ", "\x1c", "\u2212", "3.14", ",", "\ud800", "no", "metres",
 ])  # fmt: skip
 TEXTS = st.lists(PIECES | st.text(st.characters(codec=None), max_size=6), max_size=14).map("".join)
-REPEATED = st.tuples(PIECES, st.integers(1, 30_000)).map(lambda pair: pair[0] * pair[1])
+COUNTS = st.sampled_from([1, 100, 30_000])
+REPEATED = st.tuples(PIECES, COUNTS, PIECES, COUNTS).map(
+    lambda parts: parts[0] * parts[1] + parts[2] * parts[3]
+)
+BEYOND = st.sampled_from(["nan", "inf", "-inf", "1e999", "-1e999", "NaN", "Infinity"])
+
+
+def make_case(kind, mode, text, solution, beyond):
+    """Some cases answer a number beyond all numbers by the same one."""
+    if beyond:
+        text, solution = f"<think>a</think><answer>{beyond}</answer>", f"<answer>{beyond}</answer>"
+    return text, solution, kind, mode, beyond
+
+
+ANSWERS = st.builds(
+    make_case, st.sampled_from(KINDS), st.sampled_from(MODES), TEXTS | REPEATED, TEXTS,
+    st.none() | BEYOND,
+)  # fmt: skip
 
 
 def check_answer(case):
-    text, solution, kind, mode = case
+    text, solution, kind, mode, beyond = case
     began = time.process_time()
     score = to_float(score_accuracy(text, solution, kind, ("A. red", "B. blue"), mode))
     assert math.isnan(score) or 0.0 <= score <= 1.0
+    if beyond and kind in ("numerical", "regression"):
+        assert not score > 0.0, "a reward for a number that is none"
+    number = parse_number(beyond or solution)
+    assert number is None or math.isfinite(number.value)
     assert score_format(text, mode) in (0.0, 1.0)
     assert time.process_time() - began < 10.0  # a cubic pattern takes a quarter of an hour
 
@@ -114,8 +142,41 @@ HEADERS = st.dictionaries(
 )  # fmt: skip
 
 
+COUNT = st.integers(0, 3)
+TENSORS = st.lists(st.tuples(st.sampled_from(["F32", "BF16", "I64"]), st.lists(COUNT)), max_size=3)
+CHANGES = st.none() | st.tuples(
+    COUNT, st.sampled_from(["dtype", "shape", "begin", "end", "copy"]), LEAVES | st.integers(0, 64)
+)
+
+
+def make_near(tensors, change):
+    """A whole header, of which one field of one tensor may be another."""
+    header, position = {}, 0
+    for number, (dtype, shape) in enumerate(tensors):
+        size = math.prod(shape) * {"F32": 4, "BF16": 2, "I64": 8}[dtype]
+        offsets = [position, position + size]
+        header[str(number)] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        position += size
+    if change and header:
+        place, field, value = change
+        chosen = header[str(place % len(header))]
+        if field in ("begin", "end"):
+            chosen["data_offsets"][field == "end"] = value
+        elif field == "copy":
+            chosen["data_offsets"] = header["0"]["data_offsets"]
+        else:
+            chosen[field] = value
+        ends = [one["data_offsets"][1] for one in header.values()]
+        if all(isinstance(end, int) and 0 <= end < 1000 for end in ends):
+            position = max(ends)  # So the file is as long as the header says.
+    return header, bytes(position), None
+
+
+NEAR = st.builds(make_near, TENSORS, CHANGES)
+
+
 def check_header(folder, case):
-    """A header that is accepted describes the file to its last byte."""
+    """The tensors of a header that is accepted fill the file, one behind the other."""
     header, data, length = case
     text = json.dumps(header).encode()
     path = folder / "model.safetensors"
@@ -126,7 +187,11 @@ def check_header(folder, case):
     except ValueError as error:
         one_line(error)
     else:
-        assert sum(entry.nbytes for entry in entries.values()) == len(data)
+        position = 8 + size
+        for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.nbytes)):
+            assert entry.offset == position
+            position += entry.nbytes
+        assert position == path.stat().st_size
 
 
 def one_line(error):
@@ -143,13 +208,13 @@ def test_a_part_of_an_option_is_refused():
 
 LENGTHS = st.none() | st.integers(0, 2**64 - 1)
 CASES = {  # (strategy, check, examples of the default run, examples of the long one)
-    "records": (ROWS, check_record, 80, 6_000),
-    "answers": (
-        st.tuples(TEXTS | REPEATED, TEXTS, st.sampled_from(KINDS), st.sampled_from(MODES)),
-        check_answer, 80, 8_000,
+    "records": (ROWS, check_record, 80, 12_000),
+    "answers": (ANSWERS, check_answer, 80, 20_000),
+    "overrides": (OVERRIDES, check_overrides, 60, 4_000),
+    "headers": (
+        NEAR | st.tuples(HEADERS, st.binary(max_size=64), LENGTHS),
+        check_header, 100, 40_000,
     ),
-    "overrides": (OVERRIDES, check_overrides, 10, 2_000),
-    "headers": (st.tuples(HEADERS, st.binary(max_size=64), LENGTHS), check_header, 100, 20_000),
 }  # fmt: skip
 
 
