@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 
 from drill_kills import wait_for_save
 from drill_place import Run
@@ -26,7 +27,14 @@ def _forbid_writing(run: Run, folder: pathlib.Path) -> None:
     run.cleanup.callback(
         subprocess.run, ["umount", "-l", str(folder)], check=False, stderr=subprocess.DEVNULL
     )
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+    words = ["mount", "-o", "remount,bind,ro", str(folder)]
+    for _ in range(1000):  # It is busy while a file is being written through it.
+        if subprocess.run(words, check=False, capture_output=True).returncode == 0:
+            return
+        run.signal(signal.SIGCONT)
+        time.sleep(0.005)
+        run.signal(signal.SIGSTOP)
+    raise AssertionError(f"{folder} stayed writable")
 
 
 def fill_the_disk(run: Run) -> str:

