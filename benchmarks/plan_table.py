@@ -43,13 +43,13 @@ FULL = {
 }
 # Machine -> mesh.tensor and model.remat of GRPO of 7B where the planner chooses the rollout's mesh.
 # Without the rollout's need for it v5e-64 trains faster without tensor, and where there is memory
-# products are kept for the backward pass, but for clips of more than MANY frames.
+# the backward pass computes less again, but for clips of more than MANY frames.
 CHOSEN = {
     "v5e-64": (1, "full"),
     "v6e-16": (1, "full"),
     "v5p-8": (1, "save_dots"),
     "v5p-64": (1, "save_dots"),
-    "tpu7x-8": (1, "save_dots"),
+    "tpu7x-8": (1, "none"),
 }
 MANY = 64
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
@@ -195,7 +195,7 @@ def write(lines, num_known, num_all, minutes):
         f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
         "rollout: the mesh on which completions are drawn. GRPO of 7B stands there twice, on the "
         "training's mesh and on the planner's choice, which `rollout.mesh=auto` takes; v5e-64 then "
-        "trains without tensor, and products are kept where there is memory. chip-s / "
+        "trains without tensor, and less is computed again where there is memory. chip-s / "
         "rollout: chip-seconds of a completion by the floor with wires.\n\n"
         "| recipe | machine | frames | mesh | rollout | rows | remat | fits | largest | "
         "per program | floor s | with wires | chip-s / rollout | compile min |\n"
