@@ -68,6 +68,7 @@ def test_an_installation_too_broken_for_a_config_is_still_looked_at(place, monke
     assert said[at + 1].startswith("      -> pip install --force-reinstall 'jax<0.13")
     assert "FAIL  inputs: they were not looked at (libavformat.so.61: cannot open)" in said
     assert said[-1].startswith("2 failures, ")
+    assert said[-1].endswith("mend what has failed; next: videorft doctor --quick --config=sft_7b")
 
 
 def test_a_broken_package_is_no_missing_extra(capsys):
@@ -96,6 +97,9 @@ def test_a_broken_package_is_no_missing_extra(capsys):
         ([GPU], "gpu", "", True, WARNING, "export JAX_PLATFORMS=cuda, or pip uninstall libtpu"),
         ("no driver", "gpu", "", False, FAILURE, "pip install 'videorft_jax[gpu]'"),
         ("no tpu", "cpu", "tpu", False, FAILURE, "unset JAX_PLATFORMS (it is 'tpu')"),
+        ("AssertionError", "gpu", "cuda", False, FAILURE, "pip install 'videorft_jax[gpu]'"),
+        ("no tpu", "gpu", "tpu", False, FAILURE, "unset JAX_PLATFORMS (it is 'tpu')"),
+        ("no tpu", "tpu", "tpu,cpu", True, FAILURE, "pip install 'videorft_jax[tpu]'"),
     ],
 )
 def test_devices(devices, hardware, platforms, libtpu, level, remedy):
@@ -104,6 +108,27 @@ def test_devices(devices, hardware, platforms, libtpu, level, remedy):
     assert (found[0].level, found[0].remedy) == (level, remedy)
     if GPU in list(devices):
         assert "139 GiB each" in found[-1].text
+
+
+@pytest.mark.parametrize(
+    ("error", "variable", "value"),
+    [
+        (
+            "parse_flags_from_env.cc:234] Unknown flag in XLA_FLAGS: --none=1",
+            "XLA_FLAGS",
+            "--none=1",
+        ),
+        (
+            'ValueError: Invalid value "x" for JAX flag jax_num_cpu_devices',
+            "JAX_NUM_CPU_DEVICES",
+            "x",
+        ),
+    ],
+)
+def test_a_variable_that_jax_cannot_read_is_named(error, variable, value):
+    for hardware in ("cpu", "gpu"):
+        (found,) = installation.check_devices(error, hardware, {variable: value}, has_libtpu=False)
+        assert found.remedy == f"unset {variable}, or correct it (it is {value!r})"
 
 
 def test_a_device_that_never_answers_is_given_up(monkeypatch):

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     for finding in _look(config, own.workdir, own.quick, broken):
         print(format_findings([finding]), flush=True)
         levels.append(finding.level)
-    _print_last(levels, own, config)
+    _print_last(levels, own, config, argv)
     return 1 if FAILURE in levels else 0
 
 
@@ -47,11 +47,11 @@ def _read_config(given):
     return flags.parse(given, "videorft doctor", EXAMPLES, writes=False)[0]
 
 
-def _print_last(levels, own, config):
+def _print_last(levels, own, config, argv):
     """Names the run that may start, or what is to be done before it."""
     found = f"{levels.count(FAILURE)} failures, {levels.count(WARNING)} warnings"
     if FAILURE in levels:
-        print_last_line(f"{found}; mend what has failed", "doctor")
+        print_last_line(f"{found}; mend what has failed", "doctor", *argv)
     elif config is None:
         print_last_line(found, "demo", "--config=demo", "--workdir=runs/demo")
     else:

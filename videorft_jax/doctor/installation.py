@@ -143,6 +143,20 @@ def _new_jax():
     return f"pip install --force-reinstall {shlex.quote(jax)}"
 
 
+def _mend_jax(error, hardware, environment):
+    """The remedy for an error of JAX: of a variable that it names, of the platform that was asked
+    for where the machine has another, or of the installation."""
+    named = re.search(r"\bXLA_FLAGS\b", error) or re.search(r"flag (jax_\w+)", error)
+    variable = (named[1].upper() if named.lastindex else named[0]) if named else ""
+    if variable in environment:
+        return f"unset {variable}, or correct it (it is {environment[variable]!r})"
+    wanted, extra = environment.get("JAX_PLATFORMS", ""), {"gpu", "tpu"} & {hardware}
+    is_there = hardware in wanted or (hardware == "gpu" and "cuda" in wanted)
+    if wanted and not is_there:
+        return f"unset JAX_PLATFORMS (it is {wanted!r})"
+    return f"pip install 'videorft_jax[{hardware}]'" if extra else _new_jax()
+
+
 def find_hardware() -> str:
     """The accelerator that the operating system shows: gpu, tpu, or cpu where there is none."""
     if pathlib.Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi"):
@@ -168,8 +182,7 @@ def check_devices(
         text = "libtpu is installed beside a GPU; JAX looks for a TPU first and may wait for one"
         found.append(Finding(WARNING, text, "export JAX_PLATFORMS=cuda, or pip uninstall libtpu"))
     if isinstance(devices, str):
-        install = f"pip install 'videorft_jax[{extra}]'" if extra else _new_jax()
-        remedy = f"unset JAX_PLATFORMS (it is {wanted!r})" if wanted else install
+        remedy = _mend_jax(devices, hardware, environment)
         return [*found, Finding(FAILURE, f"devices: JAX fails: {devices}", remedy)]
     platform, kind, memory = devices[0]
     size = f", {memory / 2**30:.0f} GiB each" if memory else ""
