@@ -57,6 +57,7 @@ NAMES = {
     r"(?<=max_new_tokens=)(768|1024|48)\b|(?<=max_tokens=)512": "8",
     r"(?<=max_steps=)60": "2",
     r"(?<=validate\.every=)\d+": "1",
+    r"(?<=--profile=)3": "2",
 }
 _MODEL = (
     "--config.model.dtype=float32 --config.model.remat=none --config.data.rows=4 "
