@@ -1,6 +1,6 @@
 """Whatever others write is read or refused by one line: records, answers, options and weights.
 
-The default run tries a hundred of each, `-m slow` thousands, for four minutes in all. Bodies
+The default run tries a hundred of each, `-m slow` ten thousands, for ten minutes in all. Bodies
 of chats are tried in tests/serving/test_serve_bodies.py, pictures and clips in test_mutated_media.
 """
 
