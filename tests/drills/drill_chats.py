@@ -15,20 +15,20 @@ from drill_jobs import count_paid
 from drill_place import LIMIT_S, Run
 
 _NUM_RECORDS = 24
-_FAULTS = ("server", "reset", "no_choices", "cut_json", "html")
+_FAULTS = ("rate", "server", "drop", "hang", "html", "no_choices", "cut_json", "filtered")
 _NUM_REQUESTS = 24
 
 
 def make_curation(place) -> None:
     """A server of chats and a pool for all runs of curation, some of whose questions are answered
     by faults; the same requests get the same replies."""
-    faults = [name for name in _FAULTS if name in DRILLS]
+    assert DRILLS.keys() >= set(_FAULTS)
     questions = [
-        ask(i, faults[i // 5 % len(faults)] if i % 5 == 0 else "") for i in range(_NUM_RECORDS)
+        ask(i, _FAULTS[i // 3 % len(_FAULTS)] if i % 3 == 0 else "") for i in range(_NUM_RECORDS)
     ]
     pool = make_pool(place.folder / "pool", questions, clips=6)
     place.chats = place.resources.enter_context(ChatServer(delay_s=0.05))
-    end = "concurrency = 4\ndeadline_s = 5.0"
+    end = "concurrency = 4\ndeadline_s = 2.0"
     write_config(place.folder / "curate.toml", pool, place.chats.url, endpoint=end)
 
 
