@@ -97,4 +97,5 @@ def suggest(name: str, known: Iterable[str]) -> str:
     close = close or difflib.get_close_matches(name, known, 1, 0.75)
     close = close or [path for path in known if path.rpartition(".")[2] == last][:1]
     meant = f"did you mean {close[0]}? " if close else ""
-    return f"no such option: {name}; {meant}--help=options lists all of them"
+    shown = name if name.isprintable() else repr(name)
+    return f"no such option: {shown}; {meant}--help=options lists all of them"
