@@ -56,7 +56,7 @@ class Drills:
         began = time.monotonic()
         try:
             row |= self._break(drill, job, moment) | {"survived": True}
-        except Exception as error:  # whatever it is, it is what the drill has found
+        except Exception as error:  # It is what the drill has found, whatever it is.
             row["fault"] = f"{type(error).__name__}: {error}"[-1500:]
             traceback.print_exc()
         return row | {"seconds": round(time.monotonic() - began, 1)}
@@ -109,7 +109,7 @@ def main(argv=None) -> int:
     moments = Moments(given.out / "moments.jsonl")
     drills = Drills(given.out.resolve() / "place", given.seed)
     try:
-        for moment in range(given.moments):  # every drill once before any twice
+        for moment in range(given.moments):  # Every drill comes once before any comes twice.
             for drill in DRILLS:
                 for job in drill.jobs:
                     chosen = drill.number in only and job in jobs

@@ -18,8 +18,8 @@ def broken(prompts, completions, problem_id, **kwargs):
     return [len(set(text)) / 10 for text in completions]
 def nan(prompts, completions, **kwargs):
     return [float("nan") if i % 2 else len(set(text)) / 10 for i, text in enumerate(completions)]
-def slow(prompts, completions, **kwargs):
-    if not completions[0].startswith("<think>A made-up thought."):  # the rehearsal of a run
+def slow(prompts, completions, **kwargs):  # A run rehearses with made-up thoughts first.
+    if not completions[0].startswith("<think>A made-up thought."):
         calls.append(1)
     if len(calls) == 6:
         time.sleep(60)

@@ -14,7 +14,7 @@ def read_batches(recipe: str, workdir: str, total: int, mark: pathlib.Path) -> N
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.data.epochs = total  # more than there can be
+    config.data.epochs = total  # There cannot be more.
     options = make_train_options(config)
     tokenizer = run.load_model_files(options.model.init_from)[1]
     pathlib.Path(workdir).mkdir(exist_ok=True)

@@ -95,7 +95,7 @@ def test_what_is_compared():
     assert compare({"a": b"1", "b": 3}, {"a": b"1", "b": 2}) == "b"
     assert "other arrays: ['c']" in compare({"a": 1, "c": 1}, {"a": 1})
     once = collections.Counter([1, 2, 3])
-    assert count_wrong(collections.Counter([1, 2, 2]), once) == 2  # one lost, one repeated
+    assert count_wrong(collections.Counter([1, 2, 2]), once) == 2  # One is lost, one repeated.
 
 
 def test_numbers_of_drills_are_unique_and_their_rewards_are_python():

@@ -21,7 +21,7 @@ from videorft_jax.data.media.probe import probe_media
 
 TRAIN = MediaContract.train()
 LIMITS = Limits(timeout_s=60.0)
-# name -> container and codec of FFmpeg
+# The names give FFmpeg's container and codec.
 CLIPS = {
     "mp4": ("mp4", "libx264"), "mov": ("mov", "libx264"), "mkv": ("matroska", "libx264"),
     "webm": ("webm", "libvpx"), "avi": ("avi", "mpeg4"), "ts": ("mpegts", "libx264"),
@@ -147,6 +147,6 @@ def test_mutated_media(num_clips, num_pictures, tmp_path):
         assert counts[False] > total // 10, counts
         assert counts[None] <= total // 500, counts
         middle, end = sizes[len(sizes) // 2], sizes[-1]
-        assert end[0] - middle[0] < 64 << 20, sizes  # bytes of memory in the second half
+        assert end[0] - middle[0] < 64 << 20, sizes  # The second half may take so many bytes.
         assert end[1] - middle[1] <= 2, sizes
         assert end[2] - middle[2] <= 2, sizes
