@@ -19,10 +19,10 @@ def resident():
 
 
 @pytest.mark.parametrize(
-    ("event", "seconds", "share"),
-    [(COMPILED, 2.0, 0.9), (COMPILED, 0.1, 0.0), ("/jax/core/compile/other", 2.0, 0.0)],
+    ("event", "seconds", "is_given_back"),
+    [(COMPILED, 2.0, True), (COMPILED, 0.1, False), ("/jax/core/compile/other", 2.0, False)],
 )
-def test_freed_memory_goes_back_after_a_compile(event, seconds, share):
+def test_freed_memory_goes_back_after_a_compile(event, seconds, is_given_back):
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
         pytest.skip("only glibc keeps what is freed, and can be told to give it back")
@@ -37,6 +37,6 @@ def test_freed_memory_goes_back_after_a_compile(event, seconds, share):
         libc.free(block)
     before = resident()
     jax.monitoring.record_event_duration_secs(event, seconds)
-    given_back = (before - resident()) / (BLOCK * BLOCKS)
+    share = (before - resident()) / (BLOCK * BLOCKS)
     libc.free(blocks[-1])
-    assert given_back == pytest.approx(share, abs=0.1)
+    assert share > 0.8 if is_given_back else share < 0.2

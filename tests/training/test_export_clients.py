@@ -303,7 +303,7 @@ def test_every_file_that_clients_look_for_is_there(place, tmp_path):
         "config.json", "generation_config.json", "model.safetensors", "media_contract.json",
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
         "preprocessor_config.json", "video_preprocessor_config.json",
-        "source_generation_config.json",
+        "source_generation_config.json", "system_prompt.txt",
     }  # fmt: skip
     values = {name: json.loads(path.read_text()) for name, path in files.items() if "json" in name}
     architectures = values["config.json"]["architectures"]
