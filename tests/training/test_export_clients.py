@@ -145,7 +145,11 @@ def test_ask_answers_as_transformers_does(family, torchvision, kinds, tmp_path, 
         flags.append(f"--{kind}={path}")
         # Some builds of torchvision cannot read the file of a picture, so Pillow does.
         parts.append({"type": kind, kind: Image.open(path) if kind == "image" else str(path)})
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+    system = (tmp_path / "hf" / "system_prompt.txt").read_text()
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]},
+    ]
     exact = tmp_path / "hf" / EXACT_FILE
     words = {"chat_template": exact.read_text()} if exact.exists() else {}
     assert bool(words) == (family == "other_place")
