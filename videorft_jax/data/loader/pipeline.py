@@ -17,7 +17,7 @@ from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.data.loader.schedule import Schedule, make_schedule
 from videorft_jax.data.loader.shorten import Frames, shorten
 from videorft_jax.data.loader.size_cache import SizeCache
-from videorft_jax.data.loader.steps import Span, Steps
+from videorft_jax.data.loader.steps import MakeSpan, Steps
 from videorft_jax.data.media.contract import Limits, MediaContract
 from videorft_jax.data.records.pass_rates import Selection
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, PromptTemplate
@@ -181,7 +181,7 @@ class Loader:
                 " records, media, media contract and loader settings it had, or start anew"
             )
 
-    def steps(self, start: int = 0, span: Span = contextlib.nullcontext) -> Steps:
+    def steps(self, start: int = 0, span: MakeSpan = contextlib.nullcontext) -> Steps:
         """Batches start, start + 1, ... to the end of the last epoch. Close it when done.
 
         span: see `Steps`.

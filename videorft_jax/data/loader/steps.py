@@ -41,7 +41,7 @@ from videorft_jax.data.records.records import Record
 # would leave half a message, and grain would wait for the other half for ever.
 LARGE_ARRAY = 1 << 12
 CLOSE_S = 10.0
-Span = Callable[[str], contextlib.AbstractContextManager]
+MakeSpan = Callable[[str], contextlib.AbstractContextManager]
 
 
 class Step(NamedTuple):
@@ -77,7 +77,7 @@ class Steps:
         quarantine: Quarantine,
         options: LoaderOptions,
         start: int,
-        span: Span = contextlib.nullcontext,
+        span: MakeSpan = contextlib.nullcontext,
     ):
         self._span = span
         self._schedule, self._load, self._quarantine = schedule, load, quarantine
