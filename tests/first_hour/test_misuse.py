@@ -129,6 +129,7 @@ MISUSES = [
     ("sft --config=tiny.py --config=sft_7b --workdir=x", 2, "--config is given 2 times"),
     ("sft --config=tiny.py --workdir=", 2, "--workdir missing"),
     (f"sft {TINY} --config.compile_cache=/proc/x", 2, "compile_cache=/proc/x: cannot be written"),
+    ("evaluate --config=tiny.py --workdir=x --config.train.freeze=audio", 2, "names ['audio']"),
     ("evaluate --config=tiny.py --workdir=runs/sft", 2, "holds a run of training"),
     ("evaluate --config=tiny.py --workdir=x --benchmarks=", 2, "--benchmarks= names none"),
     ("validate --data=data/rl.jsonl --threads=0", 2, "'0' is no count; give at least 1"),
