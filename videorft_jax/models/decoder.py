@@ -129,7 +129,7 @@ class Text(nnx.Module):
         needed: bool [B, T], the positions whose hidden states are read; None: all. Where the plan
         says so, the last layer leaves out the others, and their hidden states are 0.
         """
-        cos, sin = self._rotary(positions, x.dtype)
+        cos, sin = self._rotary(positions, x.dtype, plan.unroll)
         # In a short row there is little to leave out.
         partly = needed is not None and x.shape[1] > 2 * plan.head_chunk and plan.skip_last_layer
 
@@ -182,7 +182,7 @@ class Text(nnx.Module):
         plan: ComputePlan,
     ):
         """As a call, and keys and values of every layer, head-major [L, B, K, T, H]."""
-        cos, sin = self._rotary(positions, x.dtype)
+        cos, sin = self._rotary(positions, x.dtype, plan.unroll)
 
         def attend(q, k, v):
             kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
@@ -268,21 +268,15 @@ class Text(nnx.Module):
         x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, cache._replace(suffix_k=suffix_k, suffix_v=suffix_v)
 
-    def _rotary(self, positions, dtype):
+    def _rotary(self, positions, dtype, unroll=0):
         """cos, sin [B, T, H / 2]; angles in float32, then cast, as the reference does."""
         config = self.config
         scaling = config.rope_scaling
         frequency = frequencies(config.rope_theta, config.head_dim, scaling)
         angles = positions[:, np.array(self.axes)].astype(jnp.float32) * frequency[:, None]
         angles = jnp.moveaxis(angles, 1, 2)
-
-        def wave(function):
-            values = function(angles)
-            if scaling is not None and scaling.attention_factor != 1:
-                values = values * scaling.attention_factor
-            return values.astype(dtype)
-
-        return wave(jnp.cos), wave(jnp.sin)
+        scale = 1.0 if scaling is None else scaling.attention_factor
+        return layers.rotary_waves(angles, dtype, scale, unroll=unroll)
 
 
 def _write(suffix, new, layer, index):

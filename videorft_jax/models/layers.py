@@ -81,6 +81,22 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     return (normed * scale + bias).astype(x.dtype)
 
 
+def rotary_waves(angles: jax.Array, dtype=jnp.float32, scale: float = 1.0, *, unroll: int = 0):
+    """Computes what `rotate` is given: cosines and sines of `angles` [...], times `scale`. `unroll`
+    is that of the plan for the layers that read them."""
+
+    def wave(function):
+        values = function(angles)
+        return (values if scale == 1 else values * scale).astype(dtype)
+
+    if not unroll:
+        return wave(jnp.cos), wave(jnp.sin)
+    # Where layers are laid out one after another, XLA for CPU would compute the waves anew for
+    # every layer, head and product that reads them. It keeps the results of a loop.
+    ways = functools.partial(wave, jnp.cos), functools.partial(wave, jnp.sin)
+    return tuple(jax.lax.map(lambda way: jax.lax.switch(way, ways), jnp.arange(2)))
+
+
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotary embedding, halves convention: x [..., N, H], cos and sin [..., H / 2]."""
     first, second = jnp.split(x, 2, axis=-1)

@@ -126,7 +126,7 @@ class Vision(nnx.Module):
         x = normalise(patches, WINDOWED_14)
         x = layers.shard_rows(layers.linear(x.astype(self.embed.dtype), self.embed[...]))
         angles = rotary_angles(hw, config.head_dim, VISION_ROPE_THETA)
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        cos, sin = layers.rotary_waves(angles, unroll=plan.unroll)
         is_full = np.isin(np.arange(config.num_layers), config.full_layers)
 
         def step(block, x, is_full):

@@ -122,7 +122,7 @@ class Vision(nnx.Module):
         x = layers.linear(x, self.embed[...], self.embed_bias[...])
         x = layers.shard_rows(x + interpolate(self.position_table[...], hw, valid).astype(x.dtype))
         angles = rotary_angles(hw, config.head_dim, VISION_ROPE_THETA)
-        cos, sin, mask = jnp.cos(angles), jnp.sin(angles), Full(valid)
+        (cos, sin), mask = layers.rotary_waves(angles, unroll=plan.unroll), Full(valid)
 
         def step(block, x, _):
             with jax.named_scope("vision_block"):
