@@ -22,12 +22,13 @@ KNOWN = {
     "gspo": ({"variant": "gspo", "kl": "k3_weighted", "dual_clip": 3.0}, True, "764d6c7b12843c69"),
     "entropy": ({"variant": "sapo", "entropy_bonus": 0.01}, True, "c93132cc3c2c5c7c"),
 }
-# Digests of the whole step, lowered at the commit before completions could call tools, groups could
-# hold given completions and the reference policy could follow (476380a).
-ON_CPU = SHORT | {"mesh.tensor": 1, "model.dtype": "float32", "model.attention": "chunked"}
-ONE_UPDATE = ["1d05dd56de2c6b61"]
+# Digests of the whole step with dense attention, lowered at 1a99540, whose step with the CPU's path
+# was to the instruction that of the commit before completions could call tools, groups could hold
+# given completions and the reference policy could follow (476380a).
+ON_CPU = SHORT | {"mesh.tensor": 1, "model.dtype": "float32", "model.attention": "reference"}
+ONE_UPDATE = ["3184e7ac79eedf1f"]
 # The first program scores the completions, the second is that of each update.
-TWO_UPDATES = ["3851010f4dd23528", "7cc24a654186ce82"]
+TWO_UPDATES = ["3ae000ffd6d19070", "3d0529d082221601"]
 
 
 def lower_loss(fields, has_old):

@@ -72,6 +72,21 @@ def test_path_equals_reference(path, kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["causal", "shared", "full"])
+def test_rows_of_padding_give_finite_numbers(kind, monkeypatch):
+    """No block of such a row holds a key that a query sees; every number must be finite all the
+    same, or the gradients of weights that all rows share would not be."""
+    monkeypatch.setattr(chunked, "_BLOCK", 4)
+    mask = {
+        "causal": Causal(jnp.zeros((2, 22), jnp.int32)),
+        "shared": SharedPrefix(jnp.zeros((2, 22), jnp.int32), PROMPT, ROLLOUTS),
+        "full": Full(jnp.zeros((2, 22), bool)),
+    }[kind]
+    q, k, v, cotangent = draw(22)
+    for values in value_and_grads(lambda *x: chunked.attention(*x, mask), q, k, v, cotangent):
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("kind", ["causal", "shared", "full"])
 def test_queries_in_any_places(kind, monkeypatch):
     """Some of a row's queries, in no order, on the CPU's path."""
     monkeypatch.setattr(chunked, "_BLOCK", 4)

@@ -76,22 +76,18 @@ def score_completions(
     drawn = flat = mask.reshape(rows, -1)
     if turns is not None:
         flat = groups.present.reshape(rows, -1)  # Completions read the results of calls too.
-    ends = jnp.arange(prompt_length) == valid.sum(1, keepdims=True) - 1
-    hidden = model.text(
+    before = model.text.before_completions(
         jnp.concatenate([prompt, own], axis=1),
         jnp.concatenate([batch.positions, places], axis=2),
         SharedPrefix(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
+        valid.sum(1) - 1,
+        drawn,
         injection=model.injection(visual, visual_index),
-        needed=jnp.concatenate([ends, flat], axis=1),
         plan=plan,
         remat=remat,
     )
-    last = jnp.take_along_axis(hidden, (valid.sum(1) - 1)[:, None, None], axis=1)
-    inside = hidden[:, prompt_length:].reshape(rows, rollouts, size, -1)
-    first = jnp.broadcast_to(last[:, None], (rows, rollouts, 1, hidden.shape[-1]))
-    before = jnp.concatenate([first, inside[:, :, :-1]], axis=2).reshape(rows, -1, hidden.shape[-1])
     logprobs, entropies = token_logprobs(
         before,
         model.text.output_weight,

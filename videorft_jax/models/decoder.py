@@ -7,6 +7,7 @@ completions, and each completion has a suffix of its own. Both are head-major, [
 that a layer's part of the cache goes from memory into the matrix product without being copied.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from videorft_jax.models import layers
 from videorft_jax.models.attention import chunked
 from videorft_jax.models.attention.decode import decode_attention
 from videorft_jax.models.attention.dispatch import attention
-from videorft_jax.models.attention.masks import Causal, Mask
+from videorft_jax.models.attention.masks import Causal, Mask, SharedPrefix
 from videorft_jax.models.compute_plan import ComputePlan
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.rotary import frequencies
@@ -43,10 +44,14 @@ class Injection(NamedTuple):
     visual: jax.Array  # [B, Z, (1 + J) D], visual tokens with the features of each layer behind
     index: jax.Array  # int32 [B, P], which visual token stands at each of the first P positions
 
+    def num_layers(self, dim: int) -> int:
+        """J, of hidden states with `dim` values."""
+        return self.visual.shape[-1] // dim - 1
+
     def add(self, x, layer):
         """x [B, T, D] after `layer`, int32, with what that layer is given, if any."""
         dim, length = x.shape[-1], x.shape[1]
-        count = self.visual.shape[-1] // dim - 1
+        count = self.num_layers(dim)
 
         def added(x):
             rows = jax.lax.dynamic_slice_in_dim(self.visual, (layer + 1) * dim, dim, axis=2)
@@ -142,6 +147,54 @@ class Text(nnx.Module):
             x = self._last_layer(x, cos, sin, mask, needed, plan.head_chunk)
             if injection is not None:
                 x = injection.add(x, self.config.num_layers - 1)
+        return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def before_completions(
+        self,
+        x,
+        positions,
+        mask: SharedPrefix,
+        end,
+        drawn,
+        *,
+        injection: Injection | None = None,
+        plan: ComputePlan,
+        remat: str = "none",
+    ) -> jax.Array:
+        """The final hidden states that predict the tokens of completions: x [B, T, D] of rows
+        `[prompt | R completions]`, positions int32 [B, 3, T] -> [B, R * C, D].
+
+        end: int32 [B], the place of the prompt's last token, which stands before the first token of
+        every completion. drawn: bool [B, R * C], the tokens that are predicted at all. Where the
+        plan says so, the last layer leaves out the others, and their hidden states are 0.
+        """
+        cos, sin = self._rotary(positions, x.dtype, plan.unroll)
+        last = self.config.num_layers - 1
+        added = 0 if injection is None else injection.num_layers(x.shape[-1])
+        partly = plan.skip_last_layer and added <= last
+
+        def attend(q, k, v):
+            return attention(q, k, v, mask, plan.attention), None
+
+        stop = last if partly else None
+        x, _ = self._scan(x, cos, sin, attend, injection, plan, remat, stop)
+        before = functools.partial(_stand_before, mask, end)
+        if not partly:
+            return before(layers.rms_norm(x, self.final_norm[...], self.config.norm_eps))
+        block = layers.take_layer(self.layers, last)
+
+        def project(x, cos, sin):
+            return block.attn.project(layers.rms_norm(x, block.attn_norm[...], block.eps), cos, sin)
+
+        _, keys, values = project(x, cos, sin)
+        x, cos, sin = before(x), before(cos), before(sin)
+        mixed = chunked.attend_before(project(x, cos, sin)[0], keys, values, mask)
+
+        def finish(x, cos, sin, mixed):
+            return block(x, cos, sin, lambda *_: (mixed, None))[0]
+
+        most = drawn.sum(1).max()
+        x = at_masked(finish, drawn, most, plan.head_chunk, x, cos, sin, mixed)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
     def _scan(self, x, cos, sin, attend, injection, plan, remat="none", stop=None):
@@ -277,6 +330,16 @@ class Text(nnx.Module):
         angles = jnp.moveaxis(angles, 1, 2)
         scale = 1.0 if scaling is None else scaling.attention_factor
         return layers.rotary_waves(angles, dtype, scale, unroll=unroll)
+
+
+def _stand_before(mask: SharedPrefix, end, x):
+    """What stands before each token of the completions: x [B, T, ...] -> [B, R * C, ...]."""
+    rows, rest, size = len(x), x.shape[2:], mask.completion_length
+    last = jnp.take_along_axis(x, jnp.expand_dims(end, range(1, x.ndim)), axis=1)
+    inside = x[:, mask.prompt_length :].reshape(rows, mask.num_rollouts, size, *rest)
+    first = jnp.broadcast_to(last[:, None], (rows, mask.num_rollouts, 1, *rest))
+    before = jnp.concatenate([first, inside[:, :, :-1]], axis=2)
+    return before.reshape(rows, -1, *rest)
 
 
 def _write(suffix, new, layer, index):
