@@ -92,6 +92,7 @@ MADE = {
         X264 | {"x264-params": "open-gop=1:keyint=20:bframes=3:b-adapt=0"},
         {},
     ),
+    "h264_interlaced.mp4": ("libx264", X264 | {"x264-params": "tff=1:keyint=20:bframes=3"}, {}),
     "h264_low_delay.mp4": ("libx264", X264 | {"g": "250", "bf": "0"}, {}),
     "h264_refresh.mkv": ("libx264", X264 | {"x264-params": "intra-refresh=1:keyint=20"}, {}),
     "h264_one_frame_groups.mp4": ("libx264", X264 | {"g": "1"}, {}),
@@ -224,6 +225,41 @@ def test_decodes_few_packets_of_a_long_file(clip, monkeypatch):
         seen.clear()
         file._by_groups(scan, np.array([61]), pixels)
     assert len(seen) < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest"),
+    [
+        ("h264_closed.mp4", 1),
+        ("hevc_closed.mp4", 1),
+        ("vp9.webm", 1),
+        ("av1.mkv", 1),
+        ("h264_interlaced.mp4", 3),  # two more fill its decoder, which then gives the first
+    ],
+)
+def test_a_keyframe_costs_one_packet(name, fewest, clip, monkeypatch):
+    """Frame 0 is asked for. Decoders that put frames in order keep it until more packets come."""
+    seen = []
+    monkeypatch.setattr(decode.VideoFile, "_check_time", lambda self: seen.append(1))
+    with VideoFile(str(clip(name)), Limits()) as file:
+        scan = file.scan()
+        seen.clear()
+        file._by_groups(scan, np.array([0]), pixels)
+    assert len(seen) == fewest
+
+
+def test_fields_that_the_header_does_not_announce(clip, monkeypatch):
+    """A stream may change to fields on the way; then its packets are read to the last."""
+    monkeypatch.setattr(VideoFile, "_drains", lambda self: True)
+    frames, _ = sequential(clip("h264_interlaced.mp4"))
+    with VideoFile(str(clip("h264_interlaced.mp4")), Limits()) as file:
+        scan = file.scan()
+        with pytest.raises(decode._Unsure):
+            file._by_groups(scan, np.array([3]), pixels)
+    with VideoFile(str(clip("h264_interlaced.mp4")), Limits()) as file:
+        got = file.read(lambda seconds, rate: np.array([3, 50]), pixels)
+    for image, i in zip(got.images, (3, 50), strict=True):
+        np.testing.assert_array_equal(image, frames[i])
 
 
 def test_threads_give_the_same_pixels(clip):

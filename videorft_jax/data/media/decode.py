@@ -39,6 +39,7 @@ CODECS = (
     "rawvideo,dvvideo,huffyuv,ffvhuff,utvideo,qtrle"
 )
 UNKNOWN_CONTAINER = "no allowed video container recognised"
+WHOLE_FRAMES = ("hevc", "vp8", "vp9", "libdav1d", "av1")
 SEEKABLE = (MOV, MATROSKA)  # Files of other containers are read from their start.
 Convert = Callable[[av.VideoFrame], np.ndarray]
 Choose = Callable[[np.ndarray, float], np.ndarray]
@@ -249,6 +250,7 @@ class VideoFile:
             groups.setdefault(int(scan.keys[key]), set()).add(int(scan.pts[i]))
         for key, targets in groups.items():  # seek only when the next wanted group lies ahead
             first = last = None  # pts of the packet that the seek found, of the last frame shown
+            unread, drains = set(targets), self._drains()
             try:
                 self.container.seek(key, stream=self.stream, backward=True)
                 for packet in self.container.demux(self.stream):
@@ -261,16 +263,22 @@ class VideoFile:
                     # dav1d reads skip_frame only once, at the first packet: a keyframe
                     needed = packet.is_keyframe or packet.pts in wanted
                     context.skip_frame = "DEFAULT" if needed else "NONREF"
-                    for frame in packet.decode():
+                    frames = packet.decode()
+                    unread.discard(packet.pts)
+                    if drains and not unread:
+                        frames += context.decode(None)
+                    for frame in frames:
                         if frame.pts is None or frame.pts <= last or frame.is_corrupt:
                             raise _Unsure
+                        if drains and frame.interlaced_frame and context.codec.name == "h264":
+                            raise _Unsure  # the second field of the last frame may be missing
                         if last < first and not hidden and frame.pts != first:
                             raise _Unsure  # a gradual refresh calls itself a keyframe
                         last = frame.pts
                         if frame.pts in targets:
                             images[wanted[frame.pts]] = convert(frame)
                             targets.discard(frame.pts)
-                    if not targets:
+                    if not unread and (drains or not targets):
                         break
             except MemoryError:
                 raise  # some of FFmpeg's errors are this one too
@@ -279,6 +287,17 @@ class VideoFile:
             if targets:
                 raise _Unsure
         return images
+
+    def _drains(self) -> bool:
+        """Whether a decoder that has got the packet of a frame can be asked for the frame at once,
+        instead of by the packets behind it, of which it would decode two or more for nothing.
+
+        That is so where one packet holds a whole frame. Interlaced H.264 may have a packet for each
+        field.
+        """
+        context = self.stream.codec_context
+        progressive = context.field_order == 1  # AV_FIELD_PROGRESSIVE
+        return progressive if context.codec.name == "h264" else context.codec.name in WHOLE_FRAMES
 
     def _from_start(self, indices: set[int], convert: Convert) -> tuple[dict, np.ndarray]:
         """Decodes everything: ({index: image}, pts of all frames shown). MediaError corrupt."""

@@ -10,26 +10,27 @@ order of addition, which is as fast as Pillow.
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
-_BLOCK = 16  # values of a resized line that one product gives
+_BLOCK = 8  # values of a resized line that one product gives
 _MOST_PRODUCTS = 1 << 18  # multiplications of a product, few enough for BLAS to stay in its thread
 
 
-class _Product(NamedTuple):
-    """A product makes the values first to last of a resized line from start to stop of the line.
+_memory = threading.local()
 
-    weights: [last - first, stop - start]. bias: [last - first], which is added.
-    """
+
+class _Product(NamedTuple):
+    """A product makes the values first to last of a resized line from start to stop of the line;
+    weights are [stop - start, last - first]."""
 
     first: int
     last: int
     start: int
     stop: int
     weights: np.ndarray
-    bias: np.ndarray
 
 
 def resize_planes(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -38,37 +39,59 @@ def resize_planes(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     Widths come first and heights second. The order matters, because values are cut to 0 to 255 in
     between: on noise the other order is off by up to 20 grey levels.
     """
-    planes = np.ascontiguousarray(frame.transpose(2, 0, 1))
-    if planes.shape[2] != width:
-        rows = planes.reshape(-1, planes.shape[2])
-        planes = _resize_lines(rows, width).reshape(3, -1, width)
-    if planes.shape[1] != height:
-        planes = np.stack([_resize_lines(plane.T, height).T for plane in planes])
+    planes = np.empty((3, height, width), np.uint8)
+    for plane, out in zip(frame.transpose(2, 0, 1), planes, strict=True):
+        rows = len(plane)
+        if plane.shape[1] != width:
+            narrow = out if rows == height else _scratch("narrow", (rows, width), np.uint8)
+            _resize_lines(plane, narrow)
+            plane = narrow
+        if rows != height:
+            _resize_lines(plane.T, out.T)
+        elif plane is not out:
+            out[...] = plane
     return planes
 
 
-def _resize_lines(lines: np.ndarray, size: int) -> np.ndarray:
-    """Resizes k lines, uint8 [k, n], to uint8 [k, size] in the memory order that they have."""
-    products = _products(lines.shape[1], size)
-    dtype, widest = products[0].weights.dtype, max(item.stop - item.start for item in products)
-    resized = np.empty_like(lines, shape=(len(lines), size))
+def _resize_lines(lines: np.ndarray, resized: np.ndarray) -> None:
+    """Resizes k lines, uint8 [k, n], into uint8 [k, size]; both lie by rows or by columns."""
+    products, bias = _products(lines.shape[1], resized.shape[1])
+    widest = max(item.stop - item.start for item in products)
     step = max(_MOST_PRODUCTS // (_BLOCK * widest), 1)
+    order = "F" if lines.strides[0] < lines.strides[1] else "C"
     for begin in range(0, len(lines), step):
-        values = lines[begin : begin + step].astype(dtype)
-        values -= 128
-        sums = np.empty_like(values, shape=(len(values), size))
-        for first, last, start, stop, weights, bias in products:
-            np.matmul(values[:, start:stop], weights.T, out=sums[:, first:last])
-            sums[:, first:last] += bias
-        np.floor(sums, out=sums)
+        part = lines[begin : begin + step]
+        moved = _scratch("moved", part.shape, np.uint8, order)
+        moved[...] = part
+        np.bitwise_xor(moved, 128, out=moved)  # as int8 it is the value less 128
+        values = _scratch("values", part.shape, bias.dtype, order)
+        values[...] = moved.view(np.int8)
+        sums = _scratch("sums", (len(part), resized.shape[1]), bias.dtype, order)
+        for first, last, start, stop, weights in products:
+            np.matmul(values[:, start:stop], weights, out=sums[:, first:last])
+        sums += bias
         np.clip(sums, 0, 255, out=sums)
-        resized[begin : begin + step] = sums
-    return resized
+        resized[begin : begin + step] = sums  # drops the digits behind the point
+
+
+def _scratch(name: str, shape: tuple[int, int], dtype, order: str = "C") -> np.ndarray:
+    """An array of any content, in memory that this thread uses again under the same name.
+
+    Fresh memory of this size comes from the operating system page by page, which takes longer than
+    the work in it.
+    """
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    memory = getattr(_memory, name, None)
+    if memory is None or memory.size < size:
+        memory = np.empty(size, np.uint8)
+        setattr(_memory, name, memory)
+    return memory[:size].view(dtype).reshape(shape, order=order)
 
 
 @functools.lru_cache(64)
-def _products(length: int, size: int) -> list[_Product]:
-    """Makes the products that resize a line of `length` values to `size` values.
+def _products(length: int, size: int) -> tuple[list[_Product], np.ndarray]:
+    """Makes the products that resize a line of `length` values to `size` values, and the bias
+    [size] that is added to their sums.
 
     Weights have up to 22 bits behind the point. Lines are moved to -128..127 before a product and
     back by its bias, so that no sum needs more than 24 bits in all where weights have at most 16,
@@ -77,20 +100,18 @@ def _products(length: int, size: int) -> list[_Product]:
     """
     starts, weights, bits = _weights(length, size)
     dtype = np.float32 if bits <= 16 else np.float64
-    products = []
+    products, bias = [], np.empty(size, dtype)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
         start = starts[first]
         stop = max(starts[i] + len(weights[i]) for i in range(first, last))
-        matrix = np.zeros((last - first, stop - start))
+        matrix = np.zeros((stop - start, last - first))
         for i in range(first, last):
             offset = starts[i] - start
-            matrix[i - first, offset : offset + len(weights[i])] = weights[i] / 2**bits
-        bias = 128 * matrix.sum(1) + 0.5
-        products.append(
-            _Product(first, last, start, stop, matrix.astype(dtype), bias.astype(dtype))
-        )
-    return products
+            matrix[offset : offset + len(weights[i]), i - first] = weights[i] / 2**bits
+        bias[first:last] = 128 * matrix.sum(0) + 0.5
+        products.append(_Product(first, last, start, stop, matrix.astype(dtype)))
+    return products, bias
 
 
 def _weights(length: int, size: int) -> tuple[list[int], list[np.ndarray], int]:
