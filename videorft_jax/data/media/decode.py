@@ -2,10 +2,11 @@
 
 Every packet is looked at once without decoding, which gives the true frame list, the keyframes and
 the signs of damage. Wanted frames are then decoded group by group: the reader seeks to the keyframe
-in front of them, and the decoder skips packets that no wanted frame needs. The result is
-bit-identical to decoding everything. Wherever that cannot be promised (a container without a
-trustworthy index, odd timestamps, any surprise on the way) the file is decoded from its first
-packet to its last, and only that reading may call a clip corrupt.
+in front of them, and the decoder skips pictures that nobody refers to. One of H.264 that others
+refer to, but no wanted frame depends on, gives way to a packet of a few bytes (see `h264`). The
+result is bit-identical to decoding everything. Wherever that cannot be promised (a container
+without a trustworthy index, odd timestamps, any surprise on the way) the file is decoded from its
+first packet to its last, and only that reading may call a clip corrupt.
 
 What a decoder does not notice, this reader does not either: of files with some bytes overwritten it
 refused all but 4 of 30 for H.264, 1 for AV1, 2 for MPEG-4, but 19 for HEVC and 30 for VP9 decoded
@@ -14,13 +15,14 @@ without complaint. Whoever needs more compares file digests.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from io import BytesIO
 
 import av
 import numpy as np
 
 from videorft_jax.data.media.contract import Limits, MediaError
+from videorft_jax.data.media.h264 import find_stand_ins
 from videorft_jax.data.media.streams import (
     MATROSKA,
     MOV,
@@ -242,51 +244,77 @@ class VideoFile:
 
     def _by_groups(self, scan: Scan, indices: np.ndarray, convert: Convert) -> dict:
         """Wanted frames, each decoded from the keyframe in front of it: {index: image}."""
-        context, images = self.stream.codec_context, {}
+        images = {}
         wanted = {int(scan.pts[i]): int(i) for i in indices}
         behind = np.searchsorted(scan.keys, scan.pts[indices], side="right") - 1
         groups: dict[int, set[int]] = {}
         for key, i in zip(behind, indices, strict=True):
             groups.setdefault(int(scan.keys[key]), set()).add(int(scan.pts[i]))
         for key, targets in groups.items():  # seek only when the next wanted group lies ahead
-            first = last = None  # pts of the packet that the seek found, of the last frame shown
-            unread, drains = set(targets), self._drains()
             try:
-                self.container.seek(key, stream=self.stream, backward=True)
-                for packet in self.container.demux(self.stream):
-                    self._check_time()
-                    if first is None:
-                        first = packet.pts
-                        if first is None or first > key or not packet.is_keyframe:
-                            raise _Unsure  # the seek went elsewhere
-                        last, hidden = first - 1, packet.is_discard
-                    # dav1d reads skip_frame only once, at the first packet: a keyframe
-                    needed = packet.is_keyframe or packet.pts in wanted
-                    context.skip_frame = "DEFAULT" if needed else "NONREF"
-                    frames = packet.decode()
-                    unread.discard(packet.pts)
-                    if drains and not unread:
-                        frames += context.decode(None)
-                    for frame in frames:
-                        if frame.pts is None or frame.pts <= last or frame.is_corrupt:
-                            raise _Unsure
-                        if drains and frame.interlaced_frame and context.codec.name == "h264":
-                            raise _Unsure  # the second field of the last frame may be missing
-                        if last < first and not hidden and frame.pts != first:
-                            raise _Unsure  # a gradual refresh calls itself a keyframe
-                        last = frame.pts
-                        if frame.pts in targets:
-                            images[wanted[frame.pts]] = convert(frame)
-                            targets.discard(frame.pts)
-                    if not unread and (drains or not targets):
-                        break
+                for frame in self._read_group(key, targets, wanted):
+                    images[wanted[frame.pts]] = convert(frame)
             except MemoryError:
                 raise  # some of FFmpeg's errors are this one too
             except av.FFmpegError:
                 raise _Unsure from None
-            if targets:
-                raise _Unsure
         return images
+
+    def _read_group(self, key: int, targets: set[int], wanted: Container[int]) -> Iterator:
+        """Frames with the timestamps `targets`, decoded from the keyframe `key` on; the decoder
+        shows other frames too, and may drop those that are not wanted."""
+        context, drains, unread = self.stream.codec_context, self._drains(), set(targets)
+        stand_ins = self._find_stand_ins(key, targets) if drains and targets != {key} else {}
+        first = last = None  # pts of the packet that the seek found, of the last frame shown
+        self.container.seek(key, stream=self.stream, backward=True)
+        for packet in self.container.demux(self.stream):
+            self._check_time()
+            if first is None:
+                first = packet.pts
+                if first is None or first > key or not packet.is_keyframe:
+                    raise _Unsure  # the seek went elsewhere
+                last, hidden = first - 1, packet.is_discard
+            # dav1d reads skip_frame only once, at the first packet: a keyframe
+            needed = packet.is_keyframe or packet.pts in wanted
+            context.skip_frame = "DEFAULT" if needed else "NONREF"
+            frames = context.decode(_replace(packet, stand_ins.get(packet.pts)))
+            unread.discard(packet.pts)
+            if drains and not unread:
+                frames += context.decode(None)
+            for frame in frames:
+                if frame.pts is None or frame.pts <= last or frame.is_corrupt:
+                    raise _Unsure
+                if drains and frame.interlaced_frame and context.codec.name == "h264":
+                    raise _Unsure  # the second field of the last frame may be missing
+                if last < first and not hidden and frame.pts != first:
+                    raise _Unsure  # a gradual refresh calls itself a keyframe
+                last = frame.pts
+                if frame.pts in targets:
+                    yield frame
+                    targets.discard(frame.pts)
+            if not unread and (drains or not targets):
+                break
+        if targets:
+            raise _Unsure
+
+    def _find_stand_ins(self, key: int, targets: set[int]) -> dict[int, bytes]:
+        """Small packets in place of those that no wanted frame of a group needs."""
+        context = self.stream.codec_context
+        if context.codec.name != "h264":
+            return {}
+
+        def read() -> Iterator[tuple[int, bytes]]:
+            unread = set(targets)
+            for packet in self.container.demux(self.stream):
+                self._check_time()
+                is_plain = packet.pts is not None and not packet.has_sidedata("new_extradata")
+                yield packet.pts, bytes(packet) if is_plain else b""
+                unread.discard(packet.pts)
+                if not unread:
+                    break
+
+        self.container.seek(key, stream=self.stream, backward=True)
+        return find_stand_ins(context.extradata or b"", read(), targets)
 
     def _drains(self) -> bool:
         """Whether a decoder that has got the packet of a frame can be asked for the frame at once,
@@ -327,6 +355,15 @@ class VideoFile:
             )
             raise MediaError("corrupt", found)
         return images, np.array(pts, object if None in pts else np.int64)
+
+
+def _replace(packet: av.Packet, content: bytes | None) -> av.Packet:
+    """The packet with other content; itself where that is None or where it is not shown."""
+    if content is None or packet.is_discard:
+        return packet
+    other = av.Packet(content)
+    other.pts, other.dts, other.time_base = packet.pts, packet.dts, packet.time_base
+    return other
 
 
 def read_single_frame(source: str | bytes, limits: Limits) -> np.ndarray:
