@@ -82,8 +82,8 @@ def _mix_in_own(q, out, log_sum, k, v, mask, behind=0):
 
 def _attend(q, k, v, mask, places=None):
     """Computes attention block by block: q [B, T, N, H], k, v [B, S, K, H] -> the mixed values
-    [B, T, N, H], and the logarithm of each query's sum of exponentials, float32 [B, T, N]. Of a
-    SharedPrefix row the keys may be the prompt's alone."""
+    [B, T, N, H], 0 for a query that sees no key, and the logarithm of each query's sum of
+    exponentials, float32 [B, T, N]. Of a SharedPrefix row the keys may be the prompt's alone."""
     batch, length, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     rows, columns = _block(length), _block(keys)
@@ -233,7 +233,8 @@ def _forward(q, k, v, places, first, stop, pairs):
         start = jnp.full(q.shape[:-1], _HIDDEN), jnp.zeros(q.shape[:-1]), jnp.zeros(q.shape)
         peak, total, out = _over_seen(step, start, places, first, stop, pairs)
         total = jnp.maximum(total, 1)  # It is less only where a block of queries sees no key.
-        return (out / total[..., None]).astype(q.dtype), peak + jnp.log(total)
+        out = jnp.where(peak[..., None] > _HIDDEN, out / total[..., None], 0)
+        return out.astype(q.dtype), peak + jnp.log(total)
 
     out, log_sum = jax.lax.map(unit, (q, k, v, places, first, stop))
     return (out, log_sum), (q, k, v, places, first, stop, out, log_sum)
