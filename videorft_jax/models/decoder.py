@@ -279,13 +279,26 @@ class Text(nnx.Module):
         x, (keys, values) = layers.scan_layers(step, self.layers, x, (number, keys, values))
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
-    def decode(self, x, positions, cache: KVCache, index, seen=None):
+    def take_apart(self, prefix, unroll: int):
+        """Each layer's block and its part of `prefix` (keys and values [L, B, K, S, H]), for
+        `decode`; None for more than `unroll` layers, which are looped over.
+
+        A loop copies a layer's weights out of the stack in every turn, and a CPU copies them as
+        fast as it multiplies with them."""
+        count = self.config.num_layers
+        if count > unroll:
+            return None
+        parts = [jax.tree.map(lambda x, i=i: x[i], prefix) for i in range(count)]
+        return [(layers.take_layer(self.layers, i), part) for i, part in enumerate(parts)]
+
+    def decode(self, x, positions, cache: KVCache, index, seen=None, apart=None):
         """One token of each completion.
 
         x [B, R, D]; positions int32 [B, R], the same on all three axes; `index` int32, the place
         of the token in the suffix; seen: bool [B, R, C], the places of the suffix that a completion
-        reads, by default those up to `index`. Returns final hidden states [B, R, D] and the cache
-        with the token's keys and values written at `index`.
+        reads, by default those up to `index`; apart: what `take_apart` gave for this cache. Returns
+        final hidden states [B, R, D] and the cache with the token's keys and values written at
+        `index`.
         """
         cos, sin = self._rotary(
             jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
@@ -311,13 +324,15 @@ class Text(nnx.Module):
                 x, (suffix_k, suffix_v) = block(x, cos, sin, attend)
             return (x, suffix_k, suffix_v), None
 
-        number = jnp.arange(self.config.num_layers)
-        (x, suffix_k, suffix_v), _ = layers.scan_layers(
-            step,
-            self.layers,
-            (x, cache.suffix_k, cache.suffix_v),
-            (number, cache.prefix_k, cache.prefix_v),
-        )
+        carry = x, cache.suffix_k, cache.suffix_v
+        if apart is None:
+            number = jnp.arange(self.config.num_layers)
+            extras = number, cache.prefix_k, cache.prefix_v
+            carry, _ = layers.scan_layers(step, self.layers, carry, extras)
+        else:
+            for layer, (block, prefix) in enumerate(apart):
+                carry, _ = step(block, carry, (layer, *prefix))
+        x, suffix_k, suffix_v = carry
         x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
         return x, cache._replace(suffix_k=suffix_k, suffix_v=suffix_v)
 

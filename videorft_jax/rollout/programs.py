@@ -249,6 +249,7 @@ class Programs:
         report.
         """
         model = family.bind(self.config, params)
+        apart = model.text.take_apart(prefix[:2], self.plan.unroll)
 
         def busy(state):
             done, _, slots, _ = state
@@ -260,7 +261,8 @@ class Programs:
             before = start + done - 1  # The token drawn last has this place and is run now.
             cache = KVCache(*prefix, *suffix)
             x = model.embed(slots.token, None, None)
-            hidden, cache = model.text.decode(x, slots.position + before, cache, before)
+            places = slots.position + before
+            hidden, cache = model.text.decode(x, places, cache, before, apart=apart)
             slots, new = self._advance(slots, model.logits(hidden), before + 1)
             drawn = jax.tree.map(
                 lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, done, 2), drawn, new
