@@ -15,7 +15,7 @@ pictures. Anything else ends in an empty answer.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_HEAD = 192  # A slice has its header within so many bytes.
+_HEAD = 96  # A slice has its header within so many bytes.
 _STAND_IN_PPS = 255  # Stand-ins bring a parameter set of this number with them.
 _LONGEST = 1  # Where lists are longer, nearly every picture is referred to by the next.
 P, B = 0, 1  # These are types of slices, and 2 is I.
@@ -274,6 +274,13 @@ def _split(packet: bytes, length_size: int) -> Iterable[bytes]:
         yield packet[start : min(at, start + _HEAD)]
 
 
+def _is_slice(unit: bytes) -> bool:
+    """Whether a NAL unit is a slice. What changes how slices are read is refused."""
+    kind = unit[0] & 31
+    _require(kind in (1, 5, 6, 9, 12))  # slices, messages, delimiters, filling
+    return kind in (1, 5)
+
+
 def find_stand_ins(
     header: bytes, packets: Iterable[tuple[int, bytes]], wanted: set[int]
 ) -> dict[int, bytes]:
@@ -289,15 +296,11 @@ def find_stand_ins(
         _require(own.active[0] <= _LONGEST)
         buffer, pictures = _Buffer(own), {}
         for pts, packet in packets:
-            slices = []
-            for unit in _split(packet, own.length_size):
-                kind = unit[0] & 31
-                _require(kind in (1, 5, 6, 9, 12))  # slices, and what does not change their meaning
-                if kind in (1, 5):
-                    slices.append(_read_slice(unit, own))
-            _require(bool(slices) and pts not in pictures)
-            _require(bool(pictures) or slices[0].is_idr)
-            pictures[pts] = buffer.add(pts, slices)
+            units = [unit for unit in _split(packet, own.length_size) if _is_slice(unit)]
+            _require(bool(units) and pts not in pictures)
+            _require(bool(pictures) or units[0][0] & 31 == 5)
+            if pts in wanted or any(unit[0] & 96 for unit in units):  # the rest is skipped anyway
+                pictures[pts] = buffer.add(pts, [_read_slice(unit, own) for unit in units])
         needed, asked = set(), [pts for pts in wanted if pts in pictures]
         while asked:
             pts = asked.pop()
