@@ -8,13 +8,14 @@ encodes a clip and runs its prompt once; the peer hands each prompt to Hugging F
 times. Rewards: answers and format by the same Python code, and SigLIP on 16 frames of each clip,
 once a clip on both sides. Update: log-probs of policy and reference, GRPO loss with KL, backward,
 clipping, AdamW; ours with a group in one row, the peer with a row per completion and logits for the
-completion only. Each side is a process of its own and they take turns; medians over the rounds,
-without the first, which compiles. A peak is the most memory that a side has held, compiling and
-loading included.
+completion only. Each side is a process of its own and they take turns of three steps, one right
+after another as in training; medians over the steps of all rounds without the first, which
+compiles. A peak is the most memory that a side has held, compiling and loading included.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ import peer
 
 PROMPTS, ROLLOUTS, NEW, SIDE, TEXT = 2, 8, 64, 224, 66
 BETA, LR, CLIP = 0.04, 1e-6, 1.0
+TURN = 3  # steps
 CONTROL = tuple(range(4080, 4096))  # never drawn: a media token without pixels cannot be scored
 PHASES = ("rollout", "rewards", "update")
 RECORD = types.SimpleNamespace(problem_type="multiple choice", solution="A", options=())
@@ -255,16 +257,16 @@ def main():
         for frames in options.frames:
             seen, peaks = {"ours": [], "peer": []}, {}
             with peer.Sides(folder, frames, devices=devices, ours=run_ours, peer=run_peer) as sides:
-                for number in range(options.rounds + 1):
-                    for side in seen:
-                        seconds, peaks[side] = sides.ask(side, number)
-                        seen[side].append(seconds | {"step": sum(seconds.values())})
-                        spent = ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items())
-                        print(f"{frames} frames, round {number} {side}: {spent}", flush=True)
+                turns = itertools.product(range(options.rounds + 1), seen, range(TURN))
+                for number, side, step in turns:
+                    seconds, peaks[side] = sides.ask(side, TURN * number + step)
+                    seen[side].append(seconds | {"step": sum(seconds.values())})
+                    spent = ", ".join(f"{name} {s:.2f} s" for name, s in seconds.items())
+                    print(f"{frames} frames, round {number} {side}: {spent}", flush=True)
             suffix = "" if frames == options.frames[0] else f"_{frames}"
             for phase in (*PHASES, "step"):
                 middle = {
-                    side: statistics.median(row[phase] for row in rows[1:])
+                    side: statistics.median(row[phase] for row in rows[TURN:])
                     for side, rows in seen.items()
                 }
                 for side, seconds in middle.items():

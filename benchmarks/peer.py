@@ -170,10 +170,11 @@ class Sides:
     """The two sides of a benchmark, each a process of its own: what `run(*arguments, pipe)` serves.
 
     Each lives through the whole benchmark, so that what it compiled and allocated is its own. JAX
-    has so many devices of the CPU.
+    has so many devices of the CPU. Both allocate memory in huge pages, as the demo does.
     """
 
     def __init__(self, *arguments, devices=1, **runs):
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         spawn = multiprocessing.get_context("spawn")
         self._sides = {}

@@ -6,7 +6,7 @@ Float32, the same threads; rows of about 1.5k tokens, 1,152 of them from a clip.
 processes of their own that live through the whole run and take their turns, so that each one's
 peak memory is its own. A turn is four steps, one right after another as in training; the figure is
 the median step. PyTorch runs the Hugging Face class as its users do: the head on every token,
-AdamW, clipping. The environment is the same for both, GLIBC_TUNABLES among it.
+AdamW, clipping. The environment is the same for both.
 """
 
 import argparse
