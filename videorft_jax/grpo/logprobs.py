@@ -83,7 +83,6 @@ def score_completions(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
         valid.sum(1) - 1,
-        drawn,
         injection=model.injection(visual, visual_index),
         plan=plan,
         remat=remat,

@@ -155,7 +155,6 @@ class Text(nnx.Module):
         positions,
         mask: SharedPrefix,
         end,
-        drawn,
         *,
         injection: Injection | None = None,
         plan: ComputePlan,
@@ -165,8 +164,7 @@ class Text(nnx.Module):
         `[prompt | R completions]`, positions int32 [B, 3, T] -> [B, R * C, D].
 
         end: int32 [B], the place of the prompt's last token, which stands before the first token of
-        every completion. drawn: bool [B, R * C], the tokens that are predicted at all. Where the
-        plan says so, the last layer leaves out the others, and their hidden states are 0.
+        every completion. Where the plan says so, the last layer leaves the rest of the prompt out.
         """
         cos, sin = self._rotary(positions, x.dtype, plan.unroll)
         last = self.config.num_layers - 1
@@ -190,11 +188,7 @@ class Text(nnx.Module):
         x, cos, sin = before(x), before(cos), before(sin)
         mixed = chunked.attend_before(project(x, cos, sin)[0], keys, values, mask)
 
-        def finish(x, cos, sin, mixed):
-            return block(x, cos, sin, lambda *_: (mixed, None))[0]
-
-        most = drawn.sum(1).max()
-        x = at_masked(finish, drawn, most, plan.head_chunk, x, cos, sin, mixed)
+        x, _ = block(x, cos, sin, lambda *_: (mixed, None))
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
     def _scan(self, x, cos, sin, attend, injection, plan, remat="none", stop=None):
