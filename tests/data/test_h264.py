@@ -144,7 +144,7 @@ def test_units_hold_no_begin_of_another():
     assert h264._unit(0x61, "0" * 23, 2) == b"\0\5\x61\0\0\3\1"
 
 
-def test_damaged_headers_end_in_no_stand_in_or_a_whole_packet(tmp_path):
+def test_damaged_headers_end_in_no_stand_in_or_a_whole_packet(tmp_path, monkeypatch):
     """Bits of the header and of the packets are turned over: nothing is raised, and what comes is
     made of two units."""
     write(tmp_path / "clip.mp4", "", 0)
@@ -159,5 +159,11 @@ def test_damaged_headers_end_in_no_stand_in_or_a_whole_packet(tmp_path):
         given = [(pts, bytes(data)) for (pts, _), data in zip(packets, damaged[1:], strict=True)]
         for content in find_stand_ins(bytes(damaged[0]), given, last).values():
             assert len(content) < 100
+    (first, data), *others = packets
+    filling = b"\0\0\0\2\x0c\x80"  # A unit without content may stand in a packet, but not often.
+    assert find_stand_ins(header, [(first, filling * 200 + data), *others], last)
+    assert find_stand_ins(header, [(first, filling * 300 + data), *others], last) == {}
     for cut in (b"", b"\1", header[:9], header[:20]):
         assert find_stand_ins(cut, packets, last) == {}
+    monkeypatch.setattr(h264, "_MOST_PICTURES", 30)
+    assert find_stand_ins(header, packets, last) == {}

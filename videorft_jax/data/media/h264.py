@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 _HEAD = 96  # A slice has its header within so many bytes.
+_MOST_UNITS = 256  # A packet of more is not read here, because that may take long.
+_MOST_PICTURES = 20_000  # More behind one keyframe are not read here; each takes a kilobyte.
 _STAND_IN_PPS = 255  # Stand-ins bring a parameter set of this number with them.
 _LONGEST = 1  # Where lists are longer, nearly every picture is referred to by the next.
 P, B = 0, 1  # These are types of slices, and 2 is I.
@@ -266,9 +268,10 @@ def _positive_order(old: _Stored) -> int:
 
 def _split(packet: bytes, length_size: int) -> Iterable[bytes]:
     """The NAL units of a packet, only the first bytes of each."""
-    at = 0
+    at = num_units = 0
     while at < len(packet):
-        start = at + length_size
+        start, num_units = at + length_size, num_units + 1
+        _require(num_units <= _MOST_UNITS)
         at = start + int.from_bytes(packet[at:start], "big")
         _require(start < at <= len(packet))
         yield packet[start : min(at, start + _HEAD)]
@@ -297,7 +300,7 @@ def find_stand_ins(
         buffer, pictures = _Buffer(own), {}
         for pts, packet in packets:
             units = [unit for unit in _split(packet, own.length_size) if _is_slice(unit)]
-            _require(bool(units) and pts not in pictures)
+            _require(bool(units) and pts not in pictures and len(pictures) < _MOST_PICTURES)
             _require(bool(pictures) or units[0][0] & 31 == 5)
             if pts in wanted or any(unit[0] & 96 for unit in units):  # the rest is skipped anyway
                 pictures[pts] = buffer.add(pts, [_read_slice(unit, own) for unit in units])
