@@ -1,6 +1,8 @@
 """What a report reads, counts and refuses, without a browser."""
 
+import base64
 import json
+import re
 import shutil
 
 import pytest
@@ -140,7 +142,7 @@ def test_curves_leave_out_values_that_are_missing():
 
 
 def write_file(path, text):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(text)
 
 
@@ -171,6 +173,18 @@ def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
     text = (folder / "report.html").read_text()
     for remote in ("http://", "https://", "src=", "@import"):
         assert remote not in text.replace("image.src =", "")
+
+
+def test_timelines_of_profiled_steps_are_on_the_page(tmp_path, capsys):
+    folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
+    write_file(folder / "profile/00000007/timeline.png", "not looked at")
+    write_file(folder / "profile/plugins/timeline.png", "JAX's own folder")
+    code, _ = report(capsys, folder, folder)
+    text = (folder / "report.html").read_text()
+    picture = base64.b64encode(b"not looked at").decode()
+    assert code == 0
+    assert text.count(f'src="data:image/png;base64,{picture}"') == 2
+    assert [*re.findall(r"<h2>(Step \d+)", text)] == ["Step 7", "Step 7"]
 
 
 def test_the_clips_that_are_read_are_counted(tmp_path, capsys, monkeypatch):

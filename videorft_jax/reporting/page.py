@@ -5,6 +5,7 @@ the gallery sets text nodes only. The data follow the visible page in compressed
 opened when they are looked at, so that a page of ten thousand groups is drawn at once.
 """
 
+import base64
 import datetime
 import os
 import pathlib
@@ -20,6 +21,7 @@ from videorft_jax.reporting.groups import FLAGS
 from videorft_jax.reporting.runs import Run
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
+_TIMELINES = "profile/*/timeline.png"  # what --profile=STEP draws of a step
 _COLUMNS = ("accuracy", "low", "high", "num_records", "unparseable", "truncated")
 
 
@@ -54,6 +56,7 @@ def _render(runs, films, reasons, refresh_s):
         facts=[_facts(run) for run in runs],
         tables=[_results(run) for run in runs],
         columns=_COLUMNS,
+        timelines=[_timelines(run) for run in runs],
         panels=make_panels([run.metrics for run in runs]),
         has_groups=any(run.groups for run in runs),
         flags=FLAGS,
@@ -91,6 +94,19 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("media contract", run.contract and run.contract.digest[:12]),
     ]
     return [(name, str(value)) for name, value in facts if value]
+
+
+def _timelines(run: Run) -> list[tuple[int, str]]:
+    """The steps of a run that were profiled, and the address of each one's picture, which holds
+    the picture itself."""
+    return [
+        (
+            int(path.parent.name),
+            f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
+        )
+        for path in sorted(run.folder.glob(_TIMELINES))
+        if path.parent.name.isdigit()
+    ]
 
 
 def _results(run: Run) -> list[tuple[str, list[str]]]:
