@@ -24,9 +24,10 @@ import decord
 import host
 import numpy as np
 import psutil
-from PIL import Image
 
+from videorft_jax.data.media.clip import merge_planes
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.resize import resize_planes
 from videorft_jax.data.media.sampling import sample_indices
 from videorft_jax.data.media.video import read_video
 
@@ -59,15 +60,14 @@ def ours(path: Path, num: int, contract: MediaContract) -> np.ndarray:
 def sequential(path: Path, num: int, contract: MediaContract) -> np.ndarray:
     """Decodes every frame, converts and resizes the wanted ones as ours does."""
     wanted = set(sample_indices(0, SECONDS * RATE - 1, num).tolist())
-    size, frames = (420, 224), []
+    planes = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         for i, frame in enumerate(container.decode(stream)):
             if i in wanted:
-                image = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                frames.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
-    return np.stack(frames)
+                planes.append(resize_planes(frame.to_ndarray(format="rgb24"), 224, 420))
+    return merge_planes(planes)
 
 
 def by_decord(path: Path, num: int, contract: MediaContract) -> np.ndarray:
