@@ -41,17 +41,16 @@ FULL = {
     "v5p-64": (1, 128, 32),
     "tpu7x-8": (1, 64, 16),
 }
-# Machine -> mesh.tensor and model.remat of GRPO of 7B where the planner chooses the rollout's mesh.
-# Without the rollout's need for it v5e-64 trains faster without tensor, and where there is memory
-# the backward pass computes less again, but for clips of more than MANY frames.
+# Machine -> mesh.tensor and model.remat of GRPO of 7B where the planner chooses the rollout's mesh,
+# and the most frames for which there is memory for that. Without the rollout's need for it v5e-64
+# trains faster without tensor, and where there is memory the backward pass computes less again.
 CHOSEN = {
-    "v5e-64": (1, "full"),
-    "v6e-16": (1, "full"),
-    "v5p-8": (1, "save_dots"),
-    "v5p-64": (1, "save_dots"),
-    "tpu7x-8": (1, "none"),
+    "v5e-64": (1, "save_projections", 16),
+    "v6e-16": (1, "save_gate", 16),
+    "v5p-8": (1, "save_dots", 64),
+    "v5p-64": (1, "save_dots", 64),
+    "tpu7x-8": (1, "none", 64),
 }
-MANY = 64
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
 QWEN3 = {"v5p-8": (1, 32, 16)}  # Qwen3-VL, whose clips may be longer.
 
@@ -95,11 +94,11 @@ def entries():
                 for mode, count in (("grpo", prompts), ("sft", rows))
                 for frames in (16, 32)
             ]
-        width, remat = CHOSEN[machine]
+        width, remat, most = CHOSEN[machine]
         found += [
             Entry("grpo_7b", machine, frames, width, prompts, "auto", kept)
             for frames in (16, 64, 256)
-            for kept in (remat if frames <= MANY else "full",)
+            for kept in (remat if frames <= most else "full",)
         ]
     for machine, (tensor, prompts, rows) in LORA.items():
         found += [

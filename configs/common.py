@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.strip_prefix = ""  # what another trainer put before their names, as module.
     config.model.dtype = "bfloat16"  # bfloat16 or float32 computes; weights stay float32
     config.model.attention = "auto"  # auto, reference, chunked (CPU), splash (TPU), flash (GPU)
-    config.model.remat = "full"  # what backward recomputes: none, full, save_attention, save_dots
+    config.model.remat = "full"  # recomputed: none, full, save_{attention,projections,gate,dots}
 
     # LoRA adapters beside a frozen model, instead of training the weights themselves.
     config.lora = ConfigDict()

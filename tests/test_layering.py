@@ -44,7 +44,8 @@ CLOSED = {
     "data": {"models.geometry"},  # the numbers of a family, which import nothing
     "losses": {"ops"},
     "models": {"data.batch", "ops", "models.geometry"},
-    "rewards": {"models.siglip", "ops", "data.records.plain"},  # a dict is read as a file's row is
+    # A dict is read as a file's row is, and the semantic reward says where its towers lie.
+    "rewards": {"models.siglip", "ops", "data.records.plain", "parallel.sharding"},
 }
 CONFIG_READERS = ("commands/", "training/setup.py")  # the only readers of a ConfigDict
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")

@@ -16,6 +16,7 @@ from videorft_jax.models import family, lora
 from videorft_jax.models.attention.masks import Causal, SharedPrefix
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
 from videorft_jax.models.siglip import towers as siglip_towers
 
@@ -135,7 +136,7 @@ def test_training_step_is_what_xla_counts():
     assert flops.train_cost(config, work).model_flops == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "save_attention", "save_dots"])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_every_policy_recomputes_what_the_program_says(remat):
     config = small_config(layers=3, full=(0, 1, 2))
     work = executed_everywhere()

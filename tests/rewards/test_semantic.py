@@ -64,7 +64,7 @@ def siglip(folder):
 
 @pytest.fixture(scope="module")
 def mesh():
-    return make_mesh(data=4, fsdp=2)
+    return make_mesh(data=2, fsdp=2, tensor=2)
 
 
 @pytest.fixture(scope="module")

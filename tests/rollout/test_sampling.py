@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.stats import chisquare, kstest
 
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.parallel.sharding import make_mesh
 from videorft_jax.rollout import sampling
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, media_ids
 
@@ -166,6 +169,42 @@ def test_threefry_gives_the_published_words():
         assert int(sampling.threefry(*words)) == wanted
         theirs = threefry_2x32(jnp.stack(words[:2]), jnp.stack(words[2:]))
         assert int(theirs[0]) == wanted
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_the_search_finds_every_kind_of_number(bits):
+    edges = [-(2**31), -(2**31) + 1, -1, 0, 1, 2**30 - 1, 2**30, 2**31 - 1]
+    wanted = np.concatenate([edges, np.random.default_rng(2).integers(-(2**31), 2**31, 500)])
+    wanted = jnp.asarray(wanted, jnp.int32)
+    found = jax.jit(lambda: sampling.find_largest(lambda x: x <= wanted, wanted, bits))()
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.9}, {"top_k": 40, "top_p": 0.8, "min_p": 0.01}, {"temperature": 0}, {}],
+    ids=str,
+)
+def test_a_vocabulary_that_is_split_draws_the_same(settings):
+    """Over two rows of four devices; two parts hold ids that tie for the largest logit."""
+    config = SamplingConfig(forbidden_ids=(5, 3000), num_real_tokens=4090, **settings)
+    logits = np.random.default_rng(3).normal(0, 2, (32, 4096)).astype(np.float32)
+    logits[0, [1500, 1501, 3500]] = logits.max() + 1
+    logits[1, 7] = np.nan
+    alone = draw(jnp.asarray(logits), keys_of(32), 3, config)
+    mesh = make_mesh(fsdp=2, tensor=4)
+    rows = NamedSharding(mesh, P("fsdp"))
+    split = functools.partial(
+        sampling.draw, position=3, config=config, parts=4,
+        share=lambda x: jax.lax.with_sharding_constraint(x, rows),
+    )  # fmt: skip
+    places = NamedSharding(mesh, P("fsdp", "tensor")), rows
+    found = jax.jit(split, in_shardings=places)(logits, keys_of(32))
+    np.testing.assert_array_equal(found.failed, np.arange(32) == 1)
+    good = ~np.asarray(found.failed)
+    np.testing.assert_array_equal(found.token[good], alone.token[good])
+    np.testing.assert_allclose(found.logprob[good], alone.logprob[good], atol=2e-6)
+    np.testing.assert_allclose(found.truncation[good], alone.truncation[good], atol=2e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -117,7 +117,7 @@ def test_packed_equals_unpacked(problem):
     assert_trees_close(packed_grads, grads, 1e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "save_attention", "save_dots"])
+@pytest.mark.parametrize("remat", ["full", "save_attention", "save_gate", "save_dots"])
 def test_remat_changes_nothing(problem, remat):
     twin, samples, _ = problem
     loss, grads = gradient(twin.config)(twin.params, unpacked(samples))

@@ -259,25 +259,36 @@ def _backward(todo, trained, remat):
     return backward, recompute
 
 
+# The products with weights of the decoder that a policy keeps, beside what attention returned.
+_KEPT = {
+    "full": (),
+    "save_attention": (),
+    "save_projections": ("text/layers/attn/",),
+    "save_gate": ("text/layers/attn/", "text/layers/mlp/gate"),
+    "save_dots": ("",),
+}
+
+
 def _recompute(part, remat):
     """What the backward pass of a tower computes again.
 
     The last product of a layer, mlp/down, is not needed for any gradient and never repeated. The
-    policies keep what attention returned, or every product with weights; scores are repeated
-    unless nothing is.
+    policies keep what attention returned, or products with weights; scores are repeated unless
+    nothing is, and "save_dots" keeps no result of attention.
     """
-    kept = (size for path, size in part.weights.items() if not path.endswith("mlp/down"))
-    products = 2.0 * part.rows * sum(kept)
-    match remat:
-        case "none":
-            return 0.0
-        case "full":
-            return products + part.mixing
-        case "save_attention":
-            return products + part.mixing / 2
-        case "save_dots":
-            return part.mixing
-    raise ValueError(f"remat is {remat!r}; choose none, full, save_attention or save_dots")
+    if remat == "none":
+        return 0.0
+    if remat not in _KEPT:
+        raise ValueError(f"remat is {remat!r}; choose none or one of {', '.join(_KEPT)}")
+    again = (
+        size
+        for path, size in part.weights.items()
+        if not path.endswith("mlp/down") and not path.startswith(_KEPT[remat])
+    )
+    in_text = any(path.startswith("text/") for path in part.weights)
+    keeps = remat == "save_attention" or (in_text and remat in ("save_projections", "save_gate"))
+    mixed = part.mixing / 2 if keeps else part.mixing
+    return 2.0 * part.rows * sum(again) + mixed
 
 
 def decode_cost(

@@ -86,10 +86,13 @@ class TextBlocks(nnx.Module):
         """
         with jax.named_scope("attention"):
             normed = layers.rms_norm(x, self.attn_norm[...], self.eps)
-            out, extra = attend(*self.attn.project(normed, cos, sin))
-            x = x + layers.linear(checkpoint_name(out, "attention"), self.attn.o[...], inner=2)
+            projected = self.attn.project(normed, cos, sin)
+            out, extra = attend(*(checkpoint_name(part, "projection") for part in projected))
+            out = layers.linear(out, self.attn.o[...], inner=2)
+            x = x + checkpoint_name(out, "projection")
         with jax.named_scope("mlp"):
-            x = x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], self.eps))
+            normed = layers.rms_norm(x, self.mlp_norm[...], self.eps)
+            x = x + self.mlp(normed, lambda gate: checkpoint_name(gate, "gate"))
         return layers.shard_rows(x), extra
 
 
@@ -139,7 +142,7 @@ class Text(nnx.Module):
         partly = needed is not None and x.shape[1] > 2 * plan.head_chunk and plan.skip_last_layer
 
         def attend(q, k, v):
-            return attention(q, k, v, mask, plan.attention), None
+            return _mix(q, k, v, mask, plan), None
 
         stop = self.config.num_layers - 1 if partly else None
         x, _ = self._scan(x, cos, sin, attend, injection, plan, remat, stop)
@@ -172,7 +175,7 @@ class Text(nnx.Module):
         partly = plan.skip_last_layer and added <= last
 
         def attend(q, k, v):
-            return attention(q, k, v, mask, plan.attention), None
+            return _mix(q, k, v, mask, plan), None
 
         stop = last if partly else None
         x, _ = self._scan(x, cos, sin, attend, injection, plan, remat, stop)
@@ -191,10 +194,11 @@ class Text(nnx.Module):
         x, _ = block(x, cos, sin, lambda *_: (mixed, None))
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
-    def _scan(self, x, cos, sin, attend, injection, plan, remat="none", stop=None):
+    def _scan(self, x, cos, sin, attend, injection, plan, remat="none", stop=None, is_whole=False):
         """The layers up to `stop`: hidden states, and what `attend` returned with a leading L."""
 
         def step(block, x, layer):
+            block = layers.gathered(block) if is_whole else block
             with jax.named_scope("text_block"):
                 x, extra = block(x, cos, sin, attend)
             return (x if injection is None else injection.add(x, layer)), extra
@@ -227,15 +231,19 @@ class Text(nnx.Module):
         *,
         injection: Injection | None = None,
         plan: ComputePlan,
+        is_whole: bool = False,
     ):
-        """As a call, and keys and values of every layer, head-major [L, B, K, T, H]."""
+        """As a call, and keys and values of every layer, head-major [L, B, K, T, H].
+
+        is_whole: whether devices that split the weights gather those of a layer for its turn.
+        """
         cos, sin = self._rotary(positions, x.dtype, plan.unroll)
 
         def attend(q, k, v):
             kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
             return attention(q, k, v, mask, plan.attention), kept
 
-        x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan)
+        x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan, is_whole=is_whole)
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
     def extend(
@@ -349,6 +357,13 @@ def _stand_before(mask: SharedPrefix, end, x):
     first = jnp.broadcast_to(last[:, None], (rows, mask.num_rollouts, 1, *rest))
     before = jnp.concatenate([first, inside[:, :, :-1]], axis=2)
     return before.reshape(rows, -1, *rest)
+
+
+def _mix(q, k, v, mask, plan):
+    """What attention returns, with the name by which a policy of remat may keep it."""
+    out = attention(q, k, v, mask, plan.attention)
+    # Splash names it itself, in the order of dims in which its backward pass reads it.
+    return out if plan.attention == "splash" else checkpoint_name(out, "attention")
 
 
 def _write(suffix, new, layer, index):

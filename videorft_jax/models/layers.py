@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from videorft_jax.ops.sums import sum_last, sum_rows
 
-REMAT_POLICIES = ("none", "full", "save_attention", "save_dots")
+REMAT_POLICIES = ("none", "full", "save_attention", "save_projections", "save_gate", "save_dots")
 
 
 def weight(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -206,14 +206,15 @@ class SwigluMlp(nnx.Module):
             self.down_bias = zeros(layers, dim)
         self.biased = biased
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """One layer: x [..., D], the weights already sliced."""
+    def __call__(self, x: jax.Array, keep=lambda gate: gate) -> jax.Array:
+        """One layer: x [..., D], the weights already sliced; `keep` may name the first product for
+        the backward pass, see `scan_layers`."""
 
         def apply(x, name):
             bias = getattr(self, f"{name}_bias")[...] if self.biased else None
             return linear(x, getattr(self, name)[...], bias)
 
-        return apply(swiglu(apply(x, "gate"), apply(x, "up")), "down")
+        return apply(swiglu(keep(apply(x, "gate")), apply(x, "up")), "down")
 
 
 def scan_layers(
@@ -232,9 +233,10 @@ def scan_layers(
 
     `extras` is a tree of arrays with a leading L, of which each step is given its own slice.
     `remat` is one of REMAT_POLICIES and says what is kept for the backward pass: "none" keeps all,
-    "full" only the carry, "save_attention" also what attention returned, "save_dots" every matrix
-    product with weights. At most `unroll` layers are laid out one after another, and more of them
-    in a loop (`ComputePlan.unroll`).
+    "full" only the carry, "save_attention" also what attention returned, "save_projections" the
+    products with weights around it too, "save_gate" the MLP's first product besides, "save_dots"
+    every matrix product with weights. At most `unroll` layers are laid out one after another, and
+    more of them in a loop (`ComputePlan.unroll`).
     """
     graphdef, weights = nnx.split(stack)
     if start or stop is not None:
@@ -267,11 +269,21 @@ def checkpointed(function, remat: str, *, prevent_cse: bool):
             policy = policies.nothing_saveable
         case "save_attention":
             policy = policies.save_only_these_names("attention")
+        case "save_projections":
+            policy = policies.save_only_these_names("attention", "projection")
+        case "save_gate":
+            policy = policies.save_only_these_names("attention", "projection", "gate")
         case "save_dots":
             policy = policies.dots_with_no_batch_dims_saveable
         case _:
             raise ValueError(f"remat is {remat!r}; choose one of {REMAT_POLICIES}")
     return functools.partial(jax.checkpoint, policy=policy, prevent_cse=prevent_cse)(function)
+
+
+def gathered(block: nnx.Module) -> nnx.Module:
+    """Gives the block with every weight whole on every device of the mesh."""
+    graphdef, weights = nnx.split(block)
+    return nnx.merge(graphdef, jax.lax.with_sharding_constraint(weights, P()))
 
 
 def shard_rows(x: jax.Array) -> jax.Array:

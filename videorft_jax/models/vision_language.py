@@ -35,6 +35,8 @@ class VLM(nnx.Module):
         """Visual tokens [B, Z, E] of every slot, Z = F * W * 16, E = `config.visual_dim`. Slots
         without a patch give finite values that nothing reads."""
         plan = plan or choose_plan()
+        if remat in ("save_projections", "save_gate"):
+            remat = "full"  # They keep products of the decoder alone.
         with jax.named_scope("vision"):
             return self.vision(
                 batch.patches, batch.patch_valid, batch.patch_hw, plan=plan, remat=remat

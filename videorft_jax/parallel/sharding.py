@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -253,6 +253,13 @@ def unused_rules(trees: Iterable) -> list[str]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Gives the sharding of a batch: rows over data and fsdp, the same rows along tensor."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def flattened(mesh: Mesh) -> AbstractMesh:
+    """Gives the abstract mesh on which the devices along tensor hold rows of their own, too. Under
+    `jax.sharding.use_abstract_mesh` rows are then dealt out to all devices."""
+    data, fsdp, tensor = mesh.devices.shape
+    return AbstractMesh((data, fsdp * tensor, 1), AXES, axis_types=mesh.axis_types)
 
 
 def place_batch(batch, mesh: Mesh):

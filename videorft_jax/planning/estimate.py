@@ -123,8 +123,7 @@ def _update(job):
     copies = device_bytes(job.policy) if job.weights.lora is None else 0
     gradients = device_bytes(job.state.params) * (2 if job.train.accumulate > 1 else 1)
     working = max(2 * _layer(job, tokens), 2 * _vision(job, rows))
-    share = {"full": 0, "save_attention": 1, "save_dots": 3, "none": 4}[job.train.model.remat]
-    kept = _kept_inputs(job) + share * job.weights.model.text.num_layers * _layer(job, tokens) / 4
+    kept = _kept_inputs(job) + _kept_products(job)
     temporaries = copies + gradients + kept + working + _gathered(job)
     temporaries += 3 * _logits(job, rows * CHUNK)
     return _update_arguments(job), temporaries
@@ -152,6 +151,22 @@ def _kept_inputs(job):
         patches = rows * job.shape.pairs * job.shape.windows * job.geometry.slots
         kept += vision.num_layers * patches * vision.dim * _NARROW
     return kept
+
+
+def _kept_products(job):
+    """Bytes of what `model.remat` keeps of all layers beside their inputs."""
+    text, tokens, tensor = job.weights.model.text, _slice(job)[1], job.mesh.shape["tensor"]
+    mixed = text.num_heads * text.head_dim / tensor
+    around = mixed + 2 * text.num_kv_heads * text.head_dim / tensor + text.dim
+    widths = {
+        "full": 0,
+        "save_attention": mixed,
+        "save_projections": mixed + around,
+        "save_gate": mixed + around + text.mlp_dim / tensor,
+    }
+    if (remat := job.train.model.remat) in widths:
+        return _NARROW * text.num_layers * tokens * widths[remat]
+    return (3 if remat == "save_dots" else 4) * text.num_layers * _layer(job, tokens) / 4
 
 
 def least_update(job: Job) -> float:

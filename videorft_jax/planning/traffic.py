@@ -11,11 +11,12 @@ from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.jobs import Job, device_bytes, total_bytes
 from videorft_jax.planning.links import Collective, find_wires, wired_seconds
+from videorft_jax.rollout.heads import count_copies
 
 _BF16 = 2
-# The bound of top_p or top_k is searched by halving; each step adds up one number per draw.
-_HALVINGS = 32
-_DRAW_SUMS = 6  # other small sums over the vocabulary that one draw takes
+# The bound of top_p or top_k is searched in turns that add up three numbers per draw.
+_TURNS, _TRIED = 16, 3
+_DRAW_SUMS = 3  # other small sums over the vocabulary that one draw takes
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 
 
@@ -67,14 +68,28 @@ def _gathered(tree, job):
     return device_bytes(tree) * job.mesh.shape["fsdp"]
 
 
+def _looked_up(job):
+    """Counts how often looked-up embeddings are added up: where the embedding is the head, too."""
+    return int(job.weights.model.text.tied)
+
+
+def _split_bytes(tree):
+    """Counts the bytes of those arrays of a tree that are not whole on every device."""
+    leaves = jax.tree.leaves(tree)
+    return total_bytes([leaf for leaf in leaves if not leaf.sharding.is_fully_replicated])
+
+
 def _reshard(job):
     """Counts what the rollout's weights cost. On another mesh devices along tensor first exchange
-    pieces of what keeps its shape, and the tower and what does not are gathered from all."""
+    pieces of what keeps its shape and stays split; the others are gathered from all."""
     layers, mesh = job.weights.model.text.num_layers, job.drawing.mesh
     tensor = mesh.shape["tensor"]
-    text = zip(*(jax.tree.leaves(tree["text"]) for tree in (job.policy, job.prepared)), strict=True)
-    kept = total_bytes([leaf for leaf, other in text if leaf.shape == other.shape]) / layers
-    rest = total_bytes(job.policy) / layers - kept
+    kept = rest = 0.0
+    for leaf, other in zip(*map(jax.tree.leaves, (job.policy, job.prepared)), strict=True):
+        if leaf.shape == other.shape and not other.sharding.is_fully_replicated:
+            kept += total_bytes(leaf) / layers
+        else:
+            rest += total_bytes(leaf) / layers
     if mesh is job.mesh:
         around, pieces = ("fsdp",), 0
     else:
@@ -99,8 +114,22 @@ def _vision(job, rows=None, passes=2):
 
 
 def _prefill(job):
-    states = _states(job, job.shape.rows // job.parts * job.shape.length)
-    sent = [_sums(states, 2 * job.weights.model.text.num_layers + 1)]
+    """Counts the weights of a layer, which devices along tensor gather, and the keys and values
+    that they exchange. Where the rows do not divide over all devices, these split the weights and
+    add up hidden states."""
+    rows, mesh, text = job.shape.rows // job.parts, job.mesh, job.weights.model.text
+    states = _states(job, rows * job.shape.length)
+    if job.shape.rows % mesh.size:
+        sent = [_sums(states, 2 * text.num_layers + _looked_up(job))]
+    else:
+        weights = _split_bytes(job.prepared["text"]["layers"]) / text.num_layers
+        heads = text.num_kv_heads * count_copies(job.weights.model, mesh.shape["tensor"])
+        kept = _BF16 * rows * job.shape.length * heads * text.head_dim / mesh.shape["tensor"]
+        sent = [
+            Collective("all-gather", ("tensor",), weights, text.num_layers),
+            Collective("all-to-all", ("tensor",), kept, 2 * text.num_layers),
+            Collective("reduce-scatter", ("tensor",), states, _looked_up(job)),
+        ]
     if job.weights.trains_vision or job.grpo.max_draws > 1:  # Else its tokens are known already.
         sent += _encoding(job)
     return sent
@@ -120,14 +149,22 @@ def _decode(job):
     steps = rollout.max_new_tokens - 1
     searches = (rollout.top_p < 1) + (rollout.top_k > 0)
     return [
-        _sums(_states(job, draws), steps * (2 * job.weights.model.text.num_layers + 1)),
-        _sums(4 * draws, steps * (_DRAW_SUMS + _HALVINGS * searches)),
+        _sums(
+            _states(job, draws), steps * (2 * job.weights.model.text.num_layers + _looked_up(job))
+        ),
+        _sums(4 * draws, steps * _DRAW_SUMS),
+        _sums(4 * draws * _TRIED, steps * _TURNS * searches),
     ]
 
 
 def _siglip(job):
+    """Counts both towers once, gathered on every device, where the rows divide over all devices;
+    else those along tensor add up hidden states, and each frame gathers the tower anew."""
     if job.siglip is None:
         return []
+    if job.shape.rows % job.mesh.size == 0:
+        towers = _split_bytes((job.judge["vision"], job.judge["text"]))
+        return [Collective("all-gather", ("fsdp", "tensor"), towers, 1)]
     rows, config = job.shape.rows // job.parts, job.siglip
     patches = (config.image_size // config.patch_size) ** 2 * rows
     words = config.text_length * rows * job.grpo.rollout.num_rollouts

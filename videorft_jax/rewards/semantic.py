@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from videorft_jax.models.siglip.hf_folder import (
     Siglip,
@@ -29,6 +30,7 @@ from videorft_jax.models.siglip.hf_folder import (
     encode_texts,
     tokenize,
 )
+from videorft_jax.parallel import sharding
 from videorft_jax.rewards.embedding_cache import EmbeddingCache
 from videorft_jax.rewards.sentences import MAX_CHARS, TEXT_RULES, describe
 
@@ -277,7 +279,7 @@ class SemanticReward:
                 batch["pixels"][i, : len(images)] = images
         placed = {"pixels": self._blank} | self._place(batch)
         outputs = self._program(self._params, placed)
-        scores, cosine, embeddings = (_local_rows(array) for array in outputs)
+        scores, cosine, embeddings = (sharding.local_rows(array) for array in outputs)
         if cache is not None and clips:
             for i, images in fresh.items():
                 cache.put(clips[i], num, embeddings[i, : len(images)])
@@ -315,9 +317,22 @@ class SemanticReward:
 
 
 def make_program(config: SiglipConfig, *, averaging: str, scale: float, where):
-    """`_score` compiled on first use, its results lying as `where` says."""
+    """`_score` compiled on first use, its results lying as `where` says.
+
+    Each device of a mesh gathers the towers once and takes images and texts of its own, since sums
+    of hidden states or a gather per frame take longer than the arithmetic. Only where the rows do
+    not divide over all devices do those along tensor share rows and weights.
+    """
     score = functools.partial(_score, config=config, averaging=averaging, scale=scale)
-    return jax.jit(score, out_shardings=where)
+
+    def dealt(params: dict, batch: dict):
+        mesh = getattr(where, "mesh", None)
+        if mesh is None or len(batch["pixels"]) % mesh.size:
+            return score(params, batch)
+        with jax.sharding.use_abstract_mesh(sharding.flattened(mesh)):
+            return score(jax.lax.with_sharding_constraint(params, PartitionSpec()), batch)
+
+    return jax.jit(dealt, out_shardings=where)
 
 
 def _score(
@@ -358,12 +373,6 @@ def _unit(x: jax.Array) -> jax.Array:
 def _thin(length: int, num: int) -> np.ndarray:
     """Indices of at most `num` of `length` frames, evenly spaced, first and last included."""
     return np.linspace(0, length - 1, min(num, length)).round().astype(int)
-
-
-def _local_rows(array: jax.Array) -> np.ndarray:
-    """Returns the rows of this process, in order, of an array that is sharded by rows; a copy."""
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def _check(

@@ -30,10 +30,7 @@ def encode(model: VLM, batch: Batch, mesh, plan: ComputePlan) -> jax.Array:
 
     names = ("patches", "patch_valid", "patch_hw")
     filled = batch._replace(**{name: fill(getattr(batch, name)) for name in names})
-    flat = jax.sharding.AbstractMesh(
-        (data, fsdp * tensor, 1), sharding.AXES, axis_types=mesh.axis_types
-    )
-    with jax.sharding.use_abstract_mesh(flat):
+    with jax.sharding.use_abstract_mesh(sharding.flattened(mesh)):
         visual = model.encode_vision(filled, plan=plan)
     visual = jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
     return visual[:, : visual.shape[1] // (pairs + spare) * pairs]

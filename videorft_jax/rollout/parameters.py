@@ -23,7 +23,8 @@ _HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
 def prepared_shardings(config: ModelConfig, mesh):
     """Gives where each parameter lies that a rollout reads: the decoder's are whole on every part
     of data and fsdp and split over tensor; the tower's are whole on every device, since its frame
-    pairs are dealt out to all devices instead (see `clips.encode`)."""
+    pairs are dealt out to all devices instead (see `clips.encode`). So is an embedding that is not
+    the head as well, since rows of a split one would have to be summed for every token."""
     tensor = mesh.shape["tensor"]
     tree = abstract_widened(family.abstract_params(config), config, tensor)
     whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), tree)
@@ -32,7 +33,10 @@ def prepared_shardings(config: ModelConfig, mesh):
     def gather(held):
         return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in held.spec)))
 
-    return whole | jax.tree.map(gather, sharding.state_shardings(split, mesh, "rollout"))
+    places = whole | jax.tree.map(gather, sharding.state_shardings(split, mesh, "rollout"))
+    if "head" in tree["text"]:
+        places["text"]["embed"] = NamedSharding(mesh, P())
+    return places
 
 
 class Preparation:

@@ -23,6 +23,7 @@ from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.vision_language import next_position
+from videorft_jax.parallel import sharding
 from videorft_jax.rollout.clips import encode
 from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.heads import count_copies
@@ -191,14 +192,7 @@ class Programs:
         if visual is None and batch.patches.size:
             visual = encode(model, batch, self.mesh, self.plan)
         x = model.embed(batch.tokens, visual, batch.visual_index)
-        mask = Causal(batch.segment_ids)
-        hidden, *prefix = model.text.prefill(
-            x,
-            batch.positions,
-            mask,
-            injection=model.injection(visual, batch.visual_index),
-            plan=self.plan,
-        )
+        hidden, *prefix = self._prefill(model, x, batch, visual)
         valid = batch.segment_ids > 0
         last = valid.sum(1) - 1
         logits = model.logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
@@ -227,9 +221,30 @@ class Programs:
         drawn = jax.tree.map(lambda leaf: leaf[..., None], drawn)
         return (*prefix, valid), suffix, slots, drawn, Report(1, slots.length, slots.end)
 
+    def _prefill(self, model, x, batch, visual):
+        """Runs the embedded prompts; gives final hidden states, keys and values.
+
+        Where the rows divide over all devices, those along tensor take rows of their own and gather
+        the weights of a layer, which a computation on so many tokens hides. Split by heads they
+        would wait for sums of all hidden states twice a layer.
+        """
+        is_whole = self.mesh.shape["tensor"] > 1 and len(x) % self.mesh.size == 0
+        mesh = sharding.flattened(self.mesh) if is_whole else self.mesh.abstract_mesh
+        with jax.sharding.use_abstract_mesh(mesh):
+            return model.text.prefill(
+                x,
+                batch.positions,
+                Causal(batch.segment_ids),
+                injection=model.injection(visual, batch.visual_index),
+                plan=self.plan,
+                is_whole=is_whole,
+            )
+
     def _advance(self, slots, logits, place):
         """Draws the token at `place` of each live completion from logits [B, R, V]."""
-        drawn = draw(logits, slots.key, place, self.sampling)
+        share = functools.partial(jax.lax.with_sharding_constraint, shardings=self._rows)
+        parts = self.mesh.shape["tensor"]
+        drawn = draw(logits, slots.key, place, self.sampling, parts=parts, share=share)
         live = slots.end == LIVE
         good = live & ~drawn.failed
         token = jnp.where(good, drawn.token, self.sampling.pad_id)

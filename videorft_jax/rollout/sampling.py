@@ -6,8 +6,9 @@ min-p leave only a part of the vocabulary to draw from. `truncation` is the log 
 that this part has, so `logprob - truncation` is the log-probability with which the token was drawn.
 
 Top-k and top-p do not sort. The lowest logit that stays is found by bisection on the bit pattern of
-float32, with 32 counts or sums over the vocabulary, which also works when the vocabulary is sharded
-over devices. Ids whose logits tie at that bound all stay, so the result depends on no order.
+float32, with 32 counts or sums over the vocabulary. Where the vocabulary is split over devices each
+of these waits for all of them, so that three bounds are tried at once, in half as many turns. Ids
+whose logits tie at that bound all stay, so the result depends on no order.
 """
 
 import dataclasses
@@ -104,19 +105,29 @@ def completion_key(seed, step, uid, rollout) -> jax.Array:
     return jax.random.key_data(key)
 
 
-def draw(logits, keys, position, config: SamplingConfig) -> Draw:
+def draw(
+    logits, keys, position, config: SamplingConfig, *, parts: int = 1, share=lambda x: x
+) -> Draw:
     """Draws from float32 logits [..., V] with keys uint32 [..., 2] of the completions.
 
     position: place of the token in the completion; place and id are the counter of the noise, so
-    the same token of the same completion meets the same noise in any batch.
+    the same token of the same completion meets the same noise in any batch. parts: over how many
+    devices V is split, which changes how bounds and token are found and not what is drawn. share:
+    gives an array [..., parts, 3], split by parts, whole to each of them.
     """
-    failed = ~jnp.isfinite(logits).all(-1)
-    scaled = jnp.where(failed[..., None], 0.0, logits) / (config.temperature or 1.0)
-    peak = scaled.max(-1, keepdims=True)
+    finite = jnp.isfinite(logits)
+    # Devices that split V send this sum together with those below, which `all` they would not.
+    failed = jnp.where(finite, 0.0, 1.0).sum(-1) > 0
+    scaled = jnp.where(finite, logits, 0.0) / (config.temperature or 1.0)
+    allowed = _find_allowed(logits.shape[-1], config)
+    # Behind the barrier both maxima are known at once, and devices that split V send them together.
+    peak, highest = jax.lax.optimization_barrier(
+        (scaled.max(-1, keepdims=True), jnp.where(allowed, scaled, -jnp.inf).max(-1))
+    )
     weight = jnp.exp(scaled - peak)
     total = jnp.log(weight.sum(-1)) + peak[..., 0]
     ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
-    kept = _kept(scaled, config)
+    kept = _kept(scaled, allowed, highest, config, 1 if parts == 1 else 2)
     if config.temperature == 0:
         racing = jnp.where(kept, scaled, -jnp.inf)
     else:
@@ -124,10 +135,8 @@ def draw(logits, keys, position, config: SamplingConfig) -> Draw:
     # What follows is an argmax that takes the lowest id of equals. The barrier keeps XLA for CPU
     # from fusing noise and search into one loop, which takes eight times as long.
     racing = jax.lax.optimization_barrier(racing)
-    best = racing.max(-1, keepdims=True)
-    token = jnp.where(racing == best, ids, jnp.uint32(len(ids) - 1)).min(-1)
-    # A sum with one term stays local when the vocabulary is sharded, which a gather would not.
-    logprob = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1) - total
+    token, logit = _find_first(racing, scaled, ids, parts, share)
+    logprob = logit - total
     if config.temperature == 0:  # Only one id could be drawn.
         truncation = logprob
     elif _keeps_all(config):
@@ -136,6 +145,25 @@ def draw(logits, keys, position, config: SamplingConfig) -> Draw:
         left = jnp.where(kept, weight, 0.0).sum(-1)
         truncation = jnp.minimum(jnp.log(left) + peak[..., 0] - total, 0.0)
     return Draw(token.astype(jnp.int32), logprob, truncation, failed)
+
+
+def _find_first(racing, scaled, ids, parts, share):
+    """Gives the lowest id [...] of those with the largest number in `racing` [..., V], and what it
+    has in `scaled`. Each part of V finds its own, and all compare them after one exchange."""
+    racing, scaled, ids = (
+        x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts) for x in (racing, scaled, ids)
+    )
+    best = racing.max(-1)
+    token = jnp.where(racing == best[..., None], ids, jnp.uint32(ids.size - 1)).min(-1)
+    # A sum with one term stays where the term lies, which a gather would not.
+    logit = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1)
+    if parts == 1:
+        return token[..., 0], logit[..., 0]
+    bits = jax.lax.bitcast_convert_type(logit, jnp.int32)
+    found = share(jnp.stack([order_bits(best), token.astype(jnp.int32), bits], -1))
+    first = jnp.argmax(found[..., 0], -1)[..., None, None]  # Of equals, that with lower ids.
+    _, token, bits = jnp.moveaxis(jnp.take_along_axis(found, first, -2)[..., 0, :], -1, 0)
+    return token.astype(jnp.uint32), jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def exponential(keys, position, ids) -> jax.Array:
@@ -172,11 +200,18 @@ def _keeps_all(config):
     return bounds == (0, 1.0, 0.0, None) and not config.forbidden_ids
 
 
-def _kept(scaled, config):
-    """Tells which ids may be drawn, bool [..., V] or [V]."""
-    size = scaled.shape[-1]
+def _find_allowed(size, config):
+    """Tells which of `size` ids are neither forbidden nor padding, a NumPy array bool [V]."""
     allowed = np.arange(size) < (config.num_real_tokens or size)
     allowed[list(config.forbidden_ids)] = False
+    return allowed
+
+
+def _kept(scaled, allowed, peak, config, bits):
+    """Tells which ids may be drawn, bool [..., V] or [V].
+
+    allowed: see `_find_allowed`. peak: the largest number of those [...]. bits: see `find_largest`.
+    """
     if config.temperature == 0 or (config.top_k, config.top_p, config.min_p) == (0, 1.0, 0.0):
         return jnp.asarray(allowed)
     scaled = jnp.where(allowed, scaled, -jnp.inf)
@@ -184,8 +219,9 @@ def _kept(scaled, config):
     bound = order_bits(jnp.full(scaled.shape[:-1], jnp.finfo(jnp.float32).min))
     if config.top_k:
         count = min(config.top_k, int(allowed.sum()))
-        bound = find_largest(lambda bound: (order >= bound[..., None]).sum(-1) >= count, bound)
-    peak = scaled.max(-1)
+        bound = find_largest(
+            lambda bound: (order >= bound[..., None]).sum(-1) >= count, bound, bits
+        )
     if config.top_p < 1:
         mass = jnp.where(order >= bound[..., None], jnp.exp(scaled - peak[..., None]), 0.0)
         wanted = config.top_p * mass.sum(-1)
@@ -193,7 +229,7 @@ def _kept(scaled, config):
         def holds(bound):
             return jnp.where(order >= bound[..., None], mass, 0.0).sum(-1) >= wanted
 
-        bound = jnp.maximum(bound, find_largest(holds, bound))
+        bound = jnp.maximum(bound, find_largest(holds, bound, bits))
     if config.min_p:
         bound = jnp.maximum(bound, order_bits(peak + np.float32(np.log(config.min_p))))
     return order >= bound[..., None]
@@ -205,16 +241,15 @@ def order_bits(x):
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def find_largest(holds, like):
-    """Finds by bisection the largest int32 for which `holds`, which is true up to some number and
-    false beyond it."""
-    low = jnp.full_like(like, np.iinfo(np.int32).min)
-    high = jnp.full_like(like, np.iinfo(np.int32).max)
+def find_largest(holds, like, bits: int = 1):
+    """Finds the largest int32 for which `holds`, which is true up to some number and false beyond
+    it. Each turn finds `bits` of its 32 bits, with 2 ** bits - 1 questions at once."""
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low | high) - ((low ^ high) >> 1)  # The mean, rounded up, without overflow.
-        found = holds(middle)
-        return jnp.where(found, middle, low), jnp.where(found, high, middle - 1)
+    def narrow(turn, low):
+        step = jnp.int32(1) << (32 - bits * (turn + 1))  # 1 << 31 is negative, and the sum wraps.
+        tried = [low + step * count for count in range(1, 2**bits)]
+        return low + step * sum(holds(bound).astype(jnp.int32) for bound in tried)
 
-    return jax.lax.fori_loop(0, 32, halve, (low, high))[0]
+    # The first turn stands before the loop, where its questions need no exchange of their own.
+    low = narrow(0, jnp.full_like(like, np.iinfo(np.int32).min))
+    return jax.lax.fori_loop(1, 32 // bits, narrow, low)
