@@ -2,11 +2,10 @@
 
 Every packet is looked at once without decoding, which gives the true frame list, the keyframes and
 the signs of damage. Wanted frames are then decoded group by group: the reader seeks to the keyframe
-in front of them, and the decoder skips pictures that nobody refers to. One of H.264 that others
-refer to, but no wanted frame depends on, gives way to a packet of a few bytes (see `h264`). The
-result is bit-identical to decoding everything. Wherever that cannot be promised (a container
-without a trustworthy index, odd timestamps, any surprise on the way) the file is decoded from its
-first packet to its last, and only that reading may call a clip corrupt.
+in front of them, and the decoder skips pictures that nobody refers to. The result is bit-identical
+to decoding everything. Wherever that cannot be promised (a container without a trustworthy index,
+odd timestamps, any surprise on the way) the file is decoded from its first packet to its last, and
+only that reading may call a clip corrupt.
 
 What a decoder does not notice, this reader does not either: of files with some bytes overwritten it
 refused all but 4 of 30 for H.264, 1 for AV1, 2 for MPEG-4, but 19 for HEVC and 30 for VP9 decoded
@@ -22,7 +21,6 @@ import av
 import numpy as np
 
 from videorft_jax.data.media.contract import Limits, MediaError
-from videorft_jax.data.media.h264 import find_stand_ins
 from videorft_jax.data.media.streams import (
     MATROSKA,
     MOV,
@@ -264,7 +262,6 @@ class VideoFile:
         """Frames with the timestamps `targets`, decoded from the keyframe `key` on; the decoder
         shows other frames too, and may drop those that are not wanted."""
         context, drains, unread = self.stream.codec_context, self._drains(), set(targets)
-        stand_ins = self._find_stand_ins(key, targets) if drains and targets != {key} else {}
         first = last = None  # pts of the packet that the seek found, of the last frame shown
         self.container.seek(key, stream=self.stream, backward=True)
         for packet in self.container.demux(self.stream):
@@ -277,7 +274,7 @@ class VideoFile:
             # dav1d reads skip_frame only once, at the first packet: a keyframe
             needed = packet.is_keyframe or packet.pts in wanted
             context.skip_frame = "DEFAULT" if needed else "NONREF"
-            frames = context.decode(_replace(packet, stand_ins.get(packet.pts)))
+            frames = context.decode(packet)
             unread.discard(packet.pts)
             if drains and not unread:
                 frames += context.decode(None)
@@ -296,25 +293,6 @@ class VideoFile:
                 break
         if targets:
             raise _Unsure
-
-    def _find_stand_ins(self, key: int, targets: set[int]) -> dict[int, bytes]:
-        """Small packets in place of those that no wanted frame of a group needs."""
-        context = self.stream.codec_context
-        if context.codec.name != "h264":
-            return {}
-
-        def read() -> Iterator[tuple[int, bytes]]:
-            unread = set(targets)
-            for packet in self.container.demux(self.stream):
-                self._check_time()
-                is_plain = packet.pts is not None and not packet.has_sidedata("new_extradata")
-                yield packet.pts, bytes(packet) if is_plain else b""
-                unread.discard(packet.pts)
-                if not unread:
-                    break
-
-        self.container.seek(key, stream=self.stream, backward=True)
-        return find_stand_ins(context.extradata or b"", read(), targets)
 
     def _drains(self) -> bool:
         """Whether a decoder that has got the packet of a frame can be asked for the frame at once,
@@ -355,15 +333,6 @@ class VideoFile:
             )
             raise MediaError("corrupt", found)
         return images, np.array(pts, object if None in pts else np.int64)
-
-
-def _replace(packet: av.Packet, content: bytes | None) -> av.Packet:
-    """The packet with other content; itself where that is None or where it is not shown."""
-    if content is None or packet.is_discard:
-        return packet
-    other = av.Packet(content)
-    other.pts, other.dts, other.time_base = packet.pts, packet.dts, packet.time_base
-    return other
 
 
 def read_single_frame(source: str | bytes, limits: Limits) -> np.ndarray:
