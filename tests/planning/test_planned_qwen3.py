@@ -66,10 +66,11 @@ def test_the_tower_sends_its_tokens_alone(programs):
     assert num_values(found["all-gather", 0]) == tokens * job.weights.model.visual_dim
 
 
-def test_the_prompt_sends_two_sums_a_layer(programs):
+def test_the_prompt_sums_no_hidden_states(programs):
+    """Devices along tensor gather a layer's weights and exchange its keys and values."""
     found = sent(programs[1]["prefill"].hlo)
-    assert {kind for kind, _ in found} == {"all-reduce"}
-    assert found["all-reduce", 1].total() == 2  # A layer sums behind attention and behind its MLP.
+    assert {kind for kind, _ in found} == {"all-gather", "all-to-all"}
+    assert found["all-to-all", 1].total() == 2
 
 
 def test_decode_sends_hidden_states_alone(programs):
