@@ -220,8 +220,9 @@ def test_shared_prefix_row_and_decoding_step():
     lengths = np.full(rows, prompt), np.full((rows, rollouts), completion)
     _, executed = flops.group_work(*lengths, prompt, completion)
     assert executed.pairs == rows * (prompt**2 + rollouts * completion * (prompt + completion))
-    # So short a row is one block of the CPU's attention, which scores all of it.
-    block = dataclasses.replace(executed, pairs=rows * length**2)
+    # Prompts and completions so short are blocks of the CPU's attention, each scored whole.
+    pairs = rows * (length * prompt + rollouts * completion**2)
+    block = dataclasses.replace(executed, pairs=pairs)
     assert flops.forward_cost(config, block).forward == count(score, params, x, positions, segments)
 
     heads = (text.num_kv_heads, text.head_dim)
