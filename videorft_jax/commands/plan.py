@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from videorft_jax.grpo.options import GrpoOptions
     from videorft_jax.training.options import TrainOptions
 
-EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4
-videorft plan --config=configs/sft_7b.py --topology=v6e-16 --search --json
+EXAMPLES = """videorft plan --config=configs/grpo_7b.py --topology=v5p:4x4x4 --config.data.rows=64
+videorft plan --config=configs/sft_7b.py --topology=v6e-16 --config.data.rows=32 --search --json
 videorft plan --config=configs/grpo_7b.py --topology=H100:8 --model=3b --config.data.rows=64
 videorft plan --config=configs/grpo_7b.py --topology=v6e-16 --workdir=runs/grpo_7b \\
-    --config.model.init_from=runs/sft_7b/hf --config.data.records=VideoRFT-RL-310K.jsonl
+    --config.data.rows=64 --config.model.init_from=runs/sft_7b/hf \\
+    --config.data.records=VideoRFT-RL-310K.jsonl
     (--config.section.option=value as for the runs themselves)"""
 
 
