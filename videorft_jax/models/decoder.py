@@ -163,8 +163,8 @@ class Text(nnx.Module):
         plan: ComputePlan,
         remat: str = "none",
     ) -> jax.Array:
-        """The final hidden states that predict the tokens of completions: x [B, T, D] of rows
-        `[prompt | R completions]`, positions int32 [B, 3, T] -> [B, R * C, D].
+        """Computes the final hidden states that predict the tokens of completions: x [B, T, D] of
+        rows `[prompt | R completions]`, positions int32 [B, 3, T] -> [B, R * C, D].
 
         end: int32 [B], the place of the prompt's last token, which stands before the first token of
         every completion. Where the plan says so, the last layer leaves the rest of the prompt out.
@@ -190,7 +190,6 @@ class Text(nnx.Module):
         _, keys, values = project(x, cos, sin)
         x, cos, sin = before(x), before(cos), before(sin)
         mixed = chunked.attend_before(project(x, cos, sin)[0], keys, values, mask)
-
         x, _ = block(x, cos, sin, lambda *_: (mixed, None))
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
 
@@ -282,7 +281,7 @@ class Text(nnx.Module):
         return layers.rms_norm(x, self.final_norm[...], self.config.norm_eps), keys, values
 
     def take_apart(self, prefix, unroll: int):
-        """Each layer's block and its part of `prefix` (keys and values [L, B, K, S, H]), for
+        """Gives each layer's block and its part of `prefix` (keys and values [L, B, K, S, H]) to
         `decode`; None for more than `unroll` layers, which are looped over.
 
         A loop copies a layer's weights out of the stack in every turn, and a CPU copies them as
@@ -350,7 +349,7 @@ class Text(nnx.Module):
 
 
 def _stand_before(mask: SharedPrefix, end, x):
-    """What stands before each token of the completions: x [B, T, ...] -> [B, R * C, ...]."""
+    """Gives what stands before each token of the completions: x [B, T, ...] -> [B, R * C, ...]."""
     rows, rest, size = len(x), x.shape[2:], mask.completion_length
     last = jnp.take_along_axis(x, jnp.expand_dims(end, range(1, x.ndim)), axis=1)
     inside = x[:, mask.prompt_length :].reshape(rows, mask.num_rollouts, size, *rest)

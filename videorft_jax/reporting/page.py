@@ -21,7 +21,7 @@ from videorft_jax.reporting.groups import FLAGS
 from videorft_jax.reporting.runs import Run
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
-_TIMELINES = "profile/*/timeline.png"  # what --profile=STEP draws of a step
+_TIMELINES = "profile/*/timeline.png"  # --profile=STEP draws them.
 _COLUMNS = ("accuracy", "low", "high", "num_records", "unparseable", "truncated")
 
 
@@ -97,8 +97,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _timelines(run: Run) -> list[tuple[int, str]]:
-    """The steps of a run that were profiled, and the address of each one's picture, which holds
-    the picture itself."""
+    """Gives the steps of a run that were profiled, and an address for the picture of each, which
+    holds the picture itself."""
     return [
         (
             int(path.parent.name),
