@@ -325,7 +325,7 @@ def test_what_was_planned_is_not_compiled_again(place, monkeypatch):
     code, text = finish(start(cache, "grpo", workdir, *flags, devices=2))
     assert code == 0, text
     hits = set(re.findall(r"cache hit for 'jit__?(\w+)'", text))
-    assert {"convert", "run_prompts", "run_completions", "score", "step"} <= hits
+    assert {"convert", "run_prompts", "run_completions", "dealt", "step"} <= hits
     # A second plan compiles nothing: its figures are kept.
     code, text = finish(start(cache, *plan, devices=2))
     again = json.loads(next(line for line in text.splitlines() if line.startswith("{")))

@@ -201,8 +201,12 @@ MUTATIONS = [
     *_each(
         "grpo/logprobs.py",
         UPDATE,
-        ("first, inside[:, :, :-1]", "first, inside[:, :, 1:]"),
         ("jnp.tile(jnp.arange(size), rollouts) +", "jnp.tile(jnp.arange(size), rollouts) + 1 +"),
+    ),
+    *_each(
+        "models/decoder.py",
+        UPDATE,
+        ("first, inside[:, :, :-1]", "first, inside[:, :, 1:]"),
     ),
     *_each(
         "rewards/combine.py",
@@ -245,13 +249,13 @@ MUTATIONS = [
         DRAW,
         ("count = min(config.top_k,", "count = min(config.top_k + 1,"),
         ("weight / exponential(keys", "weight * exponential(keys"),
-        (").sum(-1) - total\n", ").sum(-1)\n"),
+        ("logprob = logit - total", "logprob = logit"),
         ("for part in (step, uid, rollout)", "for part in (step, uid)"),
         (
             "allowed[list(config.forbidden_ids)] = False",
             "allowed[list(config.forbidden_ids)] = True",
         ),
-        ("failed = ~jnp.isfinite(logits).all(-1)", "failed = jnp.isnan(logits).all(-1)"),
+        ("finite = jnp.isfinite(logits)", "finite = ~jnp.isnan(logits)"),
     ),
     *_each(
         "data/loader/schedule.py",

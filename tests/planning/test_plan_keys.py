@@ -16,9 +16,9 @@ from videorft_jax.planning.compile import lower
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.rollout import programs
 
-# Keys of the commit before the later options of GRPO came (1c83303), whose completions went on
+# The key of the commit before the later options of GRPO came (1c83303), whose completions went on
 # behind the greatest position of a prompt.
-FORMER = {"prefill": "4ba692373de1eaaf", "update": "189049573e47bb8a"}
+FORMER = {"update": "189049573e47bb8a"}
 
 
 def find_keys(names=None):
@@ -40,7 +40,7 @@ def test_every_program_of_the_recipe_is_in_the_table():
 
 
 def test_a_step_with_every_later_option_off_is_the_program_that_it_was(monkeypatch):
-    """The whole step, with the two changes that were meant taken back."""
+    """The whole update, with the two changes that were meant taken back."""
     pytest.importorskip("libtpu")
 
     def after_greatest(batch):

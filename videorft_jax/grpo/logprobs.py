@@ -82,7 +82,7 @@ def score_completions(
         SharedPrefix(
             jnp.concatenate([valid, flat], axis=1).astype(jnp.int32), prompt_length, rollouts
         ),
-        valid.sum(1) - 1,
+        valid,
         injection=model.injection(visual, visual_index),
         plan=plan,
         remat=remat,

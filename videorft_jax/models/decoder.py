@@ -157,7 +157,7 @@ class Text(nnx.Module):
         x,
         positions,
         mask: SharedPrefix,
-        end,
+        valid,
         *,
         injection: Injection | None = None,
         plan: ComputePlan,
@@ -166,8 +166,9 @@ class Text(nnx.Module):
         """Computes the final hidden states that predict the tokens of completions: x [B, T, D] of
         rows `[prompt | R completions]`, positions int32 [B, 3, T] -> [B, R * C, D].
 
-        end: int32 [B], the place of the prompt's last token, which stands before the first token of
-        every completion. Where the plan says so, the last layer leaves the rest of the prompt out.
+        valid: bool [B, P], the tokens of the prompts, the last of which stands before the first
+        token of every completion. Where the plan says so, the last layer leaves the rest of the
+        prompt out.
         """
         cos, sin = self._rotary(positions, x.dtype, plan.unroll)
         last = self.config.num_layers - 1
@@ -179,7 +180,7 @@ class Text(nnx.Module):
 
         stop = last if partly else None
         x, _ = self._scan(x, cos, sin, attend, injection, plan, remat, stop)
-        before = functools.partial(_stand_before, mask, end)
+        before = functools.partial(_stand_before, mask, valid)
         if not partly:
             return before(layers.rms_norm(x, self.final_norm[...], self.config.norm_eps))
         block = layers.take_layer(self.layers, last)
@@ -348,10 +349,11 @@ class Text(nnx.Module):
         return layers.rotary_waves(angles, dtype, scale, unroll=unroll)
 
 
-def _stand_before(mask: SharedPrefix, end, x):
+def _stand_before(mask: SharedPrefix, valid, x):
     """Gives what stands before each token of the completions: x [B, T, ...] -> [B, R * C, ...]."""
     rows, rest, size = len(x), x.shape[2:], mask.completion_length
-    last = jnp.take_along_axis(x, jnp.expand_dims(end, range(1, x.ndim)), axis=1)
+    end = jnp.expand_dims(valid.sum(1) - 1, range(1, x.ndim))
+    last = jnp.take_along_axis(x, end, axis=1)
     inside = x[:, mask.prompt_length :].reshape(rows, mask.num_rollouts, size, *rest)
     first = jnp.broadcast_to(last[:, None], (rows, mask.num_rollouts, 1, *rest))
     before = jnp.concatenate([first, inside[:, :, :-1]], axis=2)
