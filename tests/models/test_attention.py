@@ -87,6 +87,12 @@ def test_rows_of_padding_give_finite_numbers(kind, monkeypatch):
     if kind == "full":  # The masks of rows let padding see padding, this one does not.
         assert not np.asarray(out).any()
     assert np.isfinite(out).all()
+    if kind == "shared":
+        behind, weight = q[:, PROMPT:], cotangent[:, PROMPT:]
+        for values in value_and_grads(
+            lambda *x: chunked.attend_before(*x, mask), behind, k, v, weight
+        ):
+            assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("kind", ["causal", "shared", "full"])

@@ -61,6 +61,6 @@ def test_a_core_scores_half_as_many_positions_at_once(mode, attention, wanted):
     ("mode", "length", "last"), [("sft", LENGTH, 256), ("grpo", LENGTH + R * C, R * C)]
 )
 def test_a_core_leaves_out_of_the_last_layer_what_predicts_nothing(mode, length, last):
-    """Of a packed row it takes chunks of answers; of a group's row, what precedes completions."""
+    """The layer takes a packed row's answers in chunks, and a group's completions all at once."""
     assert lengths_of(mode, "chunked", "mlp_dim") == {length, last}
     assert lengths_of(mode, "reference", "mlp_dim") == {length}
