@@ -3,8 +3,14 @@
 Oracle for contents: each segment of a batch against the sample made straight from its record.
 """
 
+import contextlib
 import json
+import os
+import pathlib
+import sys
+import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -142,6 +148,28 @@ def test_batches_use_the_memory_of_those_that_are_gone(source, tokenizer, refere
         places = [step.batch.patches.ctypes.data for step in steps]
     assert len(places) > 24
     assert len(set(places)) <= 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_decoding_goes_before_the_threads_of_cpu_devices(source, tokenizer):
+    jax.devices()
+    decoding = []
+
+    @contextlib.contextmanager
+    def span(name):
+        decoding.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        yield
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    for _ in range(2):  # Later runs of a process add nothing to it.
+        with make_loader(source, tokenizer, {"epochs": 1}).steps(span=span) as steps:
+            next(steps)
+            tasks = pathlib.Path("/proc/self/task").glob("*")
+            named = {int(task.name): (task / "comm").read_text().strip() for task in tasks}
+            computing = [task for task, name in named.items() if name == "tf_XLAEigen"]
+            found = [os.getpriority(os.PRIO_PROCESS, task) for task in computing]
+        assert found == [own + 5] * len(computing) != []
+    assert set(decoding) == {own} == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def test_restored_at_any_batch_it_goes_on_identically(reference):

@@ -26,6 +26,7 @@ from videorft_jax.data.batch.layout import Sample, pack
 from videorft_jax.data.loader.buffers import Pool, Trays
 from videorft_jax.data.loader.load_sample import Load, Loaded
 from videorft_jax.data.loader.options import LoaderOptions
+from videorft_jax.data.loader.precedence import go_before_devices
 from videorft_jax.data.loader.schedule import Schedule
 from videorft_jax.data.loader.watchdog import (
     kill_workers,
@@ -89,6 +90,7 @@ class Steps:
         self._stop, self._ended = threading.Event(), None
         self._ready: queue.Queue[Step | BaseException] = queue.Queue(maxsize=1)
         self._pump = threading.Thread(target=self._work, daemon=True, name="videorft-loader")
+        go_before_devices()
         self._pump.start()
 
     @property
