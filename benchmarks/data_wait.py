@@ -9,8 +9,8 @@ share of `perf/step_s`, summed over the steps after the first five: the first co
 next four are fed by what was decoded meanwhile. Beside it stands a bare loop that only decodes: a
 batch needs `decode_s` on the same threads with nothing beside it, so that a step of that length or
 more need not wait for data where the devices are no cores of the host; where they are, decoding and
-training share the cores, decoding goes first, and a step is longer instead of waiting. A ratio is the longest wait that is aimed at, 2 %, over the share found;
-above 1 is better.
+training share the cores, decoding goes first, and a step is longer instead of waiting. A ratio is
+the longest wait that is aimed at, 2 %, over the share found; above 1 is better.
 """
 
 import argparse
