@@ -41,11 +41,12 @@ FULL = {
     "v5p-64": (1, 128, 32),
     "tpu7x-8": (1, 64, 16),
 }
-# Machine -> mesh.tensor and model.remat of GRPO of 7B where the planner chooses the rollout's mesh,
-# and the most frames for which there is memory for that. Without the rollout's need for it v5e-64
-# trains faster without tensor, and where there is memory the backward pass computes less again.
+# Machine -> mesh.data and model.remat of GRPO of 7B where the planner chooses the rollout's mesh,
+# so that training needs no tensor, and the most frames for which there is memory for them. Less is
+# computed again in the backward pass, and v5e-64 trains as two halves that each hold all weights:
+# in 64 parts these are no whole tiles.
 CHOSEN = {
-    "v5e-64": (1, "save_projections", 16),
+    "v5e-64": (2, "save_projections", 16),
     "v6e-16": (1, "save_gate", 16),
     "v5p-8": (1, "save_dots", 64),
     "v5p-64": (1, "save_dots", 64),
@@ -64,6 +65,7 @@ class Entry:
     rows: int
     rollout: str = ""  # `rollout.mesh`; empty: the training's
     remat: str = "full"
+    data: int = 1
 
     @property
     def name(self):
@@ -73,7 +75,7 @@ class Entry:
         config = importlib.import_module(self.recipe).get_config()
         machine = machines.find(self.machine)
         config.media.min_frames = config.media.max_frames = self.frames
-        config.mesh.tensor = self.tensor
+        config.mesh.data, config.mesh.tensor = self.data, self.tensor
         config.data.rows = self.rows
         longest = self.frames // 2 * 128 + 1024  # tokens of a prompt, with room for its text
         config.data.row_tokens = max(config.data.row_tokens, 4096, longest)
@@ -94,11 +96,11 @@ def entries():
                 for mode, count in (("grpo", prompts), ("sft", rows))
                 for frames in (16, 32)
             ]
-        width, remat, most = CHOSEN[machine]
+        data, remat, most = CHOSEN[machine]
         found += [
-            Entry("grpo_7b", machine, frames, width, prompts, "auto", kept)
+            Entry("grpo_7b", machine, frames, 1, prompts, "auto", *chosen)
             for frames in (16, 64, 256)
-            for kept in (remat if frames <= most else "full",)
+            for chosen in ((remat, data) if frames <= most else ("full", 1),)
         ]
     for machine, (tensor, prompts, rows) in LORA.items():
         found += [
@@ -194,7 +196,8 @@ def write(lines, num_known, num_all, minutes):
         f"Compile minutes are of one processor; {minutes:.0f} in all, for two to share.\n\n"
         "rollout: the mesh on which completions are drawn. GRPO of 7B stands there twice, on the "
         "training's mesh and on the planner's choice, which `rollout.mesh=auto` takes; v5e-64 then "
-        "trains without tensor, and less is computed again where there is memory. chip-s / "
+        "trains without tensor, with 16 frames as two halves that each hold all weights, and less "
+        "is computed again where there is memory. chip-s / "
         "rollout: chip-seconds of a completion by the floor with wires.\n\n"
         "| recipe | machine | frames | mesh | rollout | rows | remat | fits | largest | "
         "per program | floor s | with wires | chip-s / rollout | compile min |\n"

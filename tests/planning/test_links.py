@@ -61,16 +61,18 @@ def grid(places, shape, cores=None):
 
 
 def test_collectives_of_a_text():
-    """A layer's count is that of its loop, and a loop over tokens counts one. A gather that the
-    compiler spreads over fusions, whose results lie in other memories, is one."""
+    """A layer's count is that of its loop, times the turns of a loop over tokens around it; what
+    stands behind that loop counts one. A gather that the compiler spreads over fusions, whose
+    results lie in other memories, is one."""
     mesh = grid([(n, 0, 0) for n in range(8)], (1, 4, 2))
-    assert read_collectives(HLO, mesh) == [
-        ("all-gather", ("fsdp",), 64, 7),
-        ("all-gather", ("fsdp", "tensor"), 5, 1),
-        ("all-reduce", ("tensor",), 64, 7),
-        ("collective-permute", ("fsdp",), 24, 1),
-        ("reduce-scatter", ("tensor",), 32, 1),
-    ]
+    for turns in (1, 5):
+        assert read_collectives(HLO, mesh, turns) == [
+            ("all-gather", ("fsdp",), 64, 7 * turns),
+            ("all-gather", ("fsdp", "tensor"), 5, 1),
+            ("all-reduce", ("tensor",), 64, 7 * turns),
+            ("collective-permute", ("fsdp",), 24, 1),
+            ("reduce-scatter", ("tensor",), 32, turns),
+        ]
 
 
 SQUARE = [(x, y, 0) for x in range(4) for y in range(4)]
@@ -126,3 +128,12 @@ def test_a_machine_without_known_links_says_so():
     assert step["wired_floor_s"] is None
     text = as_text(rows, step)
     assert text.count("no wires counted") == len(rows) + 1
+
+
+def test_every_draw_of_dynamic_sampling_counts():
+    costs = []
+    for draws in (1, 3):
+        job = narrow_job("H100:8", "grpo", **{"grpo.max_draws": draws})
+        (row,) = (row for row in make_rows(job) if row.name == "decode")
+        costs.append(np.array([row.flops, row.bytes, row.floor_s, row.sent_bytes]))
+    np.testing.assert_allclose(costs[1], 3 * costs[0], rtol=1e-12)

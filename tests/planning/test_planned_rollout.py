@@ -65,6 +65,11 @@ def test_decode_takes_little_memory_and_sends_hidden_states_alone(rollout):
     assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
     assert found["all-reduce", states, 2] == 2  # behind attention and MLP, over tensor
     assert not found["all-reduce", states, 1]  # Each device looks embeddings up by itself.
+    # A draw needs both maxima, 16 turns of the search for its bound, and what each part found.
+    small = [one for one in read_collectives(hlo, job.mesh) if one.axes == ("tensor",)]
+    small = [one for one in small if one.bytes < 2 * math.prod(states)]
+    kinds = {kind: sum(one.count for one in small if one.kind == kind) for kind, *_ in small}
+    assert kinds == {"all-reduce": 17, "all-gather": 1}
     check_formulas(job, "decode", hlo, tokens=NEW - 1)
 
 

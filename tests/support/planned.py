@@ -138,8 +138,8 @@ def check_formulas(job, name, hlo, *, tokens=1):
     does, but for what is under 2 % of all; `tokens` are the turns of a loop over tokens."""
     mesh = job.mesh_of(name)
     read, formulas = collections.Counter(), collections.Counter()
-    for one in read_collectives(hlo, mesh):
-        read[one.kind] += tokens * sent_bytes(mesh, [one])
+    for one in read_collectives(hlo, mesh, tokens):
+        read[one.kind] += sent_bytes(mesh, [one])
     for one in program_traffic(job)[name]:
         formulas[one.kind] += sent_bytes(mesh, [one])
     for kind in read | formulas:

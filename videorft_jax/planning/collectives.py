@@ -22,15 +22,15 @@ _CALLED = re.compile(
 )
 
 
-def read_collectives(hlo: str, mesh: Any) -> list[Collective]:
+def read_collectives(hlo: str, mesh: Any, open_turns: int = 1) -> list[Collective]:
     """Gives what the devices of `mesh` send each other, equal ones added up.
 
-    A loop counts as often as the constant says that ends it, and once where something else does, so
-    that the loop over tokens counts one token. What XLA for TPU calls all-reduce-scatter, a fusion
-    that keeps a part of each sum, is a reduce-scatter.
+    A loop counts as often as the constant says that ends it, and `open_turns` times where something
+    else does, as in the loop over tokens; such a loop inside of another is not expected. What XLA
+    for TPU calls all-reduce-scatter, a fusion that keeps a part of each sum, is a reduce-scatter.
     """
     texts = _computations(hlo)
-    runs = _count_runs(texts)
+    runs = _count_runs(texts, open_turns)
     found: collections.Counter[tuple[Any, ...]] = collections.Counter()
     seen = set()
     for name, text in texts.items():
@@ -91,7 +91,7 @@ def _computations(hlo):
     return found
 
 
-def _count_runs(texts):
+def _count_runs(texts, open_turns):
     """Maps names of computations to how often one run of the program runs them, the most where
     several call one."""
     runs = {name: 1 for name, text in texts.items() if text.startswith("ENTRY")}
@@ -103,7 +103,7 @@ def _count_runs(texts):
                 (how, other) for how, all_ in _CALLED.findall(line) for other in all_.split(", ")
             ]
             ends = [texts.get(other, "") for how, other in called if how == "condition"]
-            turns = _count_turns(ends[0]) if ends else 1
+            turns = (_count_turns(ends[0]) or open_turns) if ends else 1
             for how, other in called:
                 own = runs[name] * (turns if how in ("body", "condition") else 1)
                 if other in texts and runs.get(other, 0) < own:
@@ -113,10 +113,10 @@ def _count_runs(texts):
 
 
 def _count_turns(condition):
-    """Gives the turns of a loop whose counter is compared with a constant; 1 for any other."""
+    """Gives the turns of a loop whose counter is compared with a constant; None for any other."""
     root = re.search(r"ROOT .* compare\((.*?)\), direction=LT", condition)
     if not root:
-        return 1
+        return None
     values = dict(re.findall(r"(%[\w.\-]+) = s32\[\]\S* constant\((\d+)\)", condition))
     found = [int(values[name]) for name in root[1].split(", ") if name in values]
-    return found[0] if found else 1
+    return found[0] if found else None

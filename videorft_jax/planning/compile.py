@@ -141,18 +141,18 @@ def _compile(job, program, store, lowered, key):
         found = _refused(str(error), time.process_time() - started)
     else:
         seconds = time.process_time() - started
-        sent = _read_sent(compiled, job.mesh_of(program.name))
+        sent = _read_sent(compiled, job.mesh_of(program.name), program.turns)
         found = _read(compiled.memory_analysis(), seconds, sent)
     what = {"program": program.name, "config": job.train.name, "topology": job.topology.name}
     store.put(key, found, what)
     return found
 
 
-def _read_sent(compiled, mesh):
-    """The collectives of a compiled program; None where JAX cannot read its text back, as of some
-    for v5p and v6e."""
+def _read_sent(compiled, mesh, turns):
+    """The collectives of a compiled program, whose loop over tokens has so many turns; None where
+    JAX cannot read its text back, as of some for v5p and v6e."""
     try:
-        return read_collectives(compiled.as_text(), mesh)
+        return read_collectives(compiled.as_text(), mesh, turns)
     except jax.errors.JaxRuntimeError:
         return None
 

@@ -136,7 +136,7 @@ class Program:
 
     lower: gives JAX's lowered program. beside: bytes that lie on a device while it runs and are no
     argument of it. runs: how often a step runs it. shapes: how many shapes it is compiled for, at
-    most.
+    most. turns: how often one run turns a loop that its data may end, as that over tokens.
     """
 
     name: str
@@ -144,6 +144,7 @@ class Program:
     beside: int
     runs: int = 1
     shapes: int = 1
+    turns: int = 1
 
 
 def device_bytes(tree) -> int:
@@ -275,8 +276,9 @@ class _GrpoPrograms:
         length = self.job.shape.length
         lower = functools.partial(self.engine.lower_decode, length, self.grid)
         beside = self._beside("state", "reference", "siglip")
-        runs = self.draws * (self.options.rollout.max_new_tokens - 1)
-        return Program("decode", lower, beside, runs, self.job.num_shapes * len(self.grids))
+        shapes = self.job.num_shapes * len(self.grids)
+        turns = self.options.rollout.max_new_tokens - 1  # Prefill draws the first token.
+        return Program("decode", lower, beside, self.draws, shapes, turns)
 
     def compact(self):
         smaller = [other for other in self.grids if other != self.grid]

@@ -82,15 +82,10 @@ def merge_rows(shapes: list[list[Row]]) -> list[Row]:
 
 
 def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
-    name = program.name
-    is_loop = name == "decode"  # Its cost is that of the whole loop over tokens.
-    runs, steps = (1, program.runs // job.grpo.max_draws) if is_loop else (program.runs, 1)
+    name, runs = program.name, program.runs
     peak, limit = figures.peak + program.beside / GIB, job.topology.limit_gib
     floor, mesh = floor_seconds(job, cost), job.mesh_of(name)
-    if figures.sent is None:
-        sent = program_traffic(job)[name]
-    else:
-        sent = [one._replace(count=one.count * steps) for one in figures.sent]
+    sent = program_traffic(job)[name] if figures.sent is None else figures.sent
     wires = find_wires(job.topology, mesh)
     return Row(
         name,

@@ -16,7 +16,7 @@ from videorft_jax.rollout.heads import count_copies
 _BF16 = 2
 # The bound of top_p or top_k is searched in turns that add up three numbers per draw.
 _TURNS, _TRIED = 16, 3
-_DRAW_SUMS = 3  # other small sums over the vocabulary that one draw takes
+_MAXIMA = 2  # numbers of a draw that are exchanged before that
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 
 
@@ -152,7 +152,7 @@ def _decode(job):
         _sums(
             _states(job, draws), steps * (2 * job.weights.model.text.num_layers + _looked_up(job))
         ),
-        _sums(4 * draws, steps * _DRAW_SUMS),
+        _sums(4 * draws * _MAXIMA, steps),
         _sums(4 * draws * _TRIED, steps * _TURNS * searches),
     ]
 

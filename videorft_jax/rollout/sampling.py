@@ -113,11 +113,9 @@ def draw(
     position: place of the token in the completion; place and id are the counter of the noise, so
     the same token of the same completion meets the same noise in any batch. parts: over how many
     devices V is split, which changes how bounds and token are found and not what is drawn. share:
-    gives an array [..., parts, 3], split by parts, whole to each of them.
+    gives an array [..., parts, 6], split by parts, whole to each of them.
     """
     finite = jnp.isfinite(logits)
-    # Devices that split V send this sum together with those below, which `all` they would not.
-    failed = jnp.where(finite, 0.0, 1.0).sum(-1) > 0
     scaled = jnp.where(finite, logits, 0.0) / (config.temperature or 1.0)
     allowed = _find_allowed(logits.shape[-1], config)
     # Behind the barrier both maxima are known at once, and devices that split V send them together.
@@ -125,7 +123,6 @@ def draw(
         (scaled.max(-1, keepdims=True), jnp.where(allowed, scaled, -jnp.inf).max(-1))
     )
     weight = jnp.exp(scaled - peak)
-    total = jnp.log(weight.sum(-1)) + peak[..., 0]
     ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
     kept = _kept(scaled, allowed, highest, config, 1 if parts == 1 else 2)
     if config.temperature == 0:
@@ -135,35 +132,42 @@ def draw(
     # What follows is an argmax that takes the lowest id of equals. The barrier keeps XLA for CPU
     # from fusing noise and search into one loop, which takes eight times as long.
     racing = jax.lax.optimization_barrier(racing)
-    token, logit = _find_first(racing, scaled, ids, parts, share)
+    masses = [jnp.where(finite, 0.0, 1.0), weight, jnp.where(kept, weight, 0.0)]
+    token, logit, (bad, whole, left) = _find_first(racing, scaled, masses, ids, parts, share)
+    total = jnp.log(whole) + peak[..., 0]
     logprob = logit - total
     if config.temperature == 0:  # Only one id could be drawn.
         truncation = logprob
     elif _keeps_all(config):
         truncation = jnp.zeros_like(total)
     else:
-        left = jnp.where(kept, weight, 0.0).sum(-1)
         truncation = jnp.minimum(jnp.log(left) + peak[..., 0] - total, 0.0)
-    return Draw(token.astype(jnp.int32), logprob, truncation, failed)
+    return Draw(token.astype(jnp.int32), logprob, truncation, bad > 0)
 
 
-def _find_first(racing, scaled, ids, parts, share):
-    """Gives the lowest id [...] of those with the largest number in `racing` [..., V], and what it
-    has in `scaled`. Each part of V finds its own, and all compare them after one exchange."""
-    racing, scaled, ids = (
-        x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts) for x in (racing, scaled, ids)
-    )
+def _find_first(racing, scaled, masses, ids, parts, share):
+    """Gives the lowest id [...] of those with the largest number in `racing` [..., V], what it has
+    in `scaled`, and the sums of all `masses` [..., V]. Each part of V finds its own, and all put
+    them together after one exchange."""
+
+    def split(x):
+        return x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts)
+
+    racing, scaled, ids = split(racing), split(scaled), split(ids)
+    sums = [split(mass).sum(-1) for mass in masses]
     best = racing.max(-1)
     token = jnp.where(racing == best[..., None], ids, jnp.uint32(ids.size - 1)).min(-1)
     # A sum with one term stays where the term lies, which a gather would not.
     logit = jnp.where(ids == token[..., None], scaled, 0.0).sum(-1)
     if parts == 1:
-        return token[..., 0], logit[..., 0]
-    bits = jax.lax.bitcast_convert_type(logit, jnp.int32)
-    found = share(jnp.stack([order_bits(best), token.astype(jnp.int32), bits], -1))
+        return token[..., 0], logit[..., 0], [part[..., 0] for part in sums]
+    bits = [jax.lax.bitcast_convert_type(x, jnp.int32) for x in (logit, *sums)]
+    found = share(jnp.stack([order_bits(best), token.astype(jnp.int32), *bits], -1))
     first = jnp.argmax(found[..., 0], -1)[..., None, None]  # Of equals, that with lower ids.
-    _, token, bits = jnp.moveaxis(jnp.take_along_axis(found, first, -2)[..., 0, :], -1, 0)
-    return token.astype(jnp.uint32), jax.lax.bitcast_convert_type(bits, jnp.float32)
+    token, logit = jnp.moveaxis(jnp.take_along_axis(found, first, -2)[..., 0, 1:3], -1, 0)
+    whole = jax.lax.bitcast_convert_type(found[..., 3:], jnp.float32).sum(-2)
+    logit = jax.lax.bitcast_convert_type(logit, jnp.float32)
+    return token.astype(jnp.uint32), logit, jnp.moveaxis(whole, -1, 0)
 
 
 def exponential(keys, position, ids) -> jax.Array:
