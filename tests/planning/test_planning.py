@@ -21,7 +21,7 @@ from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.drawing import MeshChoice, suggest_rollout_mesh
 from videorft_jax.planning.jobs import find_programs
 from videorft_jax.planning.report import make_rows, merge_rows
-from videorft_jax.planning.traffic import step_seconds
+from videorft_jax.planning.traffic import program_traffic, step_seconds
 from videorft_jax.rollout.mesh import AUTO
 
 
@@ -109,6 +109,19 @@ def test_search_finds_what_fits_and_changes_no_more_than_the_fastest_needs():
     assert found.changes["model.remat"] != "none"
     assert found.job.grpo.rollout == job.grpo.rollout  # nothing that is learnt from changes
     assert found.job.train.data == job.train.data
+
+
+def test_search_splits_weights_into_whole_tiles():
+    """In 64 parts the 3,584 rows of 7B are no whole tiles of 16, and gradients are summed whole."""
+    config = load_recipe("grpo")
+    config.media.min_frames = config.media.max_frames = 16
+    config.data.rows, config.train.accumulate = 64, 1
+    job = plan.make_job(read_options(config), machines.find("v5e-64"))
+    _, changes, fastest = search.candidates(job)[0]
+    assert changes["mesh.data"] == 2
+    for each, kind in ((job, "all-reduce"), (fastest, "reduce-scatter")):
+        sums = [one for one in program_traffic(each)["update"] if one.kind != "all-gather"]
+        assert {one.kind for one in sums if one.axes == ("fsdp",)} == {kind, "all-to-all"}
 
 
 @pytest.mark.slow

@@ -37,15 +37,15 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
     heads, devices = job.weights.model.text.num_kv_heads, job.topology.num_devices
     tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
     moments = ("float32", "bfloat16") if job.train.optim.name == "adamw" else ("float32",)
-    remats = ("save_dots", "save_attention", "full")
+    remats = ("save_dots", "save_gate", "save_projections", "save_attention", "full")
     found, drawing = [], {}
-    for tensor, remat, moment in itertools.product(tensors, remats, moments):
+    for tensor, groups, remat, moment in itertools.product(tensors, (1, 2), remats, moments):
         parts = devices // tensor
         if job.train.data.rows % parts:
             continue
         own = job.train.data.rows // parts
         for slices in (size for size in range(1, own + 1) if own % size == 0):
-            values = (tensor, job.train.mesh.slices, remat, slices, moment)
+            values = (tensor, groups * job.train.mesh.slices, remat, slices, moment)
             changes = dict(zip(_OPTIONS, values, strict=True))
             other = changed(job, changes)
             if other is None:
@@ -54,9 +54,9 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
                 name: value for name, value in changes.items() if _get(job.train, name) != value
             }
             if job.grpo:
-                if tensor not in drawing:
-                    drawing[tensor] = choose_rollout_mesh(other)
-                other = on_rollout_mesh(other, drawing[tensor])
+                if (tensor, groups) not in drawing:
+                    drawing[tensor, groups] = choose_rollout_mesh(other)
+                other = on_rollout_mesh(other, drawing[tensor, groups])
                 if other.drawing.mesh.devices.shape != job.drawing.mesh.devices.shape:
                     kept["rollout.mesh"] = ",".join(map(str, other.drawing.mesh.devices.shape))
             found.append((step_seconds(other), kept, other))

@@ -10,13 +10,14 @@ import jax
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.jobs import Job, device_bytes, total_bytes
-from videorft_jax.planning.links import Collective, find_wires, wired_seconds
+from videorft_jax.planning.links import LINKS, Collective, find_wires, wired_seconds
 from videorft_jax.rollout.heads import count_copies
 
 _BF16 = 2
 # The bound of top_p or top_k is searched in turns that add up three numbers per draw.
 _TURNS, _TRIED = 16, 3
 _MAXIMA = 2  # numbers of a draw that are exchanged before that
+_TILE = 16  # rows of bfloat16 that a TPU lays together
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 
 
@@ -214,6 +215,13 @@ def _score(job):
     ]
 
 
+def _gradient_kind(job):
+    """Names how gradients are summed: each device keeps its part, but XLA for TPU leaves sums whole
+    where a part is no whole number of tiles."""
+    rows = job.weights.model.text.dim // job.mesh.shape["fsdp"]
+    return "all-reduce" if job.topology.kind in LINKS and rows % _TILE else "reduce-scatter"
+
+
 def _update(job):
     slices, rows, tokens = _slice(job)
     layers, again = job.weights.model.text.num_layers, job.train.model.remat != "none"
@@ -228,7 +236,7 @@ def _update(job):
     sent = [
         _gather(_gathered(stacks, job) / layers, slices * layers * (1 + again + reference)),
         _gather(_gathered(head, job), slices * (1 + reference)),
-        Collective("reduce-scatter", ("fsdp",), gradients / layers, slices * layers),
+        Collective(_gradient_kind(job), ("fsdp",), gradients / layers, slices * layers),
         Collective("all-to-all", ("fsdp",), states, 3 * slices),
         _sums(states, slices * layers * (_WITH_GRADIENT - (not again) + 2 * reference)),
     ]
