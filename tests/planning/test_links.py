@@ -116,8 +116,10 @@ def test_what_waits_is_added_and_what_need_not_runs_beside():
         Collective("all-reduce", ("tensor",), SIZE, 1),
     )
     beside, waited = wires.seconds(gather), wires.seconds(add)
-    assert wired_seconds(wires, 1.0, [gather, add]) == pytest.approx(1.0 + waited)
-    assert wired_seconds(wires, 0.0, [gather, add]) == pytest.approx(beside + waited)
+    both = [gather, add]
+    assert wired_seconds(wires, 1.0, both, "update") == pytest.approx(1.0 + waited)
+    assert wired_seconds(wires, 0.0, both, "update") == pytest.approx(beside + waited)
+    assert wired_seconds(wires, 1.0, both, "decode") == pytest.approx(1.0 + beside + waited)
 
 
 def test_a_machine_without_known_links_says_so():

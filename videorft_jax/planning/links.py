@@ -112,14 +112,17 @@ def find_wires(topology: Topology | None, mesh: Any) -> Wires | None:
     return Wires(LINKS[topology.kind], mesh)
 
 
-def wired_seconds(wires: Wires, floor: float, sent: list[Collective]) -> float:
-    """Gives the least seconds of a program whose arithmetic and memory need `floor`.
+def wired_seconds(wires: Wires, floor: float, sent: list[Collective], name: str) -> float:
+    """Gives the least seconds of the program called `name`, whose arithmetic and memory need
+    `floor`.
 
     Gathers of weights and sums of gradients may run beside the computation of another layer. All
-    others are sums of activations or of draws, for which the next product waits.
+    others are sums of activations, for which the next product waits. Decoding finds its weights
+    whole and waits for whatever it sends.
     """
-    beside = sum(wires.seconds(one) for one in sent if one.kind in _BESIDE)
-    waited = sum(wires.seconds(one) for one in sent if one.kind not in _BESIDE)
+    kinds = () if name == "decode" else _BESIDE
+    beside = sum(wires.seconds(one) for one in sent if one.kind in kinds)
+    waited = sum(wires.seconds(one) for one in sent if one.kind not in kinds)
     return max(floor, beside) + waited
 
 

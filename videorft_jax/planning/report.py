@@ -99,7 +99,7 @@ def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
         runs * cost.bytes,
         runs * floor,
         runs * sent_bytes(mesh, sent),
-        None if wires is None else runs * wired_seconds(wires, floor, sent),
+        None if wires is None else runs * wired_seconds(wires, floor, sent, name),
         figures.compile_s,
         program.shapes,
         figures.estimated,

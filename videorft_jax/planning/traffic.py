@@ -16,7 +16,8 @@ from videorft_jax.rollout.heads import count_copies
 _BF16 = 2
 # The bound of top_p or top_k is searched in turns that add up three numbers per draw.
 _TURNS, _TRIED = 16, 3
-_MAXIMA = 2  # numbers of a draw that are exchanged before that
+# Numbers of a draw that are exchanged before that, and of each part's winner after it.
+_MAXIMA, _FOUND = 2, 6
 _TILE = 16  # rows of bfloat16 that a TPU lays together
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 
@@ -43,7 +44,7 @@ def step_seconds(job: Job) -> float:
     sent, total = program_traffic(job), 0.0
     for name, cost in program_costs(job).items():
         floor, wires = floor_seconds(job, cost), find_wires(job.topology, job.mesh_of(name))
-        total += floor if wires is None else wired_seconds(wires, floor, sent[name])
+        total += floor if wires is None else wired_seconds(wires, floor, sent[name], name)
     return total
 
 
@@ -154,6 +155,7 @@ def _decode(job):
             _states(job, draws), steps * (2 * job.weights.model.text.num_layers + _looked_up(job))
         ),
         _sums(4 * draws * _MAXIMA, steps),
+        Collective("all-gather", ("tensor",), 4 * draws * _FOUND * job.mesh.shape["tensor"], steps),
         _sums(4 * draws * _TRIED, steps * _TURNS * searches),
     ]
 
