@@ -38,14 +38,16 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
     tensors = [size for size in (1, 2, 4, 8) if heads % size == 0 and devices % size == 0]
     moments = ("float32", "bfloat16") if job.train.optim.name == "adamw" else ("float32",)
     remats = ("save_dots", "save_gate", "save_projections", "save_attention", "full")
+    slices = job.train.mesh.slices
+    meshes = itertools.product(tensors, (slices, 2 * slices))
     found, drawing = [], {}
-    for tensor, groups, remat, moment in itertools.product(tensors, (1, 2), remats, moments):
+    for (tensor, data), remat, moment in itertools.product(meshes, remats, moments):
         parts = devices // tensor
         if job.train.data.rows % parts:
             continue
         own = job.train.data.rows // parts
-        for slices in (size for size in range(1, own + 1) if own % size == 0):
-            values = (tensor, groups * job.train.mesh.slices, remat, slices, moment)
+        for accumulate in (size for size in range(1, own + 1) if own % size == 0):
+            values = (tensor, data, remat, accumulate, moment)
             changes = dict(zip(_OPTIONS, values, strict=True))
             other = changed(job, changes)
             if other is None:
@@ -54,9 +56,9 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
                 name: value for name, value in changes.items() if _get(job.train, name) != value
             }
             if job.grpo:
-                if (tensor, groups) not in drawing:
-                    drawing[tensor, groups] = choose_rollout_mesh(other)
-                other = on_rollout_mesh(other, drawing[tensor, groups])
+                if (tensor, data) not in drawing:
+                    drawing[tensor, data] = choose_rollout_mesh(other)
+                other = on_rollout_mesh(other, drawing[tensor, data])
                 if other.drawing.mesh.devices.shape != job.drawing.mesh.devices.shape:
                     kept["rollout.mesh"] = ",".join(map(str, other.drawing.mesh.devices.shape))
             found.append((step_seconds(other), kept, other))
