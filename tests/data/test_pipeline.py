@@ -172,6 +172,21 @@ def test_decoding_goes_before_the_threads_of_cpu_devices(source, tokenizer):
     assert set(decoding) == {own} == {os.getpriority(os.PRIO_PROCESS, 0)}
 
 
+@pytest.mark.parametrize("error", [PermissionError, ProcessLookupError])
+def test_a_priority_that_cannot_be_set_costs_no_batch(
+    error, source, tokenizer, reference, monkeypatch
+):
+    jax.devices()
+
+    def refuse(*_):
+        raise error("no priority")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    monkeypatch.setattr(os, "getpriority", lambda *_: 0)
+    with make_loader(source, tokenizer).steps() as steps:
+        assert_equal(next(steps), reference[1][0])
+
+
 def test_restored_at_any_batch_it_goes_on_identically(reference):
     loader, expected = reference
     for k in (1, 4, len(expected) - 1, len(expected)):

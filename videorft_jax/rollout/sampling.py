@@ -165,9 +165,9 @@ def _find_first(racing, scaled, masses, ids, parts, share):
     found = share(jnp.stack([order_bits(best), token.astype(jnp.int32), *bits], -1))
     first = jnp.argmax(found[..., 0], -1)[..., None, None]  # Of equals, that with lower ids.
     token, logit = jnp.moveaxis(jnp.take_along_axis(found, first, -2)[..., 0, 1:3], -1, 0)
-    whole = jax.lax.bitcast_convert_type(found[..., 3:], jnp.float32).sum(-2)
+    totals = jax.lax.bitcast_convert_type(found[..., 3:], jnp.float32).sum(-2)
     logit = jax.lax.bitcast_convert_type(logit, jnp.float32)
-    return token.astype(jnp.uint32), logit, jnp.moveaxis(whole, -1, 0)
+    return token.astype(jnp.uint32), logit, jnp.moveaxis(totals, -1, 0)
 
 
 def exponential(keys, position, ids) -> jax.Array:

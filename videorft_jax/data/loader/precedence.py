@@ -20,11 +20,12 @@ def go_before_devices() -> None:
     """Lowers the priority of the threads that compute on CPU devices below that of the caller.
 
     Calling it again changes nothing. Where the system does not list a process's threads, and before
-    JAX has started its devices, nothing is done.
+    JAX has started its devices, nothing is done; where it forbids the change, the threads go on
+    taking turns.
     """
     least = min(os.getpriority(os.PRIO_PROCESS, 0) + _STEPS, 19)
     for task in _TASKS.glob("*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+        with contextlib.suppress(OSError):  # It has ended meanwhile, or the system forbids it.
             if (task / "comm").read_text().strip() != _DEVICES:
                 continue
             thread = int(task.name)
