@@ -27,8 +27,10 @@ from planned import (
     times,
 )  # fmt: skip
 
+from videorft_jax.planning.collectives import read_collectives
 from videorft_jax.planning.estimate import least_update
 from videorft_jax.planning.jobs import device_bytes, find_programs
+from videorft_jax.planning.traffic import program_traffic
 
 
 def test_kernels_name_their_sources_without_folders():
@@ -107,6 +109,20 @@ def check_training(job, found, tokens, *, exchanges, reference=0, parts=("text",
     assert largest <= math.prod(states)  # no logits, no weights
     inside = {kind for kind, loops in found if loops}
     assert inside == {"all-gather", "all-reduce", "reduce-scatter"}
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(1, "all-reduce"), pytest.param(2, "reduce-scatter", marks=pytest.mark.slow)]
+)
+def test_gradients_are_scattered_where_a_part_is_whole_tiles(data, kind):
+    """In 64 parts 512 rows are 8 each, in 32 they are a tile of 16; formulas and compiler agree."""
+    pytest.importorskip("libtpu")
+    changes = FROZEN | SHORT | {"data.rows": 64, "mesh.tensor": 1, "mesh.data": data}
+    job = narrow_job("v5e-64", "grpo", **changes)
+    read = read_collectives(compile_one(job, "update").hlo, job.mesh)
+    for all_sent in (read, program_traffic(job)["update"]):
+        summed = [one for one in all_sent if one.axes == ("fsdp",) and one.bytes * one.count > 1e7]
+        assert {one.kind for one in summed} - {"all-gather"} == {kind}
 
 
 @pytest.mark.parametrize(
