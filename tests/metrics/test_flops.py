@@ -15,7 +15,7 @@ from videorft_jax.metrics import chips, flops
 from videorft_jax.models import family, lora
 from videorft_jax.models.attention.masks import Causal, SharedPrefix
 from videorft_jax.models.compute_plan import choose_plan
-from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.kv_cache import KVCache
 from videorft_jax.models.layers import REMAT_POLICIES
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
 from videorft_jax.models.siglip import towers as siglip_towers

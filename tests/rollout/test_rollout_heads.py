@@ -11,6 +11,7 @@ from videorft_jax.data.batch import layout
 from videorft_jax.models.lora import LoraConfig, adapt, init_lora
 from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout import parameters
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.heads import widen
 from videorft_jax.rollout.mesh import reshape
@@ -39,7 +40,11 @@ def test_zeros_stand_behind_each_group():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_devices_draw_what_one_draws(tmp_path, kind):
+@pytest.mark.parametrize("apart", [False, True])
+def test_eight_devices_draw_what_one_draws(tmp_path, kind, apart, monkeypatch):
+    """Also where the decoder's layers lie apart, as on some TPUs."""
+    if apart:
+        monkeypatch.setattr(parameters, "_FETCHING", (jax.devices()[0].device_kind,))
     twin = hf.make_twin(tmp_path, seed=3, num_hidden_layers=2)
     rng = np.random.default_rng(3)
     parts = [[4, hf.random_clip(rng, 4, 3, 5, 1.3), 6], [12]]

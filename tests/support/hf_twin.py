@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.family import family_of, find_family, parse_config
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 from videorft_jax.models.hf_folder import read_checkpoint
+from videorft_jax.models.kv_cache import KVCache
 from videorft_jax.models.vision_language import next_position
 
 torch.set_num_threads(2)

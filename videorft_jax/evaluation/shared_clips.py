@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
-from videorft_jax.models import family
 from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.engine import RolloutEngine
+from videorft_jax.rollout.parameters import bind_prepared
 
 
 class SharedClips:
@@ -89,7 +89,7 @@ class SharedClips:
 def _encode(params, batch, config, plan, mesh):
     """The visual tokens of a batch, spread over the mesh. Evaluations of one process that have the
     same shapes share the program."""
-    return _spread(family.bind(config, params).encode_vision(batch, plan=plan), mesh)
+    return _spread(bind_prepared(config, params).encode_vision(batch, plan=plan), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))

@@ -16,7 +16,6 @@ from videorft_jax.grpo.early import Early
 from videorft_jax.grpo.given import put_given
 from videorft_jax.grpo.judge import Judge, Verdict
 from videorft_jax.grpo.options import GrpoOptions
-from videorft_jax.models import family
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
@@ -24,6 +23,7 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout import clips
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.mesh import move_rows, reshape
+from videorft_jax.rollout.parameters import bind_prepared
 from videorft_jax.rollout.results import Rollout
 from videorft_jax.rollout.sampling import make_sampling
 from videorft_jax.rollout.tools import Tools
@@ -103,7 +103,7 @@ def make_encode(options: GrpoOptions, model: ModelConfig, mesh):
 
     def encode(params, batch):
         plan = choose_plan(options.train.model.attention)
-        visual = clips.encode(family.bind(model, params), batch, mesh, plan)
+        visual = clips.encode(bind_prepared(model, params), batch, mesh, plan)
         return jax.lax.with_sharding_constraint(visual, sharding.batch_sharding(mesh))
 
     return jax.jit(encode)

@@ -1,10 +1,8 @@
-"""The text decoder that every family has, and the two-part KV cache that decoding reads.
+"""The text decoder that every family has.
 
 Blocks are pre-norm with grouped-query attention and a SwiGLU MLP. A family says how q, k and v are
 made (`attention`, a module class) and which axis of the M-RoPE positions each rotary frequency
-reads (`axes`). The prompt's keys and values are stored once per row and shared by its R
-completions, and each completion has a suffix of its own. Both are head-major, [.., K, S, H], so
-that a layer's part of the cache goes from memory into the matrix product without being copied.
+reads (`axes`).
 """
 
 import functools
@@ -15,27 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from videorft_jax.models import layers
 from videorft_jax.models.attention import chunked
 from videorft_jax.models.attention.decode import decode_attention
 from videorft_jax.models.attention.dispatch import attention
 from videorft_jax.models.attention.masks import Causal, Mask, SharedPrefix
+from videorft_jax.models.attention.pieces import attend_in_pieces, keep_own_places
 from videorft_jax.models.compute_plan import ComputePlan
-from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.models.kv_cache import KVCache, write
 from videorft_jax.models.rotary import frequencies
 from videorft_jax.ops.masked import at_masked
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every layer; `Int8` ones have one scale per token and head."""
-
-    prefix_k: jax.Array | Int8  # [L, B, K, S, H]
-    prefix_v: jax.Array | Int8
-    prefix_valid: jax.Array  # bool [B, S]
-    suffix_k: jax.Array | Int8  # [L, B, R, K, C, H]
-    suffix_v: jax.Array | Int8
 
 
 class Injection(NamedTuple):
@@ -232,15 +220,17 @@ class Text(nnx.Module):
         injection: Injection | None = None,
         plan: ComputePlan,
         is_whole: bool = False,
+        copies: int = 1,
     ):
         """As a call, and keys and values of every layer, head-major [L, B, K, T, H].
 
-        is_whole: whether devices that split the weights gather those of a layer for its turn.
+        is_whole: whether devices that split the weights gather those of a layer for its turn;
+        copies: how many devices share a head, each of which keeps a part of the places.
         """
         cos, sin = self._rotary(positions, x.dtype, plan.unroll)
 
         def attend(q, k, v):
-            kept = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+            kept = [keep_own_places(jnp.moveaxis(part, 1, 2), copies) for part in (k, v)]
             return attention(q, k, v, mask, plan.attention), kept
 
         x, (keys, values) = self._scan(x, cos, sin, attend, injection, plan, is_whole=is_whole)
@@ -293,12 +283,20 @@ class Text(nnx.Module):
         parts = [jax.tree.map(lambda x, i=i: x[i], prefix) for i in range(count)]
         return [(layers.take_layer(self.layers, i), part) for i, part in enumerate(parts)]
 
-    def decode(self, x, positions, cache: KVCache, index, seen=None, apart=None):
+    def give_apart(self, weights, prefix=None):
+        """As `take_apart`, of a list of each layer's `weights`; without `prefix` that is read where
+        it lies."""
+        graphdef, _ = nnx.split(self.layers)
+        parts = [jax.tree.map(lambda x, i=i: x[i], prefix) for i in range(len(weights))]
+        return [(nnx.merge(graphdef, own), part) for own, part in zip(weights, parts, strict=True)]
+
+    def decode(self, x, positions, cache: KVCache, index, seen=None, apart=None, copies: int = 1):
         """One token of each completion.
 
         x [B, R, D]; positions int32 [B, R], the same on all three axes; `index` int32, the place
         of the token in the suffix; seen: bool [B, R, C], the places of the suffix that a completion
-        reads, by default those up to `index`; apart: what `take_apart` gave for this cache. Returns
+        reads, by default those up to `index`; apart: what `take_apart` or `give_apart` gave;
+        copies: how many devices share a head, each of which keeps a part of the places. Returns
         final hidden states [B, R, D] and the cache with the token's keys and values written at
         `index`.
         """
@@ -306,33 +304,39 @@ class Text(nnx.Module):
             jnp.broadcast_to(positions[:, None], (len(x), 3, x.shape[1])), x.dtype
         )
         if seen is None:
-            seen = jnp.arange(jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
+            seen = jnp.arange(copies * jax.tree.leaves(cache.suffix_k)[0].shape[4]) <= index
 
         def step(block, carry, slices):
             x, suffix_k, suffix_v = carry
-            layer, prefix_k, prefix_v = slices
+            layer, *prefix = slices
 
             def attend(q, k, v):
-                written = _write(suffix_k, k, layer, index), _write(suffix_v, v, layer, index)
+                written = tuple(
+                    write(suffix, new, layer, index, copies)
+                    for suffix, new in ((suffix_k, k), (suffix_v, v))
+                )
                 own = jax.tree.map(
                     lambda part: jax.lax.dynamic_index_in_dim(part, layer, 0, keepdims=False),
                     written,
                 )
+                if copies > 1:
+                    valid = cache.prefix_valid
+                    return attend_in_pieces(q, prefix, valid, own, seen, copies), written
                 read = seen[None, None] if seen.ndim == 1 else seen
-                out = decode_attention(q, (prefix_k, prefix_v), cache.prefix_valid, own, read)
-                return out, written
+                return decode_attention(q, prefix, cache.prefix_valid, own, read), written
 
             with jax.named_scope("text_block"):
                 x, (suffix_k, suffix_v) = block(x, cos, sin, attend)
             return (x, suffix_k, suffix_v), None
 
-        carry = x, cache.suffix_k, cache.suffix_v
+        carry, prefixes = (x, cache.suffix_k, cache.suffix_v), (cache.prefix_k, cache.prefix_v)
         if apart is None:
             number = jnp.arange(self.config.num_layers)
-            extras = number, cache.prefix_k, cache.prefix_v
-            carry, _ = layers.scan_layers(step, self.layers, carry, extras)
+            carry, _ = layers.scan_layers(step, self.layers, carry, (number, *prefixes))
         else:
             for layer, (block, prefix) in enumerate(apart):
+                if prefix is None:
+                    prefix = jax.tree.map(lambda x, layer=layer: x[layer], prefixes)
                 carry, _ = step(block, carry, (layer, *prefix))
         x, suffix_k, suffix_v = carry
         x = layers.rms_norm(x, self.final_norm[...], self.config.norm_eps)
@@ -365,21 +369,3 @@ def _mix(q, k, v, mask, plan):
     out = attention(q, k, v, mask, plan.attention)
     # Splash names it itself, in the order of dims in which its backward pass reads it.
     return out if plan.attention == "splash" else checkpoint_name(out, "attention")
-
-
-def _write(suffix, new, layer, index):
-    """The suffix [L, B, R, K, C, H] with `new` [B, R, K, H] in place of one column of a layer."""
-    if isinstance(suffix, Int8):
-        new = quantise(new, -1, keep=False)
-    start = (layer, 0, 0, 0, index, 0)
-
-    def in_order(x):
-        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-
-    def put(old, column):  # a scale has no H
-        new = jax.lax.dynamic_update_slice(old, column[None, :, :, :, None], start[: old.ndim])
-        # Without this XLA for TPU lays the cache out for this write and transposes it to read it.
-        # On other platforms the constraint would gather the cache from all devices.
-        return jax.lax.platform_dependent(new, tpu=in_order, default=lambda x: x)
-
-    return jax.tree.map(put, suffix, new)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -11,6 +12,7 @@ from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.int8 import quantise_weights, quantised_formats
 from videorft_jax.models.lora import resolve
+from videorft_jax.models.vision_language import VLM
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.heads import abstract_widened, widen
 from videorft_jax.rollout.mesh import reshape
@@ -18,6 +20,16 @@ from videorft_jax.rollout.mesh import reshape
 # XLA for TPU wants these weights, [L, D, K, H], in the memory order [L, K, D, H]; in any other it
 # would copy them on every call.
 _HEAD_MAJOR = ("text/layers/attn/k", "text/layers/attn/v")
+_FETCHING = ("TPU v5 lite", "TPU v6 lite")  # what JAX calls v5e and v6e
+
+
+def bind_prepared(config: ModelConfig, params) -> VLM:
+    """The module whose weights are what `Preparation` gives; call it inside `jax.jit`. Layers that
+    lie apart are stacked for it, which costs nothing where nobody reads the stack."""
+    layers = params["text"]["layers"]
+    if isinstance(layers, list):
+        layers = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+    return family.bind(config, params | {"text": params["text"] | {"layers": layers}})
 
 
 def prepared_shardings(config: ModelConfig, mesh):
@@ -39,16 +51,34 @@ def prepared_shardings(config: ModelConfig, mesh):
     return places
 
 
+def takes_apart(mesh) -> bool:
+    """Whether each of the decoder's layers is to lie in memory of its own.
+
+    Devices along tensor wait for a sum of hidden states twice a layer, and meanwhile a v5e or v6e
+    fetches the next weights from memory, but only those that are an array of their own. On v5p the
+    compiler fetches none.
+    """
+    return mesh.shape["tensor"] > 1 and mesh.devices.flat[0].device_kind in _FETCHING
+
+
+def _is_tpu(mesh):
+    return mesh.devices.flat[0].platform == "tpu"
+
+
 class Preparation:
     """One compiled program that makes of training parameters those that decoding reads.
 
     The result lies as `prepared_shardings` says, in `dtype`, or in int8 where `int8` says so; LoRA
     adapters are merged into it. Where tensor has more parts than the model has heads of keys, it is
     wider than the parameters; see `heads.widen`.
+
+    Where `takes_apart` says so, the decoder's layers are a list of trees instead of one tree with a
+    leading L.
     """
 
     def __init__(self, config: ModelConfig, mesh, *, dtype, int8: bool):
         self.config, self.mesh, self.dtype, self.int8 = config, mesh, dtype, int8
+        self.is_apart = takes_apart(mesh)
 
     @functools.cached_property
     def program(self):
@@ -63,9 +93,24 @@ class Preparation:
     def formats(self):
         """Where each parameter of the result lies, and in which memory order."""
 
+        def of_one(held):
+            if isinstance(held, Format):
+                return Format(Layout((1, 0, 2)), of_one(held.sharding))
+            return NamedSharding(self.mesh, P(*held.spec[1:]))
+
+        if not self.is_apart:
+            return self._stacked
+        text = self._stacked["text"]
+        layers = [jax.tree.map(of_one, text["layers"])] * self.config.text.num_layers
+        return self._stacked | {"text": text | {"layers": layers}}
+
+    @functools.cached_property
+    def _stacked(self):
+        """What `formats` is where the layers are one stack."""
+
         def order(keys, held):
             path = jax.tree_util.keystr(keys, simple=True, separator="/")
-            if self.mesh.devices.flat[0].platform == "tpu" and path in _HEAD_MAJOR:
+            if _is_tpu(self.mesh) and path in _HEAD_MAJOR:
                 return Format(Layout((0, 2, 1, 3)), held)
             return held
 
@@ -85,6 +130,9 @@ class Preparation:
             made[tower] = self._quantised(self._widened({tower: resolve(self._cast(rest))}))[tower]
             one = functools.partial(self._convert_layer, tower)
             made[tower]["layers"] = jax.lax.map(one, tree["layers"])
+        if self.is_apart:
+            stack, numbers = made["text"]["layers"], range(self.config.text.num_layers)
+            made["text"]["layers"] = [jax.tree.map(lambda x, i=i: x[i], stack) for i in numbers]
         return made
 
     def _convert_layer(self, tower, layer):
@@ -93,7 +141,7 @@ class Preparation:
         layer = self._quantised(layer)[tower]["layers"]
         places = jax.tree.map(
             lambda held: held.sharding if isinstance(held, Format) else held,
-            self.formats[tower]["layers"],
+            self._stacked[tower]["layers"],
         )
         layer = jax.lax.with_sharding_constraint(layer, places)
         return jax.tree.map(lambda leaf: leaf[0], layer)

@@ -16,18 +16,17 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from videorft_jax.models import family
 from videorft_jax.models.attention.masks import Causal
 from videorft_jax.models.compute_plan import choose_plan
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.decoder import KVCache
 from videorft_jax.models.int8 import Int8, quantise
+from videorft_jax.models.kv_cache import KVCache
 from videorft_jax.models.vision_language import next_position
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.clips import encode
 from videorft_jax.rollout.compaction import Grid
 from videorft_jax.rollout.heads import count_copies
-from videorft_jax.rollout.parameters import Preparation
+from videorft_jax.rollout.parameters import Preparation, bind_prepared
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key, draw
 
 log = logging.getLogger(__name__)
@@ -84,6 +83,7 @@ class Programs:
         self.int8_cache = int8_cache
         self.params = Preparation(config, mesh, dtype=self.dtype, int8=int8_weights)
         self.shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.copies = count_copies(config, mesh.shape["tensor"])
         self.compiles: collections.Counter[str] = collections.Counter()
         self._made: dict[Any, Any] = {}
         self._rows, self._all = NamedSharding(mesh, P(_ROWS)), NamedSharding(mesh, P())
@@ -169,10 +169,10 @@ class Programs:
             scale: Any = jax.ShapeDtypeStruct(shape[:-1], self.dtype)
             return Int8(values, scale)
 
-        copies = count_copies(self.config, self.mesh.shape["tensor"])
-        outer, inner = (text.num_layers, rows), text.num_kv_heads * copies
-        prefix = cached(*outer, inner, length, text.head_dim)
-        suffix = cached(*outer, slots, inner, self.sampling.max_new_tokens, text.head_dim)
+        outer, inner = (text.num_layers, rows), text.num_kv_heads * self.copies
+        kept, own = (-(-n // self.copies) for n in (length, self.sampling.max_new_tokens))
+        prefix = cached(*outer, inner, kept, text.head_dim)
+        suffix = cached(*outer, slots, inner, own, text.head_dim)
         valid = jax.ShapeDtypeStruct((rows, length), bool)
         per_slot: Any = jax.ShapeDtypeStruct((rows, slots), jnp.int32)
         key: Any = jax.ShapeDtypeStruct((rows, slots, 2), jnp.uint32)
@@ -188,7 +188,7 @@ class Programs:
         what was drawn and the report.
         """
         batch, uids, limits, visual = inputs
-        model = family.bind(self.config, params)
+        model = bind_prepared(self.config, params)
         if visual is None and batch.patches.size:
             visual = encode(model, batch, self.mesh, self.plan)
         x = model.embed(batch.tokens, visual, batch.visual_index)
@@ -238,6 +238,7 @@ class Programs:
                 injection=model.injection(visual, batch.visual_index),
                 plan=self.plan,
                 is_whole=is_whole,
+                copies=self.copies,
             )
 
     def _advance(self, slots, logits, place):
@@ -263,8 +264,14 @@ class Programs:
         live completions. Returns the suffix, the slots, what was drawn [B, R, chunk] and the
         report.
         """
-        model = family.bind(self.config, params)
-        apart = model.text.take_apart(prefix[:2], self.plan.unroll)
+        model = bind_prepared(self.config, params)
+        if self.params.is_apart:
+            # Small prefixes lie apart too: beside a stack of them the compiler fetches no weights
+            # in the first layers.
+            parts = prefix[:2] if self.copies > 1 else None
+            apart = model.text.give_apart(params["text"]["layers"], parts)
+        else:
+            apart = model.text.take_apart(prefix[:2], self.plan.unroll)
 
         def busy(state):
             done, _, slots, _ = state
@@ -277,7 +284,9 @@ class Programs:
             cache = KVCache(*prefix, *suffix)
             x = model.embed(slots.token, None, None)
             places = slots.position + before
-            hidden, cache = model.text.decode(x, places, cache, before, apart=apart)
+            hidden, cache = model.text.decode(
+                x, places, cache, before, apart=apart, copies=self.copies
+            )
             slots, new = self._advance(slots, model.logits(hidden), before + 1)
             drawn = jax.tree.map(
                 lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, done, 2), drawn, new

@@ -124,7 +124,7 @@ def draw(
     )
     weight = jnp.exp(scaled - peak)
     ids = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
-    kept = _kept(scaled, allowed, highest, config, 1 if parts == 1 else 2)
+    kept = _kept(scaled, allowed, highest, config, bits_of_a_turn(parts))
     if config.temperature == 0:
         racing = jnp.where(kept, scaled, -jnp.inf)
     else:
@@ -245,15 +245,28 @@ def order_bits(x):
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
+def bits_of_a_turn(parts: int) -> int:
+    """Chooses how many bits of a bound are found at once: more questions where an exchange between
+    more devices takes longer."""
+    return 1 if parts == 1 else 2 if parts <= 4 else 3
+
+
 def find_largest(holds, like, bits: int = 1):
     """Finds the largest int32 for which `holds`, which is true up to some number and false beyond
-    it. Each turn finds `bits` of its 32 bits, with 2 ** bits - 1 questions at once."""
+    it. Each turn finds `bits` of its 32 bits, with 2 ** bits - 1 questions at once; the first finds
+    what is left over."""
+    turns = 31 // bits
+    first = 32 - bits * turns
 
-    def narrow(turn, low):
-        step = jnp.int32(1) << (32 - bits * (turn + 1))  # 1 << 31 is negative, and the sum wraps.
+    def narrow(low, step, bits):
         tried = [low + step * count for count in range(1, 2**bits)]
         return low + step * sum(holds(bound).astype(jnp.int32) for bound in tried)
 
+    def turn(number, low):
+        return narrow(low, jnp.int32(1) << (32 - first + bits - bits * (number + 1)), bits)
+
     # The first turn stands before the loop, where its questions need no exchange of their own.
-    low = narrow(0, jnp.full_like(like, np.iinfo(np.int32).min))
-    return jax.lax.fori_loop(1, 32 // bits, narrow, low)
+    # 1 << 31 is negative, and the sum wraps.
+    low = jnp.full_like(like, np.iinfo(np.int32).min)
+    low = narrow(low, jnp.int32(1) << (32 - first), first)
+    return jax.lax.fori_loop(1, turns + 1, turn, low)

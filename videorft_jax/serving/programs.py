@@ -15,7 +15,7 @@ import numpy as np
 
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
-from videorft_jax.models.decoder import KVCache
+from videorft_jax.models.kv_cache import KVCache
 from videorft_jax.rollout.programs import EMPTY, FAILED, FULL, LIVE, STOPPED
 from videorft_jax.rollout.sampling import SamplingConfig, completion_key
 from videorft_jax.serving.drawing import NUM_TOP, draw_each, rank, unpack

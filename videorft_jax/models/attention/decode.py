@@ -22,6 +22,12 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     [B, R, K, C, H] with suffix_valid bool, broadcast to [B, R, C]. Keys and values may be `Int8`
     with one scale per token and head. One softmax over both parts. Returns [B, R, N, H].
     """
+    return attend_partly(q, prefix, prefix_valid, suffix, suffix_valid)[0].astype(q.dtype)
+
+
+def attend_partly(q, prefix, prefix_valid, suffix, suffix_valid) -> tuple[jax.Array, jax.Array]:
+    """As `decode_attention`, of a part of the keys: gives what it returns, in float32, and the
+    logarithm of the sum of exponentials [B, R, N, 1], by whose softmax parts are added up."""
     (prefix_k, prefix_v), (suffix_k, suffix_v) = (
         [_widen(part, dims, q.dtype) for part in pair]
         for pair, dims in ((prefix, (1, 3)), (suffix, 3))
@@ -37,7 +43,7 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     to_suffix = scores("BRKGH,BRKCH->BRKGC", *suffix_k)
     to_prefix = jnp.where(prefix_valid[:, None, None, None, :], to_prefix, _HIDDEN)
     to_suffix = jnp.where(suffix_valid[:, :, None, None, :], to_suffix, _HIDDEN)
-    to_prefix, to_suffix = _softmax([to_prefix, to_suffix])
+    (to_prefix, to_suffix), peak, total = _softmax([to_prefix, to_suffix])
 
     def mixed(spec, weights, values, scale):
         weights = (weights * scale).astype(q.dtype)
@@ -47,15 +53,17 @@ def decode_attention(q, prefix, prefix_valid, suffix, suffix_valid) -> jax.Array
     # Rounded once, after the sum, as where the keys are not in two parts.
     out = mixed("BKSH,BRKGS->BRKGH", to_prefix, *prefix_v)
     out += mixed("BRKCH,BRKGC->BRKGH", to_suffix, *suffix_v)
-    return out.reshape(batch, rollouts, heads, dim).astype(q.dtype)
+    scale = (peak + jnp.log(total)).reshape(batch, rollouts, heads, 1)
+    return out.reshape(batch, rollouts, heads, dim), scale
 
 
 def _softmax(parts):
-    """One softmax over the concatenation of score blocks, without concatenating them."""
+    """One softmax over the concatenation of score blocks, without concatenating them, with the
+    largest score and the sum of the exponentials."""
     peak = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in parts])
     weights = [jnp.exp(part - peak) for part in parts]
     total = sum(part.sum(-1, keepdims=True) for part in weights)
-    return [part / total for part in weights]
+    return [part / total for part in weights], peak, total
 
 
 def _widen(part, dims, dtype):
