@@ -7,7 +7,14 @@ import pytest
 from planned import narrow_job
 
 from videorft_jax.planning.collectives import read_collectives
-from videorft_jax.planning.links import LINKS, Collective, Wires, find_wires, wired_seconds
+from videorft_jax.planning.links import (
+    LINKS,
+    Collective,
+    Wires,
+    find_wires,
+    sent_bytes,
+    wired_seconds,
+)
 from videorft_jax.planning.report import as_text, make_rows, summarise
 
 HLO = """HloModule jit_f
@@ -23,7 +30,17 @@ HLO = """HloModule jit_f
 }
 
 %layer (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %c = (bf16[9,4]{1,0:T(8,128)S(1)}, bf16[9,4]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%weights)
   %one = bf16[8,4]{1,0} all-reduce(%x), channel_id=1, replica_groups=[4,2]<=[8], to_apply=%add
+  %d = ((f32[30]{0:T(128)}), f32[10]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%more)
+  %six = bf16[8,4]{1,0} all-to-all(%x), channel_id=1, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %near = bf16[9,4]{1,0:T(8,128)S(1)} copy-done(%c)
+  %part = f32[10]{0:T(128)S(1)} slice-done(%d)
+  %seven = bf16[8,4]{1,0} all-to-all(%z), channel_id=1, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %eight = f32[16]{0} all-gather(%y), channel_id=6, replica_groups={{0,2},{4,6},{1,3},{5,7}}
+}
+
+%fused.1 (p: f32[4]) -> f32[16] {
   %two = f32[16]{0} all-gather(%y), channel_id=2, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
 }
 
@@ -63,15 +80,20 @@ def grid(places, shape, cores=None):
 def test_collectives_of_a_text():
     """A layer's count is that of its loop, times the turns of a loop over tokens around it; what
     stands behind that loop counts one. A gather that the compiler spreads over fusions, whose
-    results lie in other memories, is one."""
+    results lie in other memories, is one; two that share a channel elsewhere are two. The 72 bytes
+    of one copy are fetched during a sum and an exchange of 64 bytes, of which a sum takes twice as
+    long, and 40 of another during that exchange alone."""
     mesh = grid([(n, 0, 0) for n in range(8)], (1, 4, 2))
     for turns in (1, 5):
         assert read_collectives(HLO, mesh, turns) == [
-            ("all-gather", ("fsdp",), 64, 7 * turns),
-            ("all-gather", ("fsdp", "tensor"), 5, 1),
-            ("all-reduce", ("tensor",), 64, 7 * turns),
-            ("collective-permute", ("fsdp",), 24, 1),
-            ("reduce-scatter", ("tensor",), 32, turns),
+            ("all-gather", ("fsdp",), 64, 1, 0, 0.0),
+            ("all-gather", ("fsdp",), 64, 7 * turns, 2, 0.0),
+            ("all-gather", ("fsdp", "tensor"), 5, 1, 0, 0.0),
+            ("all-reduce", ("tensor",), 64, 7 * turns, 0, 48.0),
+            ("all-to-all", ("tensor",), 64, 7 * turns, 0, 0.0),
+            ("all-to-all", ("tensor",), 64, 7 * turns, 0, 64.0),
+            ("collective-permute", ("fsdp",), 24, 1, 0, 0.0),
+            ("reduce-scatter", ("tensor",), 32, turns, 0, 0.0),
         ]
 
 
@@ -120,6 +142,25 @@ def test_what_waits_is_added_and_what_need_not_runs_beside():
     assert wired_seconds(wires, 1.0, both, "update") == pytest.approx(1.0 + waited)
     assert wired_seconds(wires, 0.0, both, "update") == pytest.approx(beside + waited)
     assert wired_seconds(wires, 1.0, both, "decode") == pytest.approx(1.0 + beside + waited)
+
+
+def test_what_is_fetched_meanwhile_hides_a_sum():
+    """By hand: a sum along a line of four takes 1.5 ms and 6 us; 1 GB/s brings 1.5 MB in 1.5 ms."""
+    wires = Wires(LINKS["v6e"], grid(SQUARE, (1, 4, 4)), memory=1e9)
+    add = Collective("all-reduce", ("tensor",), SIZE, 2, fetched=1.5e6)
+    assert wires.seconds(add) == pytest.approx(2 * 1.506e-3)
+    assert wires.exposed_seconds(add) == pytest.approx(2 * 6e-6)
+    assert wires.exposed_seconds(add._replace(fetched=2e6)) == 0.0
+    assert wired_seconds(wires, 1.0, [add], "decode") == pytest.approx(1.0 + 2 * 6e-6)
+    assert wired_seconds(wires, 1.0, [add], "update") == pytest.approx(1.0 + 2 * 1.506e-3)
+
+
+def test_neighbours_that_exchange_among_themselves():
+    """Two of a line of four: half of the array through one link, over one hop."""
+    wires = Wires(LINKS["v6e"], grid(SQUARE, (1, 4, 4)))
+    pair = Collective("all-to-all", ("tensor",), SIZE, 1, among=2)
+    assert wires.seconds(pair) == pytest.approx(SIZE / 2 / 100e9 + 1e-6)
+    assert sent_bytes(grid(SQUARE, (1, 4, 4)), [pair]) == SIZE / 2
 
 
 def test_a_machine_without_known_links_says_so():

@@ -9,7 +9,9 @@ from planned import check_formulas, compile_programs, load_recipe
 
 from videorft_jax.commands.plan import read_options
 from videorft_jax.planning import machines, plan
+from videorft_jax.planning.collectives import read_collectives
 from videorft_jax.planning.jobs import device_bytes
+from videorft_jax.planning.links import find_wires
 from videorft_jax.rollout.heads import count_copies
 
 # The recipe, and the sizes of the rollout's data, fsdp and tensor; training has fsdp=16.
@@ -29,17 +31,15 @@ def make(size, sizes):
 
 
 def find_caches(job):
-    """Values of one layer's keys on a device, and of all layers': of prompts, of completions."""
+    """Values of one layer's keys on a device, and of all layers', of completions and of prompts.
+    Devices that share a head keep a part of the places each."""
     text, rows = job.weights.model.text, job.shape.rows // job.drawing.parts
     tensor, rollout = job.drawing.mesh.shape["tensor"], job.grpo.rollout
-    heads = text.num_kv_heads * count_copies(job.weights.model, tensor) // tensor
-    each = rows * heads * text.head_dim
-    own = rollout.num_rollouts * rollout.max_new_tokens
-    return {
-        each * tokens * layers
-        for tokens in (job.shape.length, own)
-        for layers in (1, text.num_layers)
-    }
+    copies = count_copies(job.weights.model, tensor)
+    each = rows * (text.num_kv_heads * copies // tensor) * text.head_dim
+    own = rollout.num_rollouts * -(-rollout.max_new_tokens // copies)
+    sizes = [each * own, each * -(-job.shape.length // copies)]
+    return [{size, size * text.num_layers} for size in sizes]
 
 
 @pytest.mark.slow
@@ -48,19 +48,43 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     job = make(size, sizes)
     decode = compile_programs(job, {"decode"})["decode"]
     text, rollout = job.weights.model.text, job.grpo.rollout
-    assert not materialised(decode.hlo, find_caches(job))
+    copies = count_copies(job.weights.model, job.drawing.mesh.shape["tensor"])
+    own, prompts = find_caches(job)
+    # Where devices share a head, a call first takes the prompts' few keys and values apart.
+    assert not materialised(decode.hlo, own | (prompts if copies == 1 else set()))
     # Once a call, where a device has four heads, the compiler copies the weights of the queries.
     attn = job.prepared["text"]["layers"]["attn"]
-    cache = 2 * 2 * max(find_caches(job))
-    assert decode.memory.temp_size_in_bytes < 0.05 * cache + 1.01 * device_bytes(attn["q"])
+    most = 0.05 * 2 * 2 * max(own | prompts) + 1.01 * device_bytes(attn["q"])
+    most += 1.01 * 2 * 2 * max(prompts) * (copies > 1)
+    assert decode.memory.temp_size_in_bytes < most
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
     found = collectives(decode.hlo)
-    assert {kind for kind, *_ in found} == {"all-reduce"}  # no weights, no cache, no logits
-    assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
-    assert found["all-reduce", states, 2] == 2  # A layer sums behind attention and its MLP.
-    # An embedding that is split, since it is the head too, is added up once a token.
-    assert found["all-reduce", states, 1] == int(text.tied)
+    # No weights, no cache, no logits; queries, and what comes of them, where devices share a head.
+    shared = {"all-gather", "all-to-all"} if copies > 1 else set()
+    assert {kind for kind, *_ in found} == {"all-reduce"} | shared
+    assert max(math.prod(dims) for kind, dims, _ in found) == math.prod(states)
+    # A layer sums behind attention and its MLP. An embedding that is split, since it is the head
+    # too, is added up once a token.
+    sums = {loops: n for (kind, dims, loops), n in found.items() if dims == states}
+    assert sums == {1: 2 * text.num_layers + int(text.tied)}
     check_formulas(job, "decode", decode.hlo, tokens=rollout.max_new_tokens - 1)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [("7b", (1, 4, 4)), ("7b", (1, 2, 8))])
+@pytest.mark.slow
+def test_weights_are_fetched_while_a_sum_is_waited_for(size, sizes):
+    """In all layers but the first ones the sums of hidden states and what devices send each other
+    inside of attention wait for links no longer than for memory, which is most of their time."""
+    job = make(size, sizes)
+    hlo = compile_programs(job, {"decode"})["decode"].hlo
+    wires = find_wires(job.topology, job.drawing.mesh)
+    steps = job.grpo.rollout.max_new_tokens - 1
+    found = [one for one in read_collectives(hlo, job.drawing.mesh, steps) if one.bytes > 1e5]
+    waited, exposed = (
+        sum(map(seconds, found)) for seconds in (wires.seconds, wires.exposed_seconds)
+    )
+    assert waited > 0.1
+    assert exposed < 0.5 * waited
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from videorft_jax.planning.links import Collective, axes_between
+from videorft_jax.planning.links import Collective, axes_between, weigh
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _WIDE = {"s64": 8, "u64": 8, "f64": 8}
@@ -16,6 +16,9 @@ _LAYOUT = re.compile(r"\{[^{}]*\}")
 _LINE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\((.*)"
 )
+_NEAR = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]\{[^{}]*S\(1\)[^{}]*\}")
+_FETCH = re.compile(r"(%[\w.\-]+) = (.*?) (?:copy|slice)-(start|done)\((%[\w.\-]+)?")
+_FUSED = ("%fused", "%async_collective_fusion")
 _CALLED = re.compile(
     r"\b(body|calls|to_apply|condition|branch_computations|called_computations|"
     r"true_computation|false_computation)=\{?((?:%[\w.\-]+(?:, )?)+)"
@@ -35,23 +38,55 @@ def read_collectives(hlo: str, mesh: Any, open_turns: int = 1) -> list[Collectiv
     seen = set()
     for name, text in texts.items():
         scattered = name.startswith("%all-reduce-scatter")
-        for kinds, kind, start, rest in _LINE.findall(text):
+        lines = [match for match in map(_LINE.search, text.split("\n")) if match]
+        for match, fetched in zip(lines, _count_fetched(text), strict=True):
+            kinds, kind, start, rest = match.groups()
             channel = re.search(r"channel_id=(\d+)", rest)
             key = (kind, channel and channel[1], _LAYOUT.sub("", kinds))
-            if key in seen and not scattered:  # One that is spread over fusions, in any layout.
+            if key in seen and name.startswith(_FUSED):  # Spread over fusions, in any layout.
                 continue
             seen.add(key)
             arrays = [_size(*array) for array in _ARRAY.findall(kinds)]
             # One that is awaited later has operands, results and flags.
             if start and len(arrays) > 1:
                 arrays = [max(arrays)]
-            axes = axes_between(mesh, _members(rest, mesh.devices.size))
+            members = _members(rest, mesh.devices.size)
+            axes = axes_between(mesh, members)
             if axes and sum(arrays):
                 count = math.prod(mesh.shape[axis] for axis in axes)
-                size = sum(arrays) * (count if kind == "reduce-scatter" else 1)
+                among = len(members) if kind != "collective-permute" and len(members) < count else 0
+                size = sum(arrays) * ((among or count) if kind == "reduce-scatter" else 1)
                 kind = "reduce-scatter" if scattered else kind
-                found[kind, axes, size] += runs.get(name, 1)
-    return [Collective(*key, count) for key, count in sorted(found.items())]
+                found[kind, axes, size, among, fetched] += runs.get(name, 1)
+    return [
+        Collective(kind, axes, size, count, among, fetched)
+        for (kind, axes, size, among, fetched), count in sorted(found.items())
+    ]
+
+
+def _count_fetched(text):
+    """Counts for each collective of a computation the bytes that are brought from a TPU's memory
+    next to its cores meanwhile. Copies that are under way during several are divided."""
+    under_way: dict[str, tuple[int, list[int]]] = {}
+    weights: list[float] = []
+    fetched: list[float] = []
+    for line in text.split("\n"):
+        if copy := _FETCH.search(line):
+            name, kinds, step, source = copy.groups()
+            if step == "start":
+                under_way[name] = sum(_size(*array) for array in _NEAR.findall(kinds)), []
+            elif source in under_way:
+                size, during = under_way.pop(source)
+                whole = sum(weights[number] for number in during)
+                for number in during:
+                    fetched[number] += size * weights[number] / whole
+        elif found := _LINE.search(line):
+            for _, during in under_way.values():
+                during.append(len(fetched))
+            size = sum(_size(*array) for array in _ARRAY.findall(found[1]))
+            weights.append(weigh(found[2], size))
+            fetched.append(0.0)
+    return fetched
 
 
 def _size(dtype, dims):

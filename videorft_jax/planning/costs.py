@@ -6,6 +6,7 @@ that holds rows of its own reads every weight. Traffic between devices is not co
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from videorft_jax.metrics import chips, flops
 from videorft_jax.metrics.flops import Cost, Work
 from videorft_jax.models import family
 from videorft_jax.planning.jobs import Job, total_bytes
-from videorft_jax.rollout.heads import count_copies
+from videorft_jax.rollout.parameters import takes_apart
 from videorft_jax.training.counts import train_settings
 
 
@@ -27,8 +28,9 @@ def program_costs(job: Job) -> dict[str, Cost]:
     kept = total_bytes(job.policy)
     read = total_bytes((job.state.params, job.state.frozen))
     found = {
-        "reshard": Cost(bytes=float(read + kept * parts)),
-        "prefill": _read_by_all(flops.forward_cost(model, prompts), parts),
+        "reshard": Cost(bytes=float(read + kept * parts + _stack(job))),
+        "prefill": _read_by_all(flops.forward_cost(model, prompts), parts)
+        + Cost(bytes=float(_stack(job))),
         "decode": _decode(job.drawing),
         "compact": Cost(bytes=2.0 * _cache_bytes(job)),
         "update": _times(_update(job, _groups(job, shared=True), clips), 1 / job.grpo.minibatches),
@@ -68,6 +70,14 @@ def naive_floor(job: Job) -> float:
     if job.siglip is not None:
         costs.append(_siglip(job))
     return sum(floor_seconds(job, cost) for cost in costs)
+
+
+def _stack(job):
+    """Counts the bytes of reading and writing the decoder's layers once more on all devices, to
+    take their stack apart or to make it; see `rollout.parameters.Preparation`."""
+    if not takes_apart(job.drawing.mesh):
+        return 0
+    return 2 * total_bytes(job.prepared["text"]["layers"]) * job.drawing.parts
 
 
 def _times(cost, count):
@@ -135,14 +145,16 @@ def _decode(job, *, shared=True):
     )
     steps = size - 1  # Each step costs as much more than the one before it.
     total = _times(first + last, steps / 2)
-    # Parts that hold the same head of keys read its cache once each, and zeros fill up the others.
-    model, tensor = job.weights.model, job.mesh.shape["tensor"]
-    if tensor > model.text.num_kv_heads:
-        plain = family.abstract_params(model, jnp.bfloat16)["text"]
-        weights = steps * (total_bytes(job.prepared["text"]) - total_bytes(plain))
-        read = total.bytes - steps * flops.forward_cost(model, Work(tokens=1, targets=1)).bytes
-        again = read * (count_copies(model, tensor) - 1)
-        total = dataclasses.replace(total, bytes=total.bytes + weights + again)
+    # Zeros fill up heads and channels that do not divide over tensor.
+    model = job.weights.model
+    plain = family.abstract_params(model, jnp.bfloat16)["text"]
+    more = total_bytes(job.prepared["text"]) - total_bytes(plain)
+    if job.mesh.shape["tensor"] > model.text.num_kv_heads:
+        total = dataclasses.replace(total, bytes=total.bytes + steps * more)
+        if takes_apart(job.mesh):  # Each call first takes the prompts' keys and values apart.
+            calls = math.ceil(steps / job.grpo.rollout.chunk)
+            copied = 2 * rows * length * _token_bytes(job) * calls
+            total = dataclasses.replace(total, bytes=total.bytes + copied)
     if job.grpo.rollout.int8_weights:
         half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
         total = dataclasses.replace(total, bytes=total.bytes - steps * half)
@@ -151,10 +163,16 @@ def _decode(job, *, shared=True):
 
 def _cache_bytes(job):
     """Counts the bytes of keys and values of all rows, prompts and completions together."""
-    text, rollout = job.weights.model.text, job.grpo.rollout
+    rollout = job.grpo.rollout
     tokens = job.shape.rows * (job.shape.length + rollout.num_rollouts * rollout.max_new_tokens)
+    return tokens * _token_bytes(job)
+
+
+def _token_bytes(job):
+    """Counts the bytes of keys and values of one token."""
+    text = job.weights.model.text
     each = 2 * text.num_layers * text.num_kv_heads * text.head_dim
-    return tokens * each * (1 if rollout.int8_cache else 2)
+    return each * (1 if job.grpo.rollout.int8_cache else 2)
 
 
 def _train(job, work):

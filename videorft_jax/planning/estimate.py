@@ -10,6 +10,7 @@ its prefill and decode are estimated a quarter too low.
 from videorft_jax.ops.masked import CHUNK
 from videorft_jax.planning.compile import GIB, Figures
 from videorft_jax.planning.jobs import DRAWING, Job, device_bytes, prepared_bytes
+from videorft_jax.rollout.parameters import takes_apart
 
 _WIDE, _NARROW = 4, 2  # float32, bf16
 
@@ -75,7 +76,7 @@ def _batch(job):
 def _cache(job):
     text, rollout = job.weights.model.text, job.grpo.rollout
     tokens = job.shape.length + rollout.num_rollouts * rollout.max_new_tokens
-    heads = max(1, text.num_kv_heads / job.mesh.shape["tensor"])
+    heads = text.num_kv_heads / job.mesh.shape["tensor"]
     size = 1 if rollout.int8_cache else 2
     return 2 * _rows(job) * tokens * text.num_layers * heads * text.head_dim * size
 
@@ -86,14 +87,23 @@ def _logits(job, positions):
 
 def _reshard(job):
     """The new weights, and beside them a layer and the head as they are gathered."""
-    return device_bytes((job.state.params, job.state.frozen)), prepared_bytes(job) + _gathered(job)
+    made = prepared_bytes(job) + _stack(job) + _gathered(job)
+    return device_bytes((job.state.params, job.state.frozen)), made
+
+
+def _stack(job):
+    """The bytes of the layers' stack, while it is taken apart or put together."""
+    if not takes_apart(job.drawing.mesh):
+        return 0
+    size = device_bytes(job.prepared["text"]["layers"])
+    return size // 2 if job.grpo.rollout.int8_weights else size
 
 
 def _prefill(job):
     rows, rollouts = _rows(job), job.grpo.rollout.num_rollouts
     working = max(_layer(job, rows * job.shape.length), _encoding(job))
     logits = 3 * _logits(job, rows * rollouts)
-    return prepared_bytes(job) + _batch(job), _cache(job) + working + logits
+    return prepared_bytes(job) + _batch(job), _cache(job) + _stack(job) + working + logits
 
 
 def _decode(job):

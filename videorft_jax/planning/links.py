@@ -20,13 +20,17 @@ class Collective(NamedTuple):
 
     kind: as XLA names it. axes: names of the mesh axes. bytes: of the whole array, which an
     all-gather gives, a reduce-scatter takes and an all-reduce sums on every device. count: how
-    often one run of the program does it.
+    often one run of the program does it. among: neighbours of a group, where these are not all
+    devices along the axes. fetched: bytes that a device brings from its memory meanwhile for what
+    comes later.
     """
 
     kind: str
     axes: tuple[str, ...]
     bytes: float
     count: float
+    among: int = 0
+    fetched: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +58,14 @@ LINKS = {
 _TWICE = "all-reduce"  # It is a reduce-scatter and an all-gather.
 # Weights are gathered and gradients scattered; both may run beside other work.
 _BESIDE = ("all-gather", "reduce-scatter")
+_HOPS = 2**16  # bytes that a link would carry while a hop is waited for
 
 
 class Wires:
-    """The links of one mesh on one machine."""
+    """The links of one mesh on one machine, whose devices read `memory` bytes per second."""
 
-    def __init__(self, link: Link, mesh):
-        self._link, self._mesh = link, mesh
+    def __init__(self, link: Link, mesh, memory: float = math.inf):
+        self._link, self._mesh, self._memory = link, mesh, memory
         self._places = np.array(
             [[*device.coords, getattr(device, "core_on_chip", 0)] for device in mesh.devices.flat]
         ).reshape(*mesh.devices.shape, -1)
@@ -70,7 +75,7 @@ class Wires:
     def seconds(self, one: Collective) -> float:
         """The least time of a collective, all its repetitions together."""
         index = tuple(slice(None) if axis in one.axes else 0 for axis in self._mesh.axis_names)
-        group = self._places[index].reshape(-1, self._places.shape[-1])
+        group = self._places[index].reshape(-1, self._places.shape[-1])[: one.among or None]
         chips = np.unique(group[:, :-1], axis=0)
         count = len(chips)
         if count == 1:
@@ -80,6 +85,11 @@ class Wires:
         passes = 2 if one.kind == _TWICE else 1
         sent = one.bytes * (count - 1) / count / bandwidth
         return float(one.count * passes * (sent + hops * self._link.latency))
+
+    def exposed_seconds(self, one: Collective) -> float:
+        """As `seconds`, without the time in which what is `fetched` meanwhile is read anyway."""
+        hidden = one.count * one.fetched / self._memory
+        return max(0.0, self.seconds(one) - hidden)
 
     def _reach(self, chips):
         """Gives the bytes per second that reach each chip of a group, and the most hops between two
@@ -109,7 +119,7 @@ def find_wires(topology: Topology | None, mesh: Any) -> Wires | None:
         return None
     if any(getattr(device, "coords", None) is None for device in mesh.devices.flat):
         return None
-    return Wires(LINKS[topology.kind], mesh)
+    return Wires(LINKS[topology.kind], mesh, topology.chip.bandwidth)
 
 
 def wired_seconds(wires: Wires, floor: float, sent: list[Collective], name: str) -> float:
@@ -118,19 +128,26 @@ def wired_seconds(wires: Wires, floor: float, sent: list[Collective], name: str)
 
     Gathers of weights and sums of gradients may run beside the computation of another layer. All
     others are sums of activations, for which the next product waits. Decoding finds its weights
-    whole and waits for whatever it sends.
+    whole and waits for whatever it sends, but reads weights meanwhile, which is most of its work.
     """
-    kinds = () if name == "decode" else _BESIDE
-    beside = sum(wires.seconds(one) for one in sent if one.kind in kinds)
-    waited = sum(wires.seconds(one) for one in sent if one.kind not in kinds)
+    if name == "decode":
+        return floor + sum(map(wires.exposed_seconds, sent))
+    beside = sum(wires.seconds(one) for one in sent if one.kind in _BESIDE)
+    waited = sum(wires.seconds(one) for one in sent if one.kind not in _BESIDE)
     return max(floor, beside) + waited
+
+
+def weigh(kind: str, size: float) -> float:
+    """Gives a number in proportion to the time that a collective of `size` bytes takes, by which
+    copies that are under way during several are divided between them."""
+    return (2 if kind == _TWICE else 1) * (size + _HOPS)
 
 
 def sent_bytes(mesh: Any, sent: list[Collective]) -> float:
     """Counts the bytes that one device sends."""
     total = 0.0
     for one in sent:
-        count = math.prod(mesh.shape[axis] for axis in one.axes)
+        count = one.among or math.prod(mesh.shape[axis] for axis in one.axes)
         passes = 2 if one.kind == _TWICE else 1
         total += one.count * passes * one.bytes * (count - 1) / count
     return total

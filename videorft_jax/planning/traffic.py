@@ -10,12 +10,12 @@ import jax
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, program_costs
 from videorft_jax.planning.jobs import Job, device_bytes, total_bytes
-from videorft_jax.planning.links import LINKS, Collective, find_wires, wired_seconds
+from videorft_jax.planning.links import LINKS, Collective, find_wires, weigh, wired_seconds
 from videorft_jax.rollout.heads import count_copies
+from videorft_jax.rollout.parameters import takes_apart
+from videorft_jax.rollout.sampling import bits_of_a_turn
 
-_BF16 = 2
-# The bound of top_p or top_k is searched in turns that add up three numbers per draw.
-_TURNS, _TRIED = 16, 3
+_BF16, _FLOAT = 2, 4
 # Numbers of a draw that are exchanged before that, and of each part's winner after it.
 _MAXIMA, _FOUND = 2, 6
 _TILE = 16  # rows of bfloat16 that a TPU lays together
@@ -125,8 +125,8 @@ def _prefill(job):
         sent = [_sums(states, 2 * text.num_layers + _looked_up(job))]
     else:
         weights = _split_bytes(job.prepared["text"]["layers"]) / text.num_layers
-        heads = text.num_kv_heads * count_copies(job.weights.model, mesh.shape["tensor"])
-        kept = _BF16 * rows * job.shape.length * heads * text.head_dim / mesh.shape["tensor"]
+        values = text.num_kv_heads * text.head_dim
+        kept = _BF16 * rows * job.shape.length * values / mesh.shape["tensor"]
         sent = [
             Collective("all-gather", ("tensor",), weights, text.num_layers),
             Collective("all-to-all", ("tensor",), kept, 2 * text.num_layers),
@@ -146,17 +146,39 @@ def _encoding(job):
 
 
 def _decode(job):
-    rollout = job.grpo.rollout
+    """Counts the sums of hidden states, beside which the next weights are fetched, and the numbers
+    of a draw. Devices that share a head of keys gather their queries and send results back."""
+    rollout, model, tensor = job.grpo.rollout, job.weights.model, job.mesh.shape["tensor"]
     draws = job.shape.rows // job.parts * rollout.num_rollouts
-    steps = rollout.max_new_tokens - 1
-    searches = (rollout.top_p < 1) + (rollout.top_k > 0)
+    steps, layers = rollout.max_new_tokens - 1, model.text.num_layers
+    # The bound of top_p or top_k is searched in turns, each of which asks several questions.
+    searches, bits = (rollout.top_p < 1) + (rollout.top_k > 0), bits_of_a_turn(tensor)
+    copies = count_copies(model, tensor)
+    queries = job.prepared["text"]["layers"]["attn"]["q"].shape[2] // tensor * copies
+    shared = draws * queries * model.text.head_dim if copies > 1 else 0
+    found = [
+        _sums(_states(job, draws), steps * 2 * layers),
+        Collective("all-gather", ("tensor",), _BF16 * shared, steps * layers, copies),
+        Collective("all-to-all", ("tensor",), _FLOAT * shared, steps * layers, copies),
+    ]
+    found = [one for one in found if one.bytes]
+    if takes_apart(job.mesh):
+        weights = steps * device_bytes(job.prepared["text"]["layers"])
+        found = _fetching(found, weights / (2 if rollout.int8_weights else 1))
+    return found + [
+        _sums(_states(job, draws), steps * _looked_up(job)),
+        _sums(_FLOAT * draws * _MAXIMA, steps),
+        Collective("all-gather", ("tensor",), _FLOAT * draws * _FOUND * tensor, steps),
+        _sums(_FLOAT * draws * (2**bits - 1), steps * (1 + 31 // bits) * searches),
+    ]
+
+
+def _fetching(sent, size):
+    """Divides `size` bytes, fetched while one or another of `sent` runs, between these."""
+    parts = [one.count * weigh(one.kind, one.bytes) for one in sent]
     return [
-        _sums(
-            _states(job, draws), steps * (2 * job.weights.model.text.num_layers + _looked_up(job))
-        ),
-        _sums(4 * draws * _MAXIMA, steps),
-        Collective("all-gather", ("tensor",), 4 * draws * _FOUND * job.mesh.shape["tensor"], steps),
-        _sums(4 * draws * _TRIED, steps * _TURNS * searches),
+        one._replace(fetched=size * part / sum(parts) / one.count)
+        for one, part in zip(sent, parts, strict=True)
     ]
 
 
