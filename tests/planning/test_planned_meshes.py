@@ -21,13 +21,13 @@ CASES = [
 ]  # fmt: skip
 
 
-def make(size, sizes):
+def make(size, sizes, place="v6e-16", rows=16):
     pytest.importorskip("libtpu")
     config = load_recipe("grpo", size)
     config.media.min_frames = config.media.max_frames = 16
-    config.data.rows, config.data.row_tokens, config.train.accumulate = 16, 4096, 1
+    config.data.rows, config.data.row_tokens, config.train.accumulate = rows, 4096, 1
     config.rollout.mesh = ",".join(map(str, sizes))
-    return plan.make_job(read_options(config), machines.find("v6e-16"))
+    return plan.make_job(read_options(config), machines.find(place))
 
 
 def find_caches(job):
@@ -54,7 +54,7 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     assert not materialised(decode.hlo, own | (prompts if copies == 1 else set()))
     # Once a call, where a device has four heads, the compiler copies the weights of the queries.
     attn = job.prepared["text"]["layers"]["attn"]
-    most = 0.05 * 2 * 2 * max(own | prompts) + 1.01 * device_bytes(attn["q"])
+    most = 0.1 * 2 * 2 * max(own | prompts) + 1.01 * device_bytes(attn["q"])
     most += 1.01 * 2 * 2 * max(prompts) * (copies > 1)
     assert decode.memory.temp_size_in_bytes < most
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
@@ -70,21 +70,21 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     check_formulas(job, "decode", decode.hlo, tokens=rollout.max_new_tokens - 1)
 
 
-@pytest.mark.parametrize(("size", "sizes"), [("7b", (1, 4, 4)), ("7b", (1, 2, 8))])
 @pytest.mark.slow
-def test_weights_are_fetched_while_a_sum_is_waited_for(size, sizes):
-    """In all layers but the first ones the sums of hidden states and what devices send each other
-    inside of attention wait for links no longer than for memory, which is most of their time."""
-    job = make(size, sizes)
+def test_weights_are_fetched_while_sums_are_waited_for():
+    """7B on v5e-64, as launch/PLANS.md has it. Sums of hidden states, and what devices that share a
+    head exchange, take time of their own in the first layers alone."""
+    job = make("7b", (1, 8, 8), "v5e-64", 64)
     hlo = compile_programs(job, {"decode"})["decode"].hlo
     wires = find_wires(job.topology, job.drawing.mesh)
     steps = job.grpo.rollout.max_new_tokens - 1
-    found = [one for one in read_collectives(hlo, job.drawing.mesh, steps) if one.bytes > 1e5]
+    found = read_collectives(hlo, job.drawing.mesh, steps)
     waited, exposed = (
-        sum(map(seconds, found)) for seconds in (wires.seconds, wires.exposed_seconds)
+        sum(seconds(one) for one in found if one.bytes > 1e5)
+        for seconds in (wires.seconds, wires.exposed_seconds)
     )
-    assert waited > 0.1
-    assert exposed < 0.5 * waited
+    assert waited > 0.8
+    assert exposed < 0.06
 
 
 @pytest.mark.slow

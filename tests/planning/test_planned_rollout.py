@@ -29,10 +29,15 @@ from videorft_jax.planning.traffic import program_traffic
 from videorft_jax.rollout.parameters import takes_apart
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(place, marks=[pytest.mark.slow] * (place == "v6e:2x2")) for place in PLACES
+    ],
+)
 def rollout(request):
     """(job, compiled programs) of GRPO with a frozen tower, so that vision is one of them, but for
-    the update."""
+    the update. The layers of v6e lie apart as those of v5e do."""
     pytest.importorskip("libtpu")
     job = narrow_job(request.param, "grpo", **FROZEN)
     names = {program.name for program in find_programs(job)} - {"update"}
@@ -56,7 +61,11 @@ def test_decode_takes_little_memory_and_sends_hidden_states_alone(rollout):
     job, compiled = rollout
     prefix, suffix = cache_sizes(job)
     memory = compiled["decode"].memory
-    assert memory.temp_size_in_bytes < 0.05 * 2 * 2 * LAYERS * (prefix + suffix)
+    # Once a call the compiler copies the weights of the queries, where layers lie apart.
+    attn = job.prepared["text"]["layers"]["attn"]
+    queries = device_bytes(attn["q"]) if takes_apart(job.mesh) else 0
+    most = 0.05 * 2 * 2 * LAYERS * (prefix + suffix) + 1.01 * queries
+    assert memory.temp_size_in_bytes < most
     sizes = {size * layers for size in (prefix, suffix) for layers in (1, LAYERS)}
     hlo = compiled["decode"].hlo
     assert not materialised(hlo, sizes)

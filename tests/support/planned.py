@@ -1,7 +1,7 @@
 """Programs of a run, compiled for a TPU that is not here, and what they send.
 
-Few and narrow heads of the published head sizes, but many layers, for a large cache: loops over
-layers make depth cost no time to compile.
+Few and narrow heads of the published head sizes, but many layers, for a large cache. Where layers
+are looped over depth costs no time to compile.
 """
 
 import collections
@@ -32,7 +32,7 @@ from videorft_jax.training.weights import make_weights
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 PLACES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
-LAYERS, DIM, TENSOR, VOCAB = 56, 512, 2, 152064
+LAYERS, DIM, TENSOR, VOCAB = 24, 512, 2, 152064
 ROWS, ROLLOUTS, NEW = 4, 4, 2048
 FROZEN = {"train.freeze": ("vision,merger",), "grpo.beta": 0.0}
 SHORT = {"rollout.num_rollouts": 2, "rollout.max_new_tokens": 128}  # the update compiles sooner

@@ -17,7 +17,10 @@ _LINE = re.compile(
     r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\((.*)"
 )
 _NEAR = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]\{[^{}]*S\(1\)[^{}]*\}")
-_FETCH = re.compile(r"(%[\w.\-]+) = (.*?) (?:copy|slice)-(start|done)\((%[\w.\-]+)?")
+# Slices are written in one of two ways.
+_FETCH = re.compile(
+    r"(%(?:copy|slice)-[\w.\-]+) = (.*?) (?:copy|slice|async)-(start|done)\((%[\w.\-]+)?"
+)
 _FUSED = ("%fused", "%async_collective_fusion")
 _CALLED = re.compile(
     r"\b(body|calls|to_apply|condition|branch_computations|called_computations|"
