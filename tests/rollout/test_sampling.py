@@ -171,7 +171,7 @@ def test_threefry_gives_the_published_words():
         assert int(theirs[0]) == wanted
 
 
-@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("bits", [1, 2, 3, 5])
 def test_the_search_finds_every_kind_of_number(bits):
     edges = [-(2**31), -(2**31) + 1, -1, 0, 1, 2**30 - 1, 2**30, 2**31 - 1]
     wanted = np.concatenate([edges, np.random.default_rng(2).integers(-(2**31), 2**31, 500)])
