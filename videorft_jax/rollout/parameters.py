@@ -85,7 +85,7 @@ class Preparation:
         """The program, params -> prepared params.
 
         Towers are converted a layer at a time, so that besides the result the devices hold one
-        layer that is being gathered and not all of them.
+        layer that is being gathered and not all of them; where layers come apart, also their stack.
         """
         return jax.jit(self._convert, out_shardings=self.formats)
 
