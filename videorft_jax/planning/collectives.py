@@ -76,8 +76,9 @@ def _count_fetched(text):
     for line in text.split("\n"):
         if copy := _FETCH.search(line):
             name, kinds, step, source = copy.groups()
-            if step == "start":
-                under_way[name] = sum(_size(*array) for array in _NEAR.findall(kinds)), []
+            if step == "start":  # A copy's type begins with its result, a slice's with its operand.
+                near = _NEAR.match(kinds, 1) if "copy" in name else _NEAR.search(kinds)
+                under_way[name] = (_size(*near.groups()) if near else 0), []
             elif source in under_way:
                 size, during = under_way.pop(source)
                 whole = sum(weights[number] for number in during)
