@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hlo import collectives, squeezed
-from jax.sharding import NamedSharding, PartitionSpec
 
 from videorft_jax.data.batch import layout
 from videorft_jax.models import family
@@ -18,7 +17,6 @@ from videorft_jax.models.kv_cache import KVCache
 from videorft_jax.models.vision_language import next_position
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout import clips as rollout_clips
-from videorft_jax.rollout import parameters
 from videorft_jax.rollout.engine import RolloutEngine
 from videorft_jax.rollout.mesh import reshape
 from videorft_jax.rollout.sampling import SamplingConfig, media_ids
@@ -234,16 +232,6 @@ def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn, sizes):
         shared = sizes[2] // 2
         queries = squeezed((grid.rows, grid.slots, shared, twin.config.text.head_dim))
         assert gathered == ({queries} if shared > 1 else set())
-
-
-def test_layers_apart_draw_what_a_stack_draws(twin, sampling, batch, drawn, monkeypatch):
-    """As on a TPU that fetches weights while it waits, where devices share a head of keys too."""
-    monkeypatch.setattr(parameters, "_FETCHING", (jax.devices()[0].device_kind,))
-    mesh = reshape(sharding.make_mesh(fsdp=8), (1, 1, 8))
-    engine = RolloutEngine(twin.config, sampling, mesh, dtype="float32")
-    params = engine.prepare(jax.device_put(twin.params, NamedSharding(mesh, PartitionSpec())))
-    assert [layer["attn"]["k"].ndim for layer in params["text"]["layers"]] == [3, 3, 3]
-    same(engine.rollout(params, batch, UIDS, seed=5, step=2), drawn)
 
 
 def test_seed_step_and_uid_matter(base, batch, drawn):

@@ -68,10 +68,11 @@ def test_eight_devices_draw_what_one_draws(tmp_path, kind, apart, monkeypatch):
     np.testing.assert_allclose(drawn[0].logprobs, drawn[1].logprobs, atol=1e-5)
 
 
-def test_prompts_that_divide_over_all_devices(tmp_path, monkeypatch):
+@pytest.mark.parametrize("sizes", [(1, 2, 4), (1, 1, 8)])
+def test_prompts_that_divide_over_all_devices(tmp_path, monkeypatch, sizes):
     """Their keys and values are computed where the rows are, and then dealt out by heads and by
-    places; neither their 57 tokens nor the seven of a completion divide over two devices that share
-    a head. The layers lie apart."""
+    places; neither their 57 tokens nor the seven of a completion divide over devices that share a
+    head. The layers lie apart, as on a TPU that fetches weights while it waits."""
     monkeypatch.setattr(parameters, "_FETCHING", (jax.devices()[0].device_kind,))
     twin = hf.make_twin(tmp_path, seed=3, num_hidden_layers=2)
     rng = np.random.default_rng(3)
@@ -79,10 +80,11 @@ def test_prompts_that_divide_over_all_devices(tmp_path, monkeypatch):
     batch = layout.pack(rows, 57, 0, 0)
     sampling = SamplingConfig(num_rollouts=3, max_new_tokens=7, pad_id=301)
     drawn = []
-    for mesh in (None, reshape(sharding.make_mesh(fsdp=8), (1, 2, 4))):
+    for mesh in (None, reshape(sharding.make_mesh(fsdp=8), sizes)):
         engine = RolloutEngine(twin.config, sampling, mesh, dtype="float32")
         everywhere = mesh and NamedSharding(mesh, PartitionSpec())
-        params = jax.device_put(twin.params, everywhere)
-        drawn.append(engine.rollout(engine.prepare(params), batch, np.arange(8), seed=1, step=0))
+        params = engine.prepare(jax.device_put(twin.params, everywhere))
+        assert isinstance(params["text"]["layers"], list) == (mesh is not None)
+        drawn.append(engine.rollout(params, batch, np.arange(8), seed=1, step=0))
     np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
     np.testing.assert_allclose(drawn[0].logprobs, drawn[1].logprobs, atol=1e-5)

@@ -51,9 +51,9 @@ def leave_out_largest_gap(monkeypatch):
     monkeypatch.setattr(losses, "grpo_loss", without)
 
 
-def narrow_model():
+def narrow_model(layers=LAYERS):
     values = hf_values(
-        "7b", num_hidden_layers=LAYERS, hidden_size=DIM, num_attention_heads=4,
+        "7b", num_hidden_layers=layers, hidden_size=DIM, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=1024, vision_depth=2,
     )  # fmt: skip
     values["vision_config"] |= {
