@@ -86,8 +86,7 @@ def test_collectives_of_a_text():
     stands behind that loop counts one. A gather that the compiler spreads over fusions, whose
     results lie in other memories, is one; two that share a channel elsewhere are two. The 72 bytes
     of one copy are fetched during a sum and an exchange of 64 bytes, of which a sum takes twice as
-    long, and 40 of two slices during that exchange alone;
-    what is copied back to memory does not count."""
+    long, and 40 of two slices during that exchange alone. What is copied back does not count."""
     mesh = grid([(n, 0, 0) for n in range(8)], (1, 4, 2))
     for turns in (1, 5):
         assert read_collectives(HLO, mesh, turns) == [

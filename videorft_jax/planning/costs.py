@@ -145,11 +145,11 @@ def _decode(job, *, shared=True):
     )
     steps = size - 1  # Each step costs as much more than the one before it.
     total = _times(first + last, steps / 2)
-    # Zeros fill up heads and channels that do not divide over tensor.
     model = job.weights.model
-    plain = family.abstract_params(model, jnp.bfloat16)["text"]
-    more = total_bytes(job.prepared["text"]) - total_bytes(plain)
     if job.mesh.shape["tensor"] > model.text.num_kv_heads:
+        # Zeros fill up heads and channels that do not divide over tensor.
+        plain = family.abstract_params(model, jnp.bfloat16)["text"]
+        more = total_bytes(job.prepared["text"]) - total_bytes(plain)
         total = dataclasses.replace(total, bytes=total.bytes + steps * more)
         if takes_apart(job.mesh):  # Each call first takes the prompts' keys and values apart.
             calls = math.ceil(steps / job.grpo.rollout.chunk)

@@ -256,17 +256,17 @@ def find_largest(holds, like, bits: int = 1):
     it. Each turn finds `bits` of its 32 bits, with 2 ** bits - 1 questions at once; the first finds
     what is left over."""
     turns = 31 // bits
-    first = 32 - bits * turns
+    end = bits * (turns + 1)
 
     def narrow(low, step, bits):
         tried = [low + step * count for count in range(1, 2**bits)]
         return low + step * sum(holds(bound).astype(jnp.int32) for bound in tried)
 
     def turn(number, low):
-        return narrow(low, jnp.int32(1) << (32 - first + bits - bits * (number + 1)), bits)
+        return narrow(low, jnp.int32(1) << (end - bits * (number + 1)), bits)
 
     # The first turn stands before the loop, where its questions need no exchange of their own.
     # 1 << 31 is negative, and the sum wraps.
     low = jnp.full_like(like, np.iinfo(np.int32).min)
-    low = narrow(low, jnp.int32(1) << (32 - first), first)
+    low = narrow(low, jnp.int32(1) << (end - bits), 32 - bits * turns)
     return jax.lax.fori_loop(1, turns + 1, turn, low)
