@@ -54,8 +54,10 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     assert not materialised(decode.hlo, own | (prompts if copies == 1 else set()))
     # Once a call, where a device has four heads, the compiler copies the weights of the queries.
     attn = job.prepared["text"]["layers"]["attn"]
-    most = 0.1 * 2 * 2 * max(own | prompts) + 1.01 * device_bytes(attn["q"])
-    most += 1.01 * 2 * 2 * max(prompts) * (copies > 1)
+    cache = 2 * 2 * max(own | prompts)
+    most = 0.05 * cache + 1.01 * device_bytes(attn["q"])
+    if copies > 1:  # The many small arrays do not lie without gaps.
+        most += 1.01 * 2 * 2 * max(prompts) + 0.05 * cache
     assert decode.memory.temp_size_in_bytes < most
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
     found = collectives(decode.hlo)
