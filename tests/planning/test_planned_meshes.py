@@ -31,15 +31,18 @@ def make(size, sizes, place="v6e-16", rows=16):
 
 
 def find_caches(job):
-    """Values of one layer's keys on a device, and of all layers', of completions and of prompts.
+    """Values of one layer's keys on a device, and of all layers': of prompts, of completions.
     Devices that share a head keep a part of the places each."""
     text, rows = job.weights.model.text, job.shape.rows // job.drawing.parts
     tensor, rollout = job.drawing.mesh.shape["tensor"], job.grpo.rollout
     copies = count_copies(job.weights.model, tensor)
     each = rows * (text.num_kv_heads * copies // tensor) * text.head_dim
-    own = rollout.num_rollouts * -(-rollout.max_new_tokens // copies)
-    sizes = [each * own, each * -(-job.shape.length // copies)]
-    return [{size, size * text.num_layers} for size in sizes]
+    kept, own = (-(-n // copies) for n in (job.shape.length, rollout.max_new_tokens))
+    return {
+        each * tokens * layers
+        for tokens in (kept, rollout.num_rollouts * own)
+        for layers in (1, text.num_layers)
+    }
 
 
 @pytest.mark.slow
@@ -49,16 +52,12 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     decode = compile_programs(job, {"decode"})["decode"]
     text, rollout = job.weights.model.text, job.grpo.rollout
     copies = count_copies(job.weights.model, job.drawing.mesh.shape["tensor"])
-    own, prompts = find_caches(job)
-    # Where devices share a head, a call first takes the prompts' few keys and values apart.
-    assert not materialised(decode.hlo, own | (prompts if copies == 1 else set()))
+    assert not materialised(decode.hlo, find_caches(job))
     # Once a call, where a device has four heads, the compiler copies the weights of the queries.
     attn = job.prepared["text"]["layers"]["attn"]
-    cache = 2 * 2 * max(own | prompts)
-    most = 0.05 * cache + 1.01 * device_bytes(attn["q"])
-    if copies > 1:  # The many small arrays do not lie without gaps.
-        most += 1.01 * 2 * 2 * max(prompts) + 0.05 * cache
-    assert decode.memory.temp_size_in_bytes < most
+    # Layers one after another need some megabytes more than a loop, whatever lies in the cache.
+    cache = 2 * 2 * max(find_caches(job))
+    assert decode.memory.temp_size_in_bytes < 0.1 * cache + 1.01 * device_bytes(attn["q"])
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
     found = collectives(decode.hlo)
     # No weights, no cache, no logits; queries, and what comes of them, where devices share a head.
@@ -86,7 +85,7 @@ def test_weights_are_fetched_while_sums_are_waited_for():
         for seconds in (wires.seconds, wires.exposed_seconds)
     )
     assert waited > 0.8
-    assert exposed < 0.06
+    assert exposed < 0.12
 
 
 @pytest.mark.slow

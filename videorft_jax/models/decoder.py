@@ -283,12 +283,10 @@ class Text(nnx.Module):
         parts = [jax.tree.map(lambda x, i=i: x[i], prefix) for i in range(count)]
         return [(layers.take_layer(self.layers, i), part) for i, part in enumerate(parts)]
 
-    def give_apart(self, weights, prefix=None):
-        """As `take_apart`, of a list of each layer's `weights`; without `prefix` that is read where
-        it lies."""
+    def give_apart(self, weights):
+        """As `take_apart`, of each layer's `weights`; the prefix is read where it lies."""
         graphdef, _ = nnx.split(self.layers)
-        parts = [jax.tree.map(lambda x, i=i: x[i], prefix) for i in range(len(weights))]
-        return [(nnx.merge(graphdef, own), part) for own, part in zip(weights, parts, strict=True)]
+        return [(nnx.merge(graphdef, own), None) for own in weights]
 
     def decode(self, x, positions, cache: KVCache, index, seen=None, apart=None, copies: int = 1):
         """One token of each completion.

@@ -6,7 +6,6 @@ that holds rows of its own reads every weight. Traffic between devices is not co
 """
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -151,10 +150,6 @@ def _decode(job, *, shared=True):
         plain = family.abstract_params(model, jnp.bfloat16)["text"]
         more = total_bytes(job.prepared["text"]) - total_bytes(plain)
         total = dataclasses.replace(total, bytes=total.bytes + steps * more)
-        if takes_apart(job.mesh):  # Each call first takes the prompts' keys and values apart.
-            calls = math.ceil(steps / job.grpo.rollout.chunk)
-            copied = 2 * rows * length * _token_bytes(job) * calls
-            total = dataclasses.replace(total, bytes=total.bytes + copied)
     if job.grpo.rollout.int8_weights:
         half = flops.forward_cost(job.weights.model, Work(tokens=1, targets=1)).bytes / 2
         total = dataclasses.replace(total, bytes=total.bytes - steps * half)
@@ -163,16 +158,10 @@ def _decode(job, *, shared=True):
 
 def _cache_bytes(job):
     """Counts the bytes of keys and values of all rows, prompts and completions together."""
-    rollout = job.grpo.rollout
+    text, rollout = job.weights.model.text, job.grpo.rollout
     tokens = job.shape.rows * (job.shape.length + rollout.num_rollouts * rollout.max_new_tokens)
-    return tokens * _token_bytes(job)
-
-
-def _token_bytes(job):
-    """Counts the bytes of keys and values of one token."""
-    text = job.weights.model.text
     each = 2 * text.num_layers * text.num_kv_heads * text.head_dim
-    return each * (1 if job.grpo.rollout.int8_cache else 2)
+    return tokens * each * (1 if rollout.int8_cache else 2)
 
 
 def _train(job, work):

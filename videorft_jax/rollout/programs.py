@@ -266,10 +266,7 @@ class Programs:
         """
         model = bind_prepared(self.config, params)
         if self.params.is_apart:
-            # Small prefixes lie apart too: beside a stack of them the compiler fetches no weights
-            # in the first layers.
-            parts = prefix[:2] if self.copies > 1 else None
-            apart = model.text.give_apart(params["text"]["layers"], parts)
+            apart = model.text.give_apart(params["text"]["layers"])
         else:
             apart = model.text.take_apart(prefix[:2], self.plan.unroll)
 
