@@ -79,7 +79,7 @@ def test_decode_sends_hidden_states_alone(programs):
     job, compiled = programs
     found = collectives(compiled["decode"].hlo)
     states = squeezed((job.shape.rows // job.parts, ROLLOUTS, DIM))
-    assert {kind for kind, _, _ in found} == {"all-reduce"}
+    assert {kind for kind, _, _ in found} == {"all-reduce", "all-gather"}
     assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
     # Behind attention and MLP, over tensor.
     sums = {loops: n for (_, dims, loops), n in found.items() if dims == states}

@@ -228,10 +228,12 @@ def test_same_tokens_on_eight_devices(twin, sampling, batch, drawn, sizes):
     assert len(programs) > (sizes != (1, 1, 8))  # All on one part: the spare rows go at once.
     for grid, program in programs.items():
         gathered = {dims for kind, dims, _ in collectives(program) if kind == "all-gather"}
-        # Neither the cache nor logits; queries, where devices share a head: one of each device.
-        shared = sizes[2] // 2
-        queries = squeezed((grid.rows, grid.slots, shared, twin.config.text.head_dim))
-        assert gathered == ({queries} if shared > 1 else set())
+        # Neither the cache nor logits; two maxima of each part of these, and queries, where devices
+        # share a head: one of each device.
+        shared, draws = sizes[2] // 2, (grid.rows, grid.slots)
+        queries = squeezed((*draws, shared, twin.config.text.head_dim))
+        maxima = {squeezed((*draws, sizes[2], 2))} if sizes[2] > 1 else set()
+        assert gathered == maxima | ({queries} if shared > 1 else set())
 
 
 def test_seed_step_and_uid_matter(base, batch, drawn):

@@ -16,8 +16,8 @@ from videorft_jax.rollout.parameters import takes_apart
 from videorft_jax.rollout.sampling import bits_of_a_turn
 
 _BF16, _FLOAT = 2, 4
-# Numbers of a draw that are exchanged before that, and of each part's winner after it.
-_MAXIMA, _FOUND = 2, 6
+# Numbers that each part of a vocabulary shares before a search for bounds and behind it.
+_MAXIMA, _MASS, _FOUND = 2, 1, 6
 _TILE = 16  # rows of bfloat16 that a TPU lays together
 _WITH_GRADIENT = 5  # sums of a layer: two forward, attention's again, and both gradients
 
@@ -147,12 +147,11 @@ def _encoding(job):
 
 def _decode(job):
     """Counts the sums of hidden states, beside which the next weights are fetched, and the numbers
-    of a draw. Devices that share a head of keys gather their queries and send results back."""
+    that parts of the vocabulary share for a draw. Devices that share a head of keys gather their
+    queries and send results back."""
     rollout, model, tensor = job.grpo.rollout, job.weights.model, job.mesh.shape["tensor"]
     draws = job.shape.rows // job.parts * rollout.num_rollouts
     steps, layers = rollout.max_new_tokens - 1, model.text.num_layers
-    # The bound of top_p or top_k is searched in turns, each of which asks several questions.
-    searches, bits = (rollout.top_p < 1) + (rollout.top_k > 0), bits_of_a_turn(tensor)
     copies = count_copies(model, tensor)
     queries = job.prepared["text"]["layers"]["attn"]["q"].shape[2] // tensor * copies
     shared = draws * queries * model.text.head_dim if copies > 1 else 0
@@ -165,11 +164,17 @@ def _decode(job):
     if takes_apart(job.mesh):
         weights = steps * device_bytes(job.prepared["text"]["layers"])
         found = _fetching(found, weights / (2 if rollout.int8_weights else 1))
-    return found + [
+    # The bound of top_p or top_k is searched in turns, each of which asks several questions.
+    searches, bits = (rollout.top_p < 1) + (rollout.top_k > 0), bits_of_a_turn(tensor)
+    shared = [
+        (_MAXIMA, 1), (_MASS, rollout.top_p < 1), (2**bits - 1, (1 + 31 // bits) * searches),
+        (_FOUND, 1),
+    ]  # fmt: skip
+    numbers = _FLOAT * draws * tensor
+    return [
+        *found,
         _sums(_states(job, draws), steps * _looked_up(job)),
-        _sums(_FLOAT * draws * _MAXIMA, steps),
-        Collective("all-gather", ("tensor",), _FLOAT * draws * _FOUND * tensor, steps),
-        _sums(_FLOAT * draws * (2**bits - 1), steps * (1 + 31 // bits) * searches),
+        *(Collective("all-gather", ("tensor",), numbers * n, steps * each) for n, each in shared),
     ]
 
 

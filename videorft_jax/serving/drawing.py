@@ -64,8 +64,8 @@ def _keep_nucleus(scaled, top_p, allowed):
     mass = jnp.where(order >= bound[:, None], jnp.exp(scaled - scaled.max(-1, keepdims=True)), 0.0)
     wanted = top_p * mass.sum(-1)
 
-    def holds(bound):
-        return jnp.where(order >= bound[:, None], mass, 0.0).sum(-1) >= wanted
+    def hold(bounds):
+        return [jnp.where(order >= x[:, None], mass, 0.0).sum(-1) >= wanted for x in bounds]
 
-    nucleus = jnp.maximum(bound, find_largest(holds, bound))
+    nucleus = jnp.maximum(bound, find_largest(hold, bound))
     return order >= jnp.where(top_p < 1, nucleus, bound)[:, None]
