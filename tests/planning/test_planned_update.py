@@ -12,6 +12,7 @@ from planned import (
     FROZEN,
     HEAD,
     LAYERS,
+    MOST_PLACES,
     OWN_HEAD,
     PLACES,
     ROWS,
@@ -46,7 +47,7 @@ def test_kernels_name_their_sources_without_folders():
     assert not [name for name in files if name.startswith("/")]
 
 
-@pytest.fixture(scope="module", params=PLACES)
+@pytest.fixture(scope="module", params=MOST_PLACES)
 def update(request):
     """(job, program) of GRPO with the reference policy inside."""
     pytest.importorskip("libtpu")

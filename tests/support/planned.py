@@ -13,6 +13,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import jax
+import pytest
 from hlo import collectives, squeezed
 
 from videorft_jax import losses
@@ -32,6 +33,7 @@ from videorft_jax.training.weights import make_weights
 
 ROOT = str(pathlib.Path(__file__).parents[2])
 PLACES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+MOST_PLACES = (*PLACES[:2], pytest.param(PLACES[2], marks=pytest.mark.slow))
 LAYERS, DIM, TENSOR, VOCAB = 24, 512, 2, 152064
 ROWS, ROLLOUTS, NEW = 4, 4, 2048
 FROZEN = {"train.freeze": ("vision,merger",), "grpo.beta": 0.0}
