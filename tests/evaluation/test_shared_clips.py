@@ -16,6 +16,7 @@ from videorft_jax.data.loader.recent import RecentClips
 from videorft_jax.evaluation import runner
 from videorft_jax.evaluation.shared_clips import SharedClips
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout import parameters
 from videorft_jax.training.setup import make_train_options
 from videorft_jax.training.state import read_params
 
@@ -84,15 +85,20 @@ def test_grouped_equals_one_by_one(place, files, counted):
     assert without_paths(grouped) == without_paths(alone)
 
 
-def test_grouped_on_two_devices(place, files, counted):
-    """Each part of the mesh encodes as many clips; a clip is read from the part that has it."""
-    mesh = sharding.make_mesh(data=2, fsdp=1, devices=jax.devices()[:2])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_grouped_on_two_devices(place, files, counted, tensor, monkeypatch):
+    """Each part of the mesh encodes as many clips; a clip is read from the part that has it. With
+    tensor the decoder's layers lie apart, as on a TPU that fetches weights while it waits."""
+    monkeypatch.setattr(parameters, "_FETCHING", (jax.devices()[0].device_kind,))
+    mesh = sharding.make_mesh(2 // tensor, 1, tensor, devices=jax.devices()[:2])
     engine = evaluate.make_engine(place.config(), place.model_config, place.tokenizer, mesh)
     raw = read_params(make_train_options(place.config()).model, place.model_config, mesh)
     params = engine.prepare(raw)
+    assert isinstance(params["text"]["layers"], list) == (tensor > 1)
     found = runner.evaluate_records(engine, params, place.tokenizer, place.loader(files[0]))
     (encoder,) = counted[1]
-    assert encoder.num_encoded == 3 * 2  # in each batch each part encodes one
+    # In each batch each part encodes one.
+    assert encoder.num_encoded == (3 * 2 if tensor == 1 else len(set(CLIPS)))
     assert without_paths(found) == without_paths(place.run(place.loader(files[1])))
 
 
