@@ -12,7 +12,6 @@ from planned import (
     DIM,
     FROZEN,
     HEAD,
-    LAYERS,
     ROLLOUTS,
     SHORT,
     activations,
@@ -83,7 +82,8 @@ def test_decode_sends_hidden_states_alone(programs):
     assert max(math.prod(dims) for _, dims, _ in found) == math.prod(states)
     # Behind attention and MLP, over tensor.
     sums = {loops: n for (_, dims, loops), n in found.items() if dims == states}
-    assert sums == ({1: 2 * LAYERS} if takes_apart(job.mesh) else {2: 2})
+    layers = job.weights.model.text.num_layers
+    assert sums == ({1: 2 * layers} if takes_apart(job.mesh) else {2: 2})
 
 
 def test_update_gathers_weights_once_a_pass_and_fits(programs):

@@ -70,7 +70,7 @@ def narrow_model(layers=LAYERS):
 
 def narrow_qwen3_model():
     values = find_family("qwen3_vl").hf_values(
-        "qwen3vl_8b", num_hidden_layers=LAYERS, hidden_size=DIM, num_attention_heads=4,
+        "qwen3vl_8b", num_hidden_layers=8, hidden_size=DIM, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=1024, vocab_size=VOCAB, vision_depth=4,
         vision_deepstack_visual_indexes=[0, 1, 2], vision_hidden_size=288, vision_num_heads=4,
         vision_intermediate_size=512, vision_out_hidden_size=DIM,
