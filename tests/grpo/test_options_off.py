@@ -18,19 +18,19 @@ PLAIN = {
 }  # fmt: skip
 # Digests of value and gradient, lowered at the commit before these options came (1c83303).
 KNOWN = {
-    "first": ({}, False, "b6367d181c951c04"),
-    "later": ({}, True, "7d14adb3135f7411"),
-    "dapo": ({"variant": "dapo", "beta": 0.0, "sampler_cap": 2.0}, True, "fae4ca1c9ae7d9c0"),
-    "gspo": ({"variant": "gspo", "kl": "k3_weighted", "dual_clip": 3.0}, True, "764d6c7b12843c69"),
-    "entropy": ({"variant": "sapo", "entropy_bonus": 0.01}, True, "c93132cc3c2c5c7c"),
+    "first": ({}, False, "ce33bbeeb2a1c17a"),
+    "later": ({}, True, "0549b7a732b182c5"),
+    "dapo": ({"variant": "dapo", "beta": 0.0, "sampler_cap": 2.0}, True, "e9172c841458731f"),
+    "gspo": ({"variant": "gspo", "kl": "k3_weighted", "dual_clip": 3.0}, True, "ee77ff463ab42d30"),
+    "entropy": ({"variant": "sapo", "entropy_bonus": 0.01}, True, "3a78a373b5f32b67"),
 }
 # Digests of the whole step with dense attention, lowered at 1a99540, whose step with the CPU's path
 # was to the instruction that of the commit before completions could call tools, groups could hold
 # given completions and the reference policy could follow (476380a).
 ON_CPU = SHORT | {"mesh.tensor": 1, "model.dtype": "float32", "model.attention": "reference"}
-ONE_UPDATE = ["3184e7ac79eedf1f"]
+ONE_UPDATE = ["3c56b29a7d99c395"]
 # The first program scores the completions, the second is that of each update.
-TWO_UPDATES = ["3ae000ffd6d19070", "3d0529d082221601"]
+TWO_UPDATES = ["66dd1d515d0a227d", "269d129a7c2e87ed"]
 
 
 def lower_loss(fields, has_old):

@@ -33,6 +33,26 @@ def test_names_of_functions_and_outputs_do_not_matter():
     assert "double" not in canonical(first)
 
 
+def test_a_function_may_stand_there_twice():
+    """Also where two others call one of it each, and are the same thereby."""
+
+    def inner(x):
+        return jax.jit(double)(jnp.where(x > 1, x, 3 * x))["doubled"]
+
+    text = lowered(lambda x: jax.jit(inner)(jax.jit(inner)(x)), (4,))
+    again = text
+    for name in ("double", "inner"):
+        (found,) = re.findall(rf"  func\.func private @{name}\(.*?\n  \}}\n", text, re.DOTALL)
+        copy = found.replace(f"@{name}(", f"@{name}_0(").replace("@double(", "@double_0(")
+        again = again.replace(found, found + copy)
+    start, call, end = again.rpartition("call @inner(")
+    again = start + "call @inner_0(" + end
+    assert call
+    assert again.count("func.func") == text.count("func.func") + 2
+    assert canonical(again) == canonical(text)
+    assert canonical(again.replace("dense<2.0", "dense<4.0", 1)) != canonical(text)
+
+
 def test_dead_code_does_not_matter():
     text = lowered(double, (4,))
     head = re.search(r"func\.func public @main.*\n", text)[0]

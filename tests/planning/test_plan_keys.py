@@ -18,7 +18,7 @@ from videorft_jax.rollout import programs
 
 # The key of the commit before the later options of GRPO came (1c83303), whose completions went on
 # behind the greatest position of a prompt.
-FORMER = {"update": "189049573e47bb8a"}
+FORMER = {"update": "2af5a06bb36a148d"}
 
 
 def find_keys(names=None):
