@@ -60,9 +60,10 @@ def test_decode_sums_hidden_states_and_copies_no_cache(size, sizes):
     assert decode.memory.temp_size_in_bytes < 0.1 * cache + 1.01 * device_bytes(attn["q"])
     states = squeezed((job.shape.rows // job.drawing.parts, rollout.num_rollouts, text.dim))
     found = collectives(decode.hlo)
-    # No weights, no cache, no logits; queries, and what comes of them, where devices share a head.
-    shared = {"all-gather", "all-to-all"} if copies > 1 else set()
-    assert {kind for kind, *_ in found} == {"all-reduce"} | shared
+    # No weights, no cache, no logits: what parts of the vocabulary found, and where devices share a
+    # head, queries and what comes of them.
+    shared = {"all-to-all"} if copies > 1 else set()
+    assert {kind for kind, *_ in found} == {"all-reduce", "all-gather"} | shared
     assert max(math.prod(dims) for kind, dims, _ in found) == math.prod(states)
     # A layer sums behind attention and its MLP. An embedding that is split, since it is the head
     # too, is added up once a token.
