@@ -166,15 +166,15 @@ def _decode(job):
         found = _fetching(found, weights / (2 if rollout.int8_weights else 1))
     # The bound of top_p or top_k is searched in turns, each of which asks several questions.
     searches, bits = (rollout.top_p < 1) + (rollout.top_k > 0), bits_of_a_turn(tensor)
-    shared = [
+    numbers = [
         (_MAXIMA, 1), (_MASS, rollout.top_p < 1), (2**bits - 1, (1 + 31 // bits) * searches),
         (_FOUND, 1),
     ]  # fmt: skip
-    numbers = _FLOAT * draws * tensor
+    size = _FLOAT * draws * tensor
     return [
         *found,
         _sums(_states(job, draws), steps * _looked_up(job)),
-        *(Collective("all-gather", ("tensor",), numbers * n, steps * each) for n, each in shared),
+        *(Collective("all-gather", ("tensor",), size * n, steps * each) for n, each in numbers),
     ]
 
 
