@@ -11,6 +11,9 @@ from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS, resolve
 from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 
 MAX_UNROLLED = 8  # layers; a deeper tower laid out one after another takes too long to compile
+# XLA for CPU uses half of each register of AVX-512 unless it is told otherwise. With all of it steps
+# of GRPO and SFT took 3 to 4 % less on an Intel Xeon; a processor without AVX-512 ignores it.
+_COMPILER_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +47,8 @@ def choose_plan(attention: str = "auto") -> ComputePlan:
     if path == "chunked":
         return ComputePlan(path, CPU_CHUNK, unroll=MAX_UNROLLED, skip_last_layer=True)
     return ComputePlan(path)
+
+
+def compiler_options(platform: str) -> dict[str, int]:
+    """What XLA is told when it compiles rollout and update for a platform, such as "cpu"."""
+    return _COMPILER_OPTIONS.get(platform, {})

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videorft_jax.models.attention.masks import Causal
-from videorft_jax.models.compute_plan import choose_plan
+from videorft_jax.models.compute_plan import choose_plan, compiler_options
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.int8 import Int8, quantise
 from videorft_jax.models.kv_cache import KVCache
@@ -150,8 +150,8 @@ class Programs:
             started = time.perf_counter()
             platform = self.mesh.devices.flat[0].platform
             with jax.set_mesh(self.mesh):
-                options = _OPTIONS.get((kind, platform))
-                self._made[kind, key] = lower(*shapes).compile(options)
+                options = compiler_options(platform) | _OPTIONS.get((kind, platform), {})
+                self._made[kind, key] = lower(*shapes).compile(options or None)
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",

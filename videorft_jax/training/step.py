@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from videorft_jax.models.compute_plan import compiler_options
 from videorft_jax.training.trees import cast, join
 
 
@@ -105,8 +106,12 @@ def make_step(
         }
         return state, metrics
 
-    out = None if shardings is None else (shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    out, platform = None, jax.default_backend()
+    if shardings is not None:
+        out = shardings, None
+        platform = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
+    options = compiler_options(platform) or None
+    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def _accumulated(loss, accumulate, params, frozen, batch, counts, fixed):
