@@ -11,8 +11,8 @@ from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS, resolve
 from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 
 MAX_UNROLLED = 8  # layers; a deeper tower laid out one after another takes too long to compile
-# XLA for CPU uses half of each register of AVX-512 unless it is told otherwise. With all of it steps
-# of GRPO and SFT took 3 to 4 % less on an Intel Xeon; a processor without AVX-512 ignores it.
+# XLA for CPU uses half of each register of AVX-512 unless it is told otherwise. With all of it a
+# step of GRPO or SFT took 3 to 4 % less on an Intel Xeon; a processor without AVX-512 ignores it.
 _COMPILER_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 
 
