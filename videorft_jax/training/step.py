@@ -106,16 +106,18 @@ def make_step(
         }
         return state, metrics
 
-    out = None if shardings is None else (shardings, None)
-    options = compiler_options(_platform_of(shardings)) or None
-    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
+    return _compiled(step, shardings)
 
 
-def _platform_of(shardings):
-    """The platform of the devices that hold the state; None is the default one."""
+def _compiled(step, shardings):
+    """The program for a state that lies as `shardings` says, by default on the default device."""
     if shardings is None:
-        return jax.default_backend()
-    return jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
+        out, platform = None, jax.default_backend()
+    else:
+        out = shardings, None
+        platform = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
+    options = compiler_options(platform) or None
+    return jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
 def _accumulated(loss, accumulate, params, frozen, batch, counts, fixed):
