@@ -104,7 +104,7 @@ class Programs:
         args = (self.params.shapes, batch_shapes, *[jax.ShapeDtypeStruct((), jnp.uint32)] * 2)
         into = (self.params.formats, self._rows, self._all, self._all)
         out = (*self._cache, self._rows, self._rows, self._all)
-        return self._lower(self._run_prompts, args, into, out)
+        return self._lower("prefill", self._run_prompts, args, into, out)
 
     def prefill(self, batch_shapes, grid: Grid):
         """Gives the compiled prefill program; arguments as in `lower_prefill`."""
@@ -119,7 +119,7 @@ class Programs:
         args = (self.params.shapes, prefix, suffix, slots, *scalars)
         into = (self.params.formats, *self._cache, self._rows, self._all, self._all)
         out = (self._cache[1], self._rows, self._rows, self._all)
-        return self._lower(self._run_completions, args, into, out, (2, 3))
+        return self._lower("decode", self._run_completions, args, into, out, (2, 3))
 
     def decode(self, length: int, grid: Grid):
         """Gives the compiled decode program; arguments as in `lower_decode`."""
@@ -133,25 +133,28 @@ class Programs:
         args = (*self._state_shapes(length, grid), *index)
         into = (*self._cache, self._rows, *[self._rows] * 3)
         out = (*self._cache, self._rows)
-        return self._lower(functools.partial(self._move, smaller), args, into, out)
+        return self._lower("compact", functools.partial(self._move, smaller), args, into, out)
 
     def compact(self, length: int, grid: Grid, smaller: Grid):
         """Gives the compiled program of `lower_compact`."""
         key = (length, grid, smaller)
         return self._compile("compact", key, self.lower_compact, *key)
 
-    def _lower(self, function, args, into, out, donated=()):
-        jitted = jax.jit(function, in_shardings=into, out_shardings=out, donate_argnums=donated)
+    def _lower(self, kind, function, args, into, out, donated=()):
+        platform = self.mesh.devices.flat[0].platform
+        options = compiler_options(platform) | _OPTIONS.get((kind, platform), {})
+        jitted = jax.jit(
+            function, in_shardings=into, out_shardings=out, donate_argnums=donated,
+            compiler_options=options or None,
+        )  # fmt: skip
         with jax.set_mesh(self.mesh):
             return jitted.lower(*args)
 
     def _compile(self, kind, key, lower, *shapes):
         if (kind, key) not in self._made:
             started = time.perf_counter()
-            platform = self.mesh.devices.flat[0].platform
             with jax.set_mesh(self.mesh):
-                options = compiler_options(platform) | _OPTIONS.get((kind, platform), {})
-                self._made[kind, key] = lower(*shapes).compile(options or None)
+                self._made[kind, key] = lower(*shapes).compile()
             self.compiles[kind] += 1
             log.info(
                 "rollout: compiled %s %s in %.1f s, program number %d",
