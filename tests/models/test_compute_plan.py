@@ -29,22 +29,41 @@ def compile_step(shardings):
     return step.lower(state, jnp.zeros(2)).compile()
 
 
-def compile_decode(_):
+def compile_rollout(kind):
     sampling = SamplingConfig(num_rollouts=1, max_new_tokens=2)
     engine = RolloutEngine(parse_config(tiny_values()), sampling, dtype="float32")
-    return engine.programs.decode(8, Grid(1, 1))
+    if kind == "decode":
+        return engine.programs.decode(8, Grid(2, 1))
+    return engine.programs.compact(8, Grid(2, 1), Grid(1, 1))
+
+
+def refuse_options_of_cpus(monkeypatch):
+    monkeypatch.setattr(compute_plan, "_COMPILER_OPTIONS", {"cpu": {"xla_no_such_option": 1}})
+    return pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option")
 
 
 @pytest.mark.parametrize(
-    ("compiles", "shardings"),
-    [(compile_step, False), (compile_step, True), (compile_decode, None)],
+    ("compiles", "what"),
+    [
+        (compile_step, False),
+        (compile_step, True),
+        (compile_rollout, "decode"),
+        (compile_rollout, "compact"),
+    ],
 )
-def test_options_reach_the_compiler(monkeypatch, compiles, shardings):
+def test_options_reach_the_compiler(monkeypatch, compiles, what):
     """XLA refuses an option that it does not know, and takes those that a CPU is given."""
-    compiles(shardings)
-    monkeypatch.setattr(compute_plan, "_COMPILER_OPTIONS", {"cpu": {"xla_no_such_option": 1}})
-    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        compiles(shardings)
+    compiles(what)
+    with refuse_options_of_cpus(monkeypatch):
+        compiles(what)
+
+
+def test_the_devices_of_the_state_choose_the_options_of_a_step(monkeypatch):
+    """As where a plan compiles for a TPU on a host that has none, here the other way round."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with refuse_options_of_cpus(monkeypatch):
+        compile_step(True)
+    compile_step(False)
 
 
 def test_only_cpus_are_told_of_their_registers():

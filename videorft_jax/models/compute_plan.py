@@ -11,8 +11,8 @@ from videorft_jax.models.attention.dispatch import IMPLEMENTATIONS, resolve
 from videorft_jax.ops.masked import CHUNK, CPU_CHUNK
 
 MAX_UNROLLED = 8  # layers; a deeper tower laid out one after another takes too long to compile
-# XLA for CPU uses half of each register of AVX-512 unless it is told otherwise. With all of it a
-# step of GRPO or SFT took 3 to 4 % less on an Intel Xeon; a processor without AVX-512 ignores it.
+# XLA for CPU uses half of each register of AVX-512 unless it is told otherwise, which takes a few
+# per cent longer on an Intel Xeon. A processor without AVX-512 ignores the option.
 _COMPILER_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
 
 
@@ -50,5 +50,6 @@ def choose_plan(attention: str = "auto") -> ComputePlan:
 
 
 def compiler_options(platform: str) -> dict[str, int]:
-    """What XLA is told when it compiles rollout and update for a platform, such as "cpu"."""
+    """Gives XLA's options, by name, for the programs of rollout and update on a platform, which is
+    named as JAX names it, such as "cpu"."""
     return _COMPILER_OPTIONS.get(platform, {})
