@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from locked import text_of_locked_jax
 from planned import SHORT, leave_out_largest_gap, narrow_job, narrow_model
 
 from videorft_jax import losses
@@ -50,6 +51,7 @@ def lower_loss(fields, has_old):
     return program.lower(wide, narrow, mask, wide, wide, wide, wide).as_text()
 
 
+@text_of_locked_jax
 @pytest.mark.parametrize("name", KNOWN)
 def test_loss_is_the_program_that_it_was(name, monkeypatch):
     leave_out_largest_gap(monkeypatch)
@@ -72,11 +74,13 @@ def lower_step(names, num_updates, **changes):
         return [fingerprint(found[name].lower().as_text()) for name in names]
 
 
+@text_of_locked_jax
 def test_a_step_is_the_program_that_it_was(monkeypatch):
     leave_out_largest_gap(monkeypatch)
     assert lower_step(["update"], 1) == ONE_UPDATE
 
 
+@text_of_locked_jax
 @pytest.mark.slow
 def test_several_updates_are_the_programs_that_they_were(monkeypatch):
     leave_out_largest_gap(monkeypatch)

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from locked import text_of_locked_jax
 from planned import narrow_job
 
 from videorft_jax.planning.compile import lower
@@ -78,8 +79,9 @@ def test_shapes_versions_and_machines_matter():
     assert len(keys) == 4
 
 
+@text_of_locked_jax
 def test_a_tpu_kernel_may_move_to_another_file_but_not_change():
-    """The bytecode of a kernel holds the files that it was traced from."""
+    """The bytecode of a kernel holds the files that it was traced from, in this version of jax."""
     pytest.importorskip("libtpu")
     job = narrow_job("v5e:2x2", "sft")
     (program,) = find_programs(job)

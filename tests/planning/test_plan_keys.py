@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from locked import text_of_locked_jax
 from planned import ROOT, leave_out_largest_gap
 from tiny_run import load_recipe
 
@@ -33,12 +34,14 @@ def find_keys(names=None):
         return {one.name: lower(job, one)[1] for one in found}
 
 
+@text_of_locked_jax
 def test_every_program_of_the_recipe_is_in_the_table():
     pytest.importorskip("libtpu")
     known = json.loads(pathlib.Path(ROOT, "launch/plans.json").read_text())
     assert {name for name, key in find_keys().items() if key not in known} == set()
 
 
+@text_of_locked_jax
 def test_a_step_with_every_later_option_off_is_the_program_that_it_was(monkeypatch):
     """The whole update, with the two changes that were meant taken back."""
     pytest.importorskip("libtpu")

@@ -7,6 +7,7 @@ import re
 
 import jax
 import pytest
+from locked import text_of_locked_jax
 from planned import (
     DIM,
     FROZEN,
@@ -34,6 +35,7 @@ from videorft_jax.planning.jobs import device_bytes, find_programs
 from videorft_jax.planning.traffic import program_traffic
 
 
+@text_of_locked_jax
 def test_kernels_name_their_sources_without_folders():
     """Else neither a pod's compiled programs nor figures kept would hold in another place."""
     pytest.importorskip("libtpu")
