@@ -10,6 +10,8 @@ import transformers
 import videorft_jax as vr
 from videorft_jax.data.records.source import RecordSource
 
+# Differs between the completions of a random model, which are never right.
+LETTERS = "tests.support.user_rewards:count_letters"
 MEDIA = {"patch_size": 16, "min_pixels": 64 * 64, "max_pixels": 64 * 64}
 
 
@@ -46,7 +48,7 @@ def run(folder, name, recipe, options, command=None):
 def run_grpo(folder, files, recipe, changes, name):
     options = make_options(folder / "hf", files["rl"], **changes)
     options |= {"rollout.num_rollouts": 4, "rollout.max_new_tokens": 12}
-    rewards = {"accuracy": 1.0, "format": 1.0}
+    rewards = {LETTERS: 1.0, "accuracy": 1.0, "format": 1.0}
     if "reward__siglip" in changes:
         rewards["semantic"] = 0.5
     options |= {"rewards": tuple(rewards.items()), "checkpoint.every": 1}
@@ -89,6 +91,7 @@ def test_grpo_samples_what_it_trains(place, recipe, changes, request):
     lines = tiny_run.metrics(folder / name)
     assert len(lines) == 2
     assert all(abs(line["sampler_gap"]) < 1e-3 for line in lines)
+    assert all(line["grad_norm"] > 1e-2 for line in lines)
     if name == "grpo_frozen_tower":
         semantic = [(line["rewards/semantic/mean"], line["rewards/semantic/std"]) for line in lines]
         assert all(0 < mean <= 1 and std > 0 for mean, std in semantic)
@@ -126,10 +129,11 @@ def test_ask_says_what_generate_gives(place):
     assert code == 0, text
     model = vr.load(folder / "hf", dtype="float32")
     content = [{"type": "video", "video": str(clip)}, {"type": "text", "text": "What is it?"}]
-    out = model.generate(
-        [[{"role": "user", "content": content}]], num_rollouts=1, max_new_tokens=12, temperature=0.0
-    )
-    assert text.splitlines()[-1].strip() == out.texts[0][0].strip().splitlines()[-1]
+    assert model.system  # The run was trained behind it, so that the question is asked behind it.
+    chat = [{"role": "system", "content": model.system}, {"role": "user", "content": content}]
+    out = model.generate([chat], num_rollouts=1, max_new_tokens=12, temperature=0.0)
+    # The last line says what comes next.
+    assert text.splitlines()[-2].strip() == out.texts[0][0].strip().splitlines()[-1]
 
 
 @pytest.mark.slow
