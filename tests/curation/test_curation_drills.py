@@ -253,3 +253,32 @@ def test_a_reply_is_in_the_store_before_its_worker_asks_again_and_is_paid_for_on
         assert client.sent == ["shared", "first", "second", "own 0", "own 1", "own 2", "own 9"]
         paid = store.rows("SELECT COUNT(*) FROM attempt WHERE state='paid'")
     assert paid == [(7,)]
+
+
+@pytest.mark.parametrize("stop", ["budget", "interrupt"])
+def test_what_was_answered_before_a_stop_is_on_the_disk_when_the_run_ends(tmp_path, stop):
+    """The run ends while the first reply of its only unit still waits to be written."""
+
+    class Client:
+        limits = (0, 0)
+
+        async def send(self, asked):
+            if stop == "interrupt":
+                runner.close()
+            return Reply("a", model="m", input_tokens=1, output_tokens=1)
+
+    def unit():
+        yield first
+        yield Request("think", "u", "think", "m", "", ("second",), 9, 0.0, 1.0, 0, "t")
+
+    first = Request("think", "u", "think", "m", "", ("first",), 9, 0.0, 1.0, 0, "t")
+    ends = {"think": Endpoint("think", "m", base_urls=("http://h/v1",))}
+    with Store(tmp_path / "s.sqlite") as store:
+        one = Ledger(store, ends, Limits()).worst_case(first)[1]
+        ledger = Ledger(store, ends, Limits(tokens=one if stop == "budget" else None))
+        runner = Runner(store, ledger, ends, {"think": Client()})
+        asyncio.run(runner.run([unit], 1))
+        assert list(runner.stopped) == ["budget" if stop == "budget" else "think"]
+    with Store(tmp_path / "s.sqlite") as store:
+        assert store.find(first.key).content == "a"
+        assert store.rows("SELECT state FROM attempt") == [("paid",)]

@@ -18,11 +18,12 @@ NUM, LENGTH, FRAMES = 8, 24, 4
 OURS = """
 import json, sys, videorft_jax as vr
 folder, rows, length = sys.argv[1], map(json.loads, open(sys.argv[2])), int(sys.argv[3])
-keys = {"nframes": int(sys.argv[4])} if sys.argv[4:] else {}
-chats = [[{"role": "user", "content": [{"type": "video", "video": row["video"]} | keys,
+model, keys, before = vr.load(folder, dtype=None), {}, []
+if sys.argv[4:]:  # As `serve` answers: so many frames, behind the system turn of the training.
+    keys, before = {"nframes": int(sys.argv[4])}, [{"role": "system", "content": model.system}]
+chats = [[*before, {"role": "user", "content": [{"type": "video", "video": row["video"]} | keys,
           {"type": "text", "text": row["question"]}]}] for row in rows]
-out = vr.load(folder, dtype=None).generate(chats, num_rollouts=1, max_new_tokens=length,
-                                           temperature=0.0)
+out = model.generate(chats, num_rollouts=1, max_new_tokens=length, temperature=0.0)
 print(json.dumps([text for text, in out.texts]))
 """
 TASK = """

@@ -109,8 +109,10 @@ class Runner:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self.store.flush()
             raise
+        finally:
+            # Whatever ended the run, replies that were enqueued before it are kept.
+            await self.store.flush()
         if failed:
             raise failed[0]
 
