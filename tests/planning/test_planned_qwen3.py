@@ -23,6 +23,7 @@ from planned import (
     times,
 )
 
+from videorft_jax.planning import machines
 from videorft_jax.planning.estimate import least_update
 from videorft_jax.rollout.parameters import takes_apart
 
@@ -39,6 +40,8 @@ def programs(request):
     """(job, compiled programs) of GRPO with a frozen tower, in few and short completions."""
     pytest.importorskip("libtpu")
     changes = FROZEN | SHORT | {"grpo.beta": 0.04, "rollout.num_rollouts": ROLLOUTS}
+    # Each device runs the prompts of one row or more; with fewer, prompts are split by heads.
+    changes["data.rows"] = machines.find(request.param).num_devices
     job = narrow_job(
         request.param, "grpo", size="qwen3vl_8b", make_model=narrow_qwen3_model, **changes
     )

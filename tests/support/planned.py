@@ -169,7 +169,7 @@ def times(counter, count):
 
 def activations(job, tokens):
     """Hidden states of a device's rows."""
-    return squeezed((ROWS // job.parts, tokens, DIM))
+    return squeezed((job.shape.rows // job.parts, tokens, DIM))
 
 
 HEAD = squeezed((VOCAB // TENSOR, DIM))
