@@ -1,42 +1,38 @@
 """The picture of a profiled step, from a trace that is written by hand."""
 
-import gzip
-import json
+import logging
 
+import jax
 import pytest
 
-from videorft_jax.metrics.profile import check_step
+from videorft_jax.metrics.profile import check_step, profiled, warn_of_passed_step
 from videorft_jax.metrics.timeline import DEVICES, MARK, Span, draw, join, read_trace
 
-
-def named(kind, pid, name, **more):
-    return {"ph": "M", "name": f"{kind}_name", "pid": pid, "args": {"name": name}} | more
-
-
-def lasting(pid, tid, name, start, length):
-    return {"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": start, "dur": length}
-
-
-EVENTS = [
-    named("process", 1, "/device:TPU:0"),
-    named("process", 2, "/host:CPU"),
-    named("thread", 2, "python", tid=5),
-    named("thread", 2, "tf_XLAPjRtCpuClient/123", tid=6),
-    lasting(2, 5, f"{MARK}step: update", 1_000_000, 500_000),
-    lasting(2, 5, f"{MARK}loader: decode a clip", 1_200_000, 100_000),
-    lasting(2, 5, "PjitFunction(step)", 1_000_000, 10),
-    lasting(2, 6, "dot.3", 1_100_000, 100_000),
-    lasting(2, 6, "ThreadpoolListener::Record", 1_700_000, 100_000),
-    lasting(1, 1, "fusion.1", 1_200_050, 100_000),
-    lasting(1, 1, "fusion.2", 1_900_000, 100_000),
+EVENTS = [  # plane, thread, event, start and duration in microseconds
+    ("/host:CPU", "python", f"{MARK}step: update", 1_000_000, 500_000),
+    ("/host:CPU", "python", f"{MARK}loader: decode a clip", 1_200_000, 100_000),
+    ("/host:CPU", "python", "PjitFunction(step)", 1_000_000, 10),
+    ("/host:CPU", "tf_XLAPjRtCpuClient/123", "dot.3", 1_100_000, 100_000),
+    ("/host:CPU", "tf_XLAPjRtCpuClient/123", "ThreadpoolListener::Record", 1_700_000, 100_000),
+    ("/device:TPU:0", "XLA Ops", "fusion.1", 1_200_050, 100_000),
+    ("/device:TPU:0", "XLA Ops", "fusion.2", 1_900_000, 100_000),
 ]
 
 
 def write_trace(folder, events):
+    """Writes what the profiler keeps whole. Beside it lies the same as JSON, of which it leaves out
+    what follows the first million events; nothing of that is read here."""
+    planes = [
+        f'planes {{ id: {number} name: "{plane}" lines {{ id: 1 name: "{thread}" '
+        f"timestamp_ns: {start * 1000} "
+        f"events {{ metadata_id: 1 duration_ps: {length * 1_000_000} }} }} "
+        f'event_metadata {{ key: 1 value {{ id: 1 name: "{name}" }} }} }}'
+        for number, (plane, thread, name, start, length) in enumerate(events)
+    ]
+    body = jax.profiler.ProfileData.text_proto_to_serialized_xspace(" ".join(planes))
     target = folder / "plugins" / "profile" / "2026"
     target.mkdir(parents=True)
-    with gzip.open(target / "host.trace.json.gz", "wt") as file:
-        json.dump({"traceEvents": events}, file)
+    (target / "host.xplane.pb").write_bytes(body)
 
 
 def test_lanes_are_of_our_spans_and_of_what_computes(tmp_path):
@@ -64,3 +60,26 @@ def test_a_folder_without_a_trace_and_a_step_that_never_comes(tmp_path):
     check_step("own", 5, 5)
     with pytest.raises(ValueError, match="^own: log.profile is 6 and the run has 5 steps; "):
         check_step("own", 6, 5)
+
+
+def test_a_step_that_was_taken_before_is_told_unless_its_trace_is_there(tmp_path, caplog):
+    warn_of_passed_step(str(tmp_path), 0, 4)
+    warn_of_passed_step(str(tmp_path), 5, 4)
+    assert not caplog.records
+    warn_of_passed_step(str(tmp_path), 4, 4)
+    assert "log.profile is 4 and the run goes on after step 4: nothing is recorded" in caplog.text
+    caplog.clear()
+    (tmp_path / "profile" / "00000004").mkdir(parents=True)
+    warn_of_passed_step(str(tmp_path), 4, 4)
+    assert not caplog.records
+
+
+def test_a_trace_that_cannot_be_written_costs_no_step(tmp_path, caplog):
+    (tmp_path / "profile").write_text("in the way")
+    done = []
+    with profiled(str(tmp_path), 3, 3):
+        done.append(3)
+    (record,) = caplog.records
+    assert (done, record.levelno) == ([3], logging.WARNING)
+    assert record.message.startswith("step 3: no trace in ")
+    assert "make room or move what is in the way" in record.message

@@ -226,7 +226,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(place, runs):
     place.run("stopped")
     assert_same_run(workdir, runs["single"][0])
     _, text = place.run("stopped")
-    assert f"step {STEPS} of {STEPS}: nothing left to do" in text
+    assert f"step {STEPS} of {STEPS}: nothing left to do; raise data.epochs to go on" in text
     assert_same_run(workdir, runs["single"][0])
 
 

@@ -52,7 +52,7 @@ from videorft_jax.parallel.processes import gather
 from videorft_jax.rollout.mesh import AUTO, check_sizes
 from videorft_jax.training.ahead import Ahead
 from videorft_jax.training.counts import over_processes, train_settings
-from videorft_jax.training.loop import Taken, begin_validation, run_steps
+from videorft_jax.training.loop import Taken, begin_validation, run_steps, say_nothing_left
 from videorft_jax.training.run import Run, make_tools, open_records, open_run
 from videorft_jax.training.validation import Measure, Validation
 
@@ -269,7 +269,7 @@ def train(
     with opened as run:
         start = run.start
         if start >= run.total or run.next_batch >= len(run.loader):
-            log.info("step %d of %d: nothing left to do", start, run.total)
+            say_nothing_left(run)
             return 0
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:

@@ -32,23 +32,47 @@ def check_step(name: str, step: int, total: int) -> None:
         )
 
 
+def warn_of_passed_step(folder: str, step: int, start: int) -> None:
+    """Warns where a run goes on from step `start` and the step to be profiled lies before, unless
+    its trace is there: the command that began a run may go on with it."""
+    if 0 < step <= start and not _folder_of(folder, step).exists():
+        log.warning(
+            "log.profile is %d and the run goes on after step %d: nothing is recorded; name a "
+            "later step",
+            step, start,
+        )  # fmt: skip
+
+
 @contextlib.contextmanager
 def profiled(folder: str, step: int, number: int) -> Iterator[None]:
     """Records step `number` where it is `step`, as `folder`/profile/STEP; process 0 does.
 
-    The folder holds what JAX's profiler writes, for TensorBoard and Perfetto, and timeline.png.
+    The folder holds what JAX's profiler writes, for TensorBoard and Perfetto, and timeline.png. A
+    trace that cannot be written costs no step: a warning says why.
     """
     if number != step or jax.process_index():
         yield
         return
-    target = pathlib.Path(folder) / FOLDER / f"{step:08d}"
+    target = _folder_of(folder, step)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Every call of a function would hide what was marked.
     jax.profiler.start_trace(str(target), profiler_options=options)
     try:
         yield
     finally:
-        jax.profiler.stop_trace()
-    picture = target / "timeline.png"
-    draw(read_trace(target), picture, f"step {step}")
-    log.info("step %d: the trace lies in %s; its picture is %s", step, target, picture)
+        try:
+            jax.profiler.stop_trace()
+            picture = target / "timeline.png"
+            draw(read_trace(target), picture, f"step {step}")
+            log.info("step %d: the trace lies in %s; its picture is %s", step, target, picture)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            log.warning(
+                "step %d: no trace in %s (%s); make room or move what is in the way, and name a "
+                "later step",
+                step, target, reason,
+            )  # fmt: skip
+
+
+def _folder_of(folder, step):
+    return pathlib.Path(folder) / FOLDER / f"{step:08d}"

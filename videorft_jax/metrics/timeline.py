@@ -1,12 +1,12 @@
 """A picture of what the threads of a host and its devices did during one step, from its trace."""
 
-import gzip
-import json
 import pathlib
 from typing import NamedTuple
 
+import jax
+
 MARK = "videorft "  # The names of our own spans begin with it; what follows is `lane: what`.
-_DEVICE = "/device:"  # Processes of a trace that stand for accelerators have such names.
+_DEVICE = "/device:"  # Planes of a trace that stand for accelerators have such names.
 _CPU_THREADS = ("tf_XLAPjRtCpuClient", "tf_XLAEigen")  # The threads on which CPUs run programs.
 _WAITS = ("ThreadpoolListener", "SlinkyThreadPool", "end: ")
 LANES = ("step", "rewards", "loader")  # From the top; the devices stand below.
@@ -27,31 +27,24 @@ def read_trace(folder: str | pathlib.Path) -> list[Span]:
 
     Times count from the first of our spans. Raises ValueError where there is no trace.
     """
-    paths = sorted(pathlib.Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
+    paths = sorted(pathlib.Path(folder).glob("plugins/profile/*/*.xplane.pb"))
     if not paths:
         raise ValueError(f"{folder}: holds no trace; name the folder that log.profile wrote")
-    with gzip.open(paths[-1]) as file:
-        events = json.load(file)["traceEvents"]
-    processes, threads = {}, {}
-    for event in events:
-        if event.get("name") == "process_name":
-            processes[event["pid"]] = event["args"]["name"]
-        elif event.get("name") == "thread_name":
-            threads[event["pid"], event["tid"]] = event["args"]["name"]
     own, busy = [], []
-    for event in events:
-        if event.get("ph") != "X":
-            continue
-        start, name = event["ts"] / 1e6, event["name"]
-        end = start + event.get("dur", 0) / 1e6
-        thread = threads.get((event["pid"], event["tid"]), "")
-        if name.startswith(MARK):
-            lane, _, what = name.removeprefix(MARK).partition(": ")
-            own.append(Span(lane, what, start, end))
-        elif processes.get(event["pid"], "").startswith(_DEVICE) or (
-            thread.startswith(_CPU_THREADS) and not name.startswith(_WAITS)
-        ):
-            busy.append((start, end))
+    # The file in JSON beside it ends with the first million events, which a second may have.
+    for plane in jax.profiler.ProfileData.from_file(str(paths[-1])).planes:
+        for line in plane.lines:
+            computes = plane.name.startswith(_DEVICE) or line.name.startswith(_CPU_THREADS)
+            times = []
+            for event in line.events:
+                name, start = event.name, event.start_ns / 1e9
+                end = start + event.duration_ns / 1e9
+                if name.startswith(MARK):
+                    lane, _, what = name.removeprefix(MARK).partition(": ")
+                    own.append(Span(lane, what, start, end))
+                elif computes and not name.startswith(_WAITS):
+                    times.append((start, end))
+            busy += join(times)
     zero = min((span.start for span in own), default=0.0)
     spans = [Span(lane, name, start - zero, end - zero) for lane, name, start, end in own]
     spans += [Span(DEVICES, "", start - zero, end - zero) for start, end in join(busy)]

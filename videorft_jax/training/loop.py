@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from videorft_jax.metrics.profile import check_step, profiled
+from videorft_jax.metrics.profile import profiled, warn_of_passed_step
 from videorft_jax.metrics.tracker import Tracker
 from videorft_jax.training.preemption import PreemptionGuard, stopped
 from videorft_jax.training.run import Run
@@ -30,6 +30,12 @@ class Taken(NamedTuple):
     next_batch: int
     is_empty: bool = False
     collapse: str = ""
+
+
+def say_nothing_left(run: Run) -> None:
+    """Tells that the checkpoint is that of the last step, and which option makes more of them."""
+    option = "data.epochs" if run.next_batch >= len(run.loader) else "train.max_steps"
+    log.info("step %d of %d: nothing left to do; raise %s to go on", run.start, run.total, option)
 
 
 def begin_validation(run: Run, open_measure: Callable[[Run], Measure]) -> Validation | None:
@@ -67,7 +73,7 @@ def run_steps(
     if validation and validation.has_stalled:
         _say_stalled(run, validation, start)
         return
-    check_step(options.name, options.log.profile, run.total)
+    warn_of_passed_step(run.folder, options.log.profile, start)
     log.info("steps %d to %d; the first of each shape is compiled", start + 1, run.total)
     with (
         PreemptionGuard(run.checkpointer.describe_kept) as guard,

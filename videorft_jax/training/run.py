@@ -28,6 +28,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import Source
 from videorft_jax.data.records.system_turn import find_system
+from videorft_jax.metrics.profile import check_step
 from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import check_contract, load_config
@@ -299,6 +300,13 @@ def _check_same_run(options, mode, saved, workdir):
         )
 
 
+def _count_steps(options, loader):
+    """The steps of the whole run. Raises ValueError where one to be profiled lies beyond."""
+    total = min(len(loader), options.max_steps or len(loader))
+    check_step(options.name, options.log.profile, total)
+    return total
+
+
 def _describe(options, mode, loader):
     """What checkpoints say of a run's options and records."""
     system = find_system(loader.source, _read_template(options.data))
@@ -351,7 +359,7 @@ def open_run(
         start_from = open_start(options, weights, mode) if step is None else None
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
-        total = min(len(loader), options.max_steps or len(loader))
+        total = _count_steps(options, loader)
         optimizer = make_optimizer(options.optim, total * updates)
         if state is None:
             state = fresh_state(options, weights, optimizer, abstract, mesh, start_from)

@@ -4,7 +4,6 @@ One step is compiled for each bucket of the loader. A checkpoint holds the whole
 of the next batch, so that a run that was killed goes on as if nothing had happened.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,11 @@ from videorft_jax.metrics.profile import span
 from videorft_jax.parallel import sharding
 from videorft_jax.training.ahead import Ahead
 from videorft_jax.training.counts import over_processes, train_settings
-from videorft_jax.training.loop import Taken, begin_validation, run_steps
+from videorft_jax.training.loop import Taken, begin_validation, run_steps, say_nothing_left
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import Run, open_run
 from videorft_jax.training.sft_step import make_sft_step
 from videorft_jax.training.validation import Measure
-
-log = logging.getLogger(__name__)
 
 
 def train(
@@ -39,8 +36,7 @@ def train(
     with open_run(options, workdir, "sft", check_memory) as run:
         start = int(run.state.step)
         if start >= run.total:
-            text = "step %d of %d: nothing left to do; raise data.epochs to go on"
-            log.info(text, start, run.total)
+            say_nothing_left(run)
             return 0
         validation = begin_validation(run, open_validation)
         step = make_sft_step(options, run.weights, run.optimizer, run.shardings)
