@@ -155,6 +155,9 @@ def test_shares_of_a_step_with_what_the_compiler_took(tmp_path):
     assert first["perf/share/update"] == first["time/update"] / first["perf/step_s"] < 1
     assert 0 < second["perf/share/checkpoint"] < 1
     assert "time/compile" not in second
+    for line in (first, second):
+        names = [name for name in line if name.startswith("time/") and name != "time/compile"]
+        assert sum(line[name] for name in names) == pytest.approx(line["perf/step_s"])
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):

@@ -163,6 +163,16 @@ def test_steps_that_compiled_do_not_flatten_the_seconds_of_others():
     assert [line["label"] for line in alone.lines] == ["compile", "update"]
 
 
+def test_what_few_steps_have_is_drawn():
+    """A type of question, or a checkpoint, may stand in neither the first step nor the last."""
+    rows = [{"step": n, "time/update": 0.1, "rewards/total/mean/OCR": 1.0} for n in range(1, 6)]
+    rows[2] |= {"time/checkpoint": 60.0, "rewards/total/mean/regression": 0.5}
+    rewards, seconds, rare = make_panels([rows])
+    assert [line["label"] for line in rewards.lines] == ["OCR", "regression"]
+    assert [line["label"] for line in seconds.lines] == ["update"]  # It is no flat line.
+    assert [(line["label"], line["points"]) for line in rare.lines] == [("checkpoint", [(3, 60.0)])]
+
+
 def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
     folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
     code, said = report(capsys, folder)

@@ -70,7 +70,6 @@ class Tracker:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._compiling = CompileClock()
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._open = False  # whether a live line has no end yet
@@ -85,6 +84,8 @@ class Tracker:
         self._events = EventWriter(folder / "tensorboard", start_step)
         self._chip = chips.find_chip()
         log.info("metrics: %s, and TensorBoard events beside it", folder / METRICS)
+        self._compiling = CompileClock()
+        self._last = time.perf_counter()  # W&B's start and the measured chip are no step's.
 
     @contextlib.contextmanager
     def phase(self, name: str):
@@ -113,7 +114,8 @@ class Tracker:
 
         `tokens` of the step over all devices give tokens per second, `useful` operations
         utilisation, and with those `executed` on padded shapes, the share lost to padding.
-        `perf/share/<name>` are the shares of the step that its phases and the compiler took.
+        `perf/share/<name>` are the shares of the step that its phases and the compiler took;
+        with `other`, the time in none of them, the phases add up to 1.
         """
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
@@ -124,6 +126,8 @@ class Tracker:
         compiling = self._compiling.take()
         self._durations.append(max(0.0, seconds - compiling))
         values |= self._performance(seconds, tokens, useful, executed)
+        if phases:
+            phases["other"] = max(0.0, seconds - sum(phases.values()))
         if compiling:  # It lies within the other phases, whose programs are compiled when needed.
             phases["compile"] = compiling
         values |= {f"time/{name}": spent for name, spent in phases.items()}

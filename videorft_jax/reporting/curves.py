@@ -29,7 +29,8 @@ PANELS = (
     ("Gradient norm", r"(grad_norm)"),
     ("Goodput in tokens a second", r"perf/(tokens_per_s)"),
     ("Utilisation", r"perf/(mfu|hfu|padding)"),
-    (_SECONDS, r"time/(.+)"),
+    (_SECONDS, r"time/(?!validate$|checkpoint$)(.+)"),
+    ("Seconds of held-out records and checkpoints", r"time/(validate|checkpoint)"),
     ("Memory in GiB", r"memory/(.+)_gib"),
 )
 
@@ -82,7 +83,7 @@ def _without_compiling(run):
 
 def _labels(run, pattern):
     """{name of a metric: label of its line}."""
-    names = {name for row in (*run[:1], *run[-1:]) for name in row}
+    names = set().union(*run)  # A step may lack what others have: a checkpoint, a type of record.
     found = {name: re.fullmatch(pattern, name) for name in names}
     return {name: match[1] for name, match in found.items() if match}
 
