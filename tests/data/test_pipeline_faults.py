@@ -140,6 +140,24 @@ def test_quarantine_goes_on_counting_after_a_restart(tmp_path):
         Quarantine(path, 0.05, total=1000)
 
 
+def test_a_run_within_its_limit_goes_on_from_long_before(tmp_path):
+    """Killed after 2,000 records of which 20 were bad, it goes on from a checkpoint at its first
+    batches; 20 are too many of 100, and the run has seen that they are not."""
+    first = Quarantine(tmp_path / "q.jsonl", 0.02, total=10_000)
+    for loaded in range(100, 2001, 100):
+        first.add(Failure(loaded, "x.mp4", "corrupt", "x"), "load", loaded)
+        first.check(loaded)
+    first.close()
+    second = Quarantine(tmp_path / "q.jsonl", 0.02, total=10_000)
+    second.check(200)
+    for index in range(20):
+        second.add(Failure(index, "x.mp4", "corrupt", "x"), "load", 2100)
+    second.check(2000)
+    second.add(Failure(20, "x.mp4", "corrupt", "x"), "load", 2100)
+    with pytest.raises(TooManyBad, match="41 of them found while loading the first 2000"):
+        second.check(2000)
+
+
 class Hanging(RecordSource):
     """Storage that never answers for one record, once `armed`."""
 

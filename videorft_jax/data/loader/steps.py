@@ -198,16 +198,16 @@ class Steps:
         bucket = schedule.buckets[schedule.bucket[k]]
         rows: list[list[Loaded]] = [[] for _ in range(bucket.rows)]
         indices: list[list[int]] = [[] for _ in range(bucket.rows)]
-        failures = []
+        failures, loaded = [], int(schedule.starts[k + 1])
         for slot in range(schedule.starts[k], schedule.starts[k + 1]):
             found, row = next(samples), int(schedule.row[slot])
             if isinstance(found, Failure):
                 failures.append((row, found))
-                quarantine.add(found, "load")
+                quarantine.add(found, "load", loaded)
             else:
                 rows[row].append(found)
                 indices[row].append(int(schedule.record[slot]))
-        quarantine.check(int(schedule.starts[k + 1]))
+        quarantine.check(loaded)
         samples = [[item.sample for item in row] for row in rows]
         with self._span("loader: lay out a batch"):
             batch = pack(samples, *bucket[:3], self._trays.take(k))

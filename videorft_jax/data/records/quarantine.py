@@ -1,7 +1,8 @@
 """Bad records: written down, counted, and a reason to stop when there are too many.
 
 A run remembers bad records by the file that it writes. A record is written once, with its reason,
-however many epochs meet it, and a resumed run reads the file back and goes on counting. Records
+however many epochs meet it, and a resumed run reads the file back and goes on counting. Beside each
+stands how many records had been loaded by then, since the run may go on from long before. Records
 that measuring found to be bad are left out of that, because every start measures anew and the files
 may have been repaired.
 """
@@ -83,6 +84,7 @@ class Quarantine:
         self.counts: collections.Counter[str] = collections.Counter()
         self._stage = dict.fromkeys(self.STAGES, 0)
         self._known: set[int] = set()
+        self._loaded_before = 0  # how far the run had come before it was resumed
         self._file = None
         if path is None:
             return
@@ -96,6 +98,8 @@ class Quarantine:
                 row = json.loads(line)
                 if row["stage"] != "measure":
                     self._count(int(row["index"]), row["reason"], row["stage"])
+                    before = int(row.get("loaded", 0))
+                    self._loaded_before = max(self._loaded_before, before)
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 self._file.close()
@@ -117,8 +121,9 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, failure: Failure, stage: str) -> None:
-        """Counts one failure of `stage`, and writes it down, unless the record is known."""
+    def add(self, failure: Failure, stage: str, loaded: int = 0) -> None:
+        """Counts one failure of `stage`, and writes it down, unless the record is known. loaded:
+        how many records are decoded with the batch that it belongs to."""
         if not self._count(failure.index, failure.reason, stage):
             return
         if len(self) <= MOST_LOGGED:
@@ -129,13 +134,17 @@ class Quarantine:
             log.warning("further bad records are named in %s alone", self.path or "no file")
         if self._file is not None:
             line = failure._asdict() | {"remedy": failure.remedy, "stage": stage}
+            if stage == "load":
+                line["loaded"] = loaded
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 
     def check(self, loaded: int) -> None:
         """Raises TooManyBad when the share of bad records is too large: of all that were measured,
-        plus of `loaded` records (at least 100, or all there are) that were decoded."""
-        base = max(min(loaded, self.total), min(LEAST_SEEN, self.total), 1)
+        plus of `loaded` records (at least 100, or all there are) that were decoded. Of a resumed
+        run, which counts what it found before, they are those that it had decoded before."""
+        seen = min(max(loaded, self._loaded_before), self.total)
+        base = max(seen, min(LEAST_SEEN, self.total), 1)
         share = self._stage["measure"] / max(self.total, 1) + self._stage["load"] / base
         if share > self.max_fraction:
             bad, in_load = len(self), self._stage["load"]
