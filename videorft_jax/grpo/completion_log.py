@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from videorft_jax.data.naming import naming
 from videorft_jax.grpo.dynamic_sampling import LEFT, PASSED
 from videorft_jax.grpo.experience import Experience, taking_part
 from videorft_jax.grpo.options import GrpoOptions
@@ -37,6 +38,7 @@ class CompletionLog:
         fates: where each group went, int [B]; see `dynamic_sampling`.
         """
         step, rollout, verdict = part.item, part.rollout, part.verdict
+        lines: list[str] = []
         why, num_given = explain(part, fates, options), options.loss.num_given
         for row in np.flatnonzero(step.valid):
             record = step.records[row][0]
@@ -63,12 +65,15 @@ class CompletionLog:
                     line["calls"] = rollout.calls[row][r]
                 if num_given:
                     line["given"] = r >= len(verdict.texts[row]) - num_given
-                self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+                lines.append(json.dumps(line) + "\n")
+        with naming(self._file.name):
+            self._file.writelines(lines)
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self._file.name):
+            self._file.close()
 
 
 def explain(part: Experience, fates: np.ndarray, options: GrpoOptions) -> list[list[str]]:

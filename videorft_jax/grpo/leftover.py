@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.naming import naming
 from videorft_jax.grpo.dynamic_sampling import LEFT, PASSED, TAKEN, choose_rows
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.update import GroupRows
@@ -76,7 +77,7 @@ def save(
         for place, leaf in enumerate(jax.tree.leaves(part)):
             arrays[f"{number}/{place}"] = leaf
     partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
+    with naming(partial), partial.open("wb") as file:
         np.savez(file, **arrays)
     partial.replace(path)
 

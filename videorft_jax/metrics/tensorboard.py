@@ -14,6 +14,8 @@ import socket
 import struct
 import time
 
+from videorft_jax.data.naming import naming
+
 
 def _make_table():
     table = []
@@ -77,15 +79,17 @@ class EventWriter:
             _field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", _single(value)))
             for tag, value in scalars.items()
         )
-        self._write(_event(step, _field(5, b"".join(values))))
-        self._file.flush()
+        with naming(self._file.name):
+            self._write(_event(step, _field(5, b"".join(values))))
+            self._file.flush()
 
     def _write(self, data):
         length = struct.pack("<Q", len(data))
         self._file.write(length + _masked(length) + data + _masked(data))
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._file.name):
+            self._file.close()
 
 
 def _single(value):

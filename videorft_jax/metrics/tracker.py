@@ -23,6 +23,7 @@ import uuid
 
 import jax
 
+from videorft_jax.data.naming import naming
 from videorft_jax.metrics import chips
 from videorft_jax.metrics.compiling import CompileClock
 from videorft_jax.metrics.flops import Cost
@@ -134,8 +135,9 @@ class Tracker:
         values |= {f"perf/share/{name}": spent / seconds for name, spent in phases.items()}
         values |= _memory()
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
-        self._lines.flush()
+        with naming(self._lines.name):
+            self._lines.write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
+            self._lines.flush()
         self._events.write(step, values)
         if self._run:
             self._run.log(values, step=step)
@@ -208,7 +210,8 @@ class Tracker:
         self._end_line()
         for handler in self._handlers:
             handler.removeFilter(self._end_line)
-        self._lines.close()
+        with naming(self._lines.name):
+            self._lines.close()
         self._events.close()
         if self._run:
             self._run.finish()
@@ -241,7 +244,8 @@ def drop_lines(path: pathlib.Path, start_step: int) -> None:
             path, later, start_step, torn,
         )  # fmt: skip
         partial = path.with_name(path.name + ".tmp")
-        partial.write_text("".join(kept))
+        with naming(partial):
+            partial.write_text("".join(kept))
         os.replace(partial, path)
 
 

@@ -22,6 +22,7 @@ from videorft_jax.checkpoints.lock import lock_workdir
 from videorft_jax.data.loader.cache import FrameCache
 from videorft_jax.data.loader.options import LoaderOptions
 from videorft_jax.data.loader.pipeline import Loader
+from videorft_jax.data.naming import naming
 from videorft_jax.data.records import opening
 from videorft_jax.data.records.pass_rates import select
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
@@ -270,7 +271,8 @@ def _write_config(path, values):
     if jax.process_index():
         return
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
+    with naming(partial):
+        partial.write_text(json.dumps(values, indent=1) + "\n")
     partial.replace(path)
 
 

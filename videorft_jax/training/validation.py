@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import jax
 
+from videorft_jax.data.naming import naming
 from videorft_jax.metrics.tracker import drop_lines
 from videorft_jax.parallel.processes import gather
 from videorft_jax.training.options import ValidateOptions
@@ -56,7 +57,7 @@ class Validation:
         }
         self._rows.append(row)
         if jax.process_index() == 0:
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -8,6 +8,8 @@ import json
 import os
 import threading
 
+from videorft_jax.data.naming import naming
+
 
 class SizeCache:
     """A dictionary str -> list that outlives the process: every file of `folder` is read, this
@@ -31,7 +33,8 @@ class SizeCache:
         # Line by line, so that a run that is killed has lost nothing.
         self._file = open(name, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, see close()
         if self._file.tell():
-            self._file.write("\n")  # The last line may have been cut off.
+            with naming(name):
+                self._file.write("\n")  # The last line may have been cut off.
 
     def _read(self, folder: str | os.PathLike) -> None:
         for name in sorted(os.listdir(folder)):
@@ -53,9 +56,11 @@ class SizeCache:
         with self._lock:
             self._known[key] = value
             if self._file is not None:
-                self._file.write(json.dumps([key, value]) + "\n")
+                with naming(self._file.name):
+                    self._file.write(json.dumps([key, value]) + "\n")
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self._file.name):
+                self._file.close()
             self._file = None

@@ -15,6 +15,7 @@ import re
 from typing import NamedTuple
 
 from videorft_jax.data.media.contract import REASONS
+from videorft_jax.data.naming import naming
 
 log = logging.getLogger(__name__)
 LEAST_SEEN = 100  # A share of fewer samples than this says nothing about the data.
@@ -107,8 +108,9 @@ class Quarantine:
                     f"{path}: line {number + 1} is no quarantined record; move the file away"
                 ) from None
         self._file.truncate(0)
-        self._file.write("".join(kept))
-        self._file.flush()
+        with naming(path):
+            self._file.write("".join(kept))
+            self._file.flush()
 
     def _count(self, index: int, reason: str, stage: str) -> bool:
         new = index not in self._known
@@ -136,8 +138,9 @@ class Quarantine:
             line = failure._asdict() | {"remedy": failure.remedy, "stage": stage}
             if stage == "load":
                 line["loaded"] = loaded
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            with naming(self.path):
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
 
     def check(self, loaded: int) -> None:
         """Raises TooManyBad when the share of bad records is too large: of all that were measured,
@@ -159,5 +162,6 @@ class Quarantine:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self.path):
+                self._file.close()
             self._file = None
