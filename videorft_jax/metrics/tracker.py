@@ -2,8 +2,8 @@
 
 `metrics.jsonl` holds everything, one flushed line a step. A restart drops the lines of steps that
 will be done again, so that the file of a run that was killed and resumed has the lines of one that
-was not. Names under `perf/`, `time/` and `memory/` are about the machine; all others repeat to the
-bit.
+was not. Names under `perf/`, `time/` and `memory/` are about the machine, and `semantic/cached` is
+about what a process has embedded since it began; all others repeat to the bit.
 """
 
 import collections
