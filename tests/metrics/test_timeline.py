@@ -3,6 +3,8 @@
 import logging
 
 import jax
+import matplotlib.collections
+import matplotlib.figure
 import pytest
 
 from videorft_jax.metrics.profile import check_step, profiled, warn_of_passed_step
@@ -83,3 +85,20 @@ def test_a_trace_that_cannot_be_written_costs_no_step(tmp_path, caplog):
     assert (done, record.levelno) == ([3], logging.WARNING)
     assert record.message.startswith("step 3: no trace in ")
     assert "make room or move what is in the way" in record.message
+
+
+def test_thousands_of_bars_are_few_things_to_draw(tmp_path, monkeypatch):
+    """One by one they would keep a run waiting for a minute."""
+    drawn = []
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        drawn.extend(figure.axes[0].get_children())
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    busy = [Span(DEVICES, "", 0.1 * n, 0.1 * n + 0.05) for n in range(3000)]
+    draw([Span("step", "update", 0.0, 300.0), *busy], tmp_path / "timeline.png", "step 1")
+    bars = [one for one in drawn if isinstance(one, matplotlib.collections.PolyCollection)]
+    assert sorted(len(one.get_paths()) for one in bars) == [1, 3000]
+    assert len(drawn) < 30

@@ -73,14 +73,15 @@ def draw(spans: list[Span], path: str | pathlib.Path, title: str) -> None:
     figure = matplotlib.figure.Figure((12, 1.2 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for height, (_, row) in enumerate(rows):
-        for span in row:
-            length = span.end - span.start
-            axes.barh(
-                height, length, left=span.start, height=0.8, color=colours[span.name],
-                edgecolor="white", linewidth=0.3 if span.name else 0,
+        for name in {span.name for span in row}:  # Thousands of bars one by one take a minute.
+            bars = [(span.start, span.end - span.start) for span in row if span.name == name]
+            axes.broken_barh(
+                bars, (height - 0.4, 0.8), facecolors=[colours[name]],
+                edgecolor="white" if name else colours[name], linewidth=0.3,
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.invert_yaxis()
+    axes.margins(x=0.01)
     axes.set_xlabel("seconds")
     axes.set_title(title)
     marks = [matplotlib.patches.Patch(color=colours[name], label=name) for name in names]
