@@ -13,7 +13,7 @@ import numpy as np
 from videorft_jax.metrics import chips, flops
 from videorft_jax.metrics.flops import Cost, Work
 from videorft_jax.models import family
-from videorft_jax.planning.jobs import Job, total_bytes
+from videorft_jax.planning.jobs import Job, count_runs, total_bytes
 from videorft_jax.rollout.parameters import takes_apart
 from videorft_jax.training.counts import train_settings
 
@@ -32,7 +32,7 @@ def program_costs(job: Job) -> dict[str, Cost]:
         + Cost(bytes=float(_stack(job))),
         "decode": _decode(job.drawing),
         "compact": Cost(bytes=2.0 * _cache_bytes(job)),
-        "update": _times(_update(job, _groups(job, shared=True), clips), 1 / job.grpo.minibatches),
+        "update": _update(job, _groups(job, shared=True), clips),
     }
     vision = _read_by_all(flops.forward_cost(model, clips), job.mesh.devices.size)
     if _shares(job):
@@ -42,9 +42,7 @@ def program_costs(job: Job) -> dict[str, Cost]:
     if job.siglip is not None:
         found["siglip"] = _siglip(job)
     if job.grpo.needs_score:
-        forward = flops.forward_cost(model, _groups(job, shared=True) + clips)
-        passes = 2 if job.grpo.loss.beta else 1
-        found["score"] = _times(_read_by_all(forward, job.parts), passes)
+        found["score"] = _score(job, _groups(job, shared=True), clips)
     return found
 
 
@@ -61,14 +59,17 @@ def naive_floor(job: Job) -> float:
     rollouts, parts = job.grpo.rollout.num_rollouts, job.drawing.parts
     model = job.weights.model
     prompts, clips = _scaled(_prompts(job), rollouts), _scaled(_clips(job), rollouts)
-    costs = [
-        _read_by_all(flops.forward_cost(model, prompts + clips), parts),
-        _decode(job.drawing, shared=False),
-    ]
-    costs += [_update(job, _groups(job, shared=False), clips)] * job.grpo.num_updates
+    groups = _groups(job, shared=False)
+    costs = {
+        "prefill": _read_by_all(flops.forward_cost(model, prompts + clips), parts),
+        "decode": _decode(job.drawing, shared=False),
+        "update": _update(job, groups, clips),
+    }
     if job.siglip is not None:
-        costs.append(_siglip(job))
-    return sum(floor_seconds(job, cost) for cost in costs)
+        costs["siglip"] = _siglip(job)
+    if job.grpo.needs_score:
+        costs["score"] = _score(job, groups, clips)
+    return sum(count_runs(job, name) * floor_seconds(job, cost) for name, cost in costs.items())
 
 
 def _stack(job):
@@ -173,8 +174,19 @@ def _train(job, work):
     return dataclasses.replace(cost, bytes=cost.bytes + more * again)
 
 
+def _seen(job, groups, clips):
+    """Adds the clips to the work of groups whose visual tokens do not come from the rollout."""
+    return groups if _shares(job) else groups + clips
+
+
+def _score(job, groups, clips):
+    forward = flops.forward_cost(job.weights.model, _seen(job, groups, clips))
+    return _times(_read_by_all(forward, job.parts), 2 if job.grpo.loss.beta else 1)
+
+
 def _update(job, groups, clips):
-    work = groups if _shares(job) else groups + clips
+    """Counts what one optimizer step costs, which takes a minibatch of the groups."""
+    work = _scaled(_seen(job, groups, clips), 1 / job.grpo.minibatches)
     cost = _train(job, work)
     if job.grpo.loss.beta and not job.grpo.needs_score:
         forward = flops.forward_cost(job.weights.model, work)

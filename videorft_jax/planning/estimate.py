@@ -128,6 +128,14 @@ def _siglip(job):
     return device_bytes(job.judge) + pixels, images + 2 * scores
 
 
+def _score(job):
+    """All rows go through at once, and nothing is kept for a backward pass."""
+    rows, copies = _rows(job), device_bytes(job.policy) if job.weights.lora is None else 0
+    working = max(_layer(job, rows * _row_tokens(job)), _vision(job, rows))
+    arguments = device_bytes((job.state.params, job.state.frozen, job.reference)) + _batch(job)
+    return arguments, copies + working + _gathered(job) + _logits(job, rows * CHUNK)
+
+
 def _update(job):
     rows, tokens = _slice(job)
     copies = device_bytes(job.policy) if job.weights.lora is None else 0
@@ -145,11 +153,15 @@ def _update_arguments(job):
 
 def _slice(job):
     """Gives (rows, decoder tokens) of a device that an update goes through at once."""
-    rows = max(1, _rows(job) // job.train.accumulate)
-    tokens = rows * job.shape.length
-    if job.mode == "grpo":
-        tokens += rows * job.grpo.rollout.num_rollouts * job.grpo.rollout.max_new_tokens
-    return rows, tokens
+    minibatches = job.grpo.minibatches if job.grpo else 1
+    rows = max(1, _rows(job) // (minibatches * job.train.accumulate))
+    return rows, rows * _row_tokens(job)
+
+
+def _row_tokens(job):
+    if job.mode == "sft":
+        return job.shape.length
+    return job.shape.length + job.grpo.rollout.num_rollouts * job.grpo.rollout.max_new_tokens
 
 
 def _kept_inputs(job):
@@ -200,6 +212,6 @@ _PROGRAMS = {
     "decode": _decode,
     "compact": _compact,
     "siglip": _siglip,
-    "score": _update,
+    "score": _score,
     "update": _update,
 }

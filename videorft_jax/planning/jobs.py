@@ -135,14 +135,13 @@ class Program:
     """A program of a step.
 
     lower: gives JAX's lowered program. beside: bytes that lie on a device while it runs and are no
-    argument of it. runs: how often a step runs it. shapes: how many shapes it is compiled for, at
-    most. turns: how often one run turns a loop that its data may end, as that over tokens.
+    argument of it. shapes: how many shapes it is compiled for, at most. turns: how often one run
+    turns a loop that its data may end, as that over tokens.
     """
 
     name: str
     lower: Callable[[], Any]
     beside: int
-    runs: int = 1
     shapes: int = 1
     turns: int = 1
 
@@ -165,6 +164,15 @@ def prepared_bytes(job: Job) -> int:
     """Counts the bytes of one device's memory that the rollout's weights take."""
     text, tower = device_bytes(job.prepared["text"]), device_bytes(job.prepared["vision"])
     return tower + (text // 2 if job.grpo.rollout.int8_weights else text)
+
+
+def count_runs(job: Job, name: str) -> int:
+    """Counts how often a step runs the program called `name`, at most."""
+    if job.grpo is None:
+        return 1
+    if name == "update":
+        return job.grpo.steps_per_rollout
+    return job.grpo.max_draws if name in (*DRAWING, "siglip") else 1
 
 
 def find_programs(job: Job) -> list[Program]:
@@ -202,7 +210,6 @@ class _GrpoPrograms:
         self.engine = engine.programs
         self.grid = Grid(job.shape.rows // job.drawing.parts, job.grpo.rollout.num_rollouts)
         self.grids = engine.batch_grids(job.shape.length, self.grid)
-        self.draws = job.grpo.max_draws
         self.batch = batch_shapes(job.shape, job.geometry, self.rows)
         self.visual = None
         self.shares = experience.shares_visual(job.grpo, job.weights)
@@ -259,7 +266,7 @@ class _GrpoPrograms:
         batch = batch_shapes(job.shape, job.geometry, rows)
         lower = functools.partial(_lower, job, encode, prepared, batch)
         beside = self._beside("state", "reference", "siglip") + device_bytes(prepared["text"])
-        return Program("vision", lower, beside, self.draws, self.job.num_shapes)
+        return Program("vision", lower, beside, self.job.num_shapes)
 
     def prefill(self):
         rollouts = self.options.rollout.num_rollouts
@@ -270,7 +277,7 @@ class _GrpoPrograms:
         )
         lower = functools.partial(self.engine.lower_prefill, inputs, self.grid)
         beside = self._beside("state", "reference", "siglip")
-        return Program("prefill", lower, beside, self.draws, self.job.num_shapes)
+        return Program("prefill", lower, beside, self.job.num_shapes)
 
     def decode(self):
         length = self.job.shape.length
@@ -278,7 +285,7 @@ class _GrpoPrograms:
         beside = self._beside("state", "reference", "siglip")
         shapes = self.job.num_shapes * len(self.grids)
         turns = self.options.rollout.max_new_tokens - 1  # Prefill draws the first token.
-        return Program("decode", lower, beside, self.draws, shapes, turns)
+        return Program("decode", lower, beside, shapes, turns)
 
     def compact(self):
         smaller = [other for other in self.grids if other != self.grid]
@@ -289,7 +296,7 @@ class _GrpoPrograms:
         lower = functools.partial(self.engine.lower_compact, length, self.grid, into)
         beside = self._beside("state", "reference", "siglip", "prepared")
         shapes = self.job.num_shapes * count * (count - 1) // 2
-        return Program("compact", lower, beside, self.draws, shapes)
+        return Program("compact", lower, beside, shapes)
 
     def siglip(self):
         if self.job.siglip is None:
@@ -307,7 +314,7 @@ class _GrpoPrograms:
         )
         read = {name: self.job.judge[name] for name in ("vision", "text")}
         beside = self._beside("state", "reference", "prepared")
-        return Program("siglip", self._lower(program, read, batch), beside, self.draws)
+        return Program("siglip", self._lower(program, read, batch), beside)
 
     def score(self):
         if not self.options.needs_score:
@@ -329,7 +336,7 @@ class _GrpoPrograms:
         rows = jax.tree.map(self._minibatch, rows)
         fixed = () if in_reward else self._reference
         lower = self._lower(self.own.step, self.job.state, rows, *fixed)
-        return Program("update", lower, self._beside("siglip"), updates, self._update_shapes)
+        return Program("update", lower, self._beside("siglip"), self._update_shapes)
 
     def _minibatch(self, leaf):
         """The shape of the rows that one optimizer step takes."""

@@ -49,7 +49,7 @@ def make_jobs(
             f"{train.name}: data.records are counted in tokens of the model; set model.init_from "
             "to its folder and leave out --model, or leave out data.records"
         )
-    make_mesh(train, machine.devices)
+    _make_mesh(options, machine)
     _, tokenizer = load_model_files(train.model.init_from)
     mode = "sft" if options is train else "grpo"
     loader = make_loader(train, mode, tokenizer, workdir)
@@ -77,7 +77,7 @@ def make_job(
         tokenizer = shapes.PublishedTokenizer()
     check_contract(config, train.contract, train.name)
     weights = make_weights(train, config)
-    mesh = make_mesh(train, machine.devices)
+    mesh = _make_mesh(options, machine)
     if grpo:
         check_sizes(train.name, grpo.rollout.mesh, config, mesh, train.data.rows)
     if machine.kind == "cpu":
@@ -97,6 +97,14 @@ def make_job(
 def _common(options: TrainOptions | GrpoOptions) -> TrainOptions:
     """The options that SFT and GRPO have in common."""
     return options if isinstance(options, TrainOptions) else options.train
+
+
+def _make_mesh(options, machine):
+    """Makes the mesh of a run, or raises ValueError where the run would refuse its rows."""
+    mesh = make_mesh(_common(options), machine.devices)
+    if isinstance(options, GrpoOptions):
+        options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
+    return mesh
 
 
 def plan(

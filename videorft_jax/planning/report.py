@@ -9,7 +9,7 @@ from videorft_jax.planning.compile import GIB, Figures, Store, measure, reminded
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
 from videorft_jax.planning.drawing import suggest_rollout_mesh
 from videorft_jax.planning.estimate import estimate
-from videorft_jax.planning.jobs import Job, Program, find_programs, total_bytes
+from videorft_jax.planning.jobs import Job, Program, count_runs, find_programs, total_bytes
 from videorft_jax.planning.links import find_wires, sent_bytes, wired_seconds
 from videorft_jax.planning.traffic import program_traffic
 
@@ -82,7 +82,7 @@ def merge_rows(shapes: list[list[Row]]) -> list[Row]:
 
 
 def make_row(job: Job, program: Program, figures: Figures, cost) -> Row:
-    name, runs = program.name, program.runs
+    name, runs = program.name, count_runs(job, program.name)
     peak, limit = figures.peak + program.beside / GIB, job.topology.limit_gib
     floor, mesh = floor_seconds(job, cost), job.mesh_of(name)
     sent = program_traffic(job)[name] if figures.sent is None else figures.sent
@@ -190,10 +190,10 @@ def find_remedies(job: Job, name: str) -> list[str]:
         if name in ("decode", "compact") and not grpo.rollout.int8_cache:
             found.append("set rollout.int8_cache=True")
     else:
-        rows = job.shape.rows // job.parts
-        if rows > train.accumulate:
+        rows = job.shape.rows // job.parts // (grpo.minibatches if grpo else 1)
+        if rows > train.accumulate and name != "score":  # All rows are scored at once.
             found.append(f"set train.accumulate={rows}")
-        if train.model.remat != "full":
+        if train.model.remat != "full" and name != "score":
             found.append("set model.remat=full")
         if train.optim.mu_dtype != "bfloat16" and train.optim.name == "adamw":
             found.append("set optim.mu_dtype=bfloat16")

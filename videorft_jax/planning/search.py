@@ -98,6 +98,8 @@ def changed(job: Job, changes: dict[str, Any]) -> Job | None:
     grpo = job.grpo and dataclasses.replace(job.grpo, train=train)
     try:
         mesh = make_mesh(train, job.topology.devices)
+        if grpo:
+            grpo.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
         other = dataclasses.replace(job, train=train, grpo=grpo, mesh=mesh)
         assert other.state is not None
     except ValueError:

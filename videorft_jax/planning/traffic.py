@@ -9,7 +9,7 @@ import jax
 
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.costs import floor_seconds, program_costs
-from videorft_jax.planning.jobs import Job, device_bytes, total_bytes
+from videorft_jax.planning.jobs import Job, count_runs, device_bytes, total_bytes
 from videorft_jax.planning.links import LINKS, Collective, find_wires, weigh, wired_seconds
 from videorft_jax.rollout.heads import count_copies
 from videorft_jax.rollout.parameters import takes_apart
@@ -44,7 +44,8 @@ def step_seconds(job: Job) -> float:
     sent, total = program_traffic(job), 0.0
     for name, cost in program_costs(job).items():
         floor, wires = floor_seconds(job, cost), find_wires(job.topology, job.mesh_of(name))
-        total += floor if wires is None else wired_seconds(wires, floor, sent[name], name)
+        least = floor if wires is None else wired_seconds(wires, floor, sent[name], name)
+        total += count_runs(job, name) * least
     return total
 
 

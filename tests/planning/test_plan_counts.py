@@ -1,0 +1,67 @@
+"""A step that runs some programs several times is counted, searched and refused as it runs."""
+
+import dataclasses
+
+import jax
+import pytest
+from planned import load_recipe, narrow_job
+
+from videorft_jax.commands.plan import read_options
+from videorft_jax.planning import machines, plan, search
+from videorft_jax.planning.costs import program_costs
+from videorft_jax.planning.estimate import estimate
+from videorft_jax.planning.report import find_remedies, make_rows, summarise
+from videorft_jax.planning.traffic import step_seconds
+
+SEVERAL = {"grpo.max_draws": 3, "grpo.num_updates": 2, "grpo.minibatches": 2}
+
+
+def test_what_is_compared_is_what_the_table_says():
+    for changes in ({}, SEVERAL):
+        job = narrow_job("H100:4", "grpo", **changes)
+        step = summarise(job, make_rows(job))
+        assert step_seconds(job) == pytest.approx(step["floor_s"])
+
+
+def test_a_step_of_naive_rows_draws_and_updates_as_often():
+    """Ours also copies weights and moves caches, which a naive step does not."""
+    shares = []
+    for changes in ({}, {"grpo.max_draws": 8}, {"grpo.num_updates": 4}):
+        job = narrow_job("H100:4", "grpo", **changes)
+        shares.append(summarise(job, make_rows(job))["floor_share_of_naive"])
+    assert max(shares) < 1.2 * shares[0] < 1.2
+
+
+def test_every_minibatch_reads_all_weights_and_takes_an_optimizer_step():
+    """By hand: but for the embedding each weight is read three times in bfloat16, its gradient is
+    written in float32, and 12 bytes of state are read and written; the rest grows with the rows."""
+    found = []
+    for minibatches in (1, 2):
+        job = narrow_job("H100:4", "grpo", **{"grpo.minibatches": minibatches, "grpo.beta": 0.0})
+        found.append(program_costs(job)["update"].bytes)
+    num_learnt = sum(leaf.size for leaf in jax.tree.leaves(job.state.params))
+    num_learnt -= job.state.params["text"]["embed"].size
+    assert 2 * found[1] - found[0] > (2 * 12 + 4 + 3 * 2) * num_learnt
+
+
+def test_a_minibatch_needs_what_as_many_slices_need():
+    sizes = [
+        estimate(narrow_job("H100:4", "grpo", **{"data.rows": 8, name: 2}), "update").temporaries
+        for name in ("grpo.minibatches", "train.accumulate")
+    ]
+    whole = estimate(narrow_job("H100:4", "grpo", **{"data.rows": 8}), "update").temporaries
+    assert sizes[0] <= sizes[1] < whole
+
+
+def test_rows_that_a_run_refuses_are_not_planned_or_proposed():
+    config = load_recipe("grpo")
+    config.data.rows, config.grpo.minibatches = 16, 4
+    with pytest.raises(ValueError, match=r"minibatches = 4 .* must be a multiple of 32"):
+        plan.make_job(read_options(config), machines.find("H100:8"))
+    config.data.rows = 32
+    job = plan.make_job(read_options(config), machines.find("H100:8"))
+    found = search.candidates(job)
+    assert found
+    for _, _, other in found:
+        other.grpo.check_parts(other.parts)
+    assert not [each for each in find_remedies(job, "update") if "accumulate" in each]
