@@ -8,6 +8,7 @@ from planned import load_recipe, narrow_job
 
 from videorft_jax.commands.plan import read_options
 from videorft_jax.planning import machines, plan, search
+from videorft_jax.planning.compile import Store
 from videorft_jax.planning.costs import program_costs
 from videorft_jax.planning.estimate import estimate
 from videorft_jax.planning.report import find_remedies, make_rows, summarise
@@ -65,3 +66,18 @@ def test_rows_that_a_run_refuses_are_not_planned_or_proposed():
     for _, _, other in found:
         other.grpo.check_parts(other.parts)
     assert not [each for each in find_remedies(job, "update") if "accumulate" in each]
+
+
+def test_search_goes_on_to_what_fits_behind_much_that_is_faster_and_does_not():
+    config = load_recipe("sft")
+    config.data.rows, config.train.accumulate = 32, 1
+    job = plan.make_job(read_options(config), machines.find("H100:8"))
+    slimmest = min(
+        estimate(other, "update").peak
+        for _, changes, other in search.candidates(job)
+        if changes.get("mesh.tensor", 1) == 1
+    )
+    topology = dataclasses.replace(job.topology, limit_gib=slimmest + 0.01)
+    found = search.search(dataclasses.replace(job, topology=topology), Store())
+    assert found is not None
+    assert all(row.fits for row in found.rows)

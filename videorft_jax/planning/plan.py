@@ -133,8 +133,8 @@ def plan(
         below = GAIN * step_seconds(job)
     found = search(job, store, say, below)
     if found is None and problem:
-        text = _say_misfit(job, problem)
-        return rows, step, f"{text}; no change of mesh, remat, accumulate or mu_dtype helps"
+        tried = "no change of mesh, remat, accumulate or mu_dtype that was tried helps"
+        return rows, step, f"{_say_misfit(job, problem)}; {tried}"
     if found is None:
         say(f"{job.train.name} fits, and nothing that fits is known to be 5 % faster")
         return rows, step, None

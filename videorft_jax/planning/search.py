@@ -67,10 +67,11 @@ def candidates(job: Job) -> list[tuple[float, dict[str, Any], Job]]:
 
 def search(job: Job, store: Store, say=lambda text: None, below: float = math.inf) -> Found | None:
     """The first candidate that fits and takes less than `below` seconds, or None when none of the
-    few that are tried does."""
-    tries = 0
+    few that are tried does. A program that does not fit shows how much too high its estimate is."""
+    tries, shares = 0, dict[str, float]()
     for seconds, changes, other in candidates(job):
-        if not _may_fit(other):
+        sizes = _estimates(other)
+        if not _may_fit(other, sizes, shares):
             continue
         if tries == _TRIES or seconds >= below:
             return None
@@ -80,6 +81,8 @@ def search(job: Job, store: Store, say=lambda text: None, below: float = math.in
         rows = make_rows(other, store, say)
         if all(row.fits for row in rows):
             return Found(changes, other, rows)
+        missed = [row for row in rows if not row.fits]
+        shares |= {row.name: min(1.0, row.peak_gib / sizes[row.name]) for row in missed}
     return None
 
 
@@ -107,11 +110,16 @@ def changed(job: Job, changes: dict[str, Any]) -> Job | None:
     return other
 
 
-def _may_fit(job):
-    return all(
-        estimate(job, program.name).peak + program.beside / GIB <= _MARGIN * job.topology.limit_gib
+def _may_fit(job, sizes, shares):
+    limit = job.topology.limit_gib
+    return all(size * shares.get(name, 1 / _MARGIN) <= limit for name, size in sizes.items())
+
+
+def _estimates(job):
+    return {
+        program.name: estimate(job, program.name).peak + program.beside / GIB
         for program in find_programs(job)
-    )
+    }
 
 
 def _get(options: TrainOptions, name: str) -> Any:
