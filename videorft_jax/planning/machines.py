@@ -30,7 +30,8 @@ class Kind:
 
     Attributes:
       usable_gib: memory that programs may use of a device, which is what JAX counts.
-      per_host: chips of a host.
+      per_host: chips of the largest host; a slice that has more stands on smaller ones of v5e and
+        v6e, as libtpu says.
       devices: devices of a chip.
       cores: cores of a chip as the names of accelerator types count them: `v5p-8` are four chips.
       dims: dims of a topology such as `4x4`; 0 where machines are only counted.
@@ -56,8 +57,17 @@ KINDS = {
     "H200": Kind(130.0, per_host=8, dims=0),
     "cpu": Kind(0.0, per_host=1, dims=0),
 }
+# By the names that JAX gives devices; longer names stand before their prefixes.
+_NAMES = (
+    ("TPU v5 lite", "v5e"),
+    ("TPU v5e", "v5e"),
+    ("TPU v5", "v5p"),
+    ("TPU v6", "v6e"),
+    ("TPU7x", "tpu7x"),
+)
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_MOST = 4096  # devices without a compiler, for each of which this process makes a stand-in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,25 +126,34 @@ def find(name: str) -> Topology:
 
     Raises ValueError for a name that means nothing, with the nearest that does.
     """
-    slices, _, place = name.rpartition("*")
+    slices, star, place = name.rpartition("*")
     place = types().get(place, place)
     kind, _, shape = place.partition(":")
     about = KINDS.get(kind)
-    if about is None or not re.fullmatch(r"\d+(x\d+)*", shape) or (slices and not slices.isdigit()):
+    if about is None or not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise _unknown(name)
+    if star and not re.fullmatch("[1-9][0-9]*", slices):
         raise _unknown(name)
     sizes = list(map(int, shape.split("x")))
     if len(sizes) != max(about.dims, 1) or math.prod(sizes) < 1:
         raise _unknown(name)
+    count = int(slices or 1)
     if not about.dims:
+        if star:
+            raise ValueError(
+                f"--topology={name}: only TPUs have slices; write {kind}:{count * sizes[0]}"
+            )
         return _host(name, kind, sizes[0])
-    devices = _tpus(name, place, int(slices or 1))
+    devices = _tpus(name, place, count)
     chips = len(devices) // about.devices
+    hosts = len({device.process_index for device in devices})
+    if chips <= count * about.per_host:
+        hosts = count
     speed = find_chip(devices[0])
     if kind == "v4":  # the table's row is of a chip, whose two cores compile as one on the pod
         speed = Chip(speed.flops / 2, speed.bandwidth / 2)
     return Topology(
-        name, kind, devices, len(devices), chips, -(-chips // about.per_host), about.usable_gib,
-        speed, int(slices or 1),
+        name, kind, devices, len(devices), chips, hosts, about.usable_gib, speed, count,
     )  # fmt: skip
 
 
@@ -142,8 +161,7 @@ def topology_of(mesh: Any) -> Topology | None:
     """Describes the devices of a mesh that is here; None where no kind of TPU is known by their
     name."""
     devices = tuple(mesh.devices.flat)
-    names = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
-    kind = next((own for name, own in names.items() if name in devices[0].device_kind), None)
+    kind = next((own for name, own in _NAMES if name in devices[0].device_kind), None)
     if kind is None:
         return None
     about, chips = KINDS[kind], len(devices) // KINDS[kind].devices
@@ -181,6 +199,8 @@ def _tpus(name, place, slices):
 
 
 def _host(name, kind, count):
+    if count > _MOST:
+        raise ValueError(f"--topology={name}: give at most {_MOST:,} devices")
     about, chip = KINDS[kind], dict(CHIPS).get(kind)
     with contextlib.suppress(RuntimeError):  # too late where devices are in use already
         jax.config.update("jax_num_cpu_devices", count)
