@@ -67,6 +67,11 @@ def test_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
             ValueError,
             "data.records are counted in tokens of the model; set model.init_from",
         ),
+        (
+            ["--topology=H100:8", "--workdir=gs://bucket/run"],
+            ValueError,
+            "--workdir=gs://bucket/run: figures are kept in a local folder; give one",
+        ),
         (["--topology=H100:1"], RuntimeError, r"needs [\d.]+ GiB of 73.00 GiB a device; set "),
     ],
 )
@@ -74,6 +79,29 @@ def test_bad_input_is_one_line_with_a_remedy(capsys, arguments, error, text):
     with pytest.raises(error, match=text) as raised:
         run(capsys, *arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_figures_are_kept_where_there_are_any(capsys, tmp_path):
+    """Nothing is compiled for GPUs; a file of something else is named with what to do."""
+    arguments = ("--topology=H200:8", "--config.train.accumulate=1", f"--workdir={tmp_path}")
+    assert "no file is written" in run(capsys, *arguments)[1]
+    for text in ("{", "[1]", ""):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(ValueError, match=r"plan\.json: holds no figures .*; remove it$"):
+            run(capsys, *arguments)
+
+
+def test_a_model_that_is_not_here_is_not_replaced_silently(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(plan.log, "warning", lambda text, *values: said.append(text % values))
+    config = load_recipe("grpo")
+    machine = machines.find("H200:8")
+    plan.make_job(read_options(config), machine)
+    config.model.init_from = "Qwen/Qwen2.5-VL-3B-Instruct"
+    plan.make_job(read_options(config), machine, size="3b")
+    assert not said
+    plan.make_job(read_options(config), machine)
+    assert "3B-Instruct is no folder here; the published 7b is planned" in said[0]
 
 
 def test_several_shapes_are_one_row_of_the_worst_memory_and_all_compile_time():

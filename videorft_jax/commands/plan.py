@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     machine = machines.find(own.topology)
     with contextlib.ExitStack() as stack:
-        workdir = own.workdir or stack.enter_context(tempfile.TemporaryDirectory())
+        workdir = _local(own.workdir) or stack.enter_context(tempfile.TemporaryDirectory())
         os.makedirs(workdir, exist_ok=True)
         if own.workdir or config.compile_cache:
             # Programs for a machine that is not here can be written for it, but not read here.
@@ -57,12 +57,26 @@ def main(argv: list[str]) -> int:
         print(as_text(rows, step))
     if problem:
         raise RuntimeError(problem)
-    written = f"figures kept in {figures}" if figures else "no file is written"
+    has_file = figures and os.path.exists(figures)
+    written = f"figures kept in {figures}" if has_file else "no file is written"
     recipe = next((word for word in argv if word.startswith("--config=")), "--config=RECIPE")
     workdir = own.workdir or f"runs/{config.name}"
     words = (step["mode"], recipe, f"--workdir={workdir}", "...")
     print_last_line(written, *words, to_stderr=own.json)
     return 0
+
+
+def _local(folder):
+    if not folder:
+        return folder
+    from videorft_jax.checkpoints.bucket import resolve
+
+    if "://" in (found := resolve(folder)):
+        raise ValueError(
+            f"--workdir={folder}: figures are kept in a local folder; give one, and a bucket for "
+            "the programs by --config.compile_cache"
+        )
+    return found
 
 
 def read_options(config: ConfigDict, mode: str | None = None) -> "TrainOptions | GrpoOptions":

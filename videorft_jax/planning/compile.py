@@ -90,7 +90,12 @@ class Store:
 
     def _read(self):
         if self._path and self._path.is_file():
-            self._known |= json.loads(self._path.read_text())
+            try:
+                self._known |= json.loads(self._path.read_text())
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path}: holds no figures of a plan ({error}); remove it"
+                ) from None
 
     def _write(self):
         if self._path:

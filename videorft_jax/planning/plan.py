@@ -7,6 +7,7 @@ use up the media contract are taken.
 """
 
 import dataclasses
+import logging
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.models.family import check_contract, published_config, size_in
+from videorft_jax.models.sources import find_cached, is_hub_name
 from videorft_jax.planning import machines, shapes
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.drawing import GAIN, with_rollout_mesh
@@ -26,6 +28,8 @@ from videorft_jax.rollout.mesh import check_sizes
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.run import check_cpus, load_model_files, make_loader, make_mesh
 from videorft_jax.training.weights import make_weights
+
+log = logging.getLogger(__name__)
 
 
 def make_jobs(
@@ -44,7 +48,7 @@ def make_jobs(
     train = _common(options)
     if not train.data.records:
         return [make_job(options, machine, size=size)]
-    if size or not os.path.isdir(train.model.init_from):
+    if size or not _is_here(train.model.init_from):
         raise ValueError(
             f"{train.name}: data.records are counted in tokens of the model; set model.init_from "
             "to its folder and leave out --model, or leave out data.records"
@@ -70,9 +74,14 @@ def make_job(
         train = dataclasses.replace(train, model=model)
     grpo = None if isinstance(options, TrainOptions) else dataclasses.replace(options, train=train)
     folder = train.model.init_from
-    if os.path.isdir(folder) and not size:
+    if _is_here(folder) and not size:
         config, tokenizer = load_model_files(folder)
     else:
+        if folder and not size:
+            log.warning(
+                "model.init_from=%s is no folder here; the published %s is planned, by the name of "
+                "the recipe (--model takes another)", folder, size_in(train.name),
+            )  # fmt: skip
         config = published_config(size or size_in(train.name))
         tokenizer = shapes.PublishedTokenizer()
     check_contract(config, train.contract, train.name)
@@ -97,6 +106,11 @@ def make_job(
 def _common(options: TrainOptions | GrpoOptions) -> TrainOptions:
     """The options that SFT and GRPO have in common."""
     return options if isinstance(options, TrainOptions) else options.train
+
+
+def _is_here(model):
+    """Tells whether a model is a folder, or a name of the hub that is in its local cache."""
+    return os.path.isdir(model) or (is_hub_name(model) and find_cached(model) is not None)
 
 
 def _make_mesh(options, machine):
