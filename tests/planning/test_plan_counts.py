@@ -81,3 +81,26 @@ def test_search_goes_on_to_what_fits_behind_much_that_is_faster_and_does_not():
     found = search.search(dataclasses.replace(job, topology=topology), Store())
     assert found is not None
     assert all(row.fits for row in found.rows)
+
+
+def test_a_mesh_that_is_named_as_a_remedy_is_one():
+    """The rollout's programs need less where the rollout's mesh changes, whatever the training's
+    is; an update that takes all rows of a device at once needs more along a wider tensor axis."""
+    config = load_recipe("grpo")
+    config.data.rows, config.media.max_frames, config.data.row_tokens = 64, 64, 6144
+    for place, sizes in (("H100:8", "1,8,1"), ("H100:8", ""), ("H200:8", "1,4,2")):
+        config.rollout.mesh = sizes
+        job = plan.make_job(read_options(config), machines.find(place))
+        before = {row.name: row.peak_gib for row in make_rows(job)}
+        for name in ("reshard", "prefill", "decode"):
+            remedies = find_remedies(job, name)
+            assert not [each for each in remedies if "mesh.tensor" in each]
+            config.rollout.mesh = remedies[0].removeprefix("set rollout.mesh=")
+            other = plan.make_job(read_options(config), machines.find(place))
+            after = {row.name: row.peak_gib for row in make_rows(other)}
+            assert after[name] < before[name]
+        assert not [each for each in find_remedies(job, "update") if "mesh.tensor" in each]
+        config.mesh.tensor = 2
+        wide = plan.make_job(read_options(config), machines.find(place))
+        config.mesh.tensor = 1
+        assert estimate(wide, "update").peak > before["update"] - 1

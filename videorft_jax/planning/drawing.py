@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from videorft_jax.grpo.options import GrpoOptions
@@ -32,7 +33,7 @@ def suggest_rollout_mesh(job: Job) -> Suggestion | None:
     fit the machine; returns None where none is clearly faster than what the job has."""
     if job.grpo is None:
         return None
-    found = [s for s in map(_try, _candidates(job)) if s is not None]
+    found = [s for s in map(_try, drawn_elsewhere(job)) if s is not None]
     best = min(found, key=lambda each: each.floor_s, default=None)
     return best if best and best.floor_s < GAIN * step_seconds(job) else None
 
@@ -81,8 +82,9 @@ def on_rollout_mesh(job: Job, sizes: Sizes | None) -> Job:
     return dataclasses.replace(job, grpo=dataclasses.replace(job.grpo, rollout=rollout))
 
 
-def _candidates(job):
-    """Yields the job with every split of its devices into parts and tensor axis that works."""
+def drawn_elsewhere(job: Job) -> Iterator[Job]:
+    """Yields the job with every split of its devices into parts and tensor axis on which it can
+    draw completions, the narrowest tensor first."""
     count, model = job.mesh.devices.size, job.weights.model
     # Nobody should share heads of keys without knowing what the links then carry.
     most = count if find_wires(job.topology, job.mesh) else model.text.num_kv_heads

@@ -7,9 +7,9 @@ from typing import Any
 from videorft_jax.parallel import sharding
 from videorft_jax.planning.compile import GIB, Figures, Store, measure, reminded
 from videorft_jax.planning.costs import floor_seconds, naive_floor, program_costs
-from videorft_jax.planning.drawing import suggest_rollout_mesh
-from videorft_jax.planning.estimate import estimate
-from videorft_jax.planning.jobs import Job, Program, count_runs, find_programs, total_bytes
+from videorft_jax.planning.drawing import drawn_elsewhere, suggest_rollout_mesh
+from videorft_jax.planning.estimate import estimate, estimated_gib
+from videorft_jax.planning.jobs import DRAWING, Job, Program, count_runs, find_programs, total_bytes
 from videorft_jax.planning.links import find_wires, sent_bytes, wired_seconds
 from videorft_jax.planning.traffic import program_traffic
 
@@ -179,12 +179,14 @@ def refusal(job: Job, name: str, need: float, limit: float) -> str:
 def find_remedies(job: Job, name: str) -> list[str]:
     """Changes under which the program called `name` needs less of a device, the cheapest first."""
     train, grpo, found = job.train, job.grpo, []
-    tensor = _wider(job)
+    tensor = _wider(job, name)
     if train.model.attention == "reference":  # It keeps a score for each pair of tokens.
         found.append("leave model.attention at auto")
-    if name in ("reshard", "vision", "prefill", "decode", "compact", "siglip"):
-        if tensor:
+    if name in ("reshard", *DRAWING, "siglip"):
+        if name == "siglip" and tensor:
             found.append(f"set mesh.tensor={tensor}")
+        if name != "siglip" and (sizes := _wider_drawing(job, name)):
+            found.append(f"set rollout.mesh={sizes}")
         if not grpo.rollout.int8_weights:
             found.append("set rollout.int8_weights=True")
         if name in ("decode", "compact") and not grpo.rollout.int8_cache:
@@ -207,15 +209,28 @@ def find_remedies(job: Job, name: str) -> list[str]:
     return found
 
 
-def _wider(job):
-    """The next larger tensor axis that divides the heads and the devices; None without one."""
+def _wider(job, name):
+    """The next larger tensor axis that divides the heads and the devices and with which a program
+    needs less; None without one."""
     heads = job.weights.model.text.num_kv_heads
-    mesh = dataclasses.asdict(job.train.mesh) | {"fsdp": -1}
+    sizes, least = dataclasses.asdict(job.train.mesh) | {"fsdp": -1}, estimated_gib(job, name)
     for tensor in range(job.mesh.shape["tensor"] + 1, heads + 1):
         if heads % tensor == 0:
             with contextlib.suppress(ValueError):
-                sharding.make_mesh(**(mesh | {"tensor": tensor}), devices=job.mesh.devices.flat)
-                return tensor
+                devices = job.mesh.devices.flat
+                mesh = sharding.make_mesh(**(sizes | {"tensor": tensor}), devices=devices)
+                if estimated_gib(dataclasses.replace(job, mesh=mesh), name) < least:
+                    return tensor
+    return None
+
+
+def _wider_drawing(job, name):
+    """The next sizes of `rollout.mesh` with a larger tensor axis and with which a program of the
+    rollout needs less; None without any."""
+    tensor, least = job.drawing.mesh.shape["tensor"], estimated_gib(job, name)
+    for other in drawn_elsewhere(job):
+        if other.drawing.mesh.shape["tensor"] > tensor and estimated_gib(other, name) < least:
+            return ",".join(map(str, other.drawing.mesh.devices.shape))
     return None
 
 
