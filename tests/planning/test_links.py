@@ -1,5 +1,6 @@
 """What devices send each other: read off HLO, and priced by hand on lines, boxes and rings."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -175,6 +176,16 @@ def test_a_machine_without_known_links_says_so():
     assert step["wired_floor_s"] is None
     text = as_text(rows, step)
     assert text.count("no wires counted") == len(rows) + 1
+
+
+def test_tokens_and_chip_seconds_are_of_the_time_with_wires():
+    job = narrow_job("H100:4", "grpo")
+    rows = make_rows(job)
+    alone = summarise(job, rows)
+    wired = summarise(job, [dataclasses.replace(row, wired_s=2 * row.floor_s) for row in rows])
+    assert wired["floor_s"] == alone["floor_s"]
+    assert wired["chip_s_per_rollout"] == pytest.approx(2 * alone["chip_s_per_rollout"])
+    assert wired["tokens_per_s"] == pytest.approx(alone["tokens_per_s"] / 2)
 
 
 def test_every_draw_of_dynamic_sampling_counts():

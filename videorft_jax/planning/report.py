@@ -114,7 +114,8 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         phase = _PHASES[row.name]
         shares[phase] = shares.get(phase, 0.0) + row.floor_s / floor
     shape, topology = job.shape, job.topology
-    tokens = shape.rows * shape.length
+    tokens, wired = shape.rows * shape.length, _add_wired(rows)
+    least = floor if wired is None else wired
     step = {
         "mode": job.mode,
         "topology": topology.name,
@@ -122,7 +123,7 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         "shape": shape._asdict(),
         "fits": all(row.fits for row in rows),
         "floor_s": floor,
-        "wired_floor_s": _add_wired(rows),
+        "wired_floor_s": wired,
         "shares": shares,
     }
     if job.mode == "grpo":
@@ -133,12 +134,11 @@ def summarise(job: Job, rows: list[Row]) -> dict[str, Any]:
         count = shape.rows * rollout.num_rollouts
         tokens += count * rollout.max_new_tokens
         naive = naive_floor(job)
-        least = floor if step["wired_floor_s"] is None else step["wired_floor_s"]
         step["chip_s_per_rollout"] = least * topology.num_chips / count
         step["naive_floor_s"] = naive
         step["floor_share_of_naive"] = floor / naive
     state = total_bytes(job.state)
-    step["tokens_per_s"] = tokens / floor
+    step["tokens_per_s"] = tokens / least
     step["host_gib"] = host_gib(job)
     step["checkpoint_gib"] = state / GIB
     step["compile_s"] = sum(row.compile_s for row in rows)
