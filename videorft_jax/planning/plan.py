@@ -20,7 +20,6 @@ from videorft_jax.planning import machines, shapes
 from videorft_jax.planning.compile import Store
 from videorft_jax.planning.drawing import GAIN, with_rollout_mesh
 from videorft_jax.planning.jobs import Job
-from videorft_jax.planning.links import find_wires
 from videorft_jax.planning.report import Row, advise, make_rows, merge_rows, summarise
 from videorft_jax.planning.search import search
 from videorft_jax.planning.traffic import step_seconds
@@ -142,9 +141,7 @@ def plan(
     if not try_others:
         text = problem and f"{_say_misfit(job, problem)}; --search tries such changes"
         return rows, step, text or None
-    below = math.inf if problem else 0.0
-    if not problem and find_wires(job.topology, job.mesh):
-        below = GAIN * step_seconds(job)
+    below = math.inf if problem else GAIN * step_seconds(job)
     found = search(job, store, say, below)
     if found is None and problem:
         tried = "no change of mesh, remat, accumulate or mu_dtype that was tried helps"
