@@ -1,14 +1,16 @@
 """What `rollout.mesh` may say, and what is answered where it cannot work."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from videorft_jax.models import family
 from videorft_jax.models.family import published_config
-from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config
+from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.heads import abstract_widened, count_copies
 from videorft_jax.rollout.mesh import AUTO, check_sizes, parse_sizes, reshape
+from videorft_jax.rollout.parameters import Preparation
 from videorft_jax.training.changes import decides_learning
 
 
@@ -21,7 +23,7 @@ def test_texts():
     assert parse_sizes("") is None
     assert parse_sizes("auto") == AUTO
     assert parse_sizes("1,2,4") == (1, 2, 4)
-    for text in ("1,2", "1,2,4,1", "a,b,c", "0,2,4", "-1,2,4", "2x2x2"):
+    for text in ("1,2", "1,2,4,1", "a,b,c", "0,2,4", "-1,2,4", "2x2x2", "1,²,4"):
         with pytest.raises(ValueError, match="give the sizes of data, fsdp and tensor") as caught:
             parse_sizes(text)
         assert "\n" not in str(caught.value)
@@ -64,6 +66,29 @@ def test_heads_that_no_part_can_share(training):
         check_sizes("own", (1, 2, 4), odd, training, 8)
     with pytest.raises(ValueError, match="prompts .* = 8; leave rollout.mesh empty$"):
         check_sizes("own", (1, 8, 1), odd, training, 1)
+
+
+NARROW = {
+    "tower": {"vision_hidden_size": 36, "vision_num_heads": 3},
+    "decoder": {
+        "hidden_size": 20,
+        "vision_out_hidden_size": 20,
+        "num_attention_heads": 2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 2]},
+    },
+}
+
+
+@pytest.mark.parametrize("part", NARROW)
+def test_no_weight_that_decoding_reads_is_split_over_fsdp(part):
+    """Eight parts of fsdp divide neither a tower of 36 channels nor a decoder of 20 dims."""
+    model, training = parse_config(tiny_values(**NARROW[part])), sharding.make_mesh(8, 1)
+    for sizes in ((1, 8, 1), (1, 4, 2)):
+        check_sizes("own", sizes, model, training, 8)
+        prepared = Preparation(model, reshape(training, sizes), dtype=jnp.float32, int8=False)
+        held = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.spec, prepared.formats))
+        assert not any("fsdp" in spec for spec in held)
+        assert prepared.shapes
 
 
 @pytest.mark.parametrize("size", ["3b", "7b", "qwen3vl_8b"])

@@ -28,7 +28,7 @@ def parse_sizes(text: str) -> Choice:
     if not text or text == AUTO:
         return text or None
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise ValueError(
             f"rollout.mesh is {text!r}; give the sizes of data, fsdp and tensor, such as 1,4,4, "
             "auto for the planner's choice, or nothing for the mesh of the training"
@@ -44,6 +44,13 @@ def reshape(mesh: Mesh, sizes: Choice) -> Mesh:
         return mesh
     types = (AxisType.Auto,) * len(sharding.AXES)
     return Mesh(mesh.devices.reshape(sizes), sharding.AXES, axis_types=types)
+
+
+def without_fsdp(mesh: Mesh) -> Mesh:
+    """Returns the mesh with its fsdp as part of data, since weights that decoding reads are split
+    over tensor alone."""
+    data, fsdp, tensor = mesh.devices.shape
+    return reshape(mesh, (data * fsdp, 1, tensor))
 
 
 def check_sizes(name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: int) -> None:
@@ -79,7 +86,7 @@ def _find_fault(sizes, model, mesh, rows):
     try:
         decoder = {"text": family.abstract_params(model, jnp.float32)["text"]}
         tree = abstract_widened(decoder, model, sizes[2])
-        sharding.state_shardings(tree, reshape(mesh, sizes), "the model")
+        sharding.state_shardings(tree, without_fsdp(reshape(mesh, sizes)), "the model")
     except ValueError as error:
         return str(error).split(";")[0].removeprefix("the model: ")
     return ""

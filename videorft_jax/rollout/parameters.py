@@ -15,7 +15,7 @@ from videorft_jax.models.lora import resolve
 from videorft_jax.models.vision_language import VLM
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.heads import abstract_widened, widen
-from videorft_jax.rollout.mesh import reshape
+from videorft_jax.rollout.mesh import reshape, without_fsdp
 
 # XLA for TPU wants these weights, [L, D, K, H], in the memory order [L, K, D, H]; in any other it
 # would copy them on every call.
@@ -45,7 +45,8 @@ def prepared_shardings(config: ModelConfig, mesh):
     def gather(held):
         return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in held.spec)))
 
-    places = whole | jax.tree.map(gather, sharding.state_shardings(split, mesh, "rollout"))
+    held = sharding.state_shardings(split, without_fsdp(mesh), "rollout")
+    places = whole | jax.tree.map(gather, held)
     if "head" in tree["text"]:
         places["text"]["embed"] = NamedSharding(mesh, P())
     return places
@@ -163,7 +164,7 @@ class Preparation:
         wide = abstract_widened(params, self.config, tensor)
         count = self.mesh.devices.size // tensor
         divides = self.config.text.dim % count == 0
-        parts = reshape(self.mesh, (1, count, tensor) if divides else None)
+        parts = reshape(self.mesh, (1, count, tensor) if divides else (count, 1, tensor))
         split = sharding.state_shardings(wide, parts, "rollout")
         everywhere = NamedSharding(self.mesh, P())
 
