@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_run import make_config, make_data, make_model, sft_options
 
+from videorft_jax.commands.grpo import grpo
 from videorft_jax.models import family
 from videorft_jax.models.family import published_config
 from videorft_jax.models.qwen2_5_vl.config import hf_values, parse_config, tiny_values
@@ -89,6 +91,16 @@ def test_no_weight_that_decoding_reads_is_split_over_fsdp(part):
         held = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.spec, prepared.formats))
         assert not any("fsdp" in spec for spec in held)
         assert prepared.shapes
+
+
+def test_is_refused_before_anything_is_measured_or_restored(tmp_path):
+    records = make_data(tmp_path / "data", num_sft=8, num_rl=8)
+    make_model(tmp_path / "model", records["sft"])
+    options = sft_options(tmp_path / "model", records["rl"], rollout__mesh="1,3,4")
+    config = make_config("grpo_7b", options, rewards=(("accuracy", 1.0),))
+    with pytest.raises(ValueError, match="these are 12 devices of 8; .* that works is 1,2,4"):
+        grpo(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("size", ["3b", "7b", "qwen3vl_8b"])

@@ -253,18 +253,19 @@ def train(
 
     sizes = options.rollout.mesh
 
+    def check_mesh(model, mesh):
+        options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
+        check_sizes(options.train.name, sizes, model, mesh, options.train.data.rows)
+
     def check(weights, mesh, buckets):
         nonlocal sizes
-        options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
-        train = options.train
-        check_sizes(train.name, sizes, weights.model, mesh, train.data.rows)
         check_memory(weights, mesh, buckets)
         if sizes == AUTO:
             sizes = choose_mesh(weights, mesh, buckets)
 
     opened = open_run(
         options.train, workdir, "grpo", check, options.steps_per_rollout,
-        has_reference=options.sync_every > 0,
+        has_reference=options.sync_every > 0, check_mesh=check_mesh,
     )  # fmt: skip
     with opened as run:
         start = run.start

@@ -316,6 +316,18 @@ def _describe(options, mode, loader):
     return described | {"data": {"plan": loader.digest}}
 
 
+def _open_model(options, check_mesh):
+    """The mesh, the configuration of the model and its tokenizer, which suit each other."""
+    mesh = make_mesh(options)
+    if mesh.devices.flat[0].platform == "cpu":
+        check_cpus(options, mesh.size)
+    model_config, tokenizer = load_model_files(options.model.init_from)
+    check_contract(model_config, options.contract, options.name)
+    if check_mesh is not None:
+        check_mesh(model_config, mesh)
+    return mesh, model_config, tokenizer
+
+
 @contextlib.contextmanager
 def open_run(
     options: TrainOptions,
@@ -324,22 +336,21 @@ def open_run(
     check_memory: Callable[[Weights, jax.sharding.Mesh, list], None],
     updates: int = 1,
     has_reference: bool = False,
+    check_mesh: Callable[[ModelConfig, jax.sharding.Mesh], None] | None = None,
 ) -> Iterator[Run]:
     """Restores or makes the state and measures the data; the mesh is set inside.
 
     mode: one of the loader's. check_memory: raises ValueError when a batch of one of the loader's
     buckets has no room on the devices; `planning.fits` has one. updates: optimizer steps a batch.
     has_reference: the state holds a reference policy too, since it changes as the run goes on.
+    check_mesh: raises ValueError, before anything is measured or restored, where a command cannot
+    use the mesh.
 
     Raises ValueError for options that cannot work.
     """
     log.info("%s on %s", options.name, describe_environment())
     check_wandb(options.log.wandb)
-    mesh = make_mesh(options)
-    if mesh.devices.flat[0].platform == "cpu":
-        check_cpus(options, mesh.size)
-    model_config, tokenizer = load_model_files(options.model.init_from)
-    check_contract(model_config, options.contract, options.name)
+    mesh, model_config, tokenizer = _open_model(options, check_mesh)
     weights = make_weights(options, model_config)
     abstract = abstract_state(options, weights, mesh, has_reference=has_reference)
     agreed = expected_meta(weights, options.contract)
