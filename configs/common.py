@@ -197,6 +197,8 @@ def get_config() -> ConfigDict:
     config.evaluate.max_new_tokens = 1024  # longest completion
     config.evaluate.temperature = 0.0  # 0: the likeliest token each time
     config.evaluate.top_p = 1.0  # smallest set of tokens with this probability; 1: off
+    config.evaluate.top_k = 0  # this many likeliest tokens; 0: off
+    config.evaluate.min_p = 0.0  # tokens with this share of the likeliest's probability; 0: off
 
     # The grid of `videorft ablate`.
     config.ablate = ConfigDict()

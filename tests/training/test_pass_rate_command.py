@@ -1,7 +1,9 @@
 """`videorft pass_rate`, and training on what its rates choose, by the real commands."""
 
+import dataclasses
 import json
 import shutil
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,11 @@ from tiny_run import (
     write_config,
 )
 
+from videorft_jax.commands import pass_rate as command
+from videorft_jax.commands.evaluate import make_engine
 from videorft_jax.models.folder_digest import digest_weights
+from videorft_jax.models.qwen2_5_vl.config import parse_config, tiny_values
+from videorft_jax.rollout.sampling import SamplingConfig
 from videorft_jax.training.setup import make_train_options
 
 
@@ -62,6 +68,23 @@ def test_rates_choose_what_is_trained_on(tmp_path):
         file.write("\n")
     _, text = place.run("sft", "others", *flags, other, code=2)
     assert "other records than data.records" in text.splitlines()[-1]
+
+
+def test_completions_are_drawn_as_grpo_draws_them(monkeypatch):
+    """By every option of sampling that a rollout has."""
+    changes = {"top_p": 0.9, "top_k": 3, "min_p": 0.1, "temperature": 0.7, "num_rollouts": 5}
+    config = sft_config("", "", **{f"rollout__{name}": value for name, value in changes.items()})
+    taken = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(command, "evaluate", taken)
+    with pytest.raises(InterruptedError):
+        command.pass_rate(config, "")
+    tokenizer = MagicMock(convert_tokens_to_ids=Mock(return_value=301))
+    engine = make_engine(taken.call_args.args[0], parse_config(tiny_values()), tokenizer, None)
+    for field in dataclasses.fields(SamplingConfig):
+        if field.name in config.rollout:
+            assert getattr(engine.sampling, field.name) == config.rollout[field.name]
+            changes.pop(field.name, None)
+    assert not changes
 
 
 def test_weights_are_told_apart_wherever_they_lie(tmp_path):

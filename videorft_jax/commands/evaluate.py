@@ -64,6 +64,8 @@ videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/official \
   --variant        as_paper or official: whose prompts and parts of clips
   --no_think       leave the instruction to reason out of the paper's words
   --subtitles      add subtitles where a benchmark is known without"""
+# Options of `evaluate` that say how completions are drawn; those of `rollout` have the same names.
+SAMPLED = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
 _SWITCHES = ("no_think", "subtitles")
 
 
@@ -272,8 +274,7 @@ def make_options(config: ConfigDict) -> EvaluateOptions:
 
 def make_engine(config: ConfigDict, model_config, tokenizer, mesh) -> RolloutEngine:
     """The engine that draws the completions as `config.evaluate` says."""
-    sampled = ("num_rollouts", "max_new_tokens", "temperature", "top_p")
-    sampling = {name: config.evaluate[name] for name in sampled}
+    sampling = {name: config.evaluate[name] for name in SAMPLED}
     of_engine = ("chunk", "num_buckets", "int8_weights", "int8_cache")
     return RolloutEngine(
         model_config,

@@ -8,7 +8,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from videorft_jax.commands import flags
-from videorft_jax.commands.evaluate import evaluate
+from videorft_jax.commands.evaluate import SAMPLED, evaluate
 from videorft_jax.data.records.opening import digest_records
 from videorft_jax.data.records.pass_rates import FILE as PASS_RATES
 from videorft_jax.data.records.pass_rates import write_pass_rates
@@ -42,7 +42,7 @@ def pass_rate(config: ConfigDict, workdir: str) -> int:
             "model.init_from, since that is what GRPO starts from"
         )
     own = ConfigDict(config.to_dict())
-    for name in ("num_rollouts", "max_new_tokens", "temperature", "top_p"):
+    for name in SAMPLED:
         own.evaluate[name] = config.rollout[name]
     own.data.pass_rates = own.data.filter = own.data.order = ""
     options = make_train_options(own)

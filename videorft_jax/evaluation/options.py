@@ -13,8 +13,8 @@ class EvaluateOptions:
     "" for the weights of a Hugging Face folder. ema: evaluate the average of the checkpoint's
     weights. other_media: allow a media contract that the checkpoint was not trained under. blank:
     show clips without content. limit: number of records from the beginning, 0 for all.
-    num_rollouts, max_new_tokens, temperature, top_p: how completions are drawn. mode: rules of
-    `rewards.accuracy`. seed: of the draws. interval_s: seconds between lines of progress.
+    num_rollouts, max_new_tokens, temperature, top_p, top_k, min_p: how completions are drawn. mode:
+    rules of `rewards.accuracy`. seed: of the draws. interval_s: seconds between lines of progress.
 
     Raises ValueError for a value that no evaluation can have.
     """
@@ -29,6 +29,8 @@ class EvaluateOptions:
     max_new_tokens: int
     temperature: float
     top_p: float
+    top_k: int
+    min_p: float
     mode: str
     seed: int
     interval_s: float
@@ -44,6 +46,8 @@ class EvaluateOptions:
 
     def deciding(self) -> dict[str, object]:
         """The options that decide what the completions are, for the settings of the results. The
-        weights stand there by themselves, and so do the rules of the score and the seed."""
-        other = ("name", "checkpoint", "other_media", "mode", "seed", "interval_s")
+        weights stand there by themselves, and so do the rules of the score and the seed. A top_k
+        and a min_p that are off are left out, as earlier releases had none."""
+        other = ["name", "checkpoint", "other_media", "mode", "seed", "interval_s"]
+        other += [name for name in ("top_k", "min_p") if not getattr(self, name)]
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in other}

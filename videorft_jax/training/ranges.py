@@ -123,6 +123,8 @@ RANGES = {
     "evaluate.max_new_tokens": _COUNT,
     "evaluate.temperature": _NUMBER,
     "evaluate.top_p": _PROBABILITY,
+    "evaluate.top_k": _NUMBER,
+    "evaluate.min_p": _MOMENT,
     "checkpoint.every": _COUNT,
     "checkpoint.keep_last": _COUNT,
     "checkpoint.keep_every": _NUMBER,
