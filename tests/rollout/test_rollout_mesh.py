@@ -55,6 +55,16 @@ def test_a_mesh_that_cannot_work_is_answered_with_the_nearest(training, sizes, r
     assert "\n" not in str(caught.value)
 
 
+def test_tensor_stays_within_a_slice(training):
+    """As the training's own, over whose slices only data are split."""
+    model = published_config("7b")
+    for sizes in ((1, 2, 4), (2, 4, 1)):
+        check_sizes("own", sizes, model, training, 8, slices=2)
+    said = "tensor = 8 does not divide the 4 devices of a slice; the nearest that works is 1,2,4$"
+    with pytest.raises(ValueError, match=said):
+        check_sizes("own", (1, 1, 8), model, training, 8, slices=2)
+
+
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1), (8, 1, 1), (1, 2, 4), (2, 1, 4), (1, 1, 8)])
 def test_meshes_that_work(training, sizes):
     check_sizes("own", sizes, published_config("7b"), training, 8)

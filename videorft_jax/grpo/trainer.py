@@ -254,8 +254,9 @@ def train(
     sizes = options.rollout.mesh
 
     def check_mesh(model, mesh):
+        train = options.train
         options.check_parts(mesh.shape["data"] * mesh.shape["fsdp"])
-        check_sizes(options.train.name, sizes, model, mesh, options.train.data.rows)
+        check_sizes(train.name, sizes, model, mesh, train.data.rows, train.mesh.slices)
 
     def check(weights, mesh, buckets):
         nonlocal sizes

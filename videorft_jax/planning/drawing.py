@@ -91,7 +91,9 @@ def drawn_elsewhere(job: Job) -> Iterator[Job]:
     for tensor in (size for size in range(1, most + 1) if count % size == 0):
         sizes = (1, count // tensor, tensor)
         try:
-            check_sizes(job.train.name, sizes, model, job.mesh, job.shape.rows)
+            check_sizes(
+                job.train.name, sizes, model, job.mesh, job.shape.rows, job.train.mesh.slices
+            )
         except ValueError:
             continue
         yield on_rollout_mesh(job, sizes)

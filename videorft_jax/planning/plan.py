@@ -87,7 +87,7 @@ def make_job(
     weights = make_weights(train, config)
     mesh = _make_mesh(options, machine)
     if grpo:
-        check_sizes(train.name, grpo.rollout.mesh, config, mesh, train.data.rows)
+        check_sizes(train.name, grpo.rollout.mesh, config, mesh, train.data.rows, train.mesh.slices)
     if machine.kind == "cpu":
         check_cpus(train, machine.num_devices)
     siglip = None

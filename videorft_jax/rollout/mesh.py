@@ -6,6 +6,7 @@ its own, so that it is faster where fewer parts share the weights by `tensor`. D
 order, so that one compiled program can read arrays of one mesh and write those of the other.
 """
 
+import functools
 import math
 
 import jax
@@ -53,10 +54,14 @@ def without_fsdp(mesh: Mesh) -> Mesh:
     return reshape(mesh, (data * fsdp, 1, tensor))
 
 
-def check_sizes(name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: int) -> None:
+def check_sizes(
+    name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: int, slices: int = 1
+) -> None:
     """Raises ValueError, with the nearest sizes that work, where `sizes` are not those of all
-    devices of `mesh`, do not divide the model's heads and widths, or the `rows` of a batch."""
-    if not isinstance(sizes, tuple) or not (fault := _find_fault(sizes, model, mesh, rows)):
+    devices of `mesh`, do not divide the model's heads and widths, or the `rows` of a batch, or
+    where tensor would reach over several of the `slices` between which the network is slow."""
+    find_fault = functools.partial(_find_fault, model=model, mesh=mesh, rows=rows, slices=slices)
+    if not isinstance(sizes, tuple) or not (fault := find_fault(sizes)):
         return
     count = mesh.devices.size
     tensors = [tensor for tensor in range(1, count + 1) if count % tensor == 0]
@@ -66,7 +71,7 @@ def check_sizes(name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: 
         for data in range(1, count // tensor + 1)
         if count // tensor % data == 0
     ]
-    works = [shape for shape in shapes if not _find_fault(shape, model, mesh, rows)]
+    works = [shape for shape in shapes if not find_fault(shape)]
     text = ",".join(map(str, sizes))
     if not works:
         raise ValueError(f"{name}: rollout.mesh={text}: {fault}; leave rollout.mesh empty")
@@ -76,11 +81,13 @@ def check_sizes(name: str, sizes: Choice, model: ModelConfig, mesh: Mesh, rows: 
     raise ValueError(f"{name}: rollout.mesh={text}: {fault}; the nearest that works is {nearest}")
 
 
-def _find_fault(sizes, model, mesh, rows):
+def _find_fault(sizes, model, mesh, rows, slices):
     """Says what speaks against a mesh of these sizes; the text is empty where nothing does."""
     if math.prod(sizes) != mesh.devices.size:
         return f"these are {math.prod(sizes)} devices of {mesh.devices.size}"
-    parts = sizes[0] * sizes[1]
+    parts, within = sizes[0] * sizes[1], mesh.devices.size // slices
+    if within % sizes[2]:
+        return f"tensor = {sizes[2]} does not divide the {within} devices of a slice"
     if rows % parts:
         return f"data.rows={rows} prompts do not divide over data * fsdp = {parts}"
     try:
