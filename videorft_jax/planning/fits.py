@@ -7,6 +7,7 @@ ends with a line that says what decided how much it needs.
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 
@@ -14,9 +15,10 @@ import jax
 
 from videorft_jax.grpo.options import GrpoOptions
 from videorft_jax.planning.compile import GIB
+from videorft_jax.planning.drawing import with_rollout_mesh
 from videorft_jax.planning.estimate import estimated_gib, least_update, programs_with_estimate
 from videorft_jax.planning.jobs import Job
-from videorft_jax.planning.machines import cpu_gib
+from videorft_jax.planning.machines import cpu_gib, topology_of
 from videorft_jax.planning.report import find_remedies, refusal
 from videorft_jax.planning.shapes import measured_shape
 from videorft_jax.training.options import TrainOptions
@@ -73,6 +75,8 @@ class MemoryCheck:
             raise RuntimeError(self._explain(self._largest, str(error))) from error
 
     def _explain(self, job: Job, error: str) -> str:
+        # Where `rollout.mesh=auto` chose a mesh, the run has drawn on that one.
+        job = with_rollout_mesh(dataclasses.replace(job, topology=topology_of(job.mesh)))
         sizes = {name: estimated_gib(job, name) for name in programs_with_estimate(job)}
         name = max(sizes, key=lambda name: sizes[name])
         train, limit = self._train, device_gib()
