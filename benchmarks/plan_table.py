@@ -50,7 +50,7 @@ CHOSEN = {
     "v6e-16": (1, "save_gate", 16),
     "v5p-8": (1, "save_dots", 64),
     "v5p-64": (1, "save_dots", 64),
-    "tpu7x-8": (1, "none", 64),
+    "tpu7x-8": (1, "none", 16),
 }
 LORA = {"v5e-8": (4, 8, 16), "v6e-1": (1, 8, 16)}
 QWEN3 = {"v5p-8": (1, 32, 16)}  # Qwen3-VL, whose clips may be longer.
