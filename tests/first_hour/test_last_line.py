@@ -60,7 +60,7 @@ ENDS = {
     "demo": ("--config=demo --workdir=shown", "/shown: report.md, report.html", "ask --model=/"),
     "plan": (
         f"{TINY} --topology=H100:1 --workdir=planned",
-        "figures kept in planned/plan.json",
+        "no file is written",  # Nothing is compiled for a GPU that is not here.
         "sft --config=tiny.py --workdir=planned ...",
     ),
     "report": ("runs/sft --out=page.html", "page.html is for a browser", "report runs/sft --live"),
