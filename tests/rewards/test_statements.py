@@ -57,3 +57,17 @@ def test_no_number_is_paid_for_what_it_is_not(answer, truth):
 def test_units_convert_within_what_they_measure(value, unit, wanted, expected):
     got = convert(value, unit, wanted)
     assert got is None if expected is None else got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("options", [
+    ("C. green", "A. red", "B. blue"), ("Option A: red", "Option B: blue", "Option C: green"),
+    ("（C）green", "（A）red", "（B）blue"), ("red", "blue", "green"),
+])  # fmt: skip
+def test_a_letter_beside_words_is_the_one_that_the_prompt_shows(options):
+    """The words behind a letter are those of the option that has the letter in the prompt."""
+    for answer, right in (("A. red", 1.0), ("A red", 1.0), ("(A) red", 1.0), ("A. green", 0.0),
+                          ("C. green", 0.0), ("A", 1.0), ("A. red or blue", 0.0)):  # fmt: skip
+        assert to_float(score_answer(answer, "A", "multiple choice", options)) == right, answer
+    assert to_float(score_answer(options[0], "A", "multiple choice", options)) == float(
+        "red" in options[0] and options[0] != "red"
+    )

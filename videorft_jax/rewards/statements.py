@@ -9,6 +9,7 @@ stands in the text makes it unreadable, so that no policy is paid for a text tha
 import re
 from collections.abc import Sequence
 
+from videorft_jax.data.records.plain import order_options
 from videorft_jax.rewards import units
 from videorft_jax.rewards.answers import MAX_LABEL, MAX_NUMBER, PLAIN, Number, parse_letter
 from videorft_jax.rewards.answers import parse_number as parse_bare
@@ -189,6 +190,7 @@ def read_letter(text: str, options: Sequence[str] = ()) -> str | None:
     """
     if len(text) > MAX_LABEL:
         return None
+    options = order_options(options)
     letter = parse_letter(text, options)
     if letter is not None:
         return letter

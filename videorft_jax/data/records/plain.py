@@ -1,11 +1,11 @@
 """Plain dicts where a record is wanted: rows of any format, as far as rewards need them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videorft_jax.data.records.formats import SIGNS, convert_row, detect_format
-from videorft_jax.data.records.records import parse_row
+from videorft_jax.data.records.records import label_options, parse_row
 
 # While a row is checked, these stand in for fields that it may lack, as rewards do not read them.
 SHOWN = {"data_type": "video", "path": "?"}
@@ -32,3 +32,9 @@ def as_record(record: Any, index: int = 0) -> Any:
     given = {name: row.get(name, value) for name, value in absent.items()}
     found = parse_row({"problem_id": index} | row | given, where)
     return dataclasses.replace(found, **{name: row.get(name, "") for name in absent})
+
+
+def order_options(options: Sequence[str]) -> list[str]:
+    """The options by the letters that a prompt shows them under, in the order of the letters: those
+    of "C. green", "A. red", "B. blue" are A. red, B. blue and C. green."""
+    return [f"{letter}. {text}" for letter, text in sorted(label_options(options))]
