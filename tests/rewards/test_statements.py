@@ -15,6 +15,11 @@ RIGHT = (
     ("5 million people", "5000000"), ("it is 3", "3"), ("Answer: 3", "3"), ("2 dozens", "24"),
     ("3百", "300"), ("3000 g", "3 kg"), ("90 degrees", "90"), ("zero", "0"), ("5 kg", "5"),
     ("-2.5 m", "-250 cm"), ("approx. 7", "7"), ("3 fps", "3"), ("30 km/h", "30 kph"),
+    ("5 €", "€5"), ("5€", "5"), ("5 euros", "5 €"), ("$5 million", "5000000"),
+    ("-$1.2 billion", "-$1,200,000,000"), ("5 cm²", "5 cm^2"), ("5 cm^{2}", "5 cm²"),
+    ("5 m³", "5000 L"), ("90^{\\circ}", "90°"), (r"5~\text{cm}", "5 cm"), (r"\frac{-1}{2}", "-0.5"),
+    (r"5 \mathrm{~cm}", "5 cm"), (r"1\frac{1}{2}", "1.5"), ("\u20113", "-3"), ("5\u200b", "5"),
+    ("20℃", "20 °C"), ("5公里", "5 km"), ("50厘米", "0.5 m"), ("02:30", "2:30"), ("0：05", "00:05"),
 )  # fmt: skip
 WRONG = (
     ("5 lakh", "5"), ("5bn", "5"), ("3π", "3"), ("3 pi", "3"), ("3√2", "3"), ("3x", "3"),
@@ -23,7 +28,9 @@ WRONG = (
     ("3 hundred", "3"), ("3千克", "3"), ("3 each", "3"), ("3 squared", "3"), ("3 times 2", "3"),
     ("3 fold", "3"), ("3rd", "3"), ("more than 3", "3"), ("3 more", "3"), ("at least 3", "3"),
     ("5 tens", "5"), ("5 hundredths", "5"), ("5 couples", "5"), ("3 grams", "3 kg"),
-    ("2 minutes", "2 hours"), ("5", "5 thousand"),
+    ("2 minutes", "2 hours"), ("5", "5 thousand"), ("$5 million people", "5000000"),
+    ("5 €", "$5"), ("3²", "9"), (r"3\frac{1}{2}\frac{1}{2}", "3.5"), ("$5", "5000000"),
+    ("20:30", "2:30"), ("2:03", "2:30"), ("5 m²", "5 m³"), ("3€ or 4€", "3"),
 )  # fmt: skip
 
 
@@ -47,6 +54,15 @@ def test_numbers_that_are_right(answer, truth):
 @pytest.mark.parametrize(("answer", "truth"), WRONG)
 def test_no_number_is_paid_for_what_it_is_not(answer, truth):
     assert to_float(score_answer(answer, truth, "numerical")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [("0.5", "50%", 1.0), ("50%", "0.5", 1.0), ("60%", "50", 0.8), ("0.4", "50%", 0.8),
+     ("50% m", "50", 0.0), ("50%", "50 m", 0.0)],
+)  # fmt: skip
+def test_a_share_is_estimated_as_it_is_counted(answer, truth, right):
+    assert to_float(score_answer(answer, truth, "regression")) == pytest.approx(right)
 
 
 @pytest.mark.parametrize(

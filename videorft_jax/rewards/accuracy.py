@@ -182,22 +182,15 @@ def _strict_numerical(answer: str, reference: str, options: Sequence[str]) -> fl
     number = statements.read_number(answer)
     if number is None:
         return Outcome.UNPARSEABLE
-    value = units.convert(number.value, number.unit, truth.unit)
-    if value is None:
-        return 0.0
-    if _close(value, truth.value):
-        return 1.0
-    if number.unit == truth.unit or "%" not in (number.unit, truth.unit):
-        return 0.0
-    scale = 0.01 if number.unit == "%" else 100.0  # "12%" is 0.12 as well as 12
-    return float(_close(number.value * scale, truth.value))
+    values = units.readings(number.value, number.unit, truth.unit)
+    return float(any(_close(value, truth.value) for value in values))
 
 
 def _equal_notation(answer: str, reference: str) -> float | Outcome:
     """A truth with digits that is no number, such as "1:23", is compared as it is written."""
     if not any(char.isdecimal() for char in reference):
         return Outcome.FAILED
-    return float("".join(answer.split()) == "".join(reference.split()))
+    return float(answers.plain_notation(answer) == answers.plain_notation(reference))
 
 
 def _close(number: float, truth: float) -> bool:
@@ -233,8 +226,8 @@ def _strict_regression(answer: str, reference: str, options: Sequence[str]) -> f
     number = statements.read_number(answer)
     if number is None:
         return Outcome.UNPARSEABLE
-    value = units.convert(number.value, number.unit, truth.unit)
-    return 0.0 if value is None else _relative_score(value, truth.value)
+    values = units.readings(number.value, number.unit, truth.unit)
+    return max((_relative_score(value, truth.value) for value in values), default=0.0)
 
 
 def _relative_score(number: float, truth: float) -> float:

@@ -18,10 +18,11 @@ DIGITS = "0123456789"
 CURRENCIES = "$€£¥₹"
 PERCENT = ("%", "percent", "per cent")
 HEDGES = frozenset(("and", "but", "maybe", "not", "or", "plus", "to"))
-# Full-width ASCII to ASCII, typographic minus and spaces to the plain ones. NFKC would do this
-# too, but it also turns the superscript of "5²" into a digit.
+# Full-width ASCII to ASCII, typographic minus, hyphens and spaces to the plain ones, signs without
+# width to nothing. NFKC would do this too, but it also turns the superscript of "5²" into a digit.
 PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
-    0x2212: "-", 0x2013: "-", 0x00A0: " ", 0x2009: " ", 0x202F: " ", 0x3000: " "
+    0x2212: "-", 0x2010: "-", 0x2011: "-", 0x2013: "-", 0x00A0: " ", 0x2009: " ", 0x202F: " ",
+    0x3000: " ", 0x2103: "°C", 0x2109: "°F", 0x200B: None, 0x2060: None, 0xFEFF: None
 }  # fmt: skip
 # Scripts written without spaces: there each character is a word.
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF),
@@ -186,13 +187,21 @@ def parse_number(text: str) -> Number | None:
     return Number(-value if sign == "-" else value, unit or written)
 
 
+def plain_notation(text: str) -> str:
+    """Returns a notation that is no number without spaces, and a time without zeros in front of it:
+    of "02:30" "2:30"."""
+    text = "".join(text.translate(PLAIN).split())
+    return text.lstrip("0") if ":" in text and text.replace(":", "").isdecimal() else text
+
+
 def _without_latex(text: str) -> str:
     for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\boxed{", "}")):
         if len(text) > len(opening) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     for latex, plain in (("\\%", "%"), ("\\$", "$"), ("{,}", ","), ("\\,", " "), ("\\ ", " "),
                          ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("^\\circ", "°"),
-                         ("\\mathrm{", "\\text{")):  # fmt: skip
+                         ("^{\\circ}", "°"), ("^{2}", "^2"), ("^{3}", "^3"), ("~\\", " \\"),
+                         ("{~", "{"), ("\\mathrm{", "\\text{")):  # fmt: skip
         text = text.replace(latex, plain)
     head, found, tail = text.partition("\\text{")
     return f"{head} {tail.replace('}', '', 1)}" if found else text
@@ -250,10 +259,13 @@ def _scan_value(text: str, pos: int) -> tuple[float | None, int]:
 def _parse_unit(text: str) -> str | None:
     """Reads the normalised unit after a number, "" for none, None for anything that is no unit."""
     unit = " ".join(text.casefold().split()).rstrip(".")
+    unit = unit.replace("²", "^2").replace("³", "^3")
     if not unit:
         return ""
     if unit in PERCENT:
         return PERCENT[0]
+    if unit in CURRENCIES:  # "5 €"
+        return unit
     words = unit.split()
     if len(unit) > MAX_UNIT or len(words) > 3 or HEDGES.intersection(words):
         return None

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 from videorft_jax.data.records.plain import order_options
 from videorft_jax.rewards import units
-from videorft_jax.rewards.answers import MAX_LABEL, MAX_NUMBER, PLAIN, Number, parse_letter
+from videorft_jax.rewards.answers import (
+    CURRENCIES,
+    MAX_LABEL,
+    MAX_NUMBER,
+    PLAIN,
+    Number,
+    parse_letter,
+)
 from videorft_jax.rewards.answers import parse_number as parse_bare
 
 _PAIRS = (
@@ -85,13 +92,16 @@ def _read_value(text):
     found = parse_bare(text)
     if found is not None:
         return _rescaled(found)
-    match = re.match(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
+    match = re.match(rf"([-+]?)([{CURRENCIES}]?)(\d[\d,]*(?:\.\d+)?|\.\d+)", text)
     if match:
         scaled = _SCALED.match(text, match.end())
-        number = parse_bare(match[0])
-        if scaled and number is not None:
-            return _with_unit(number.value * _scale_of(scaled[1]), text[scaled.end() :])
-        return None
+        number = parse_bare(match[1] + match[3])
+        if not scaled or number is None:
+            return None
+        found = _with_unit(number.value * _scale_of(scaled[1]), text[scaled.end() :])
+        if not found or not match[2]:
+            return found
+        return None if found.unit else Number(found.value, match[2])
     words = re.match(r"[a-z]+(?:[\s-]+[a-z]+)*", text, re.I)
     return _read_words(words[0], text[words.end() :]) if words else None
 
@@ -156,6 +166,8 @@ def _in_digits(text: str) -> str:
     for sign, plain in _FRACTIONS.items():
         text = text.replace(sign, f" {plain}" if re.search(rf"\d{sign}", text) else plain)
     text = re.sub(r"\\[dt]?frac(\d)(\d)(?!\d)", r"\1/\2", text)
+    text = re.sub(r"(\d)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1 \2/\3", text)
+    text = re.sub(r"^\\([dt]?frac)\{-", r"-\\\1{", text)
     text = re.sub(
         r"(\d+(?:\.\d+)?)\s*(?:×|x|\*|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{?([-+]?\d+)\}?",
         r"\1e\2",

@@ -4,9 +4,9 @@
 _DIMENSIONS = {
     "length": (
         (("m", "meter", "metre", "米"), 1.0),
-        (("km", "kilometer", "kilometre"), 1000.0),
-        (("cm", "centimeter", "centimetre"), 0.01),
-        (("mm", "millimeter", "millimetre"), 0.001),
+        (("km", "kilometer", "kilometre", "公里"), 1000.0),
+        (("cm", "centimeter", "centimetre", "厘米"), 0.01),
+        (("mm", "millimeter", "millimetre", "毫米"), 0.001),
         (("ft", "foot", "feet"), 0.3048),
         (("in", "inch", "inche"), 0.0254),
         (("yd", "yard"), 0.9144),
@@ -17,24 +17,27 @@ _DIMENSIONS = {
         (("ms", "millisecond"), 0.001),
         (("min", "minute", "分钟"), 60.0),
         (("h", "hr", "hour", "小时"), 3600.0),
-        (("day",), 86400.0),
+        (("day", "天"), 86400.0),
         (("week",), 604800.0),
     ),
     "mass": (
-        (("kg", "kilogram", "kilo"), 1.0),
-        (("g", "gram"), 0.001),
+        (("kg", "kilogram", "kilo", "公斤"), 1.0),
+        (("g", "gram", "克"), 0.001),
         (("mg", "milligram"), 1e-6),
         (("lb", "pound"), 0.45359237),
         (("ton", "tonne"), 1000.0),
     ),
     "area": (
-        (("m^2", "square meter", "square metre", "sq m", "m²"), 1.0),
+        (("m^2", "square meter", "square metre", "sq m", "平方米"), 1.0),
         (("cm^2", "square centimeter", "square centimetre"), 1e-4),
+        (("km^2", "square kilometer", "square kilometre"), 1e6),
         (("square foot", "square feet", "ft^2", "sq ft"), 0.09290304),
     ),
     "volume": (
         (("l", "liter", "litre"), 1.0),
         (("ml", "milliliter", "millilitre"), 0.001),
+        (("m^3", "cubic meter", "cubic metre"), 1000.0),
+        (("cm^3", "cubic centimeter", "cubic centimetre", "cc"), 0.001),
     ),
     "speed": (
         (("m/s", "meters per second", "meter per second"), 1.0),
@@ -67,6 +70,17 @@ def convert(value: float, unit: str, wanted: str) -> float | None:
     if known is None or target is None or known[0] != target[0]:
         return None
     return value * known[1] / target[1]
+
+
+def readings(value: float, unit: str, wanted: str) -> list[float]:
+    """What `value` of one unit may mean in another; none where they do not measure the same. With a
+    per cent sign on one side alone, 12 % is 0.12 as well as 12."""
+    found = convert(value, unit, wanted)
+    if found is None:
+        return []
+    if unit == wanted or "%" not in (unit, wanted):
+        return [found]
+    return [found, value * (0.01 if unit == "%" else 100.0)]
 
 
 def is_known(unit: str) -> bool:
