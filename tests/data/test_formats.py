@@ -1,6 +1,7 @@
 """The same 40 records in each format of the field give the same batches, and bad rows one line."""
 
 import csv
+import datetime
 import gzip
 import json
 
@@ -157,6 +158,64 @@ def test_batches_are_the_same_in_each_format(place, tokenizer, reference, name, 
         assert all(map(np.array_equal, ours, theirs))
 
 
+OWN = {
+    "problem": "q", "data_type": "video", "problem_type": "free-form", "solution": "a",
+    "path": "a.mp4",
+}  # fmt: skip
+
+
+def test_a_key_that_is_there_twice_is_refused_in_compressed_files_too(tmp_path):
+    line = json.dumps(OWN | {"problem_id": 1})
+    twice = line.replace('"solution": "a"', '"solution": "a", "solution": "b"')
+    for name, text in (("a.jsonl.gz", f"{line}\n{twice}\n"), ("a.json.gz", f"[{line}, {twice}]")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+        source = open_records(tmp_path / name)
+        assert source[0].solution == "a"
+        with pytest.raises(RecordError, match="row 1: row: bad value: solution; name each field"):
+            source[1]
+
+
+def test_a_table_asks_for_a_size(tmp_path):
+    write_csv(tmp_path / "a.csv", [OWN | {"problem_id": 1, "resized_height": 56,
+                                          "resized_width": 84}])  # fmt: skip
+    assert open_records(tmp_path / "a.csv")[0].media[0].resized == (56, 84)
+
+
+def test_convert_names_the_rows_that_json_cannot_hold(tmp_path, capsys):
+    rows = [OWN | {"problem_id": i, "when": when} for i, when in enumerate([None, NEW_YEAR])]
+    write_parquet(tmp_path / "a.parquet", rows)
+    write_jsonl(tmp_path / "b.jsonl", [OWN | {"problem_id": 0},
+                OWN | {"problem_id": 1, "more": {"x": float("nan")}}])  # fmt: skip
+    for name, said in (("a.parquet", "when: bad type: datetime"), ("b.jsonl", "more: bad type: {")):
+        out = tmp_path / "out.jsonl"
+        assert convert.main(["--data", str(tmp_path / name), "--out", str(out)]) == 1
+        shown = capsys.readouterr()
+        assert f"{name} row 1: {said}" in shown.err
+        assert "1 of 2 rows written" in shown.out
+        assert [record.problem_id for record in open_records(out)] == [0]
+
+
+def test_convert_leaves_its_input_alone(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [OWN | {"problem_id": 1}, {"bad": 1}])
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for out in (path, tmp_path / "link.jsonl"):
+        with pytest.raises(ValueError, match="is the file of --data; name another"):
+            convert.main(["--data", str(path), "--out", str(out)])
+    assert path.read_bytes() == before
+
+
+def test_convert_says_where_the_media_stay(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.jsonl", [OWN | {"problem_id": 1}])
+    (tmp_path / "other").mkdir()
+    for folder, flags in ((tmp_path, ""), (tmp_path / "other", f" --data_root={tmp_path}")):
+        out = folder / "out.jsonl"
+        assert convert.main(["--data", str(tmp_path / "a.jsonl"), "--out", str(out)]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.endswith(f"next: videorft validate --data={out}{flags}")
+
+
 def test_convert_writes_records_of_our_own(place, tokenizer, reference, tmp_path, capsys):
     folder, records, chats = place
     write_json(tmp_path / "llava.json", [llava(*chat) for chat in chats])
@@ -174,6 +233,7 @@ def test_convert_writes_records_of_our_own(place, tokenizer, reference, tmp_path
     )
 
 
+NEW_YEAR = datetime.datetime(2024, 1, 1)
 TURNS = [{"role": "user", "content": "<video> or <video>?"}, {"role": "assistant", "content": "a"}]
 
 
@@ -189,6 +249,7 @@ TURNS = [{"role": "user", "content": "<video> or <video>?"}, {"role": "assistant
         ({"messages": "hi", "videos": ["a"]}, "write a list of turns"),
         ({"conversations": [{"from": "human", "value": "hi"}], "video": {"bytes": "x"}}, "bytes"),
         ({"prompt": "hi", "images": ["a"]}, "write the completion, or one of solution"),
+        ({"prompt": "hi", "images": ["a"], "answer": 5}, "answer: bad type: 5; write the answer"),
         ({"prompt": "a", "completion": "b", "images": ["a"], "videos": ["b"]}, "without placehol"),
         ({"prompt": "a", "completion": "b"}, "media"),
         (
@@ -298,6 +359,8 @@ def test_two_readings_are_refused_and_one_can_be_chosen(tmp_path):
         ("a.json.zst", b"no zstd", "give a readable file"),
         ("a.parquet", b"no parquet", "a.parquet"),
         ("a.csv", b"\xff\xfe\x00", "give a readable file"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "several columns 'a'; name each once"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 40, "give a readable file"),
     ],
 )
 def test_files_that_are_not_what_they_say(tmp_path, name, content, said):

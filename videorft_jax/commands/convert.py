@@ -2,6 +2,8 @@
 
 import argparse
 import collections
+import json
+import os
 import sys
 
 from videorft_jax.commands.last_line import print_last_line
@@ -9,7 +11,7 @@ from videorft_jax.commands.output_file import check_output
 from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
-from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.records import Record, RecordError
 from videorft_jax.data.records.source import write_records
 
 EXAMPLES = """videorft convert --data llava_video.json --out records.jsonl
@@ -31,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="JSONL file to write")
     options = parser.parse_args(argv)
     check_output(options.out)
+    if os.path.exists(options.out) and os.path.realpath(options.out) == os.path.realpath(
+        options.data
+    ):
+        raise ValueError(f"--out={options.out}: is the file of --data; name another")
     source = open_records(options.data, None, options.format)
     bad: collections.Counter[str] = collections.Counter()
     bar = Bar(len(source))
@@ -38,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     def good():
         for index in range(len(source)):
             try:
-                yield source[index]
+                record = source[index]
+                _check_extra(record, source.where(index))
+                yield record
             except RecordError as error:
                 bad[error.field] += 1
                 print(error, file=sys.stderr)
@@ -46,6 +54,19 @@ def main(argv: list[str] | None = None) -> int:
 
     count = write_records(options.out, good())
     form = getattr(source, "form", "tfds")
+    place = os.path.dirname(os.path.abspath(options.out))
+    root = () if form == "tfds" or source.data_root == place else (source.data_root,)
     written = f"{count} of {len(source)} rows written to {options.out}, read as format {form}"
-    print_last_line(written, "validate", f"--data={options.out}")
+    flags = (f"--data={options.out}", *(f"--data_root={folder}" for folder in root))
+    print_last_line(written, "validate", *flags)
     return 1 if bad else 0
+
+
+def _check_extra(record: Record, where: str) -> None:
+    """Raises RecordError for a field that JSON cannot hold, such as a date of a parquet file."""
+    for name, value in record.extra.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            remedy = "write it as texts and finite numbers, or leave it out"
+            raise RecordError(where, name, "type", value, remedy) from None

@@ -118,6 +118,9 @@ class _Converter:
         answer = self._row.get("completion")
         if answer is None:
             known = [self._row[name] for name in ANSWERS if isinstance(self._row.get(name), str)]
+            given = next((name for name in ANSWERS if self._row.get(name) is not None), None)
+            if not known and given is not None:
+                self._fail(given, "type", self._row[given], "write the answer as a text")
             if not known:
                 remedy = f"write the completion, or one of {', '.join(ANSWERS)}"
                 self._fail("completion", "missing", "absent", remedy)

@@ -16,13 +16,12 @@ import numpy as np
 from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.data.records.formats import convert_row, detect_format
 from videorft_jax.data.records.records import (
-    DUPLICATE_KEY,
     Record,
     RecordError,
     check_row,
     parse_row,
 )
-from videorft_jax.data.records.tables import read_table
+from videorft_jax.data.records.tables import read_table, unique_keys
 
 MAX_ROW_BYTES = 1 << 24  # A file with a longer line is no JSONL.
 CHUNK_BYTES = 1 << 24
@@ -73,15 +72,6 @@ class FirstRecords:
     @property
     def fingerprint(self) -> str | None:
         return getattr(self.source, "fingerprint", None)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in row:
-            row[DUPLICATE_KEY] = key
-        row[key] = value
-    return row
 
 
 class Rows(abc.ABC):
@@ -261,7 +251,7 @@ class RecordSource(Rows):
         with open(self.path, "rb") as file:
             data = file.read()
         try:
-            rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+            rows = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path}: not a JSON list: {error}; repair the file") from None
         if not isinstance(rows, list):
@@ -301,7 +291,7 @@ class RecordSource(Rows):
             raise RecordError(self.where(index), "row", "length", f"{size} bytes", remedy)
         data = os.pread(self._file, size, start)
         try:
-            return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+            return json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError as error:
             value, remedy = f"byte {error.start} of {data[:40]!r}", "convert the file to UTF-8"
             raise RecordError(self.where(index), "row", "encoding", value, remedy) from None

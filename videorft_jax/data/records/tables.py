@@ -9,11 +9,16 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from videorft_jax.data.records.records import DUPLICATE_KEY
+
 LISTS = ("options", "media", "messages", "conversations", "prompt", "images", "videos")
-NUMBERS = ("start", "end", "video_start", "video_end", "fps")
+NUMBERS = (
+    "start", "end", "video_start", "video_end", "fps", "resized_height", "resized_width",
+)  # fmt: skip
 
 
 def is_table(path: str) -> bool:
@@ -32,7 +37,7 @@ def read_table(path: str) -> Sequence[Any]:
         if path.lower().endswith(".csv"):
             return _read_csv(path)
         return _read_json(path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path}: {error}; give a readable file") from None
 
 
@@ -97,6 +102,10 @@ def _read_csv(path: str) -> list[dict[str, Any]]:
     csv.field_size_limit(1 << 24)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="\0surplus")
+        names = reader.fieldnames or ()
+        for name in names:
+            if name and names.count(name) > 1:
+                raise ValueError(f"{path}: several columns {name!r}; name each once")
         rows = [
             {name: _cell(name, text) for name, text in row.items() if text not in ("", None)}
             for row in reader
@@ -125,6 +134,16 @@ def _cell(name: str, text: Any) -> Any:
     return int(text) if name in ("problem_id", "id") and text.isdecimal() else text
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON that holds the pairs; it says so where a key is there twice."""
+    row: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in row:
+            row[DUPLICATE_KEY] = key
+        row[key] = value
+    return row
+
+
 def _read_json(path: str) -> list[Any]:
     """JSONL or a JSON list, compressed by gzip or zstd."""
     if path.lower().endswith(".gz"):
@@ -138,7 +157,7 @@ def _read_json(path: str) -> list[Any]:
     text = data.decode("utf-8-sig")
     if text.lstrip().startswith("["):
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a JSON list: {error}; repair the file") from None
     return [_read_line(line) for line in text.split("\n") if line.strip()]
@@ -146,6 +165,6 @@ def _read_json(path: str) -> list[Any]:
 
 def _read_line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         return ValueError(f"{error}: {line[:60]}")
