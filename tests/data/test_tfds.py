@@ -1,5 +1,6 @@
 """TFDS data sets hold the same records and bytes, and TensorFlow is never imported."""
 
+import datetime
 import json
 import os
 import pickle
@@ -7,12 +8,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from test_pipeline import assert_equal, make_loader
 
 from videorft_jax.data.media.contract import MediaError
 from videorft_jax.data.records.records import RecordError
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.source import RecordSource, TableSource
 from videorft_jax.data.records.tfds import TfdsSource, build
 from videorft_jax.demo.dataset import write_dataset
 from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
@@ -152,6 +155,17 @@ def test_what_cannot_be_built_or_read(source, folders, tmp_path):
         TfdsSource(tmp_path)
     with pytest.raises(ValueError, match="split 'test'"):
         TfdsSource(folders[True], "test")
+    sized = source.row(0) | {"resized_height": 56, "resized_width": 56}
+    (tmp_path / "sized.jsonl").write_text(json.dumps(sized) + "\n")
+    sized = RecordSource(tmp_path / "sized.jsonl", source.data_root)
+    with pytest.raises(ValueError, match=r"row 0: shows .* or a size of its own; build without"):
+        build("videorft_rl", sized, tmp_path, embed=True)
+    columns = {name: [value] for name, value in source.row(0).items() if value != []}
+    when = pyarrow.table(columns | {"when": [datetime.date(2024, 1, 1)]})
+    parquet.write_table(when, tmp_path / "when.parquet")
+    dated = TableSource(tmp_path / "when.parquet", source.data_root)
+    with pytest.raises(ValueError, match=r"when.parquet row 0: .* write the fields when as texts"):
+        build("videorft_rl", dated, tmp_path, embed=False)
     for change, error in (({"path": "gone.mp4"}, MediaError), ({"problem": ""}, RecordError)):
         path = tmp_path / "bad.jsonl"
         path.write_text(json.dumps(source.row(0) | change) + "\n")

@@ -213,6 +213,31 @@ def test_truths_that_no_reward_can_read_are_refused(broken, tmp_path):
     assert not report["faults"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--json", "no/report.json", "--json=no/report.json: no folder no; make it first"),
+        ("--json", ".", "--json=.: is a folder"),
+        ("--answers", "file", "file: File exists; see that it can be read and written"),
+        ("--rows", "0", "'0' is no count"),
+        ("--multiple", "-1", "'-1' is no count"),
+    ],
+)
+def test_flags_are_refused_before_anything_is_read(
+    broken, tmp_path, monkeypatch, capsys, flag, value, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    try:
+        code = validate_command.main(["--data", broken[0], f"{flag}={value}"])
+    except SystemExit as end:  # of argparse
+        code = end.code
+    assert code == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "records" not in shown.out + shown.err
+
+
 def test_progress_away_from_a_terminal_ends_with_the_total():
     stream = io.StringIO()
     bar = Bar(30, stream)

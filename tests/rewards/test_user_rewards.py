@@ -67,6 +67,17 @@ def test_rewards_may_be_coroutines_and_generators():
     assert run(((name, 1.0),), [["a", "bb"]]).counts == {f"{name}/wrong_length": 2}
 
 
+def reward_set(prompts, completions, **kwargs):
+    return {float(len(text)) for text in completions}
+
+
+def test_numbers_without_an_order_are_no_rewards():
+    name = spec(reward_set)
+    batch = run(((name, 1.0),), [["bb", "a"]])
+    assert batch.counts == {f"{name}/wrong_type": 2}
+    assert not batch.valid.any()
+
+
 def reward_of_chats(prompts, completions, **kwargs):
     assert prompts[0][0]["role"] == "user"
     return [len(chat[-1]["content"]) for chat in completions]

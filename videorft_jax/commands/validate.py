@@ -16,6 +16,7 @@ from videorft_jax.commands.data_flags import (
     read_contract,
 )
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.WARNING)
     try:
+        if flags.json and (os.path.isdir(flags.json) or not os.path.exists(flags.json)):
+            check_output(flags.json, "--json")  # a device such as /dev/stdout is written to
         check_tokenizer("--tokenizer", flags.tokenizer)
         source = open_records(flags.data, flags.data_root, flags.format)
         mode, why = (flags.mode, "asked for") if flags.mode else guess_mode(source)
@@ -49,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        print(f"videorft validate: {error}", file=sys.stderr)
+        line = str(error)
+        if isinstance(error, OSError) and error.filename:
+            line = f"{error.filename}: {error.strerror}; see that it can be read and written"
+        print(f"videorft validate: {line}", file=sys.stderr)
         return 2
     print_report(report, flags.faults)
     if flags.json:
@@ -87,10 +93,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_contract_flags(parser)
     add("--tokenizer", help="local folder; without it text tokens are estimated")
     add("--template_file", help="prompt template, .json or .toml")
-    add("--rows", type=int, default=8, help="rows of a batch")
-    add("--row_tokens", type=int, default=8192, help="tokens of a packed row, most of a prompt")
-    add("--max_buckets", type=int, default=4, help="most shapes to compile")
-    add("--multiple", type=int, default=128, help="row lengths are multiples of this")
+    add("--rows", type=at_least_one, default=8, help="rows of a batch")
+    add("--row_tokens", type=at_least_one, default=8192,
+        help="tokens of a packed row, most of a prompt")  # fmt: skip
+    add("--max_buckets", type=at_least_one, default=4, help="most shapes to compile")
+    add("--multiple", type=at_least_one, default=128, help="row lengths are multiples of this")
     add("--quick", action="store_true", help="look at packets only, decode nothing")
     add("--isolate", action="store_true", help="decode in killable processes")
     add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))

@@ -82,7 +82,18 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             chat = {name: row[name] for name in CHAT_FIELDS if name in row}
             if self._embed and record.items:
                 where = self._records.where(index)
-                raise ValueError(f"{where}: shows more than one plain file; build without --embed")
+                raise ValueError(
+                    f"{where}: shows several files, frames, timed lines or a size of its own; "
+                    "build without --embed"
+                )
+            try:
+                extra = json.dumps(dict(record.extra) | chat)
+            except TypeError as error:  # such as a date of a parquet file
+                names = ", ".join(map(str, record.extra))
+                raise ValueError(
+                    f"{self._records.where(index)}: {error}; write the fields {names} as texts and "
+                    "numbers, or leave them out"
+                ) from None
             blocks = []
             for item in record.media:
                 for name in list_files(item.path, self._records.data_root, Limits()):
@@ -99,7 +110,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             example |= {
                 "problem_id": json.dumps(record.problem_id),
                 "options": list(record.options),
-                "extra": json.dumps(dict(record.extra) | chat),
+                "extra": extra,
                 "media": media,
                 "sha256": digest.hexdigest(),
             }
