@@ -164,6 +164,23 @@ OWN = {
 }  # fmt: skip
 
 
+def test_what_a_turn_says_besides_its_text_is_not_lost(tmp_path):
+    """A field that nothing reads is reported by validate, so that no weight is silently ignored."""
+    answer = {"role": "assistant", "content": "a", "weight": 0, "name": None}
+    row = {"messages": [{"role": "user", "content": "<video>?"}, answer], "videos": ["a.mp4"]}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert dict(open_records(tmp_path / "a.jsonl")[0].extra) == {"turn.weight": 0}
+
+
+def test_parts_of_tables_tell_their_type_by_what_they_hold(tmp_path):
+    parts = [{"text": None, "image": None, "video": "a.mp4"},
+             {"text": "q", "image": None, "video": None}]  # fmt: skip
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    record = open_records(tmp_path / "a.jsonl")[0]
+    assert (record.problem, record.path, dict(record.extra)) == ("q", "a.mp4", {})
+
+
 def test_a_key_that_is_there_twice_is_refused_in_compressed_files_too(tmp_path):
     line = json.dumps(OWN | {"problem_id": 1})
     twice = line.replace('"solution": "a"', '"solution": "a", "solution": "b"')

@@ -14,7 +14,7 @@ from typing import Any
 
 from videorft_jax.data.records.chats import PLACEHOLDER, RESIZED, ROLES
 from videorft_jax.data.records.records import SCHEMA, RecordError
-from videorft_jax.data.records.turns import SPEAKERS, read_part, read_turn
+from videorft_jax.data.records.turns import SPEAKERS, TURN_KEYS, read_part, read_turn
 
 FORMATS = ("auto", "videorft", "messages", "sharegpt", "trl")
 SIGNS = {"messages": "messages", "sharegpt": "conversations", "trl": "prompt"}
@@ -24,6 +24,7 @@ TIMES = {"start": "start", "end": "end", "video_start": "start", "video_end": "e
 # The keys by which an item says how it is to be read, and the names that `MediaItem` has for them.
 OF_ITEMS = {"image": {}, "video": TIMES}
 OF_ITEMS = {kind: names | {name: name for name in RESIZED} for kind, names in OF_ITEMS.items()}
+TURN_NAMES = {name for names in TURN_KEYS for name in names}
 IDS = ("problem_id", "id", "question_id", "index")
 ANSWERS = ("solution", "answer", "ground_truth")
 
@@ -106,6 +107,9 @@ class _Converter:
             if found is None:
                 names = "from and value" if self._form == "sharegpt" else "role and content"
                 self._fail(SIGNS[self._form], "value", turn, f"write turns of {names}")
+            for name in turn.keys() - TURN_NAMES:
+                if turn[name] is not None:
+                    self._unused[f"turn.{name}"] = turn[name]
             turns.append(found)
         system = self._row.get("system")
         if isinstance(system, str) and system.strip():

@@ -36,7 +36,9 @@ def read_part(part: Any) -> dict[str, Any] | None:
     """
     if not isinstance(part, Mapping):
         return None
-    written = part.get("type") or next((name for name in UNTYPED if name in part), None)
+    named = [name for name in UNTYPED if name in part]
+    told = [name for name in named if part[name] is not None] or named  # tables fill up with None
+    written = part.get("type") or next(iter(told), None)
     kind = PART_TYPES.get(written, written) if isinstance(written, str) else None
     if kind == "text":
         return {"type": "text", "text": part["text"]} if isinstance(part.get("text"), str) else None
