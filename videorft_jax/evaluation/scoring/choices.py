@@ -14,12 +14,13 @@ from videorft_jax.evaluation.scoring.option_words import find_said, words_of
 from videorft_jax.evaluation.scoring.text import without_refusal
 
 _LABELLED = re.compile(
-    r"\s*(?:(?:option|caption|sentence|choice)\s+)?\(?([A-Za-z]|\d{1,2})\s*[.):、]\s*(.*)",
+    r"\s*(?:(?:option|caption|sentence|choice)\s+)?\(?([A-Za-z]|\d{1,2}(?!\s*[.:]\d))"
+    r"\s*[.):、]\s*(.*)",
     re.S | re.I,
 )
 _LINE = re.compile(
     r"^[ \t]*(?:(?P<noun>option|caption|sentence|choice)[ \t]+)?"
-    r"\(?(?P<label>[A-Z]|\d{1,2})[ \t]*[.):][ \t]*(?P<text>\S.*?)[ \t]*$",
+    r"\(?(?P<label>[A-Z]|\d{1,2}(?![.:]\d))[ \t]*[.):][ \t]*(?P<text>\S.*?)[ \t]*$",
     re.M | re.I,
 )
 _NOUN = r"(?:option|choice|letter|caption|sentence|candidate|answer|选项|選択肢|opción|opcion)"
@@ -177,6 +178,12 @@ def _read_whole(text, labels, texts) -> str | None:
     another option's text; None for anything else."""
     said = words_of(text)
     own = [words_of(option) for option in texts]
+    alone = re.fullmatch(r"\W*([A-Z])\W*", text)
+    if alone and alone[1] in labels:  # also where an option's text is a letter
+        return alone[1]
+    exact = [label for label, option in zip(labels, texts, strict=False) if option == text]
+    if exact:  # "-1" and "1" have the same words
+        return exact[0]
     for label, words in zip(labels, own, strict=False):
         if words and said == words:
             return label

@@ -4,6 +4,7 @@ Each function does what `docs/how_to/benchmark.md` says of the tool it is named 
 how we would read a text; they are here so that a published number can be reproduced.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -77,6 +78,15 @@ def video_holmes_letter(text: str, letters: Sequence[str]) -> str:
 def first_piece(text: str) -> str:
     """VSI-Bench reads what stands before the first space, without a full stop at its end."""
     return text.split(" ")[0].rstrip(".").strip()
+
+
+def vsibench_number(text: str) -> float | None:
+    """VSI-Bench reads that piece as Python does: "1,200" is no number."""
+    try:
+        value = float(first_piece(text))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def mvbench_agrees(text: str, gold: str) -> bool:

@@ -23,7 +23,8 @@ def videorft(row: Row) -> float:
     said = (first_block(row.output, "answer") or "").strip() or row.output
     truth = (first_block(row.gold, "answer") or "").strip() or row.gold
     if kind == "multiple choice":
-        return float(said.strip() == truth.strip())
+        letter = _letters(row)[1] if len(truth.strip()) > 1 else ""  # gold may be "B. a dog"
+        return float(said.strip() == (letter or truth.strip()))
     if kind == NUMERICAL:
         is_decimal = [any(mark in text for mark in ".,") for text in (said, truth)]
         numbers = [_plain_float(text) for text in (said, truth)]
@@ -160,7 +161,7 @@ def _four(read):
 
 
 _OFFICIAL: dict[str, Callable[[Row], float]] = {
-    "vsibench": _vsibench(lambda text: _plain_float(parsers.first_piece(text))),
+    "vsibench": _vsibench(parsers.vsibench_number),
     "videommmu": _official_mmmu,
     "mmvu": lambda row: _JUDGED,  # every answer goes to a judge
     "mvbench": _official_mvbench,
@@ -176,6 +177,9 @@ _OFFICIAL: dict[str, Callable[[Row], float]] = {
 }
 _LMMS: dict[str, Callable[[Row], float]] = {
     "vsibench": _vsibench(parsers.lmms_number),
+    "videommmu": lambda row: (
+        _lmms_choice(row) if kind_of(row) == "multiple choice" else _mmmu_open(row)
+    ),
     "mmvu": _lmms_mmvu,
     "mvbench": _by_letter(lambda text, letters: parsers.lmms_mvbench_letter(text)),
     "tempcompass": _tempcompass,

@@ -85,7 +85,12 @@ def _choice(row: Row, text: str) -> bool:
 def options_of(row: Row) -> tuple[list[str], list[str]]:
     """(labels, texts) of the options: the row's own, else those in its question, else A to J."""
     if row.options:
-        return split_options(row.options)
+        labels, texts = split_options(row.options)
+        gold = plain(row.gold).upper()
+        letters = [chr(ord("A") + i) for i in range(len(labels))]
+        if labels[0] == "1" and gold in letters:  # Numbered texts were lettered in the prompt.
+            return letters, list(row.options)
+        return labels, texts
     labels, texts = find_options(row.question)
     if labels:
         return labels, texts
