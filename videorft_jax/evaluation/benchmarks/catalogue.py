@@ -29,7 +29,7 @@ def load_items(task: Task, data_root: str | pathlib.Path) -> tuple[pathlib.Path,
     """The benchmark's folder and its questions. Raises ValueError, one line, where its files are
     missing, saying which and where to get them, and where they have other fields than its release.
     """
-    folder = task.find_folder(data_root)
+    folder = _find_folder(task, data_root)
     if folder is None:
         raise ValueError(
             f"{task.title}: no {' or '.join(task.files)} in {data_root}/{task.folders[0]}; get "
@@ -38,10 +38,16 @@ def load_items(task: Task, data_root: str | pathlib.Path) -> tuple[pathlib.Path,
     try:
         return folder, list(task.read(folder))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
+        fault = f"without {error}" if isinstance(error, KeyError) else f"of another form ({error})"
         raise ValueError(
-            f"{task.title}: {folder} has rows without {error}: another split or version; get "
-            f"{task.source}"
+            f"{task.title}: {folder} has rows {fault}: another split or version; get {task.source}"
         ) from None
+
+
+def _find_folder(task, data_root):
+    """The benchmark's folder, which is not that of another one."""
+    others = {name for other in TASKS.values() for name in other.folders} - {*task.folders}
+    return task.find_folder(data_root, others)
 
 
 def find_missing(folder: pathlib.Path, items: Iterable[Item]) -> list[str]:
@@ -76,7 +82,7 @@ def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
         folder, items = load_items(task, data_root)
     except ValueError as error:
         files = [f"{task.folders[0]}/{pattern}" for pattern in task.files]
-        is_absent = task.find_folder(data_root) is None
+        is_absent = _find_folder(task, data_root) is None
         return {
             "name": task.name,
             "rows": 0,

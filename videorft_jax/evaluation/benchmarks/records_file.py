@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from videorft_jax.evaluation.benchmarks.task import Item, Task, read_rows, without_letters
 
@@ -23,7 +23,9 @@ class RecordsTask(Task):
     """A benchmark in one record file, named as users name the file: from the data root, or from
     where they are."""
 
-    def find_folder(self, data_root: str | pathlib.Path) -> pathlib.Path | None:
+    def find_folder(
+        self, data_root: str | pathlib.Path, others: Collection[str] = ()
+    ) -> pathlib.Path | None:
         """The folder from which the paths of the records start."""
         root, (name,) = pathlib.Path(data_root), self.files
         return root if (root / name).is_file() or pathlib.Path(name).is_file() else None
@@ -50,7 +52,9 @@ def _read_items(path):
         seen[name] += 1
         if seen[name] > 1:  # some files repeat ids
             name = f"{name}#{seen[name]}"
-        kind = row["problem_type"]
+        kind, solution = row["problem_type"], row["solution"]
+        if not isinstance(solution, str | int | float):
+            raise ValueError(f"{path}: row {place}: solution is {solution!r}; write the answer")
         part = {
             "type": "image" if row.get("data_type") == "image" else "video",
             "path": row["path"],
@@ -63,7 +67,7 @@ def _read_items(path):
             id=name,
             question=row["problem"],
             kind=kind,
-            gold=_TAGS.sub("", row["solution"]).strip(),
+            gold=_TAGS.sub("", str(solution)).strip(),
             media=(part,),
             options=without_letters(row.get("options")),
             categories=categories or {"type": kind},

@@ -48,8 +48,10 @@ def read_subtitles(folder: pathlib.Path, subtitles: Subtitles) -> list[Line]:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if path.suffix == ".srt":
         return [_read_cue(match) for match in _CUE.finditer(text.replace("\r\n", "\n"))]
+    lines = [text] if path.suffix == ".json" else filter(str.strip, text.split("\n"))
     try:
-        rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
+        found = [json.loads(line) for line in lines]
+        rows = found[0] if path.suffix == ".json" else found
         return [_read_row(row, subtitles) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no subtitles ({error!r}); download the file again") from None
@@ -70,7 +72,7 @@ def _read_row(row: dict, subtitles: Subtitles) -> Line:
     elif "start_time" in row:
         return float(row["start_time"]), float(row["end_time"]), row["text"]
     else:
-        start, end, text = _seconds(row["start"]), _seconds(row["end"]), row["line"]
+        start, end, text = _seconds(row["start"]), row["end"] and _seconds(row["end"]), row["line"]
     end = float(end) if isinstance(end, int | float) else subtitles.duration + subtitles.begin
     return float(start) - subtitles.begin, end - subtitles.begin, text
 

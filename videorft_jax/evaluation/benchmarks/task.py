@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from videorft_jax.data.records.tables import is_table, read_table
@@ -74,13 +74,17 @@ class Task:
     licence: str
     read: Callable[[pathlib.Path], Iterator[Item]]
 
-    def find_folder(self, data_root: str | pathlib.Path) -> pathlib.Path | None:
+    def find_folder(
+        self, data_root: str | pathlib.Path, others: Collection[str] = ()
+    ) -> pathlib.Path | None:
         """The benchmark's folder: one of `folders` below the data root, or the data root itself,
-        whichever first holds an annotation file; None where none does."""
+        whichever first holds an annotation file; None where none does. What lies in the folders of
+        `others` below the data root is not this benchmark's."""
         root = pathlib.Path(data_root)
         for folder in (*(root / name for name in self.folders), root):
-            if any(next(folder.glob(pattern), None) for pattern in self.files):
-                return folder
+            for path in (path for pattern in self.files for path in folder.glob(pattern)):
+                if folder != root or path.relative_to(root).parts[0] not in others:
+                    return folder
         return None
 
 
@@ -89,10 +93,10 @@ def read_rows(path: pathlib.Path) -> Sequence[Any]:
     for any other."""
     if is_table(str(path)):
         return read_table(str(path))
-    text = path.read_text(encoding="utf-8-sig")
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; download the file again") from None

@@ -1,0 +1,73 @@
+"""Annotation files as users have them: other encodings, signs, forms and neighbours."""
+
+import json
+
+import pytest
+from benchmark_layouts import table
+
+from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
+from videorft_jax.evaluation.benchmarks.subtitles import Subtitles, read_subtitles
+
+ROW = {"id": 0, "dataset": "scannet", "scene_name": "s", "question_type": "object_counting",
+       "question": "How many?", "ground_truth": "4", "options": None}  # fmt: skip
+
+
+def test_separators_of_unicode_end_no_line(tmp_path):
+    """JSON leaves these signs as they are inside a text, and Python's splitlines ends lines there.
+    The file also has a byte order mark and the line ends of Windows."""
+    path = tmp_path / "VSI-Bench/test.jsonl"
+    path.parent.mkdir()
+    question = "How\u2028many\u2029chairs\x85?"
+    lines = [json.dumps(ROW | {"question": question}, ensure_ascii=False), json.dumps(ROW), ""]
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    _, items = load_items(TASKS["vsibench"], tmp_path)
+    assert [item.question for item in items] == [question, "How many?"]
+    word = {"start_time": 0, "end_time": 1, "text": question}
+    (tmp_path / "s.jsonl").write_text(json.dumps(word, ensure_ascii=False) + "\n", "utf-8")
+    assert read_subtitles(tmp_path, Subtitles("s.jsonl")) == [(0.0, 1.0, question)]
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "VSI-Bench/test.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(json.dumps(ROW).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"test\.jsonl: .*download the file again"):
+        load_items(TASKS["vsibench"], tmp_path)
+
+
+def test_files_of_one_benchmark_are_not_those_of_another(tmp_path):
+    """VSI-Bench's first release lies where a pattern of MLVU and of Video-MMMU looks, too."""
+    table(tmp_path / "VSI-Bench/test-00000-of-00001.parquet", [ROW])
+    found = {name: describe(task, tmp_path) for name, task in TASKS.items()}
+    assert [name for name, own in found.items() if own["rows"]] == ["vsibench"]
+    for name, own in found.items():
+        assert bool(own["missing"]), name
+    assert "no */test-*.parquet in" in found["videommmu"]["problems"][0]
+    table(tmp_path / "VSI-Bench/Perception/test-0.parquet", [ROW])
+    assert TASKS["videommmu"].find_folder(tmp_path / "VSI-Bench") == tmp_path / "VSI-Bench"
+
+
+@pytest.mark.parametrize(
+    ("solution", "gold"), [(4, "4"), (2.5, "2.5"), ("<answer>4</answer>", "4"), (None, None)]
+)
+def test_solutions_of_record_files(tmp_path, solution, gold):
+    row = {"problem": "Q?", "problem_type": "regression", "path": "a.mp4", "solution": solution}
+    (tmp_path / "mine.json").write_text(json.dumps([row]))
+    if gold is None:
+        with pytest.raises(ValueError, match=r"mine\.json: row 0: solution is None; write"):
+            load_items(find_task("mine.json"), tmp_path)
+    else:
+        _, (item,) = load_items(find_task("mine.json"), tmp_path)
+        assert item.gold == gold
+
+
+def test_rows_of_another_form_are_said_to_be(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"data": []}))
+    with pytest.raises(ValueError, match=r"has rows of another form \('str' object"):
+        load_items(find_task("mine.json"), tmp_path)
+
+
+def test_a_subtitle_without_an_end_lasts_as_long_as_its_clip(tmp_path):
+    lines = [{"start": "00:00:01.000", "end": None, "line": "one"}]
+    (tmp_path / "s.json").write_text(json.dumps(lines))
+    assert read_subtitles(tmp_path, Subtitles("s.json", duration=9.0)) == [(1.0, 9.0, "one")]
