@@ -79,7 +79,7 @@ def _parts(row):
     yield row["benchmark"], ""
     for name, values in row["categories"].items():
         for value in values if isinstance(values, list) else [values]:
-            if name != "group":
+            if name not in ("group", "group_structure"):
                 yield row["benchmark"], f"{name}: {value}"
 
 

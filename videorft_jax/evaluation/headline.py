@@ -78,6 +78,10 @@ def videomme_v2(rows: Sequence[Row]) -> float:
     return statistics.fmean(worth for worth, _ in _groups(rows))
 
 
+def _has_groups(rows, benchmark):
+    return benchmark == "videomme-v2" and all("group" in row["categories"] for row in rows)
+
+
 def _groups(rows):
     """(worth, categories) of each group and rollout; its questions stand in order."""
     groups = collections.defaultdict(list)
@@ -93,11 +97,10 @@ def _groups(rows):
 def breakdown(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, float]]:
     """Returns the mean of each value of each category; in Video-MME-v2 it is that of the worths of
     groups, and spans also have the share above three bounds of IoU."""
-    names = sorted({name for row in rows for name in row["categories"]} - {"group"})
-    if benchmark == "videomme-v2":
-        names.remove("group_structure")
+    names = {name for row in rows for name in row["categories"]} - {"group", "group_structure"}
+    if _has_groups(rows, benchmark):
         rows = [{"score": worth, "categories": about} for worth, about in _groups(rows)]
-    found = {name: by_category(rows, name) for name in names}
+    found = {name: by_category(rows, name) for name in sorted(names)}
     if all(row.get("question_type") == "temporal grounding" for row in rows):
         found["recall"] = {
             f"IoU >= {least}": statistics.fmean(row["score"] >= least for row in rows)
@@ -124,5 +127,7 @@ def headline(rows: Sequence[Row], benchmark: str, scorer: str) -> tuple[float, s
         "videomme-v2": (videomme_v2, "mean of the groups"),
         "charades_sta": (micro, "mean IoU"),
     }
+    if benchmark == "videomme-v2" and not _has_groups(rows, benchmark):
+        benchmark = ""  # The rows are of a record file of that name.
     rule, name = rules.get(benchmark, (micro, "mean of the rows"))
     return rule(rows), name

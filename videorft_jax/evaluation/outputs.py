@@ -22,22 +22,46 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     run itself), reason ("" where the clip was read), shortened (the frames of a clip that was shown
     with fewer, else None), stopped, finite.
 
-    Raises ValueError where there are none.
+    The rows of a benchmark stand in the order of its records. Of records with the same id all but
+    the first have their place behind it, as in "7#12". Raises ValueError where there are no
+    completions, and where two folders hold those of one benchmark.
     """
     root = pathlib.Path(folder)
-    paths = sorted(root.glob("completions*.jsonl")) or sorted(root.glob("*/completions*.jsonl"))
-    if not paths:
+    own, below = (sorted(root.glob(f"{part}completions*.jsonl")) for part in ("", "*/"))
+    if not own and not below:
         raise ValueError(f"{folder}: no completions.jsonl; give the workdir of videorft evaluate")
+    if own and below:
+        log.warning(
+            "%s: has completions of its own; those of %s are left out, give that folder by itself",
+            folder, ", ".join(sorted({str(path.parent) for path in below})),
+        )  # fmt: skip
     rows: dict[tuple, dict[str, Any]] = {}
-    for path in paths:
+    places: dict[str, pathlib.Path] = {}  # of each benchmark
+    for path in own or below:
         source = path.parent / RECORDS
         records = _read_lines(source) if source.exists() else []
         for row in _read_lines(path):
             if "outcome" not in row:
                 raise ValueError(f"{path}: is not of an evaluation; give one of videorft evaluate")
+            if records and row["index"] >= len(records):
+                raise ValueError(f"{source}: has no row {row['index']}, which {path} answers")
             record = records[row["index"]] if records else {}
             made = _join(row, record, path.parent.name)
-            rows[made["benchmark"], made["id"], made["rollout"]] = made
+            other = places.setdefault(made["benchmark"], path.parent)
+            if other != path.parent:
+                raise ValueError(
+                    f"{other}, {path.parent}: both answer {made['benchmark']}; give one by itself"
+                )
+            rows[made["benchmark"], row["index"], made["rollout"]] = made
+    return _name_apart({name: rows[name] for name in sorted(rows)})
+
+
+def _name_apart(rows):
+    """The rows of (benchmark, index, rollout), those of different records under different ids."""
+    seen: dict[tuple, int] = {}
+    for (benchmark, index, _), row in rows.items():
+        if seen.setdefault((benchmark, row["id"]), index) != index:
+            row["id"] = f"{row['id']}#{index}"
     return list(rows.values())
 
 
@@ -69,7 +93,10 @@ def _score(row, scorer):
 
 def _read_lines(path):
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; repeat its evaluation, which mends it") from None
 
 
 def _join(row, record, folder):

@@ -150,6 +150,25 @@ def read_rows(path: pathlib.Path, num_rollouts: int) -> list[dict[str, Any]]:
     return rows
 
 
+def check_begun(folder: pathlib.Path, settings: dict[str, dict]) -> None:
+    """Raises ValueError where a folder has completions that were made with other values of these
+    settings, which are some of those of the evaluation."""
+    path = folder / RESULTS
+    begun = any(rows.stat().st_size for rows in folder.glob("completions*.jsonl"))
+    if not begun or not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        own = {
+            part: {name: found.get(part, {}).get(name) for name in settings[part]}
+            for part in settings
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # `ResultsFolder` says what is wrong with it.
+    if problem := _compare(own, settings, path):
+        raise ValueError(problem)
+
+
 def _compare(found, settings, path):
     there, here = (
         {f"{section}.{name}": value for section, own in body.items() for name, value in own.items()}

@@ -13,6 +13,7 @@ from videorft_jax.data.records.lines import MARK
 from videorft_jax.evaluation.benchmarks.subtitles import read_subtitles
 from videorft_jax.evaluation.benchmarks.task import Item
 from videorft_jax.evaluation.benchmarks.wording import Wording, lettered
+from videorft_jax.evaluation.results_folder import check_begun
 
 VARIANTS = ("as_paper", "official")
 # The prompt of the evaluation script of VideoRFT and Video-R1. No system turn is given, so that the
@@ -164,16 +165,21 @@ def write_records(
     folder: pathlib.Path,
 ) -> None:
     """Writes the record file of a benchmark; the same items give the same bytes. Pictures of
-    questions are written into a folder beside it, to which the records lead."""
+    questions are written into a folder beside it, to which the records lead. Raises ValueError
+    where there are completions of other records beside it, which then keep theirs."""
     path = pathlib.Path(os.path.abspath(path))
     pictures = path.with_name("pictures")
+    rows = [make_record(item, benchmark, variant, folder, str(pictures)) for item in items]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    asked = dataclasses.asdict(variant) | {"benchmark": benchmark}
+    digest = hashlib.sha256(data).hexdigest()
+    check_begun(path.parent, {"benchmark": asked, "records": {"sha256": digest}})
     path.parent.mkdir(parents=True, exist_ok=True)
     for item in items if variant.name == "official" else ():
         if item.picture and not (pictures / picture_name(item)).exists():
             pictures.mkdir(exist_ok=True)
             _replace(pictures / picture_name(item), item.picture)
-    rows = [make_record(item, benchmark, variant, folder, str(pictures)) for item in items]
-    _replace(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    _replace(path, data)
 
 
 def _replace(path, data):

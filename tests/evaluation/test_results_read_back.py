@@ -1,0 +1,105 @@
+"""Results folders as users have them: repeated ids, unfinished runs, copies, other settings."""
+
+import json
+import random
+
+import pytest
+from test_score_and_compare import write_run
+
+from videorft_jax import cli
+from videorft_jax.evaluation.benchmarks.task import Item
+from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
+from videorft_jax.evaluation.compare import compare
+from videorft_jax.evaluation.headline import breakdown, headline
+from videorft_jax.evaluation.outputs import read_outputs, rescore
+from videorft_jax.evaluation.scoreboard import tabulate
+
+
+def change(path, edit):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in edit(rows)))
+
+
+def test_records_that_share_an_id_all_count(tmp_path):
+    """Without records beside them the ids are those of the rows; that of a row that could not be
+    read is its place, which is another row's id here."""
+    folder = tmp_path / "run"
+    write_run(folder, ["B", "A", "B", None])
+    (folder / "toy/records.jsonl").unlink()
+    ids = ["3", "7", "7", None]
+    change(
+        folder / "toy/completions.jsonl",
+        lambda rows: [row | {"problem_id": name} for row, name in zip(rows, ids, strict=True)],
+    )
+    rows = rescore(read_outputs(folder), "robust")
+    assert [row["id"] for row in rows] == ["3", "7", "7#2", "3#3"]
+    table = tabulate(rows, "robust")["toy"]
+    assert (table["rows"], table["scored"], table["absent"]) == (4, 3, 1)
+    assert table["all_rows"] == 0.5
+
+
+def test_rows_of_an_unfinished_run_stand_in_the_order_of_their_records(tmp_path):
+    folder = tmp_path / "run"
+    write_run(folder, ["B", "A", "A", "A", "B", "B"])
+    path = folder / "toy/completions.jsonl"
+    change(path, lambda rows: random.Random(0).sample(rows, len(rows)))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]))
+    path.with_name("completions-1.jsonl").write_text("".join(lines[2:]))
+    assert [row["id"] for row in read_outputs(folder)] == [f"q{number}" for number in range(6)]
+
+
+def test_two_folders_of_one_benchmark_are_not_mixed(tmp_path, capsys, caplog):
+    write_run(tmp_path / "run", ["B"])
+    write_run(tmp_path / "other", ["A"])
+    (tmp_path / "other/toy").rename(tmp_path / "run/toy_copy")
+    assert cli.main(["score", str(tmp_path / "run")]) == 2
+    assert "both answer toy; give one by itself" in capsys.readouterr().err
+    assert cli.main(["score", str(tmp_path / "run/toy")]) == 0
+    for name in ("records", "completions"):
+        text = (tmp_path / f"run/toy/{name}.jsonl").read_text()
+        (tmp_path / f"run/{name}.jsonl").write_text(text)
+    caplog.clear()
+    assert len(read_outputs(tmp_path / "run")) == 1
+    assert "toy_copy are left out, give that folder by itself" in caplog.text
+
+
+def test_damaged_files_are_named(tmp_path):
+    write_run(tmp_path / "run", ["B", "A"])
+    path = tmp_path / "run/toy/records.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match=r"records\.jsonl: has no row 1, which .*completions"):
+        read_outputs(tmp_path / "run")
+    path.write_text("{\n" + whole)
+    with pytest.raises(ValueError, match=r"records\.jsonl: .*; repeat its evaluation"):
+        read_outputs(tmp_path / "run")
+
+
+@pytest.mark.parametrize("settings", [{}, {"benchmark": {"benchmark": "toy", "name": "official"}}])
+def test_a_refused_evaluation_leaves_the_records_of_the_one_that_is_there(tmp_path, settings):
+    write_run(tmp_path / "run", ["B", "A"])
+    folder = tmp_path / "run/toy"
+    before = (folder / "records.jsonl").read_text()
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": None}))
+    item = Item("a", "Q?", "multiple choice", "A", ({"type": "video", "path": "a.mp4"},), ("x",))
+    with pytest.raises(ValueError, match=r"benchmark\.\w+ is .* use the same value or another"):
+        write_records(folder / "records.jsonl", [item], "toy", Variant(), tmp_path)
+    assert (folder / "records.jsonl").read_text() == before
+    (folder / "completions.jsonl").write_text("")  # Nothing has been answered yet.
+    write_records(folder / "records.jsonl", [item], "toy", Variant(), tmp_path)
+    assert (folder / "records.jsonl").read_text() != before
+
+
+def test_groups_are_of_the_benchmark_that_has_them():
+    """A record file may have the name of Video-MME-v2, and its steps are no category."""
+    common = {"question_type": "multiple choice", "benchmark": "videomme-v2", "cluster": "a",
+              "categories": {"type": "mc"}, "variant": ""}  # fmt: skip
+    rows = [common | {"id": str(i), "score": float(i == 0)} for i in range(4)]
+    assert headline(rows, "videomme-v2", "robust") == (0.25, "mean of the rows")
+    assert breakdown(rows, "videomme-v2") == {"type": {"mc": 0.25}}
+    own = {"group": "1", "group_type": "logic", "group_structure": [1, [2, 3], 4], "level": 1}
+    rows = [row | {"categories": own} for row in rows]
+    assert headline(rows, "videomme-v2", "robust") == (1 / 12, "mean of the groups")
+    parts = {line["category"] for line in compare({"a": [rows], "b": [rows]})}
+    assert parts == {"", "group_type: logic", "level: 1"}
