@@ -103,3 +103,19 @@ def test_groups_are_of_the_benchmark_that_has_them():
     assert headline(rows, "videomme-v2", "robust") == (1 / 12, "mean of the groups")
     parts = {line["category"] for line in compare({"a": [rows], "b": [rows]})}
     assert parts == {"", "group_type: logic", "level: 1"}
+
+
+def test_one_folder_is_neither_two_runs_nor_two_seeds(tmp_path, capsys):
+    first, second = (write_run(tmp_path / name, ["B", "A"]) for name in ("one", "two"))
+    out = f"--out={tmp_path}/forest.png"
+    for runs in ((first, f"{first}/"), (f"{first},{first}/.", second)):
+        assert cli.main(["compare", *runs, out]) == 2
+        assert "a run is given twice; give each once" in capsys.readouterr().err
+    assert cli.main(["compare", f"{first},{second}", second, out]) == 0
+
+
+def test_a_run_without_any_score_is_named(tmp_path, caplog):
+    folders = {"a": write_run(tmp_path / "a", ["B"]), "b": write_run(tmp_path / "b", [None])}
+    runs = {name: [rescore(read_outputs(own), "robust")] for name, own in folders.items()}
+    assert {line["run"] for line in compare(runs)} == {"a"}
+    assert "b: nothing of toy has a score; it has no line" in caplog.text

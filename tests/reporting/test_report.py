@@ -116,6 +116,18 @@ def test_an_evaluation_has_results_and_records_without_completions(tmp_path):
     assert (second.key, second.completions, second.reason) == ("1", (), "cannot be decoded")
 
 
+def test_an_evaluation_that_goes_on_is_shown_as_far_as_it_is(tmp_path, capsys):
+    """From its start an evaluation has results that are null."""
+    write_file(tmp_path / "run/mmvu/completions.jsonl", "")
+    write_file(tmp_path / "run/mmvu/results.json", json.dumps({"settings": {}, "results": None}))
+    run = read_run(tmp_path / "run/mmvu")
+    assert (run.kind, run.results) == ("evaluation", {})
+    assert "The evaluation has not ended; its results are still missing." in run.notes
+    assert cli.main(["report", str(tmp_path / "run/mmvu")]) == 0
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    assert "it holds the runs mmvu, give one of them" in capsys.readouterr().err
+
+
 def test_groups_are_matched_by_question_and_nearest_step():
     first = [group(step=5), group(step=9), group(problem_id="8")]
     second = [group(step=1), group(step=6), group(step=30)]

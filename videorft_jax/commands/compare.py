@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
 
     if len(own.runs) < 2:
         raise ValueError("one run is given; give two or more to compare")
-    if len(set(own.runs)) < len(own.runs):
+    given = [tuple(map(os.path.abspath, name.split(","))) for name in own.runs]
+    if len(set(given)) < len(given) or any(len(set(seeds)) < len(seeds) for seeds in given):
         raise ValueError("a run is given twice; give each once")
     runs = {
         name: [rescore(read_outputs(folder), own.scorer) for folder in name.split(",")]

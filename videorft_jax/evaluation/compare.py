@@ -1,6 +1,7 @@
 """Runs side by side: paired by question, clustered by clip, over all and by category."""
 
 import collections
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from videorft_jax.evaluation.headline import headline
 from videorft_jax.evaluation.intervals import difference_interval, mean_interval
 from videorft_jax.evaluation.published import format_published, published
 from videorft_jax.evaluation.scoreboard import find_misfit
+
+log = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[str, Any]]  # what `outputs.rescore` returns
 
@@ -33,6 +36,8 @@ def compare(runs: Mapping[str, Sequence[Rows]], scorer: str = "robust") -> list[
         for name, seeds in runs.items():
             now = questions[name].get(part, {})
             if not now:
+                if not part[1]:
+                    log.warning("%s: nothing of %s has a score; it has no line", name, part[0])
                 continue
             clips, scores = zip(*now.values(), strict=True)
             interval = mean_interval(scores, clips)

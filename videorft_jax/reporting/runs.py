@@ -56,18 +56,21 @@ def read_run(folder: str | pathlib.Path) -> Run:
     rows = [line for path in sorted(folder.glob(COMPLETIONS)) for line in _read_lines(path, notes)]
     body = _read_json(folder / RESULTS)
     if "settings" in body:
+        if body.get("results") is None:  # The evaluation goes on, or was stopped.
+            body["results"] = {}
         _check_tables(folder, RESULTS, body, "settings", "results")
         _check_tables(folder, RESULTS, body["settings"], *_SECTIONS)
         contract = _make_contract(body["settings"].get("media"), notes)
         groups = _group(rows, _read_evaluated, body["settings"], folder)
-        results = body.get("results", {})
+        results = body["results"]
         _check_tables(folder, RESULTS, results, "by_type")
         _check_tables(folder, RESULTS, results.get("by_type", {}), *results.get("by_type", {}))
         if not results:
             notes.append("The evaluation has not ended; its results are still missing.")
         return Run(folder, "evaluation", [], groups, body["settings"], contract, results, notes)
     if not metrics and not rows:
-        inside = [path.parent.name for path in sorted(folder.glob(f"*/{METRICS}"))]
+        paths = [path for name in (METRICS, COMPLETIONS) for path in folder.glob(f"*/{name}")]
+        inside = sorted({path.parent.name for path in paths})
         hint = f"; it holds the runs {', '.join(inside)}, give one of them" if inside else ""
         if folder.parent.name == "checkpoints":
             hint = f"; it is a step of the run {folder.parent.parent}, give that"
