@@ -8,6 +8,7 @@ from tiny_run import finish, load_recipe, make_data, make_model, sft_options, st
 
 from videorft_jax.commands.ablate import ablate, find_same, vary
 from videorft_jax.commands.grpo import check_options
+from videorft_jax.data.records.opening import digest_records
 from videorft_jax.evaluation import ablation
 
 VARIANTS = (
@@ -111,6 +112,7 @@ def test_changes_reach_the_config():
             {"variants": (("a", ()), ("b", (("grpo.variant", "ppo"),)))},
             "variant b: grpo: variant is 'ppo'; choose one of",
         ),
+        ({}, "held_out.jsonl"),  # There is no such file.
     ],
 )
 def test_refused_before_the_first_run(changes, message, tmp_path):
@@ -120,6 +122,21 @@ def test_refused_before_the_first_run(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         ablate(config, str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_results_on_other_records_are_not_compared(tmp_path):
+    """Results that are there are not made again, so they have to be of the same records."""
+    held_out, other = tmp_path / "held_out.jsonl", tmp_path / "other.jsonl"
+    held_out.write_text("{}\n")
+    other.write_text("{ }\n")
+    folder = tmp_path / "grid/letters/0-held-out"
+    folder.mkdir(parents=True)
+    (folder / "completions.jsonl").write_text("{}\n")
+    settings = {"records": {"sha256": digest_records(held_out), "num_records": 1}}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": {}}))
+    ablation.check_results(["letters", "dapo"], [0, 1], str(tmp_path / "grid"), str(held_out))
+    with pytest.raises(ValueError, match=r"records.sha256 is .* use the same value or another"):
+        ablation.check_results(["letters"], [0], str(tmp_path / "grid"), str(other))
 
 
 def test_a_grid_from_the_command_line(tmp_path):

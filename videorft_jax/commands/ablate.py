@@ -14,6 +14,7 @@ from videorft_jax.commands import flags
 from videorft_jax.commands.evaluate import evaluate
 from videorft_jax.commands.grpo import check_options, grpo
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.data.records.opening import open_records
 from videorft_jax.evaluation import ablation
 from videorft_jax.grpo.options import GrpoOptions, without_ratio
 from videorft_jax.grpo.rehearsal import rehearse
@@ -51,6 +52,9 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
             rehearse(checked[name])
         except ValueError as error:
             raise ValueError(f"variant {name}: {error}") from None
+    held_out, root = config.ablate.records, config.ablate.root
+    open_records(held_out, root or None, config.data.format)  # Names what is wrong with the file.
+    ablation.check_results(names, config.ablate.seeds, workdir, held_out)
     for pair in find_same(checked):
         log.warning(
             "variants %s and %s train the same: with one update a rollout every ratio is 1, so "

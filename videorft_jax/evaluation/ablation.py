@@ -4,6 +4,7 @@ Runs that are done are not repeated and one that was stopped goes on, so the sam
 the grid.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -13,6 +14,8 @@ from typing import Any
 
 import jax
 
+from videorft_jax.data.records.opening import digest_records
+from videorft_jax.evaluation.results_folder import check_begun
 from videorft_jax.evaluation.summary import paired_difference, summarise
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,16 @@ def check_grid(name: str, variants: Sequence[str], seeds: Sequence[int], records
         raise ValueError(f"{name}: ablate.variants or ablate.seeds is empty; name some")
     if not records:
         raise ValueError(f"{name}: ablate.records is empty; give held-out records")
+
+
+def check_results(
+    variants: Sequence[str], seeds: Sequence[int], workdir: str, records: str
+) -> None:
+    """Raises ValueError where a run of the grid was evaluated on other records than those of the
+    file, with which it would be compared."""
+    digest = {"records": {"sha256": digest_records(records)}}
+    for name, seed in itertools.product(variants, seeds):
+        check_begun(pathlib.Path(_folders(workdir, name, seed)[1]), digest)
 
 
 def ablate(
