@@ -71,3 +71,17 @@ def test_a_subtitle_without_an_end_lasts_as_long_as_its_clip(tmp_path):
     lines = [{"start": "00:00:01.000", "end": None, "line": "one"}]
     (tmp_path / "s.json").write_text(json.dumps(lines))
     assert read_subtitles(tmp_path, Subtitles("s.json", duration=9.0)) == [(1.0, 9.0, "one")]
+
+
+def test_files_that_come_with_a_download_are_no_annotations(tmp_path):
+    sci = {"video_id": 1, "question": "Q?", "options": ["a", "b"], "answer": "A"}
+    table(tmp_path / "SciVideoBench/data/test-0.parquet", [sci])
+    charades = {"video": "a", "caption": "runs", "timestamp": [0.0, 1.0]}
+    folder = tmp_path / "charades_sta"
+    folder.mkdir()
+    (folder / "charades_test.jsonl").write_text(json.dumps(charades) + "\n")
+    for place in (tmp_path / "SciVideoBench", folder):
+        (place / "dataset_infos.json").write_text("{}")
+        (place / "a_log.jsonl").write_text('{"time": 1}\n')
+    for name in ("scivideobench", "charades_sta"):
+        assert len(load_items(TASKS[name], tmp_path)[1]) == 1

@@ -113,7 +113,7 @@ def read_video_holmes(folder: pathlib.Path) -> Iterator[Item]:
 
 def read_scivideobench(folder: pathlib.Path) -> Iterator[Item]:
     """Reads the questions about scientific experiments, which have ten options."""
-    for path in find_files(folder, "*.json", "*.jsonl", "data/*.parquet", "*.parquet"):
+    for path in find_files(folder, "scivideobench*.json*", "data/*.parquet"):
         for number, row in enumerate(read_rows(path)):
             options = row["options"]
             if isinstance(options, dict):

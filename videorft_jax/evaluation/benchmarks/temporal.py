@@ -127,7 +127,7 @@ def _tempcompass_rows(path):
 
 def read_charades(folder: pathlib.Path) -> Iterator[Item]:
     """Reads the sentences whose span in the film is asked for."""
-    paths = find_files(folder, "data/test*.parquet", "test*.parquet", "*.jsonl", "*.json")
+    paths = find_files(folder, "data/test*.parquet", "test*.parquet", "charades*.json*")
     for path in paths:
         for number, row in enumerate(read_rows(path)):
             start, end = row["timestamp"]
