@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ KNOWN = {
     "media_io_kwargs", "user",
 }  # fmt: skip
 FORMATS = ("text", "json_object", "json_schema")
+_GREEDY = 1e-5  # Below this temperature logits overflow before they are drawn from.
 _warned: set[str] = set()
 
 
@@ -30,7 +30,8 @@ class ChatRequest:
     messages: as they came, roles and contents of the right types. max_tokens: at most this many;
     None: as many as the server allows. num_top: likeliest ids to tell of each place. media_keys:
     `media_io_kwargs`, by "video" and "image". json_schema: what the reply follows, {} for any
-    object and None for text.
+    object and None for text. temperature: one that is so near to 0 that nothing but the likeliest
+    token is drawn is 0.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -67,17 +68,18 @@ def read_chat(body: bytes, options: ServeOptions) -> ChatRequest:
     if num_top and not has_logprobs:
         raise Refused(400, "top_logprobs is given without logprobs; set that too", "top_logprobs")
     seed = fields.get("seed")
+    temperature = _number(fields, "temperature", 1.0, 0, 2, float)
     return ChatRequest(
         messages=_read_messages(fields),
         max_tokens=_number(fields, name, options.max_new_tokens, 1, options.max_new_tokens, int),
-        temperature=_number(fields, "temperature", 1.0, 0, 2, float),
+        temperature=temperature if temperature >= _GREEDY else 0.0,
         top_p=_number(fields, "top_p", 1.0, 1e-6, 1, float),
         num_choices=_number(fields, "n", 1, 1, options.max_slots, int),
         seed=secrets.randbits(32) if seed is None
         else _number(fields, "seed", 0, -(2**63), 2**63 - 1, int) % 2**32,
         stop=_read_stop(fields),
         is_streamed=stream,
-        has_usage=bool(more.get("include_usage")),
+        has_usage=_take(more, "include_usage", bool, False),
         has_logprobs=has_logprobs,
         num_top=num_top,
         media_keys=_read_media_keys(fields),
@@ -90,7 +92,10 @@ def _read_object(body: bytes) -> dict[str, Any]:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        fields = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        text = body.decode("utf-8")
+        fields = json.loads(text, parse_constant=refuse)
+        if "\\u" in text:  # Half of a surrogate pair is no character that could be sent back.
+            json.dumps(fields, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not JSON in UTF-8", code="invalid_json") from None
     if not isinstance(fields, dict):
@@ -121,7 +126,7 @@ def _number(fields, name, default, low, high, kind):
         return default
     if isinstance(value, bool) or not isinstance(value, int | kind):
         raise Refused(400, f"{name} is no {kind.__name__}", name, "invalid_type")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # NaN lies in no bounds, and a whole number may have any size.
         shown = repr(value)[:40]
         raise Refused(400, f"{name} is {shown}; give {low} to {high}", name, "invalid_value")
     return kind(value)
@@ -176,8 +181,9 @@ def _read_messages(fields):
         if message.get("role") not in ("system", "developer", "user", "assistant"):
             raise Refused(400, f"{where}: role is none of system, user, assistant", where)
         content = message.get("content")
-        if not isinstance(content, str | list):
-            raise Refused(400, f"{where}: content is no text and no list of parts", where)
+        if not isinstance(content, str | list) or content == []:
+            told = f"{where}: content is no text and no list of at least one part"
+            raise Refused(400, told, where)
         for place, part in enumerate(content if isinstance(content, list) else ()):
             _check_part(part, f"{where}.content[{place}]", message["role"])
     if messages[-1]["role"] != "user":
