@@ -29,6 +29,7 @@ from videorft_jax.serving.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 _READERS = 4  # requests whose media are decoded at one time
+_DONE = b"data: [DONE]\n\n"  # the last event of every stream
 
 
 class Chat:
@@ -94,24 +95,20 @@ class Chat:
         return make_usage(self.laid.num_tokens, drawn, cached)
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The reply as server-sent events."""
+        """The reply as server-sent events. Raises Refused."""
         for index in range(len(self.texts)):
             yield _event(self._chunk(index, {"role": "assistant", "content": ""}, None))
-        try:
-            async for index, new, before, end in self.follow():
-                rows = None
-                if self.request.has_logprobs:
-                    rows = self.texts[index].describe_logprobs(before)
-                if new or rows:
-                    yield _event(self._chunk(index, {"content": new}, None, rows))
-                if end:
-                    yield _event(self._chunk(index, {}, end))
-        except Refused as error:
-            yield _event(error.body())
-        else:
-            if self.request.has_usage:
-                yield _event(self._chunk(0, {}, None) | {"choices": [], "usage": self.usage()})
-        yield b"data: [DONE]\n\n"
+        async for index, new, before, end in self.follow():
+            rows = None
+            if self.request.has_logprobs:
+                rows = self.texts[index].describe_logprobs(before)
+            if new or rows:
+                yield _event(self._chunk(index, {"content": new}, None, rows))
+            if end:
+                yield _event(self._chunk(index, {}, end))
+        if self.request.has_usage:
+            yield _event(self._chunk(0, {}, None) | {"choices": [], "usage": self.usage()})
+        yield _DONE
 
     def _chunk(self, index, delta, end, rows=None):
         return make_chunk(self.name, self.model, self.created, index, delta, end, rows)
@@ -229,16 +226,18 @@ class Server:
                     yield event
             is_whole = True
             self.counts.finish(chat)
-        except TimeoutError:
+        except (TimeoutError, Refused) as error:
             is_whole = True
-            yield _event(self._too_late().body())
+            told = error if isinstance(error, Refused) else self._too_late()
+            self.counts.add(told.code)
+            yield _event(told.body())
+            yield _DONE
         finally:
             chat.cancel()
             if not is_whole:
                 self.counts.add("cancelled")
 
     def _too_late(self) -> Refused:
-        self.counts.add("timeout")
         return Refused(504, f"no whole reply in {self.options.timeout_s:g} s; ask for fewer tokens")
 
     def _check_key(self, request: Request) -> None:
