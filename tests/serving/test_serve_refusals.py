@@ -12,6 +12,7 @@ import numpy as np
 import openai
 import pytest
 
+from videorft_jax.serving.batcher import Batcher, Completion
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.options import ServeOptions
 
@@ -43,6 +44,10 @@ MALFORMED = {
     "NaN": (b'{"messages": NaN}', "not JSON"),
     "not UTF-8": (b'{"messages": "\xff"}', "not JSON"),
     "deep": (b"[" * 100_000, "not JSON"),
+    "half a pair": (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "not JSON in UTF-8"),
+    "half a key": (
+        b'{"messages": [{"role": "user", "content": "a"}], "media_io_kwargs": '
+        b'{"video": {"\\udfff": 1}}}', "not JSON in UTF-8"),
     "a list": (b"[]", "no JSON object"),
     "no messages": ({}, "messages"),
     "empty": ({"messages": []}, "messages"),
@@ -51,6 +56,7 @@ MALFORMED = {
     "content": ({"messages": [{"role": "user", "content": 3}]}, "content"),
     "part": ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "type is none"),
     "null part": ({"messages": [{"role": "user", "content": [None]}]}, "type is none"),
+    "no parts": ({"messages": [{"role": "user", "content": []}]}, "at least one part"),
     "no url": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "url"),
     "last": ({"messages": [*ASK, {"role": "assistant", "content": "a"}]}, "last message"),
     "placeholder": ({"messages": [{"role": "user", "content": [
@@ -64,9 +70,12 @@ MALFORMED = {
     "n": ({"messages": ASK, "n": 1000}, "n is 1000"),
     "max_tokens": ({"messages": ASK, "max_tokens": 10**9}, "max_tokens"),
     "seed": ({"messages": ASK, "seed": 2**70}, "seed"),
+    "large seed": ({"messages": ASK, "seed": 10**400}, "seed"),
+    "large temperature": ({"messages": ASK, "temperature": 10**400}, "temperature"),
     "stop": ({"messages": ASK, "stop": [""]}, "stop"),
     "stops": ({"messages": ASK, "stop": {}}, "stop"),
     "stream": ({"messages": ASK, "stream": "yes"}, "stream"),
+    "usage": ({"messages": ASK, "stream_options": {"include_usage": "no"}}, "include_usage"),
     "format": ({"messages": ASK, "response_format": {"type": "xml"}}, "response_format"),
     "top_logprobs": ({"messages": ASK, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "tops alone": ({"messages": ASK, "top_logprobs": 2}, "without logprobs"),
@@ -260,17 +269,23 @@ def test_a_cancelled_request_frees_its_place(place, streamed, monkeypatch):
 
 
 def test_a_reply_that_takes_too_long_is_ended(place):
-    options = place.server.options
+    options, before = place.server.options, place.server.counts.ended.copy()
     object.__setattr__(options, "timeout_s", 1e-4)
     try:
         check(place, post(place, {"messages": ASK, "max_tokens": 200}), 504, "in 0.0001 s")
+        reply = post(place, {"messages": ASK, "max_tokens": 200, "stream": True})
     finally:
         object.__setattr__(options, "timeout_s", 600.0)
+    assert "in 0.0001 s" in reply.text
+    assert reply.text.endswith("data: [DONE]\n\n")
+    assert place.server.counts.ended["timeout"] == before["timeout"] + 2
+    assert place.server.counts.ended["done"] == before["done"]
     place.wait(lambda: not place.server.batcher.num_active)
 
 
 def test_a_fault_ends_its_replies_and_not_the_server(place, monkeypatch):
-    programs = place.server.batcher.programs
+    programs, ended = place.server.batcher.programs, place.server.counts.ended
+    before = ended.copy()
 
     def fail(*_):
         raise RuntimeError(f"secret {place.folder}")
@@ -278,9 +293,38 @@ def test_a_fault_ends_its_replies_and_not_the_server(place, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(programs, "decode", fail)
         check(place, post(place, {"messages": ASK, "max_tokens": 9}), 500, "see its log")
+        told = post(place, {"messages": ASK, "max_tokens": 9, "stream": True}).text
+    assert "see its log" in told
+    assert told.endswith("data: [DONE]\n\n")
+    assert ended["internal_error"] == before["internal_error"] + 2
+    assert ended["done"] == before["done"]
     reply = post(place, {"messages": ASK, "max_tokens": 9, "temperature": 0})
     text = place.model.generate([ASK], 1, max_new_tokens=9, temperature=0.0).texts[0][0]
     assert reply.json()["choices"][0]["message"]["content"] == text
+
+
+def test_a_fault_before_the_first_request_leaves_none_waiting(place, monkeypatch):
+    """What fails while the sizes of the batch are compiled does not end the batcher's thread."""
+    batcher, told, is_told = Batcher(place.model, place.server.options), [], threading.Event()
+
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    def tell(_, end):
+        told.append(end)
+        is_told.set()
+
+    monkeypatch.setattr(batcher, "_warm", fail)
+    monkeypatch.setattr(batcher, "_admit", fail)
+    batcher.start()
+    one = Completion(
+        None, tell, limit=1, temperature=0.0, top_p=1.0, seed=0, number=0, is_ranked=False,
+        guide=None,
+    )  # fmt: skip
+    batcher.submit([one])
+    assert is_told.wait(60)
+    batcher.stop()
+    assert [end.status for end in told] == [500]
 
 
 def test_weights_that_are_not_finite_are_told(place):

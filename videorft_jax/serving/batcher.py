@@ -94,7 +94,10 @@ class Batcher:
 
     def _run(self):
         with jax.set_mesh(self.model.mesh):
-            self._warm()
+            try:
+                self._warm()
+            except Exception:  # Else nobody would answer, and every request wait for its deadline.
+                log.exception("serve: not compiled beforehand; the first replies wait for it")
             while self._wait():
                 started = time.perf_counter()
                 try:
