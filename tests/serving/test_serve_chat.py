@@ -155,6 +155,20 @@ def test_images_become_the_frames_of_a_clip(place, tmp_path):
     assert reply.choices[0].message.content == out.texts[0][0]
     still = complete(place, ask("What moves?", *parts), max_tokens=1)
     assert still.usage.prompt_tokens > reply.usage.prompt_tokens
+    keys["media_io_kwargs"]["image"]["max_pixels"] = 28 * 28
+    small = complete(place, ask("What moves?", *parts), extra_body=keys, max_tokens=1)
+    assert small.usage.prompt_tokens == reply.usage.prompt_tokens - 2 * (4 - 1)  # two frame pairs
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 1e-20])
+def test_a_temperature_near_zero_is_greedy(place, temperature):
+    more = {"max_tokens": 8, "logprobs": True, "top_logprobs": 2, "seed": 0}
+    found, wanted = (
+        complete(place, ask("What moves?"), temperature=value, **more).choices[0]
+        for value in (temperature, 0.0)
+    )
+    assert found.message.content == wanted.message.content
+    assert found.logprobs == wanted.logprobs
 
 
 def test_frames_are_counted_as_media_keys_say(place):

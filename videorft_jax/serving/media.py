@@ -53,7 +53,8 @@ def make_chat(
             parts = [_read_part(p, f"{where}[{i}]", keys, options) for i, p in enumerate(content)]
             count += sum(part["type"] != "text" for part in parts)
             if frames.get("as_frames"):
-                parts = _join_frames(parts, frames.get("fps", 1.0), read_frame)
+                shared = {"fps": float(frames.get("fps", 1.0)), **keys["image"]}
+                parts = _join_frames(parts, shared, read_frame)
             content = parts
             if role != "user":
                 content = "".join(part["text"] for part in parts)
@@ -152,22 +153,22 @@ def _read_url(url: str, where: str, options: ServeOptions) -> bytes | str:
     return real
 
 
-def _join_frames(parts, fps: float, read_frame) -> list[dict[str, Any]]:
-    """The parts with each run of two or more images as one clip of `fps` frames a second."""
+def _join_frames(parts, keys: dict[str, Any], read_frame) -> list[dict[str, Any]]:
+    """The parts with each run of two or more images as one clip that has these keys."""
     joined: list[dict[str, Any]] = []
     run: list[dict[str, Any]] = []
     for part in [*parts, {"type": "end"}]:
         if part["type"] == "image":
             run.append(part)
             continue
-        joined += run if len(run) < 2 else [_make_clip(run, fps, read_frame)]
+        joined += run if len(run) < 2 else [_make_clip(run, keys, read_frame)]
         run = []
         joined.append(part)
     return joined[:-1]
 
 
-def _make_clip(run, fps, read_frame):
+def _make_clip(run, keys, read_frame):
     frames = [read_frame(part) for part in run]
     if len({frame.shape for frame in frames}) > 1:
         raise Refused(400, "images that are frames of one clip have different sizes", "messages")
-    return {"type": "video", "video": np.stack(frames), "fps": float(fps)}
+    return {"type": "video", "video": np.stack(frames), **keys}
