@@ -28,12 +28,15 @@ MODEL = ["serve", "--checkpoint", "nowhere"]
         (["--api_key_env", "NO_SUCH_KEY"], "holds no key; export it"),
         (["--root", "/no/such"], "no such folder"),
         (["--max_slots", "0"], "max_slots is 0"),
+        (["--timeout_s", "inf"], "timeout_s is inf"),
+        (["--host", "192.0.2.1", "--api_key_env", "SERVE_KEY"], "--host=192.0.2.1: "),
         (["--port", "70000"], "give 0 to 65535"),
         (["--port", "0"], "nowhere/config.json: no such file"),
         (["--frames", "4", "--fps", "2"], "both say how many frames"),
     ],
 )
-def test_what_cannot_work_is_one_line(flags, said, capsys):
+def test_what_cannot_work_is_one_line(flags, said, capsys, monkeypatch):
+    monkeypatch.setenv("SERVE_KEY", "canary")
     assert cli.main([*MODEL, *flags]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -46,6 +49,11 @@ def test_a_port_in_use_is_told_before_weights_are_read(capsys):
         held.listen()
         assert cli.main([*MODEL, "--port", str(held.getsockname()[1])]) == 2
     assert "choose another" in capsys.readouterr().err
+
+
+def test_an_address_of_ipv6_is_written_in_brackets():
+    held = types.SimpleNamespace(getsockname=lambda: ("::1", 8000, 0, 0))
+    assert serve._write_address(held) == "http://[::1]:8000"
 
 
 def test_flags_change_how_clips_are_read(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -56,9 +57,8 @@ def main(argv: list[str]) -> int:
         # One that comes before uvicorn looks counts; one that uvicorn raises at its end changes
         # nothing.
         signal.signal(number, stop)
-    host, port = held.getsockname()[:2]
     held.listen(config.backlog)  # who reads the line may come before the server looks
-    print(f"serving {options.name} at http://{host}:{port}/v1", flush=True)
+    print(f"serving {options.name} at {_write_address(held)}/v1", flush=True)
     server.run(sockets=[held])
     print_last_line("no request is answered any more", "serve", f"--checkpoint={given.checkpoint}")
     return 0
@@ -126,5 +126,14 @@ def _listen(host: str, port: int) -> socket.socket:
         held.bind((host, port))
     except OSError as error:
         held.close()
-        raise ValueError(f"--port={port}: {error.strerror}; choose another") from None
+        at_fault = f"--port={port}: {error.strerror}; choose another"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            at_fault = f"--host={host}: {error.strerror}; give an address of this machine"
+        raise ValueError(at_fault) from None
     return held
+
+
+def _write_address(held) -> str:
+    """The address of a socket as clients write it, that of IPv6 in brackets."""
+    host, port = held.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

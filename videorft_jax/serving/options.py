@@ -1,6 +1,7 @@
 """The limits of a server."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ServeOptions:
     def __post_init__(self):
         counts = ("max_body", "max_queue", "max_slots", "max_prompt", "max_new_tokens", "chunk")
         for name in (*counts, "max_media", "timeout_s"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"serve: {name} is {getattr(self, name)}; give a positive number")
         if self.cache_bytes < 0:
             raise ValueError(f"serve: cache_bytes is {self.cache_bytes}; give 0 (none) or a size")
