@@ -184,6 +184,18 @@ def test_keeps_last_and_every(tmp_path):
         assert {int(path.name) for path in checkpointer.folder.iterdir()} == {4, 5}
 
 
+@pytest.mark.parametrize("name", ["7", "0007", "\u0667", "\u00b2"])
+def test_folders_of_other_names_are_left_alone(tmp_path, name):
+    """A folder whose name is a number, but not one of ours, is no later step to be removed."""
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    state = put(values(), make_mesh(1, 8, 1))
+    with Checkpointer(tmp_path, keep_last=1, async_save=False) as checkpointer:
+        for step in (2, 3):
+            checkpointer.save(step, state, META)
+        assert checkpointer.latest_step() == 3
+    assert {path.name for path in checkpointer.folder.iterdir()} == {"00000003", name}
+
+
 def test_refuses_what_cannot_be_kept(tmp_path):
     with pytest.raises(ValueError, match="keep_last is 0"):
         Checkpointer(tmp_path, keep_last=0)

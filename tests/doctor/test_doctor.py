@@ -232,6 +232,7 @@ def test_checkpoints(tmp_path):
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"123")
         manifest.write(folder, {})
+    (tmp_path / "checkpoints/7").mkdir()  # no checkpoint of ours
     assert inputs.check_checkpoints(str(tmp_path)).level == OK
     (tmp_path / "checkpoints/00000002/weights").write_bytes(b"12")
     found = inputs.check_checkpoints(str(tmp_path))

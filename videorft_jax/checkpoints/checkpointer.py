@@ -295,7 +295,8 @@ class Checkpointer:
     def _steps(self):
         if not self.folder.exists():
             return []
-        return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdigit())
+        names = [child.name for child in self.folder.iterdir()]
+        return sorted(int(name) for name in names if manifest.is_step(name))
 
     def _valid_steps(self):
         return [step for step in self._steps() if not manifest.find_damage(self._path(step))]

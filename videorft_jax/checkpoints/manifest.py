@@ -23,6 +23,12 @@ def _walk(folder, prefix=""):
             yield f"{prefix}{child.name}"
 
 
+def is_step(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint of ours. One of any other name, such as a copy
+    named 120, is the user's, and is neither read nor removed."""
+    return name.isdecimal() and name == f"{int(name):08d}"
+
+
 def hash_files(folder: epath.Path, names: list[str]) -> dict[str, list]:
     """Maps each file's name to [bytes, SHA-256], the form of `body["files"]`."""
 

@@ -90,7 +90,7 @@ def _look(source, place, contract):
 def check_checkpoints(workdir: str) -> Finding:
     """Whether the checkpoints of a work directory are whole."""
     folder = epath.Path(workdir) / "checkpoints"
-    steps = sorted(path for path in folder.glob("*") if path.name.isdigit())
+    steps = sorted(path for path in folder.glob("*") if manifest.is_step(path.name))
     if not steps:
         return ok(f"checkpoints: none in {os.fspath(workdir)}; a run starts at step 0")
     damage = {path.name: manifest.find_damage(path) for path in steps}
