@@ -301,6 +301,15 @@ def test_a_stack_of_several_dtypes_is_read_where_one_is_asked_for(hub, tmp_path)
         np.testing.assert_array_equal(np.asarray(found[layer]), expected)
 
 
+def test_a_url_is_no_folder_of_this_disk(hub, tmp_path, monkeypatch):
+    folder, config, _ = hub
+    monkeypatch.chdir(tmp_path)
+    params = convert.read_checkpoint(folder, config)
+    with pytest.raises(ValueError, match="gs://bucket/out: is no local folder"):
+        hf_writer.write_checkpoint("gs://bucket/out", params, config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_params_that_do_not_fit_are_not_written(hub, tmp_path):
     folder, config, _ = hub
     params = convert.read_checkpoint(folder, config)

@@ -35,6 +35,12 @@ _COPIED = (
 _BLOCK = 2 * 2**20  # bytes copied at once
 
 
+def check_local(folder) -> None:
+    """Raises ValueError for a URL, which would become a folder of that name on this disk."""
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{folder}: is no local folder; write to one, and copy that there")
+
+
 def write_checkpoint(
     folder,
     params: dict[str, Any],
@@ -53,9 +59,10 @@ def write_checkpoint(
     written beside as `<folder>.partial` and renamed. Every process of a multi-process run calls
     this; the first one writes.
 
-    Raises ValueError when `folder` is there and not empty, when params do not fit the config (all
-    listed at once), and for leaves of several dtypes without `dtype`.
+    Raises ValueError when `folder` is a URL, or is there and not empty, when params do not fit the
+    config (all listed at once), and for leaves of several dtypes without `dtype`.
     """
+    check_local(folder)
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")

@@ -13,7 +13,7 @@ import transformers
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.records import system_turn
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.hf_writer import check_local, write_checkpoint
 from videorft_jax.models.peft_folder import save_adapter
 from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
@@ -43,6 +43,7 @@ def export(
     known = [kind.name for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
+    check_local(out)
     if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         raise ValueError(f"{out}: is there already and not empty; choose another or delete it")
     saved = restore.find_checkpoint(checkpoint)
