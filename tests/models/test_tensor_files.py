@@ -90,6 +90,10 @@ DAMAGES = {
         header(lambda v: v["model.norm.weight"].update(dtype="F8_E4M3")),
         "'model.norm.weight' has dtype 'F8_E4M3', known are F32, F16, BF16",
     ),
+    "dtype of no text": (
+        header(lambda v: v["model.norm.weight"].update(dtype=["F32"])),
+        "has dtype ['F32'], known are",
+    ),
     "shape": (
         header(lambda v: v["model.norm.weight"].update(shape=[65])),
         "'model.norm.weight' of 260 bytes has offsets",

@@ -81,7 +81,7 @@ def read_header(path) -> dict[str, Entry]:
             raise bad(f"corrupt header at tensor {name!r}") from None
         if not isinstance(shape, list) or not all(_is_count(n) for n in (*shape, begin, end)):
             raise bad(f"corrupt header at tensor {name!r}")
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise bad(
                 f"tensor {name!r} has dtype {dtype!r}, known are {', '.join(DTYPES)}",
                 "give weights that are not quantised, or convert these to bfloat16",
