@@ -186,8 +186,12 @@ class Runner:
     async def _attempt(self, request: Request, pace: Pace, tries: int) -> Reply | Dead | Failed:
         """One attempt, reserved and settled; Failed where it is to be repeated."""
         number, opening = self.ledger.reserve(request)
-        await self.store.commit([opening])
         settle = {"number": number, "request": request}
+        try:
+            await self.store.commit([opening])
+        except asyncio.CancelledError:  # The booking is written all the same, but nothing was sent.
+            self.store.enqueue(self.ledger.settle(**settle, code="cancelled"))
+            raise
         client = self.clients[request.endpoint]
         try:
             reply = await client.send(request)
