@@ -8,7 +8,6 @@ requests that the ledger would not see.
 import asyncio
 import base64
 import json
-import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from videorft_jax.curation.requests import Picture, Reply, Request, estimate_tok
 
 MAX_BODY = 8 << 20
 MAX_ERROR_BODY = 1 << 16
+MOST_TOKENS = 10**9  # No request has so many, and their price is a number that SQLite can hold.
 POOL = 8  # connections that one pool looks after
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -160,7 +160,7 @@ def make_body(request: Request, pictures: list[bytes]) -> dict[str, Any]:
 def read_reply(body: bytes, request: Request, endpoint: Endpoint) -> Reply:
     """The reply in a body of status 200. Raises Failed bad_body or bad_shape."""
     try:
-        data = json.loads(body.decode("utf-8"))
+        data = _read_json(body)
     except (ValueError, RecursionError):
         raise Failed("bad_body", 200, "not JSON") from None
     try:
@@ -183,6 +183,16 @@ def read_reply(body: bytes, request: Request, endpoint: Endpoint) -> Reply:
     )
 
 
+def _read_json(body: bytes) -> Any:
+    """The JSON of a body. Half of a surrogate pair, which no file of ours could hold, becomes
+    U+FFFD: the reply was paid for, and only this letter of it is lost."""
+    data = json.loads(body.decode("utf-8"))
+    if b"\\u" not in body:
+        return data
+    text = json.dumps(data, ensure_ascii=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
 def _usage(data: dict[str, Any], request: Request, endpoint: Endpoint) -> dict[str, Any]:
     """Tokens as billed; where the server says nothing or nonsense, the worst case and a flag."""
     usage = data.get("usage")
@@ -193,7 +203,7 @@ def _usage(data: dict[str, Any], request: Request, endpoint: Endpoint) -> dict[s
 
     def sound(value) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and value >= 0 and value == int(value)
+        return number and 0 <= value <= MOST_TOKENS and value == int(value)
 
     if all(map(sound, counts)) and counts[0] > 0 and counts[1] <= request.max_tokens:
         cached = int(cached) if sound(cached) and cached <= counts[0] else 0
