@@ -152,6 +152,13 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="no JSON object; download"):
+        load_config(tmp_path)
+    for change in ({"hidden_size": "64"}, {"vision_config": 3}):
+        (tmp_path / "config.json").write_text(json.dumps(hf_values("7b") | change))
+        with pytest.raises(ValueError, match=r"config.json: .*; "):
+            load_config(tmp_path)
     with pytest.raises(ValueError, match="model size '8b' is unknown"):
         hf_values("8b")
     with pytest.raises(ValueError, match="'depth_of_text' is not a key"):

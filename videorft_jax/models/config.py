@@ -50,6 +50,8 @@ def read_values(folder) -> tuple[dict[str, Any], str]:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: no JSON object; download the file again")
     return values, str(path)
 
 

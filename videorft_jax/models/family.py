@@ -163,7 +163,12 @@ def parse_config(values: dict[str, Any], where: str = "config.json") -> ModelCon
 
 def load_config(folder) -> ModelConfig:
     """The config of a Hugging Face folder, whatever its family. Raises ValueError, one line."""
-    return parse_config(*read_values(folder))
+    values, where = read_values(folder)
+    try:
+        return parse_config(values, where)
+    except (AttributeError, TypeError) as error:  # A text, say, stands where a number belongs.
+        problem = f"a value is of a wrong kind ({error})"
+        raise ValueError(f"{where}: {problem}; download the file again") from None
 
 
 @functools.lru_cache
