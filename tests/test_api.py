@@ -287,5 +287,10 @@ def test_bad_input(model):
     frames = np.zeros((4, 448, 448, 3), np.uint8)
     with pytest.raises(ValueError, match='add "fps"'):
         ours.prepare([[{"role": "user", "content": [{"type": "video", "video": frames}]}]])
+    for text in ("a\ud800", [{"type": "text", "text": "\udc00"}]):
+        with pytest.raises(ValueError, match="message 0: .*half of a surrogate pair; remove it"):
+            ours.prepare([[{"role": "user", "content": text}]])
+    with pytest.raises(ValueError, match="http://host/a: cannot be read"):
+        vr.load("http://host/a")
     with pytest.raises(ValueError, match="no such file"):
         vr.load("nowhere")

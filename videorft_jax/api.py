@@ -108,6 +108,7 @@ class Model:
         read: called with each part that is no text, in place of `read_part`.
         """
         chat, target = read_chat(chat), None
+        _check_letters(chat)
         if chat and chat[-1]["role"] == "assistant":
             target = chat.pop()["content"]
             if not isinstance(target, str):
@@ -275,6 +276,18 @@ def load(
     )
 
 
+def _check_letters(chat: list[dict[str, Any]]) -> None:
+    """Raises ValueError for half of a surrogate pair, which no tokenizer reads."""
+    for number, message in enumerate(chat):
+        content = message["content"]
+        parts = [{"text": content}] if isinstance(content, str) else content
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise ValueError(
+                f"prepare: message {number}: its text holds half of a surrogate pair; remove it"
+            )
+
+
 def _read_path(value: Any, what: str) -> str:
     """A path as text, `~` written out: behind `--model=` no shell does that. Raises ValueError for
     what no path can be."""
@@ -295,12 +308,12 @@ def _check_kinds(mesh, media, strip_prefix):
 def _find_saved(folder):
     """The checkpoint that a folder of a run of ours or of a step of one holds, else None; a folder
     that holds weights is a model."""
-    path = epath.Path(folder)
     try:
+        path = epath.Path(folder)
         is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
         is_step = path.parent.name == "checkpoints" and path.name.isdigit()
         is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, KeyError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: cannot be read ({reason}); check it and its rights") from None
     if is_model or not is_run:
