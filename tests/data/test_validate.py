@@ -230,7 +230,7 @@ def test_flags_are_refused_before_anything_is_read(
     (tmp_path / "file").write_text("")
     try:
         code = validate_command.main(["--data", broken[0], f"{flag}={value}"])
-    except SystemExit as end:  # of argparse
+    except SystemExit as end:  # This is how argparse ends.
         code = end.code
     assert code == 2
     shown = capsys.readouterr()

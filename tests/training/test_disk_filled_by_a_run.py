@@ -54,7 +54,7 @@ def write_validation(folder):
 
 
 def write_completions(folder):
-    """Of a batch without a sample, in a file whose buffer holds something."""
+    """Logs a batch without a sample into a file whose buffer holds something."""
     completions = CompletionLog(folder, 1)
     nothing = types.SimpleNamespace(item=types.SimpleNamespace(valid=np.zeros(0, bool)))
     nothing.rollout = nothing.verdict = None

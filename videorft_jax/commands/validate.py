@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         if flags.json and (os.path.isdir(flags.json) or not os.path.exists(flags.json)):
-            check_output(flags.json, "--json")  # a device such as /dev/stdout is written to
+            check_output(flags.json, "--json")  # A device such as /dev/stdout may stand there.
         check_tokenizer("--tokenizer", flags.tokenizer)
         source = open_records(flags.data, flags.data_root, flags.format)
         mode, why = (flags.mode, "asked for") if flags.mode else guess_mode(source)

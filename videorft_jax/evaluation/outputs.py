@@ -36,7 +36,7 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
             folder, ", ".join(sorted({str(path.parent) for path in below})),
         )  # fmt: skip
     rows: dict[tuple, dict[str, Any]] = {}
-    places: dict[str, pathlib.Path] = {}  # of each benchmark
+    places: dict[str, pathlib.Path] = {}  # Here each benchmark has the folder of its rows.
     for path in own or below:
         source = path.parent / RECORDS
         records = _read_lines(source) if source.exists() else []

@@ -257,7 +257,7 @@ async def _wait(awaitable):
 
 def _to_floats(returned: Any, num: int) -> tuple[list[float], dict[str, int]]:
     reasons: dict[str, int] = collections.Counter()
-    # a set has no order, so that nobody knows whose number is whose
+    # A set has no order, so that nobody knows whose number is whose.
     unordered = isinstance(returned, str | bytes | dict | set | frozenset)
     if unordered or not hasattr(returned, "__len__"):
         return [math.nan] * num, {"wrong_type": num}

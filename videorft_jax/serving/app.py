@@ -29,7 +29,7 @@ from videorft_jax.serving.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 _READERS = 4  # requests whose media are decoded at one time
-_DONE = b"data: [DONE]\n\n"  # the last event of every stream
+_DONE = b"data: [DONE]\n\n"  # Every stream ends with this event.
 
 
 class Chat:

@@ -85,7 +85,7 @@ class Quarantine:
         self.counts: collections.Counter[str] = collections.Counter()
         self._stage = dict.fromkeys(self.STAGES, 0)
         self._known: set[int] = set()
-        self._loaded_before = 0  # how far the run had come before it was resumed
+        self._loaded_before = 0  # This far had the run come before it was resumed.
         self._file = None
         if path is None:
             return

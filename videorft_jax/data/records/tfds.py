@@ -88,7 +88,7 @@ class _VideoRft(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 )
             try:
                 extra = json.dumps(dict(record.extra) | chat)
-            except TypeError as error:  # such as a date of a parquet file
+            except TypeError as error:  # A field may be a date of a parquet file.
                 names = ", ".join(map(str, record.extra))
                 raise ValueError(
                     f"{self._records.where(index)}: {error}; write the fields {names} as texts and "

@@ -37,7 +37,8 @@ def read_part(part: Any) -> dict[str, Any] | None:
     if not isinstance(part, Mapping):
         return None
     named = [name for name in UNTYPED if name in part]
-    told = [name for name in named if part[name] is not None] or named  # tables fill up with None
+    # Tables fill up with None what a part does not have.
+    told = [name for name in named if part[name] is not None] or named
     written = part.get("type") or next(iter(told), None)
     kind = PART_TYPES.get(written, written) if isinstance(written, str) else None
     if kind == "text":

@@ -179,7 +179,7 @@ def _read_whole(text, labels, texts) -> str | None:
     said = words_of(text)
     own = [words_of(option) for option in texts]
     alone = re.fullmatch(r"\W*([A-Z])\W*", text)
-    if alone and alone[1] in labels:  # also where an option's text is a letter
+    if alone and alone[1] in labels:  # It is so where an option's text is a letter, too.
         return alone[1]
     exact = [label for label, option in zip(labels, texts, strict=False) if option == text]
     if exact:  # "-1" and "1" have the same words

@@ -23,7 +23,8 @@ def videorft(row: Row) -> float:
     said = (first_block(row.output, "answer") or "").strip() or row.output
     truth = (first_block(row.gold, "answer") or "").strip() or row.gold
     if kind == "multiple choice":
-        letter = _letters(row)[1] if len(truth.strip()) > 1 else ""  # gold may be "B. a dog"
+        # The truth of some releases is a line such as "B. a dog", of which the letter counts.
+        letter = _letters(row)[1] if len(truth.strip()) > 1 else ""
         return float(said.strip() == (letter or truth.strip()))
     if kind == NUMERICAL:
         is_decimal = [any(mark in text for mark in ".,") for text in (said, truth)]
