@@ -138,10 +138,12 @@ def test_the_audited_error_is_read_back_into_the_card(place):
     assert "not audited" in (folder / "w" / "README.md").read_text()
     name = {row["index"]: row["record"] for row in rows(folder / "w", "pool.jsonl")}
     labels = {0: "right", 1: "wrong step", 2: "right", 4: "cannot tell", 5: "leak", 3: "right"}
-    said = [{"record": name[i], "ended": "x", "label": own, "remark": ""}
+    # A browser leaves these signs as they are in what a person pasted; lines do not end at them.
+    said = [{"record": name[i], "ended": "x", "label": own, "remark": "so\u2028\x85it is"}
             for i, own in labels.items()]  # fmt: skip
     said.append({"record": "0" * 64, "label": "right"})
-    (folder / "w" / "audit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in said]
+    (folder / "w" / "audit.jsonl").write_text("".join(lines), encoding="utf-8")
     counts = curate(config, folder / "w").counts
     low, high = scipy.stats.binomtest(2, 4).proportion_ci(method="exact")
     own = counts.audit["accepted"]

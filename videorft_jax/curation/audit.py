@@ -36,10 +36,12 @@ def read_audit(folder: pathlib.Path) -> dict[str, str]:
         return found
     remedy = "save the labels of sample.html anew, or take the file away"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             record, label = row["record"], row["label"]
