@@ -268,19 +268,49 @@ def test_a_cancelled_request_frees_its_place(place, streamed, monkeypatch):
     assert len(chunks) <= 2
 
 
-def test_a_reply_that_takes_too_long_is_ended(place):
+def test_a_reply_that_takes_too_long_is_ended(place, monkeypatch):
+    """Decoding waits until both replies have ended, so what is asked is read well in time."""
     options, before = place.server.options, place.server.counts.ended.copy()
-    object.__setattr__(options, "timeout_s", 1e-4)
-    try:
-        check(place, post(place, {"messages": ASK, "max_tokens": 200}), 504, "in 0.0001 s")
-        reply = post(place, {"messages": ASK, "max_tokens": 200, "stream": True})
-    finally:
-        object.__setattr__(options, "timeout_s", 600.0)
-    assert "in 0.0001 s" in reply.text
+    programs, may_decode = place.server.batcher.programs, threading.Event()
+    decode = programs.decode
+
+    def wait_and_decode(*inputs):
+        assert may_decode.wait(600)
+        return decode(*inputs)
+
+    object.__setattr__(options, "timeout_s", 3.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "decode", wait_and_decode)
+        try:
+            check(place, post(place, {"messages": ASK, "max_tokens": 200}), 504, "in 3 s")
+            reply = post(place, {"messages": ASK, "max_tokens": 200, "stream": True})
+        finally:
+            object.__setattr__(options, "timeout_s", 600.0)
+            may_decode.set()
+        place.wait(lambda: not place.server.batcher.num_active)
+    assert reply.status_code == 200
+    assert "in 3 s" in reply.text
     assert reply.text.endswith("data: [DONE]\n\n")
     assert place.server.counts.ended["timeout"] == before["timeout"] + 2
     assert place.server.counts.ended["done"] == before["done"]
-    place.wait(lambda: not place.server.batcher.num_active)
+
+
+def test_a_body_that_never_arrives_whole_is_refused(place):
+    options, before = place.server.options, place.server.counts.ended.copy()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\n"
+    head += "content-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+    object.__setattr__(options, "timeout_s", 0.1)
+    try:
+        with socket.create_connection(("127.0.0.1", int(place.url.rsplit(":", 1)[1]))) as held_open:
+            held_open.sendall(head.encode())
+            reply = b"".join(iter(lambda: held_open.recv(4096), b""))
+    finally:
+        object.__setattr__(options, "timeout_s", 600.0)
+    told, _, body = reply.partition(b"\r\n\r\n")
+    assert told.startswith(b"HTTP/1.1 408 ")
+    error = json.loads(body)["error"]
+    assert error["message"] == "the body took more than 0.1 s; send a smaller one"
+    assert place.server.counts.ended["slow_body"] == before["slow_body"] + 1
 
 
 def test_a_fault_ends_its_replies_and_not_the_server(place, monkeypatch):

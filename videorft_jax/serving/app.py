@@ -265,7 +265,8 @@ class Server:
                     if len(body) > limit:
                         raise large
         except TimeoutError:
-            raise self._too_late() from None
+            told = f"the body took more than {self.options.timeout_s:g} s; send a smaller one"
+            raise Refused(408, told) from None
         except ClientDisconnect:
             raise Refused(400, "the body ended early") from None
         return bytes(body)
@@ -275,7 +276,7 @@ class Server:
         assert isinstance(error, Refused)
         self.counts.add(error.code)
         headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-        if error.status in (413, 415, 401):  # The rest of the body is not read.
+        if error.status in (401, 408, 413, 415):  # The rest of the body is not read.
             headers["connection"] = "close"
         return JSONResponse(error.body(), status_code=error.status, headers=headers)
 

@@ -21,6 +21,7 @@ class Refused(Exception):
 _CODES = {
     401: "invalid_api_key",
     404: "not_found",
+    408: "slow_body",
     413: "body_too_large",
     415: "unsupported_media_type",
     429: "queue_full",
