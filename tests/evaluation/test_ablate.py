@@ -127,16 +127,19 @@ def test_refused_before_the_first_run(changes, message, tmp_path):
 def test_results_on_other_records_are_not_compared(tmp_path):
     """Results that are there are not made again, so they have to be of the same records."""
     held_out, other = tmp_path / "held_out.jsonl", tmp_path / "other.jsonl"
-    held_out.write_text("{}\n")
-    other.write_text("{ }\n")
+    for path, problem in ((held_out, "What moves?"), (other, "What stands?")):
+        path.write_text(json.dumps({"problem": problem, "path": "a.mp4", "solution": "a"}) + "\n")
     folder = tmp_path / "grid/letters/0-held-out"
     folder.mkdir(parents=True)
     (folder / "completions.jsonl").write_text("{}\n")
     settings = {"records": {"sha256": digest_records(held_out), "num_records": 1}}
     (folder / "results.json").write_text(json.dumps({"settings": settings, "results": {}}))
     ablation.check_results(["letters", "dapo"], [0, 1], str(tmp_path / "grid"), str(held_out))
+    config = load_recipe("ablate_rewards")
+    config.rewards = (("accuracy", 1.0),)
+    config.ablate.update({"records": str(other), "variants": VARIANTS, "seeds": (0,)})
     with pytest.raises(ValueError, match=r"records.sha256 is .* use the same value or another"):
-        ablation.check_results(["letters"], [0], str(tmp_path / "grid"), str(other))
+        ablate(config, str(tmp_path / "grid"))
 
 
 def test_a_grid_from_the_command_line(tmp_path):
@@ -170,3 +173,13 @@ def test_a_grid_from_the_command_line(tmp_path):
     assert code == 0, text
     assert (tmp_path / "grid" / "dapo" / "0" / "metrics.jsonl").stat().st_mtime_ns == stamp
     assert (tmp_path / "grid" / ablation.TABLE).read_text() == table
+    code, text = finish(start(tmp_path / "compiled", *command, "--config.optim.weight_decay=0.5"))
+    assert code == 2, text
+    assert "grid/letters/0: is done, and optim.weight_decay was 0.01 and is 0.5; give the" in text
+    config = json.loads((tmp_path / "grid/letters/0/config.json").read_text())
+    for part, option, value in (("evaluate", "max_new_tokens", 5), ("train", "max_steps", 3)):
+        changed = config | {part: config[part] | {option: value}}
+        with pytest.raises(ValueError, match=f"{part}.{option} was . and is {value}; give the"):
+            ablation.check_done(str(tmp_path / "grid"), "letters", 0, changed)
+    ablation.check_done(str(tmp_path / "grid"), "other", 0, changed)  # There is no such run.
+    ablation.check_done(str(tmp_path / "grid"), "letters", 0, config)

@@ -55,6 +55,9 @@ def ablate(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     held_out, root = config.ablate.records, config.ablate.root
     open_records(held_out, root or None, config.data.format)  # Names what is wrong with the file.
     ablation.check_results(names, config.ablate.seeds, workdir, held_out)
+    for name, seed in itertools.product(names, config.ablate.seeds):
+        recorded = checked[name].train.recorded | {"seed": seed}
+        ablation.check_done(workdir, name, seed, recorded)
     for pair in find_same(checked):
         log.warning(
             "variants %s and %s train the same: with one update a rollout every ratio is 1, so "

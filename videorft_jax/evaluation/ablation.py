@@ -17,6 +17,7 @@ import jax
 from videorft_jax.data.records.opening import digest_records
 from videorft_jax.evaluation.results_folder import check_begun
 from videorft_jax.evaluation.summary import paired_difference, summarise
+from videorft_jax.training import changes
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,30 @@ def check_results(
     digest = {"records": {"sha256": digest_records(records)}}
     for name, seed in itertools.product(variants, seeds):
         check_begun(pathlib.Path(_folders(workdir, name, seed)[1]), digest)
+
+
+def check_done(workdir: str, name: str, seed: int, config: dict[str, Any]) -> None:
+    """Raises ValueError where a run of the grid is done that another config has made: one that
+    learns, lasts or is evaluated otherwise. What else has changed is logged."""
+    training, results = _folders(workdir, name, seed)
+    path = pathlib.Path(training, "config.json")
+    if not _is_done(results) or not path.exists():
+        return
+    found = changes.find_changes(json.loads(path.read_text(encoding="utf-8")), config)
+    differ = {option: pair for option, pair in found.items() if _decides_result(option)}
+    if differ:
+        raise ValueError(
+            f"{training}: is done, and {changes.describe(differ)}; give the same options or "
+            "another workdir"
+        )
+    if found:
+        log.warning("%s is done, and %s", training, changes.describe(found))
+
+
+def _decides_result(option):
+    length = ("train.max_steps", "data.epochs")
+    judged = option.startswith(("evaluate.", "validate."))
+    return option in length or judged or changes.decides_learning(option)
 
 
 def ablate(
