@@ -137,6 +137,7 @@ def test_results_on_other_records_are_not_compared(tmp_path):
     ablation.check_results(["letters", "dapo"], [0, 1], str(tmp_path / "grid"), str(held_out))
     config = load_recipe("ablate_rewards")
     config.rewards = (("accuracy", 1.0),)
+    config.model.dtype = "float32"
     config.ablate.update({"records": str(other), "variants": VARIANTS, "seeds": (0,)})
     with pytest.raises(ValueError, match=r"records.sha256 is .* use the same value or another"):
         ablate(config, str(tmp_path / "grid"))
