@@ -259,7 +259,8 @@ def test_the_clip_stands_at_its_placeholder():
         ({"media": []}, "media: bad value"),
         ({"media": [{"type": "sound", "path": "a"}]}, "media 0"),
         ({"media": [{"type": "video", "path": "a", "speed": 2}]}, "media 0: speed"),
-        ({"media": [{"type": "video", "path": ["a.png", "b.png"]}]}, "media 0: fps"),
+        ({"media": [{"type": "video", "path": ["a.png", "b.png"]}]}, "media 0: fps; write fps, "),
+        ({"media": [{"type": "video", "path": ["a.mp4"]}]}, "media 0: fps; write each video as an"),
         ({"media": [{"type": "image", "path": "a.png", "start": 1}]}, "media 0: start 1"),
         ({"media": [{"type": "video", "path": "a", "start": 2, "end": 1}]}, "media 0: end 1"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "messages: bad value: user"),
@@ -276,6 +277,15 @@ def test_bad_chats_are_refused_in_one_line(change, said):
     assert all("\n" not in str(error) and "; " in str(error) for error in errors)
     with pytest.raises(RecordError):
         parse_row(row)
+
+
+@pytest.mark.parametrize("said", ["<think>a", "a</think>", "<think>a</think>", "<Think> </Think>"])
+def test_a_last_turn_that_only_thinks_has_no_answer(said):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]
+    row = {"problem_id": 1, "messages": turns, "data_type": "video", "path": "a.mp4"}
+    (error,) = find_errors(row, "x row 3")
+    assert f"{said}; write the answer of the last turn behind one <think>" in str(error)
+    assert parse_row(row | {"solution": "b"}).solution == "b"
 
 
 def test_rows_go_there_and_back(tmp_path):

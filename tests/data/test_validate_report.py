@@ -86,6 +86,14 @@ def test_quick_says_the_same_of_all_that_packets_tell(data, capsys):
     assert run(data, capsys, "--quick") == (1, SNAPSHOT.read_text())
 
 
+def test_no_run_is_proposed_where_no_row_is_good(data, capsys):
+    path = data.parent / "bad.jsonl"
+    path.write_text(json.dumps(ROW | {"path": "gone.mp4"}) + "\n")
+    code, out = run(path, capsys)
+    assert code == 1
+    assert out.splitlines()[-1].endswith("; next: videorft validate --data=DIR/bad.jsonl ...")
+
+
 def test_extra_fields_are_faults_unless_allowed(data, capsys, tmp_path):
     path = data.parent / "extra.jsonl"
     path.write_text(json.dumps(ROW | {"nframes": 8, "task": "count"}) + "\n")

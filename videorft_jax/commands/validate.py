@@ -62,12 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
         print(f"report written to {os.path.abspath(flags.json)}")
-    named = (
-        f"--config={mode}_7b",
-        f"--workdir=runs/{mode}_7b",
-        f"--config.data.records={flags.data}",
-    )
-    print_last_line(f"checked sizes kept in {options.sizes_dir}", mode, *named, "...")
+    following = [mode, f"--config={mode}_7b", f"--workdir=runs/{mode}_7b"]
+    following.append(f"--config.data.records={flags.data}")
+    if not report["num_good"]:  # No run has anything to read before the file is mended.
+        following = ["validate", f"--data={flags.data}"]
+    print_last_line(f"checked sizes kept in {options.sizes_dir}", *following, "...")
     return 1 if report["faults"] or report["unused_fields"] else 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from videorft_jax.data.media.contract import MediaContract
+from videorft_jax.data.media.files import PICTURES
 from videorft_jax.data.records.lines import MARK, REMEDY, Line, read_lines
 
 KINDS = ("image", "video")
@@ -138,7 +139,10 @@ def _read_item(index: int, item: Any, fail: Fail) -> MediaItem | None:
         fail("media", "value", f"{where}: fps {fps!r}", "write the frames a second, of frames only")
         return None
     if isinstance(path, tuple) and fps is None:
-        fail("media", "missing", f"{where}: fps", "write fps, the frames a second of the list")
+        is_frames = all(part.lower().endswith(PICTURES) for part in path)
+        known = "write fps, the frames a second of the list"
+        other = "write each video as an item of its own; a list is of pictures, which are frames"
+        fail("media", "missing", f"{where}: fps", known if is_frames else other)
         return None
     if len(parts) and not check_times(kind, times["start"], times["end"], fail, where):
         return None
@@ -216,11 +220,17 @@ def expand_chat(
     thought = re.search(r"<think>(.*?)</think>", said, re.DOTALL | re.IGNORECASE)
     answer = re.search(r"<answer>(.*?)</answer>", said, re.DOTALL | re.IGNORECASE)
     bare = re.sub(r"<think>.*?</think>", "", said, flags=re.DOTALL | re.IGNORECASE)
+    solution = (answer[1] if answer else bare).strip()
+    is_bare = solution and not re.search("</?think>", solution, re.IGNORECASE)
+    if not is_bare and not row.get("solution"):
+        remedy = "write the answer of the last turn behind one <think>...</think>"
+        fail("messages", "tags", said, remedy)
+        solution = "?"  # Nothing more is said of this row's answer.
     given = {
         "problem": PLACEHOLDER.sub("", turns[-2][1]).strip() or turns[-2][1],
         "problem_type": "free-form",
         "process": thought[1].strip() if thought else "",
-        "solution": answer[1].strip() if answer else bare.strip() or said,
+        "solution": solution,
     }
     return given | row, tuple(turns)
 
