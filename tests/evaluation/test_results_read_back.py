@@ -7,6 +7,7 @@ import pytest
 from test_score_and_compare import write_run
 
 from videorft_jax import cli
+from videorft_jax.data.records.opening import digest_records
 from videorft_jax.evaluation.benchmarks.task import Item
 from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
 from videorft_jax.evaluation.compare import compare
@@ -89,6 +90,38 @@ def test_a_refused_evaluation_leaves_the_records_of_the_one_that_is_there(tmp_pa
     (folder / "completions.jsonl").write_text("")  # Nothing has been answered yet.
     write_records(folder / "records.jsonl", [item], "toy", Variant(), tmp_path)
     assert (folder / "records.jsonl").read_text() != before
+
+
+def test_clips_that_arrive_later_under_another_name_are_the_same_records(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder, clips = tmp_path / "run/toy", tmp_path / "clips"
+    clips.mkdir()
+    (clips / "there.mp4").touch()
+
+    def ask(options=("x", "y")):
+        names = [next((n for n in (f"{stem}.mp4", f"{stem}.mkv") if (clips / n).exists()),
+                      f"{stem}.mp4") for stem in ("there", "late")]  # fmt: skip
+        items = [Item(name[:4], "Q?", "multiple choice", "A", ({"type": "video", "path": name},),
+                      options) for name in names]  # fmt: skip
+        write_records(folder / "records.jsonl", items, "toy", Variant(), clips)
+        return digest_records(folder / "records.jsonl")
+
+    asked = {"benchmark": "toy", "name": "as_paper", "think": True, "with_subtitles": False}
+    before = ask()
+    results = {"settings": {"benchmark": asked, "records": {"sha256": before}}, "results": None}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "completions.jsonl").write_text("{}\n")
+    (clips / "late.mkv").touch()
+    with pytest.raises(ValueError, match="records.sha256 is"):
+        ask(options=("x", "z"))  # That is another question.
+    after = ask()
+    assert "1 clips that were missing are there now" in caplog.text
+    assert before != after
+    path = folder / "results.json"
+    assert json.loads(path.read_text())["settings"]["records"] == {"sha256": after}
+    (clips / "late.mp4").touch()  # The clip that was seen is still there.
+    with pytest.raises(ValueError, match="records.sha256 is"):
+        ask()
 
 
 def test_groups_are_of_the_benchmark_that_has_them():

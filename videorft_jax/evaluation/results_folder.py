@@ -169,6 +169,19 @@ def check_begun(folder: pathlib.Path, settings: dict[str, dict]) -> None:
         raise ValueError(problem)
 
 
+def exchange_records(folder: pathlib.Path, before: str, after: str) -> None:
+    """Lets a begun evaluation of the records with the digest `before` go on with those of the
+    digest `after`, which ask the same."""
+    path = folder / RESULTS
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["settings"]["records"]["sha256"] == before:
+            body["settings"]["records"]["sha256"] = after
+            _replace(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # Nothing is begun, or `ResultsFolder` says what is wrong with it.
+
+
 def _compare(found, settings, path):
     there, here = (
         {f"{section}.{name}": value for section, own in body.items() for name, value in own.items()}

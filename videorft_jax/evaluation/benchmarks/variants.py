@@ -4,16 +4,20 @@ does. A record that is a chat keeps its wording to the byte."""
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from videorft_jax.data.records.lines import MARK
+from videorft_jax.data.records.opening import digest_records
 from videorft_jax.evaluation.benchmarks.subtitles import read_subtitles
 from videorft_jax.evaluation.benchmarks.task import Item
 from videorft_jax.evaluation.benchmarks.wording import Wording, lettered
-from videorft_jax.evaluation.results_folder import check_begun
+from videorft_jax.evaluation.results_folder import check_begun, exchange_records
+
+log = logging.getLogger(__name__)
 
 VARIANTS = ("as_paper", "official")
 # The prompt of the evaluation script of VideoRFT and Video-R1. No system turn is given, so that the
@@ -166,13 +170,17 @@ def write_records(
 ) -> None:
     """Writes the record file of a benchmark; the same items give the same bytes. Pictures of
     questions are written into a folder beside it, to which the records lead. Raises ValueError
-    where there are completions of other records beside it, which then keep theirs."""
+    where there are completions of other records beside it, which then keep theirs; clips that were
+    missing and lie under another name now make no other records."""
     path = pathlib.Path(os.path.abspath(path))
     pictures = path.with_name("pictures")
     rows = [make_record(item, benchmark, variant, folder, str(pictures)) for item in items]
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     asked = dataclasses.asdict(variant) | {"benchmark": benchmark}
     digest = hashlib.sha256(data).hexdigest()
+    if num_found := _count_found(path, data, folder):
+        log.info("%s: %d clips that were missing are there now", path.parent, num_found)
+        exchange_records(path.parent, digest_records(path), digest)
     check_begun(path.parent, {"benchmark": asked, "records": {"sha256": digest}})
     path.parent.mkdir(parents=True, exist_ok=True)
     for item in items if variant.name == "official" else ():
@@ -180,6 +188,24 @@ def write_records(
             pictures.mkdir(exist_ok=True)
             _replace(pictures / picture_name(item), item.picture)
     _replace(path, data)
+
+
+def _count_found(path, data, folder):
+    """The number of rows that show another file than the records at `path` do, which is not there;
+    0 where anything else differs."""
+    try:
+        count, both = 0, (text.split(b"\n")[:-1] for text in (path.read_bytes(), data))
+        for old, new in zip(*(map(json.loads, lines) for lines in both), strict=True):
+            if old == new:
+                continue
+            names = [part["path"] for part in old["media"]]
+            moved = {name: new[name] for name in ("media", "cluster")}
+            if old | moved != new or any((folder / n).exists() for n in names):
+                return 0
+            count += 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # There are none, or they are damaged.
+    return count
 
 
 def _replace(path, data):
