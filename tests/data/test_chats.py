@@ -296,3 +296,15 @@ def test_rows_go_there_and_back(tmp_path):
     assert [source[0], source[1]] == records
     assert parse_row(ROW | {"data_type": "video", "path": "a", "video_start": 1.0, "video_end": 2}
                      ).media[0].end == 2  # fmt: skip
+
+
+def test_nothing_is_left_of_a_file_that_is_not_written_to_its_end(tmp_path):
+    def interrupt():
+        yield parse_row(CHAT)
+        raise KeyboardInterrupt
+
+    (tmp_path / "r.jsonl").write_text("before")
+    with pytest.raises(KeyboardInterrupt):
+        write_records(tmp_path / "r.jsonl", interrupt())
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+    assert (tmp_path / "r.jsonl").read_text() == "before"

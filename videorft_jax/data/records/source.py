@@ -7,6 +7,7 @@ import abc
 import json
 import operator
 import os
+import pathlib
 import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -302,12 +303,17 @@ class RecordSource(Rows):
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
-    """Writes JSONL through a temporary file and a rename; returns the number of rows."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    """Writes JSONL through a temporary file and a rename; returns the number of rows. Nothing is
+    left of a file that is not written to its end."""
+    temporary = pathlib.Path(f"{path}.{os.getpid()}.tmp")
     count = 0
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record.to_row(), ensure_ascii=False, allow_nan=False) + "\n")
-            count += 1
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            for record in records:
+                row = record.to_row()
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                count += 1
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return count
