@@ -185,6 +185,27 @@ def test_what_few_steps_have_is_drawn():
     assert [(line["label"], line["points"]) for line in rare.lines] == [("checkpoint", [(3, 60.0)])]
 
 
+def test_every_reward_has_a_line_however_many_there_are():
+    """A run may be paid by all rewards that are built in, and by functions of its own."""
+    names = [
+        "accuracy",
+        "format",
+        "length",
+        "mine:brevity",
+        "order",
+        "overlong",
+        "semantic",
+        "total",
+    ]
+    rows = [{"step": step, **{f"rewards/{name}/mean": 0.5 for name in names}} for step in (1, 2)]
+    first, second = make_panels([rows, rows])
+    assert (first.title, second.title) == ("Rewards", "Rewards, part 2")
+    drawn = [(line["label"], line["is_second"]) for line in first.lines + second.lines]
+    assert sorted(drawn) == sorted((name, other) for name in names for other in (False, True))
+    assert max(line["colour"] for line in first.lines) == 5
+    assert {line["colour"] for line in second.lines} == {0, 1}
+
+
 def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):
     folder = write_grpo(tmp_path / "run", [grpo_row(1, 0, 0)])
     code, said = report(capsys, folder)

@@ -57,22 +57,32 @@ class Panel:
 
 
 def make_panels(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Panel]:
-    """The panels that one or two runs have values for. runs: the logged lines of each run."""
+    """The panels that one or two runs have values for. runs: the logged lines of each run.
+
+    Metrics of one kind that have no room in a panel follow in further ones.
+    """
     panels = []
     for title, pattern in PANELS:
-        lines = []
         shown = list(map(_without_compiling, runs)) if title == _SECONDS else runs
         labels = sorted({label for run in shown for label in _labels(run, pattern).values()})
-        for number, run in enumerate(shown):
-            names = _labels(run, pattern)
-            for name, label in sorted(names.items(), key=lambda item: item[1]):
-                points = _thin([(row["step"], row.get(name)) for row in run])
-                place = labels.index(label)
-                if points and place < MOST_LINES:
-                    lines.append(Line(label or "all", place, number > 0, points))
-        if lines:
-            panels.append(_draw(title, lines))
+        for start in range(0, len(labels), MOST_LINES):
+            lines = _make_lines(shown, pattern, labels[start : start + MOST_LINES])
+            if lines:
+                part = start // MOST_LINES + 1
+                panels.append(_draw(title if part == 1 else f"{title}, part {part}", lines))
     return panels
+
+
+def _make_lines(runs, pattern, labels):
+    """The lines of a panel: of each run the metrics whose labels stand in it."""
+    lines = []
+    for number, run in enumerate(runs):
+        names = _labels(run, pattern)
+        for name, label in sorted(names.items(), key=lambda item: item[1]):
+            points = _thin([(row["step"], row.get(name)) for row in run])
+            if points and label in labels:
+                lines.append(Line(label or "all", labels.index(label), number > 0, points))
+    return lines
 
 
 def _without_compiling(run):
