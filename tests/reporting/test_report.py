@@ -56,6 +56,24 @@ def test_flags_of_a_run(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_was_not_trained_on_is_what_the_run_says(tmp_path):
+    """A group that found no place has advantages, and in one that did a mean reward has none."""
+    rows = [
+        grpo_row(1, 0, 0, not_trained="its group found no place"),
+        grpo_row(1, 0, 1, not_trained="", advantage=0.0),
+        grpo_row(1, 0, 2, not_trained="", given=True),
+        grpo_row(1, 0, 4, not_trained="", given=False),
+    ]
+    folder = write_grpo(tmp_path / "run", rows)
+    (found,) = read_run(folder).groups
+    assert [each.why_untrained for each in found.completions] == [
+        "its group found no place", "", "", "",
+    ]  # fmt: skip
+    assert [set(each.flags) - {"gated"} for each in found.completions] == [
+        {"untrained"}, set(), {"given"}, set(),
+    ]  # fmt: skip
+
+
 def test_completions_that_are_masked_are_not_trained_on(tmp_path):
     rows = [grpo_row(1, 0, 0, stopped=False)]
     folder = write_grpo(tmp_path / "run", rows, grpo={"mask_truncated": True})

@@ -65,6 +65,18 @@ def test_shows_every_completion_with_its_numbers(page):
     assert found["count"] == "12 of 12 groups"
 
 
+def test_says_why_nothing_was_learnt_and_what_was_not_drawn(tmp_path):
+    rows = [
+        grpo_row(1, 0, 0, not_trained="its group found no place"),
+        grpo_row(1, 0, 2, not_trained="", given=True),
+    ]
+    folder = write_grpo(tmp_path / "run", rows)
+    write_report([folder], tmp_path / "run.html", ReportOptions())
+    script = "return all('.answer').map((one) => one.querySelector('.flag').textContent);"
+    found = run_in_page(tmp_path / "run.html", script)
+    assert found == ["not trained on: its group found no place", "given, not drawn"]
+
+
 def test_filters_and_sorts(page):
     script = """
     const keys = () => all('.group h3 a').map((link) => link.textContent);

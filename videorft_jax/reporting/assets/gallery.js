@@ -177,7 +177,7 @@
     if (Object.keys(completion.rewards).length > 1) add("total", completion.total);
     if (completion.advantage !== null) add("advantage", completion.advantage);
     add("tokens", completion.length);
-    const words = { untrained: "not trained on" };
+    const words = { untrained: `not trained on: ${completion.why_untrained}`, given: "given, not drawn" };
     for (const flag of completion.flags) numbers.append(make("span", "flag", words[flag] || flag));
     node.append(numbers);
     return node;
