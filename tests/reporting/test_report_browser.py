@@ -77,6 +77,27 @@ def test_says_why_nothing_was_learnt_and_what_was_not_drawn(tmp_path):
     assert found == ["not trained on: its group found no place", "given, not drawn"]
 
 
+def test_an_answer_without_a_score_is_neither_right_nor_wrong(tmp_path):
+    """As where the truth of its record cannot be read."""
+    run = tmp_path / "run"
+    run.mkdir()
+    row = {
+        "index": 0, "problem_id": 5, "problem_type": "OCR", "problem": "read it", "path": "a.mp4",
+        "solution": "AB", "completion": "AB", "answer": "AB", "reason": "", "completion_tokens": 2,
+        "stopped": True,
+    }  # fmt: skip
+    scores = ((1.0, "scored"), (0.0, "scored"), (None, "failed"))
+    rows = [
+        row | {"rollout": number, "score": score, "outcome": outcome}
+        for number, (score, outcome) in enumerate(scores)
+    ]
+    (run / "completions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (run / "results.json").write_text(json.dumps({"settings": {}, "results": {"accuracy": 0.5}}))
+    write_report([run], tmp_path / "run.html", ReportOptions())
+    found = run_in_page(tmp_path / "run.html", "return all('.answer').map((one) => one.className);")
+    assert [name.split() for name in found] == [["answer", "up"], ["answer", "down"], ["answer"]]
+
+
 def test_filters_and_sorts(page):
     script = """
     const keys = () => all('.group h3 a').map((link) => link.textContent);

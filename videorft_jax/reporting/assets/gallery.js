@@ -158,7 +158,8 @@
 
   function answer(completion) {
     // In training the colour tells which completions become likelier, in an evaluation which are right.
-    const worth = completion.advantage === null ? completion.total - 0.5 : completion.advantage;
+    const score = completion.total === null ? 0 : completion.total - 0.5; // without a score it is neither
+    const worth = completion.advantage === null ? score : completion.advantage;
     const node = make("div", `answer ${worth > 0 ? "up" : worth < 0 ? "down" : ""}`);
     const thought = /^([\s\S]*?<think>[\s\S]*?<\/think>)([\s\S]*)$/.exec(completion.text);
     if (thought) {
