@@ -12,9 +12,10 @@ from videorft_jax import cli
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.reporting.chunks import match
-from videorft_jax.reporting.curves import make_panels
+from videorft_jax.reporting.curves import format_number, make_panels
 from videorft_jax.reporting.films import Clip, make_films
 from videorft_jax.reporting.groups import Completion, Group, summarise
+from videorft_jax.reporting.report import ReportOptions, find_films
 from videorft_jax.reporting.runs import read_run
 
 
@@ -89,6 +90,50 @@ def test_groups_of_several_processes_and_steps_stay_apart(tmp_path):
     groups = read_run(folder).groups
     assert sorted(each.key for each in groups) == ["1/0", "1/1", "2/0"]
     assert all(len(each.completions) == 2 for each in groups)
+
+
+def test_groups_whose_ids_repeat_stay_apart(tmp_path):
+    """Two files that were put together may both count from 1; a clip may have a second question."""
+    rows = [
+        grpo_row(1, 7, r, problem=problem, path=path)
+        for problem, path in (("How many?", "a.mp4"), ("How many?", "b.mp4"), ("Which?", "b.mp4"))
+        for r in range(2)
+    ]
+    groups = read_run(write_grpo(tmp_path / "run", rows)).groups
+    assert [(each.problem, each.clips, len(each.completions)) for each in groups] == [
+        ("How many?", ("a.mp4",), 2), ("How many?", ("b.mp4",), 2), ("Which?", ("b.mp4",), 2),
+    ]  # fmt: skip
+
+
+def test_a_group_shows_the_clip_of_its_own_record(tmp_path):
+    """Also where its id and its words are those of another one; a file that has moved is found."""
+    record = {
+        "problem_id": 7, "problem": "How many?", "data_type": "video", "problem_type": "numerical",
+        "options": [], "solution": "<answer>2</answer>",
+    }  # fmt: skip
+    others = [record | {"path": "a.mp4"}, record | {"path": "b.mp4"}]
+    moved = record | {"problem_id": 8, "path": "new/c.mp4"}
+    write_file(tmp_path / "rl.json", json.dumps([*others, moved]))
+    rows = [
+        grpo_row(1, number, 0, problem="How many?", path=path)
+        for number, path in ((7, "b.mp4"), (7, "a.mp4"), (8, "old/c.mp4"), (9, "d.mp4"))
+    ]
+    run = read_run(write_grpo(tmp_path / "run", rows, str(tmp_path / "rl.json")))
+    films, reasons = find_films(run, ReportOptions(), lambda done, total: None)
+    assert films == {}
+    assert sorted(reasons) == ["a.mp4", "b.mp4", "new/c.mp4"]
+    assert [each.clips for each in run.groups] == [
+        ("b.mp4",), ("a.mp4",), ("new/c.mp4",), ("d.mp4",),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (-0.00042, "-4.2e-04"), (0.5, "0.5"), (1234.5, "1.23k"), (7.1e7, "71M"),
+     (5e12, "5.0e+12")],
+)  # fmt: skip
+def test_numbers_are_short_at_any_size(value, text):
+    assert format_number(value) == text
 
 
 def test_a_run_that_is_still_going_says_so(tmp_path):

@@ -142,8 +142,9 @@ def _format_tick(value, span):
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, with k and M for thousands and millions."""
-    if value and abs(value) < 1e-3:
+    """Three significant digits, with k and M for thousands and millions, and as a power of ten
+    what is beyond these."""
+    if value and not 1e-3 <= abs(value) < 1e9:
         return f"{value:.1e}"
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -168,7 +168,8 @@ def _group(rows, read, settings, folder):
     found: dict[tuple, dict] = {}
     for row in rows:
         try:
-            key = (row.get("step"), row.get("index", row["problem_id"]))
+            record = (row["problem_id"], row.get("problem"), row.get("path"))  # Ids may repeat.
+            key = (row.get("step"), row.get("index", record))
             completion = read(row, settings)
             group = found.setdefault(key, {"row": row, "completions": []})
         except (KeyError, TypeError, AttributeError) as error:
