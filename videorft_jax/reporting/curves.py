@@ -17,6 +17,7 @@ PANELS = (
     ("Rewards", r"rewards/([^/]+)/mean"),
     ("Total reward by type", r"rewards/total/mean/(.+)"),
     ("Accuracy by type", r"rewards/accuracy/mean/(.+)"),
+    ("Held-out accuracy and its interval", r"validate/(accuracy|low|high)"),
     ("Spread of rewards in a group", r"rewards/(total)/group_std"),
     ("Groups", r"groups/(.+)"),
     ("Gates that are open", r"gate/open/?(.*)"),
