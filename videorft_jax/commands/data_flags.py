@@ -59,7 +59,7 @@ def make_limits(flags: argparse.Namespace) -> Limits:
 def add_contract_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--contract", choices=("train", "evaluate"), help="media contract; default: train")
-    add("--config", help="recipe whose media are read, a name or a file; its options too, "
+    add("--config", help="recipe that says how media are read, a name or a file; its options too, "
         "as --config.media.max_frames=8")  # fmt: skip
     for name in recipes.read("common").media:
         add(f"--{_PREFIX}{name}", help=argparse.SUPPRESS)
