@@ -11,6 +11,7 @@ from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 
 _PREFIX = "config.media."
+THREADS = "decoding threads; default: one a core, at most 16"
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import sys
 
 from videorft_jax.commands import recipes
 from videorft_jax.commands.data_flags import (
+    THREADS,
     add_contract_flags,
     add_data_flags,
     at_least_one,
@@ -19,6 +20,9 @@ from videorft_jax.commands.data_flags import (
 )
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
+
+EXAMPLES = """videorft validate --data FILE.jsonl --data_root DIR
+videorft validate --data FILE.jsonl --config=grpo_7b --config.media.max_frames=8"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,7 +106,7 @@ def _read_shapes(flags, recipe):
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="videorft validate", description=main.__doc__, allow_abbrev=False
+        prog="videorft validate", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
     add = parser.add_argument
@@ -112,7 +116,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--reward_mode",
         choices=("repo", "paper", "strict"),
         default="strict",
-        help="rules that read truths",
+        help="rules that read truths; default: %(default)s",
     )
     add_contract_flags(parser)
     add("--tokenizer", help="local folder; without it text tokens are estimated")
@@ -127,9 +131,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             help=f"{text}; default: the recipe's, else {SHAPES[name]}")  # fmt: skip
     add("--quick", action="store_true", help="look at packets only, decode nothing")
     add("--isolate", action="store_true", help="decode in killable processes")
-    add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))
+    add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1), help=THREADS)
     add("--answers", help="folder that remembers what was checked; default: FILE.sizes")
     add("--allow_extra", nargs="*", metavar="FIELD", help="fields for user rewards; none: all")
-    add("--faults", type=int, default=100, help="most faults that are printed")
+    add(
+        "--faults", type=int, default=100, help="most faults that are printed; default: %(default)s"
+    )
     add("--json", help="write the report here")
     return parser.parse_args(argv)
