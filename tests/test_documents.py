@@ -6,6 +6,7 @@ import re
 import runpy
 
 import pytest
+import test_layering
 from option_names import OPTIONS
 
 from videorft_jax.data.records.formats import FORMATS, convert_row, detect_format
@@ -58,6 +59,24 @@ def test_a_row_of_every_format_is_shown_and_read():
         assert record.media
         forms.add(form)
     assert forms == set(FORMATS) - {"auto"}
+
+
+def test_the_floor_plan_shows_every_room_from_the_top():
+    """As the test of imports has them from the bottom; rooms of one row may stand in any order."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("|---|---|\n")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)(?:/|\.py)`", row.split("|")[1]) for row in table.splitlines()]
+    heights = {room: number for number, room in enumerate(test_layering.FLOORS)}
+    shown = [room for row in rows for room in sorted(row, key=heights.get, reverse=True)]
+    assert shown == [room for room in reversed(test_layering.FLOORS) if room != "__init__"]
+
+
+def test_compiled_programs_are_counted_alike():
+    table = (ROOT / "launch/PLANS.md").read_text()
+    (done, total) = re.search(r"\*\*(\d+) of (\d+) programs are compiled", table).groups()
+    (said,) = re.findall(r"All (\d+) programs of the recipes are", (ROOT / "README.md").read_text())
+    assert said == done == total
+    assert re.findall(r"\d+ TPU programs", (ROOT / "CONTRIBUTING.md").read_text()) == []
 
 
 def test_the_fifteen_questions_are_answered_in_turn():
