@@ -41,6 +41,12 @@ def test_files_that_are_named_exist(page):
             assert (ROOT / name).exists() or (ROOT / "videorft_jax" / name).exists(), name
 
 
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("configs/*.*")), ids=lambda path: path.name)
+def test_files_that_recipes_name_exist(recipe):
+    for name in re.findall(r"\b(?:videorft_jax|configs|docs)/[\w/]+\.\w+", recipe.read_text()):
+        assert (ROOT / name).exists(), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_options_that_are_named_exist(page):
     if page == HISTORY:

@@ -282,4 +282,4 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
 
 
 def _say_wired(row):
-    return "no wires counted" if row.wired_s is None else f"{row.wired_s:.3f}"
+    return "-" if row.wired_s is None else f"{row.wired_s:.3f}"
