@@ -9,6 +9,7 @@ import pytest
 import test_layering
 from option_names import OPTIONS
 
+import videorft_jax
 from videorft_jax.data.records.formats import FORMATS, convert_row, detect_format
 from videorft_jax.data.records.records import parse_row
 
@@ -75,6 +76,13 @@ def test_the_floor_plan_shows_every_room_from_the_top():
     heights = {room: number for number, room in enumerate(test_layering.FLOORS)}
     shown = [room for row in rows for room in sorted(row, key=heights.get, reverse=True)]
     assert shown == [room for room in reversed(test_layering.FLOORS) if room != "__init__"]
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    page = (ROOT / "docs/api.md").read_text()
+    described = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    assert set(videorft_jax.__all__) - described == set()
+    assert set(re.findall(r"`vr\.(\w+)`", page)) == set(videorft_jax.__all__)
 
 
 def test_compiled_programs_are_counted_alike():
