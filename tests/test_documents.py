@@ -16,6 +16,7 @@ from videorft_jax.data.records.records import parse_row
 ROOT = pathlib.Path(__file__).parent.parent
 ROOTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES = [*ROOTS, *sorted((ROOT / "docs").rglob("*.md"))]
+BENCHMARKS = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
 HISTORY = ROOT / "docs" / "results" / "demo_recipes.md"  # tells of options as they were then
 
 
@@ -83,6 +84,20 @@ def test_every_public_name_is_on_the_page_of_the_api():
     described = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
     assert set(videorft_jax.__all__) - described == set()
     assert set(re.findall(r"`vr\.(\w+)`", page)) == set(videorft_jax.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_benchmarks_are_shown_with_the_flags_that_they_need(page):
+    """Figures name the command that printed them."""
+    if page == HISTORY:
+        return
+    shown = re.findall(r"`[^`\n]*?\b(\w+)\.py\b([^`\n]*)`", page.read_text())
+    for name, line in ((name, line) for name, line in shown if name in BENCHMARKS):
+        flags = set(re.findall(r"--(\w+)", line))
+        known = re.findall(r'add(?:_argument)?\("--(\w+)"(.*?)\)$', BENCHMARKS[name], re.M)
+        assert flags <= {flag for flag, _ in known}, name
+        if flags:  # A bare name speaks of the file.
+            assert {flag for flag, rest in known if "required=True" in rest} <= flags, name
 
 
 def test_compiled_programs_are_counted_alike():
