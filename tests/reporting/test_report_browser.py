@@ -98,6 +98,17 @@ def test_an_answer_without_a_score_is_neither_right_nor_wrong(tmp_path):
     assert [name.split() for name in found] == [["answer", "up"], ["answer", "down"], ["answer"]]
 
 
+def test_a_first_run_without_groups_says_whose_there_are(tmp_path):
+    """SFT, whose page has curves alone, beside the GRPO that followed."""
+    second = write_grpo(tmp_path / "grpo", grpo_rows())
+    first = tmp_path / "sft"
+    first.mkdir()
+    (first / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    write_report([first, second], tmp_path / "run.html", ReportOptions())
+    found = run_in_page(tmp_path / "run.html", "return $('#count').textContent;")
+    assert found == "sft has no groups; name grpo first to see those that it has."
+
+
 def test_filters_and_sorts(page):
     script = """
     const keys = () => all('.group h3 a').map((link) => link.textContent);

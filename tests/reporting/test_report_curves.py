@@ -26,6 +26,12 @@ def test_curves_are_thinned_to_means_and_keep_their_ends():
     assert ys == sorted(ys, reverse=True)  # up is smaller in SVG
 
 
+def test_a_tick_near_zero_has_no_sign():
+    """As where one run's loss begins at 6 and the other's ends a little below 0."""
+    (panel,) = make_panels([[{"step": 1, "loss": 6.3}], [{"step": 1, "loss": -0.027}]])
+    assert [text for _, text in panel.ticks] == ["6.3", "3.1", "0.0"]
+
+
 def test_curves_leave_out_values_that_are_missing():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 4.0}]
     (panel,) = make_panels([rows])

@@ -139,7 +139,7 @@ def _format_tick(value, span):
     decimals = 1 - math.floor(math.log10(span))
     if abs(value) >= 10_000 or decimals > 4 or decimals < 0:
         return format_number(value)
-    return f"{value:.{decimals}f}"
+    return f"{value:z.{decimals}f}"
 
 
 def format_number(value: float) -> str:

@@ -220,7 +220,12 @@
 
   addEventListener("DOMContentLoaded", async () => {
     index = await unpack(byId("index").textContent);
-    if (!index.runs[0].groups.key) { byId("count").textContent = "This run has no groups."; return; }
+    if (!index.runs[0].groups.key) { // the page has a gallery, so the other run has groups
+      const [first, second] = index.runs.map((run) => run.label);
+      byId("count").textContent = `${first} has no groups; name ${second} first to see those that it has.`;
+      document.body.dataset.ready = "yes";
+      return;
+    }
     fill();
     readHash();
     listen();
