@@ -24,7 +24,7 @@ def get_config(size="full"):
     config.seed = 0  # seeds clips, weights, order and draws
     config.compile_cache = ""
 
-    config.world = common.ConfigDict()  # see videorft_jax/data/scenes.py
+    config.world = common.ConfigDict()  # see videorft_jax/demo/scenes.py
     config.world.size = (112, 112)
     config.world.num_frames = 4
     config.world.questions = ("last_colour",)

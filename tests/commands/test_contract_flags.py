@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 
 import pytest
 
@@ -76,3 +77,30 @@ def test_validate_checks_by_the_recipe_and_says_what_comes_next(records, tmp_pat
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"checked sizes kept in {tmp_path / 'sizes'}; next: videorft sft")
     assert validate.main([*arguments, "--config=sft_8b"]) == 2
+
+
+def test_validate_refuses_what_a_run_of_the_recipe_refuses(records, tmp_path, capsys):
+    """A prompt of 1,500 words fits 4,096 tokens of SFT and not the 2,048 of a prompt of GRPO."""
+    rows = [json.loads(line) for line in pathlib.Path(records).read_text().splitlines()]
+    rows[1]["problem"] = "colour " * 1500
+    file, path = tmp_path / "long.jsonl", tmp_path / "report.json"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"--data={file}", f"--json={path}", f"--data_root={pathlib.Path(records).parent}"]
+
+    def check(*more):
+        code = validate.main([*arguments, *MEDIA[1:], *more])
+        report = json.loads(path.read_text())
+        last = capsys.readouterr().out.splitlines()[-1]
+        return code, report["mode"], report["why"], last.partition("next: ")[2]
+
+    code, mode, why, after = check("--config=grpo_qwen3vl_8b", "--config.media.patch_size=14")
+    assert (code, mode, why) == (1, "grpo", "by the recipe's name")
+    assert after.startswith("videorft grpo --config=grpo_qwen3vl_8b --workdir=runs/grpo_qwen3vl_8b")
+    code, mode, why, after = check("--config=sft_7b")
+    assert (code, mode) == (0, "sft")
+    assert check("--config=sft_7b", "--row_tokens=2048")[0] == 1
+    assert check("--config=grpo_7b", "--row_tokens=8192")[0] == 0
+    code, mode, why, after = check("--config=grpo_7b", "--mode=sft")
+    assert (code, mode, why) == (1, "sft", "asked for")
+    assert after.startswith("videorft sft --config=sft_7b")
+    assert check()[0] == 0

@@ -176,6 +176,11 @@ def test_a_machine_without_known_links_says_so():
     assert step["wired_floor_s"] is None
     text = as_text(rows, step)
     assert text.count("no wires counted") == len(rows) + 1
+    head, *table = text.splitlines()[: 1 + len(rows)]
+    column = slice(head.index("  with wires"), head.index("  compile s"))
+    assert {line[column].strip() for line in table} == {"-"}
+    assert all(line.endswith("  no wires counted") for line in table)
+    assert {len(line.removesuffix("  no wires counted")) for line in table} == {len(head)}
 
 
 def test_tokens_and_chip_seconds_are_of_the_time_with_wires():

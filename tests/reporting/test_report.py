@@ -12,9 +12,9 @@ from videorft_jax import cli
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.data.records.chats import MediaItem
 from videorft_jax.reporting.chunks import match
-from videorft_jax.reporting.curves import make_panels
 from videorft_jax.reporting.films import Clip, make_films
 from videorft_jax.reporting.groups import Completion, Group, summarise
+from videorft_jax.reporting.report import ReportOptions, find_films
 from videorft_jax.reporting.runs import read_run
 
 
@@ -56,6 +56,24 @@ def test_flags_of_a_run(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_was_not_trained_on_is_what_the_run_says(tmp_path):
+    """A group that found no place has advantages, and in one that did a mean reward has none."""
+    rows = [
+        grpo_row(1, 0, 0, not_trained="its group found no place"),
+        grpo_row(1, 0, 1, not_trained="", advantage=0.0),
+        grpo_row(1, 0, 2, not_trained="", given=True),
+        grpo_row(1, 0, 4, not_trained="", given=False),
+    ]
+    folder = write_grpo(tmp_path / "run", rows)
+    (found,) = read_run(folder).groups
+    assert [each.why_untrained for each in found.completions] == [
+        "its group found no place", "", "", "",
+    ]  # fmt: skip
+    assert [set(each.flags) - {"gated"} for each in found.completions] == [
+        {"untrained"}, set(), {"given"}, set(),
+    ]  # fmt: skip
+
+
 def test_completions_that_are_masked_are_not_trained_on(tmp_path):
     rows = [grpo_row(1, 0, 0, stopped=False)]
     folder = write_grpo(tmp_path / "run", rows, grpo={"mask_truncated": True})
@@ -71,6 +89,41 @@ def test_groups_of_several_processes_and_steps_stay_apart(tmp_path):
     groups = read_run(folder).groups
     assert sorted(each.key for each in groups) == ["1/0", "1/1", "2/0"]
     assert all(len(each.completions) == 2 for each in groups)
+
+
+def test_groups_whose_ids_repeat_stay_apart(tmp_path):
+    """Two files that were put together may both count from 1; a clip may have a second question."""
+    rows = [
+        grpo_row(1, 7, r, problem=problem, path=path)
+        for problem, path in (("How many?", "a.mp4"), ("How many?", "b.mp4"), ("Which?", "b.mp4"))
+        for r in range(2)
+    ]
+    groups = read_run(write_grpo(tmp_path / "run", rows)).groups
+    assert [(each.problem, each.clips, len(each.completions)) for each in groups] == [
+        ("How many?", ("a.mp4",), 2), ("How many?", ("b.mp4",), 2), ("Which?", ("b.mp4",), 2),
+    ]  # fmt: skip
+
+
+def test_a_group_shows_the_clip_of_its_own_record(tmp_path):
+    """Also where its id and its words are those of another one; a file that has moved is found."""
+    record = {
+        "problem_id": 7, "problem": "How many?", "data_type": "video", "problem_type": "numerical",
+        "options": [], "solution": "<answer>2</answer>",
+    }  # fmt: skip
+    others = [record | {"path": "a.mp4"}, record | {"path": "b.mp4"}]
+    moved = record | {"problem_id": 8, "path": "new/c.mp4"}
+    write_file(tmp_path / "rl.json", json.dumps([*others, moved]))
+    rows = [
+        grpo_row(1, number, 0, problem="How many?", path=path)
+        for number, path in ((7, "b.mp4"), (7, "a.mp4"), (8, "old/c.mp4"), (9, "d.mp4"))
+    ]
+    run = read_run(write_grpo(tmp_path / "run", rows, str(tmp_path / "rl.json")))
+    films, reasons = find_films(run, ReportOptions(), lambda done, total: None)
+    assert films == {}
+    assert sorted(reasons) == ["a.mp4", "b.mp4", "new/c.mp4"]
+    assert [each.clips for each in run.groups] == [
+        ("b.mp4",), ("a.mp4",), ("new/c.mp4",), ("d.mp4",),
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_still_going_says_so(tmp_path):
@@ -134,25 +187,6 @@ def test_groups_are_matched_by_question_and_nearest_step():
     assert match(first, second) == [1, 1, -1]
 
 
-def test_curves_are_thinned_to_means_and_keep_their_ends():
-    rows = [{"step": step, "loss": float(step)} for step in range(1, 1001)]
-    (panel,) = make_panels([rows])
-    (line,) = panel.lines
-    assert len(line["points"]) == 250
-    assert line["points"][0] == (4, 2.5)
-    assert line["points"][-1] == (1000, 998.5)
-    assert (panel.first_step, panel.last_step) == (4, 1000)
-    ys = [float(pair.split(",")[1]) for pair in line["path"].split()]
-    assert ys == sorted(ys, reverse=True)  # up is smaller in SVG
-
-
-def test_curves_leave_out_values_that_are_missing():
-    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 4.0}]
-    (panel,) = make_panels([rows])
-    assert panel.lines[0]["points"] == [(1, 2.0), (3, 4.0)]
-    assert make_panels([[]]) == []
-
-
 def write_file(path, text):
     path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(text)
@@ -161,28 +195,6 @@ def write_file(path, text):
 def report(capsys, *arguments):
     code = cli.main(["report", *map(str, arguments)])
     return code, capsys.readouterr()
-
-
-def test_steps_that_compiled_do_not_flatten_the_seconds_of_others():
-    """Other panels keep them, and so does a run in which every step compiled."""
-    rows = [{"step": n, "time/update": 0.1 * n, "memory/host_gib": 2.0} for n in (1, 2, 3)]
-    rows[0] |= {"time/update": 90.0, "time/compile": 88.0}
-    seconds, memory = make_panels([rows])
-    assert [line["label"] for line in seconds.lines] == ["update"]
-    assert [value for _, value in seconds.lines[0]["points"]] == pytest.approx([0.2, 0.3])
-    assert len(memory.lines[0]["points"]) == 3
-    alone, _ = make_panels([rows[:1]])
-    assert [line["label"] for line in alone.lines] == ["compile", "update"]
-
-
-def test_what_few_steps_have_is_drawn():
-    """A type of question, or a checkpoint, may stand in neither the first step nor the last."""
-    rows = [{"step": n, "time/update": 0.1, "rewards/total/mean/OCR": 1.0} for n in range(1, 6)]
-    rows[2] |= {"time/checkpoint": 60.0, "rewards/total/mean/regression": 0.5}
-    rewards, seconds, rare = make_panels([rows])
-    assert [line["label"] for line in rewards.lines] == ["OCR", "regression"]
-    assert [line["label"] for line in seconds.lines] == ["update"]  # It is no flat line.
-    assert [(line["label"], line["points"]) for line in rare.lines] == [("checkpoint", [(3, 60.0)])]
 
 
 def test_the_command_writes_one_file_and_says_where(tmp_path, capsys):

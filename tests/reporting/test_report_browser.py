@@ -65,6 +65,50 @@ def test_shows_every_completion_with_its_numbers(page):
     assert found["count"] == "12 of 12 groups"
 
 
+def test_says_why_nothing_was_learnt_and_what_was_not_drawn(tmp_path):
+    rows = [
+        grpo_row(1, 0, 0, not_trained="its group found no place"),
+        grpo_row(1, 0, 2, not_trained="", given=True),
+    ]
+    folder = write_grpo(tmp_path / "run", rows)
+    write_report([folder], tmp_path / "run.html", ReportOptions())
+    script = "return all('.answer').map((one) => one.querySelector('.flag').textContent);"
+    found = run_in_page(tmp_path / "run.html", script)
+    assert found == ["not trained on: its group found no place", "given, not drawn"]
+
+
+def test_an_answer_without_a_score_is_neither_right_nor_wrong(tmp_path):
+    """As where the truth of its record cannot be read."""
+    run = tmp_path / "run"
+    run.mkdir()
+    row = {
+        "index": 0, "problem_id": 5, "problem_type": "OCR", "problem": "read it", "path": "a.mp4",
+        "solution": "AB", "completion": "AB", "answer": "AB", "reason": "", "completion_tokens": 2,
+        "stopped": True,
+    }  # fmt: skip
+    scores = ((1.0, "scored"), (0.0, "scored"), (None, "failed"))
+    rows = [
+        row | {"rollout": number, "score": score, "outcome": outcome}
+        for number, (score, outcome) in enumerate(scores)
+    ]
+    (run / "completions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (run / "results.json").write_text(json.dumps({"settings": {}, "results": {"accuracy": 0.5}}))
+    write_report([run], tmp_path / "run.html", ReportOptions())
+    found = run_in_page(tmp_path / "run.html", "return all('.answer').map((one) => one.className);")
+    assert [name.split() for name in found] == [["answer", "up"], ["answer", "down"], ["answer"]]
+
+
+def test_a_first_run_without_groups_says_whose_there_are(tmp_path):
+    """SFT, whose page has curves alone, beside the GRPO that followed."""
+    second = write_grpo(tmp_path / "grpo", grpo_rows())
+    first = tmp_path / "sft"
+    first.mkdir()
+    (first / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    write_report([first, second], tmp_path / "run.html", ReportOptions())
+    found = run_in_page(tmp_path / "run.html", "return $('#count').textContent;")
+    assert found == "sft has no groups; name grpo first to see those that it has."
+
+
 def test_filters_and_sorts(page):
     script = """
     const keys = () => all('.group h3 a').map((link) => link.textContent);

@@ -146,10 +146,11 @@ def _parse(argv):
     add("--chat", action="store_true", help="ask each line of the input too, until it ends")
     add("--show", metavar="PNG", help="write a picture of the frames that the model sees")
     add("--json", action="store_true", help="write each answer as a line of JSON, for programs")
-    add("--max_new_tokens", type=int, default=768)
-    add("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    add("--seed", type=int, default=0)
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--max_new_tokens", type=int, default=768, help="longest answer; default: %(default)s")
+    add("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")
+    add("--seed", type=int, default=0, help="of draws with a temperature; default: %(default)s")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
+        help="what it is computed in; default: %(default)s")  # fmt: skip
     add("--adapter", help="PEFT folder of LoRA, merged into the weights")
     add("--strip_prefix", default="", help="begin of all tensors' names to ignore")
     media_flags.add_flags(parser)

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 
 from videorft_jax.commands.data_flags import (
+    THREADS,
     add_contract_flags,
     add_data_flags,
     at_least_one,
@@ -21,18 +22,27 @@ from videorft_jax.models.geometry import find_geometry
 MOST_SHOWN = 20
 
 
+EXAMPLES = """videorft cache --data FILE.jsonl --data_root DIR --out CACHE
+videorft cache --data FILE.jsonl --out CACHE --config=sft_7b --config.media.max_frames=8"""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """videorft cache --data FILE --data_root DIR --out DIR: decodes every clip once."""
+    """Decodes and resizes every clip once, for runs with --config.data.cache=CACHE."""
     parser = argparse.ArgumentParser(
-        prog="videorft cache", description=main.__doc__, allow_abbrev=False
+        prog="videorft cache", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
     parser.add_argument("--out", required=True, help="folder of the cache")
     add_contract_flags(parser)
     parser.add_argument(
-        "--patch_size", type=int, default=14, help="of the model: 14 for Qwen2.5-VL, 16 Qwen3-VL"
+        "--patch_size",
+        type=int,
+        default=14,
+        help="of the model: 14, the default, for Qwen2.5-VL, 16 for Qwen3-VL",
     )
-    parser.add_argument("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))
+    parser.add_argument(
+        "--threads", type=at_least_one, default=min(16, os.cpu_count() or 1), help=THREADS
+    )
     parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
     options = parser.parse_args(argv)
     source = open_records(options.data, options.data_root, options.format)

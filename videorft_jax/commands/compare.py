@@ -6,7 +6,7 @@ import os
 
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
-from videorft_jax.evaluation.outputs import read_outputs, rescore
+from videorft_jax.evaluation.outputs import find_common_name, read_outputs, rescore
 from videorft_jax.evaluation.scoring.score import SCORERS
 
 EXAMPLES = """videorft compare runs/base/all runs/grpo_7b/all
@@ -32,8 +32,9 @@ def main(argv: list[str]) -> int:
     given = [tuple(map(os.path.abspath, name.split(","))) for name in own.runs]
     if len(set(given)) < len(given) or any(len(set(seeds)) < len(seeds) for seeds in given):
         raise ValueError("a run is given twice; give each once")
+    common = find_common_name([folder for name in own.runs for folder in name.split(",")])
     runs = {
-        name: [rescore(read_outputs(folder), own.scorer) for folder in name.split(",")]
+        name: [rescore(read_outputs(folder, common), own.scorer) for folder in name.split(",")]
         for name in own.runs
     }
     lines = compare(runs, own.scorer)

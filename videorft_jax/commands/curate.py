@@ -9,16 +9,20 @@ from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.endpoints import NANO, HideSecrets
 
+EXAMPLES = """videorft curate --config=configs/curate.toml --workdir=runs/curate --dry_run
+videorft curate --config=configs/curate.toml --workdir=runs/curate --sample=20
+videorft curate --config=configs/curate.toml --workdir=runs/curate"""
+
 
 def main(argv: list[str]) -> int:
-    """videorft curate --config=configs/curate.toml --workdir=DIR
-    Exit code: 0 done, 1 stopped by an endpoint's refusal, 2 wrong usage or input, 75 stopped by the
-    budget or a server that is away (start again later), 130 interrupted."""
+    """Turns a file of questions about clips into verified chains of thought. Exit code: 0 done, 1
+    stopped by an endpoint's refusal, 2 wrong usage or input, 75 stopped by the budget or a server
+    that is away (start again later), 130 interrupted."""
     parser = argparse.ArgumentParser(
-        prog="videorft curate", description=main.__doc__, allow_abbrev=False
+        prog="videorft curate", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--config", required=True, help="TOML file, see configs/curate.toml")
+    add("--config", required=True, help="TOML file; `videorft init DIR curate` writes one to edit")
     add("--workdir", required=True, help="folder of the store and of all files, on a local disk")
     add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
     add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")

@@ -11,6 +11,7 @@ from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.models.geometry import WINDOWED_14, Geometry
 
 _PREFIX = "config.media."
+THREADS = "decoding threads; default: one a core, at most 16"
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def make_limits(flags: argparse.Namespace) -> Limits:
 def add_contract_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--contract", choices=("train", "evaluate"), help="media contract; default: train")
-    add("--config", help="recipe whose media are read, a name or a file; its options too, "
+    add("--config", help="recipe that says how media are read, a name or a file; its options too, "
         "as --config.media.max_frames=8")  # fmt: skip
     for name in recipes.read("common").media:
         add(f"--{_PREFIX}{name}", help=argparse.SUPPRESS)

@@ -7,31 +7,38 @@ import shutil
 from videorft_jax.commands import recipes
 from videorft_jax.commands.last_line import print_last_line
 
+EXAMPLES = """videorft init recipes
+videorft init recipes sft_7b grpo_7b
+videorft init recipes curate"""
+
 
 def main(argv: list[str]) -> int:
-    """videorft init DIR [RECIPE ...]: copies recipes there, by default all of them. They import
-    each other by name and find those that you did not copy."""
+    """Copies recipes into a folder, by default all of them. They import each other by name and
+    find those that you did not copy. `curate` is the file that `videorft curate` reads."""
+    shipped = recipes.files()
     parser = argparse.ArgumentParser(
-        prog="videorft init", description=main.__doc__, allow_abbrev=False
+        prog="videorft init", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("folder", help="folder to write, made if it is not there")
-    parser.add_argument("recipes", nargs="*", help=f"among {', '.join(recipes.names())}")
+    parser.add_argument("recipes", nargs="*", help=f"among {', '.join(shipped)}")
     own = parser.parse_args(argv)
-    unknown = sorted(set(own.recipes) - set(recipes.names()))
+    unknown = sorted(set(own.recipes) - set(shipped))
     if unknown:
-        raise ValueError(f"no recipe {unknown[0]!r}; choose among {', '.join(recipes.names())}")
-    folder, wanted = pathlib.Path(own.folder), own.recipes or recipes.names()
-    there = [name for name in wanted if (folder / f"{name}.py").exists()]
+        raise ValueError(f"no recipe {unknown[0]!r}; choose among {', '.join(shipped)}")
+    folder, wanted = pathlib.Path(own.folder), own.recipes or list(shipped)
+    copies = {name: folder / shipped[name].name for name in wanted}
+    there = [path for path in copies.values() if path.exists()]
     if there:
-        raise ValueError(f"{folder / there[0]}.py: is there already; delete it or name others")
+        raise ValueError(f"{there[0]}: is there already; delete it or name others")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in wanted:
-        shutil.copyfile(recipes.shipped() / f"{name}.py", folder / f"{name}.py")
+    for name, path in copies.items():
+        shutil.copyfile(shipped[name], path)
     name = next(name for name in ("sft_7b", *wanted) if name in wanted)
     command = name.partition("_")[0]
-    command = command if command in ("sft", "grpo", "evaluate", "ablate", "demo") else "doctor"
-    flags = (f"--config={folder / name}.py", f"--workdir=runs/{name}")
+    known = ("sft", "grpo", "evaluate", "ablate", "demo", "curate")
+    command = command if command in known else "doctor"
+    flags = (f"--config={copies[name]}", f"--workdir=runs/{name}")
     print_last_line(f"{len(wanted)} recipes in {folder}", command, *flags, "...")
     return 0

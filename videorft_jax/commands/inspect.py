@@ -22,7 +22,7 @@ videorft inspect --data records.jsonl --index 3 --model Qwen2.5-VL-7B-Instruct -
 
 def main(argv: list[str] | None = None) -> int:
     """Writes an HTML page with the sampled frames after resizing, their times, the tokens of the
-    prompt, those that are learnt, and positions. Raises ValueError for a bad record."""
+    prompt, those that are learnt, and positions."""
     parser = argparse.ArgumentParser(
         prog="videorft inspect",
         description=f"{EXAMPLES}\n\n{main.__doc__}",

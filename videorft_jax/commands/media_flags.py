@@ -7,7 +7,9 @@ from typing import Any
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `read_changes` reads, and `--system`."""
     parser.add_argument("--frames", type=int, help="take so many frames of a clip")
-    parser.add_argument("--fps", type=float, help="take so many frames a second, from 4 to 768")
+    parser.add_argument(
+        "--fps", type=float, help="take so many frames a second, of a clip at least 4, at most 768"
+    )
     parser.add_argument("--max_pixels", type=int, help="most pixels of a frame or image")
     parser.add_argument(
         "--system", help="system turn in place of that of its training; '': the chat format's"

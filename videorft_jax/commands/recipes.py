@@ -23,6 +23,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in shipped().glob("*.py") if path.stem != "__init__")
 
 
+def files() -> dict[str, pathlib.Path]:
+    """What ships to be copied and edited: the recipes, and the file of `videorft curate`."""
+    paths = [*(shipped() / f"{name}.py" for name in names()), *shipped().glob("*.toml")]
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
 def find(value: str) -> str:
     """The file that `--config=value` means, with the argument of the recipe if one follows a colon.
 

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     add("--out", help="file to write; default: report.html in the first run")
     add("--data", default="", help="record file of the clips; default: that of the run")
     add("--data_root", default="", help="folder of the media; default: that of the run")
-    add("--films_mib", type=int, default=32, help="most space for frames; 0: show none")
+    add("--films_mib", type=int, default=32, help="most MiB of frames, default: 32; 0: show none")
     add("--live", action="store_true", help=f"write the page again every {_LIVE_S} s, until Ctrl-C")
     own = parser.parse_args(argv)
     if len(own.runs) > 2:

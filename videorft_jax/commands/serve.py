@@ -15,9 +15,12 @@ from videorft_jax.serving.options import ServeOptions
 _DEFAULT = ServeOptions()
 
 
+EXAMPLES = """videorft serve --checkpoint DIR
+videorft serve --checkpoint runs/grpo --root /data/clips --port 8000"""
+
+
 def main(argv: list[str]) -> int:
-    """videorft serve --checkpoint DIR [--port 8000] [--root FOLDER]
-    Answers POST /v1/chat/completions and GET /v1/models, /metrics and /health until SIGTERM or
+    """Answers POST /v1/chat/completions and GET /v1/models, /metrics and /health until SIGTERM or
     Ctrl-C, after which replies under way are finished first."""
     given = _make_parser().parse_args(argv)
     media = media_flags.read_changes(given)
@@ -66,17 +69,20 @@ def main(argv: list[str]) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="videorft serve", description=main.__doc__, allow_abbrev=False
+        prog="videorft serve", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="Hugging Face folder, its name on the hub, or a run")
     add("--download", action="store_true", help="fetch a name of the hub")
     add("--adapter", help="PEFT folder of LoRA, merged into the weights")
     add("--strip_prefix", default="", help="begin of all tensors' names to ignore, as module.")
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    add("--host", default="127.0.0.1", help="address to listen on; other than loopback needs a key")
-    add("--port", type=int, default=8000, help="0: any that is free")
-    add("--name", default=_DEFAULT.name, help="what the model is called in requests")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
+        help="what it is computed in; default: %(default)s")  # fmt: skip
+    add("--host", default="127.0.0.1",
+        help="address; one that is not loopback needs a key; default: %(default)s")  # fmt: skip
+    add("--port", type=int, default=8000, help="0: any that is free; default: %(default)s")
+    add("--name", default=_DEFAULT.name,
+        help="what the model is called in requests; default: %(default)s")  # fmt: skip
     add("--root", action="append", default=[], help="folder whose files file:// URLs may name")
     add("--api_key_env", help="environment variable that holds the API key clients must send")
     for name, text in (
@@ -88,9 +94,12 @@ def _make_parser() -> argparse.ArgumentParser:
         ("max_media", "clips and pictures of a request"),
         ("cache_bytes", "bytes of device memory for prompts and clips that come again"),
     ):
-        add(f"--{name}", type=int, default=getattr(_DEFAULT, name), help=f"most {text}")
-    add("--chunk", type=int, default=_DEFAULT.chunk, help="tokens between joins of new requests")
-    add("--timeout_s", type=float, default=_DEFAULT.timeout_s, help="most seconds of a request")
+        add(f"--{name}", type=int, default=getattr(_DEFAULT, name),
+            help=f"most {text}; default: %(default)s")  # fmt: skip
+    add("--chunk", type=int, default=_DEFAULT.chunk,
+        help="tokens between joins of new requests; default: %(default)s")  # fmt: skip
+    add("--timeout_s", type=float, default=_DEFAULT.timeout_s,
+        help="most seconds of a request; default: %(default)s")  # fmt: skip
     media_flags.add_flags(parser)
     return parser
 

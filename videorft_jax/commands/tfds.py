@@ -14,7 +14,7 @@ NAMES = ("videorft_cot", "videorft_rl")
 
 def main(argv: list[str] | None = None) -> int:
     """The data set is read back by --config.data.records=tfds:FOLDER, or tfds:NAME where --out is
-    the folder that TFDS_DATA_DIR names. Returns 0; raises ValueError for bad input."""
+    the folder that TFDS_DATA_DIR names."""
     parser = argparse.ArgumentParser(
         prog="videorft tfds",
         description=f"{EXAMPLES}\n\n{main.__doc__}",
@@ -27,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--data_root", help="folder of the media; default: the file's own")
     add("--format", choices=FORMATS, default="auto")
     home = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    add("--out", default=home, help="folder of data sets; default: TFDS_DATA_DIR")
+    add(
+        "--out",
+        default=home,
+        help="folder of data sets; default: TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    )
     add("--embed", action="store_true", help="store the media's bytes beside their records")
     options = parser.parse_args(argv)
     from videorft_jax.data.progress import Bar

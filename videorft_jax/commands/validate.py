@@ -5,9 +5,12 @@ import functools
 import json
 import logging
 import os
+import pathlib
 import sys
 
+from videorft_jax.commands import recipes
 from videorft_jax.commands.data_flags import (
+    THREADS,
     add_contract_flags,
     add_data_flags,
     at_least_one,
@@ -17,6 +20,9 @@ from videorft_jax.commands.data_flags import (
 )
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
+
+EXAMPLES = """videorft validate --data FILE.jsonl --data_root DIR
+videorft validate --data FILE.jsonl --config=grpo_7b --config.media.max_frames=8"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
             check_output(flags.json, "--json")  # A device such as /dev/stdout may stand there.
         check_tokenizer("--tokenizer", flags.tokenizer)
         source = open_records(flags.data, flags.data_root, flags.format)
-        mode, why = (flags.mode, "asked for") if flags.mode else guess_mode(source)
+        recipe = recipes.read(flags.config) if flags.config else None
+        stage = flags.mode or _stage_of(recipe)
+        why = "asked for" if flags.mode else "by the recipe's name"
+        mode, why = (stage, why) if stage else guess_mode(source)
         options = ValidateOptions(
             mode=mode,
             sizes_dir=flags.answers or f"{flags.data}.sizes",
@@ -44,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             contract=read_contract(flags),
             allowed=None if flags.allow_extra == [] else tuple(flags.allow_extra or ()),
             **{name: getattr(flags, name) for name in SHARED},
+            **_read_shapes(flags, recipe),
         )
         check = functools.partial(accuracy.find_unreadable, mode=flags.reward_mode)
         is_grpo = mode == "grpo"
@@ -62,46 +72,76 @@ def main(argv: list[str] | None = None) -> int:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
         print(f"report written to {os.path.abspath(flags.json)}")
-    following = [mode, f"--config={mode}_7b", f"--workdir=runs/{mode}_7b"]
-    following.append(f"--config.data.records={flags.data}")
-    if not report["num_good"]:  # No run has anything to read before the file is mended.
-        following = ["validate", f"--data={flags.data}"]
+    following = _name_next(flags, recipe, mode, report["num_good"])
     print_last_line(f"checked sizes kept in {options.sizes_dir}", *following, "...")
     return 1 if report["faults"] or report["unused_fields"] else 0
 
 
-SHARED = (
-    "tokenizer", "template_file", "rows", "row_tokens", "max_buckets", "multiple",
-    "quick", "isolate", "threads",
-)  # fmt: skip
+SHARED = ("tokenizer", "quick", "isolate", "threads")
+MODES = ("sft", "grpo", "evaluate")
+# What a recipe says of its prompts and rows, and what holds without a recipe.
+SHAPES = {
+    "template_file": None, "rows": 8, "row_tokens": 8192, "max_buckets": 4, "multiple": 128,
+}  # fmt: skip
+
+
+def _name_next(flags, recipe, mode, num_good):
+    """The words of the next command: the run, or this one where no run has anything to read before
+    the file is mended."""
+    if not num_good:
+        named = [f"--config={flags.config}"] if recipe else []
+        return "validate", f"--data={flags.data}", *named
+    config = flags.config if recipe and _stage_of(recipe) == mode else f"{mode}_7b"
+    workdir = f"runs/{pathlib.Path(config.partition(':')[0]).stem}"
+    return mode, f"--config={config}", f"--workdir={workdir}", f"--config.data.records={flags.data}"
+
+
+def _stage_of(recipe):
+    """The mode that the name of a recipe begins with, None where it begins otherwise."""
+    name = recipe.get("name", "") if recipe else ""
+    return next((mode for mode in MODES if name.startswith(mode)), None)
+
+
+def _read_shapes(flags, recipe):
+    """The values of SHAPES: those of the flags, else of the recipe, else the usual ones."""
+    data = recipe.get("data", {}) if recipe else {}
+    usual = {name: data.get(name, value) or None for name, value in SHAPES.items()}
+    given = {name: getattr(flags, name) for name in SHAPES}
+    return usual | {name: value for name, value in given.items() if value is not None}
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="videorft validate", description=main.__doc__, allow_abbrev=False
+        prog="videorft validate", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
     add = parser.add_argument
-    add("--mode", choices=("sft", "grpo", "evaluate"), help="default: sft if rows have reasoning")
+    add("--mode", choices=MODES,
+        help="default: by the recipe's name, else sft if rows have reasoning")  # fmt: skip
     add(
         "--reward_mode",
         choices=("repo", "paper", "strict"),
         default="strict",
-        help="rules that read truths",
+        help="rules that read truths; default: %(default)s",
     )
     add_contract_flags(parser)
     add("--tokenizer", help="local folder; without it text tokens are estimated")
     add("--template_file", help="prompt template, .json or .toml")
-    add("--rows", type=at_least_one, default=8, help="rows of a batch")
-    add("--row_tokens", type=at_least_one, default=8192,
-        help="tokens of a packed row, most of a prompt")  # fmt: skip
-    add("--max_buckets", type=at_least_one, default=4, help="most shapes to compile")
-    add("--multiple", type=at_least_one, default=128, help="row lengths are multiples of this")
+    for name, text in (
+        ("rows", "rows of a batch"),
+        ("row_tokens", "tokens of a packed row, most of a prompt"),
+        ("max_buckets", "most shapes to compile"),
+        ("multiple", "row lengths are multiples of this"),
+    ):
+        add(f"--{name}", type=at_least_one,
+            help=f"{text}; default: the recipe's, else {SHAPES[name]}")  # fmt: skip
     add("--quick", action="store_true", help="look at packets only, decode nothing")
     add("--isolate", action="store_true", help="decode in killable processes")
-    add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1))
+    add("--threads", type=at_least_one, default=min(16, os.cpu_count() or 1), help=THREADS)
     add("--answers", help="folder that remembers what was checked; default: FILE.sizes")
     add("--allow_extra", nargs="*", metavar="FIELD", help="fields for user rewards; none: all")
-    add("--faults", type=int, default=100, help="most faults that are printed")
+    add(
+        "--faults", type=int, default=100, help="most faults that are printed; default: %(default)s"
+    )
     add("--json", help="write the report here")
     return parser.parse_args(argv)

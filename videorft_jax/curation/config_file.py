@@ -30,7 +30,10 @@ def read_config(path: str | os.PathLike) -> CurationOptions:
     try:
         table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; give a file such as configs/curate.toml") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"{path}: {reason}; `videorft init configs curate` writes configs/curate.toml, to edit"
+        ) from None
     known = {*SECTIONS, "endpoints", "licences"}
     if wrong := sorted(set(table) - known):
         raise ValueError(f"{path}: no section [{wrong[0]}]; there are {', '.join(sorted(known))}")

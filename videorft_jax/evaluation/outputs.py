@@ -14,8 +14,10 @@ log = logging.getLogger(__name__)
 RECORDS = "records.jsonl"  # beside the completions of a benchmark
 
 
-def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_outputs(folder: str | pathlib.Path, name: str = "") -> list[dict[str, Any]]:
     """The completions below a folder, of one evaluation or of one for each benchmark.
+
+    name: the benchmark of rows whose records name none; "" stands for the name of their folder.
 
     A row has benchmark, id, rollout, question_type, gold, output, options, question, categories,
     cluster, variant (of the prompt), judged (what a judge is asked about a caption), score (of the
@@ -46,7 +48,7 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
             if records and row["index"] >= len(records):
                 raise ValueError(f"{source}: has no row {row['index']}, which {path} answers")
             record = records[row["index"]] if records else {}
-            made = _join(row, record, path.parent.name)
+            made = _join(row, record, name or path.parent.name)
             other = places.setdefault(made["benchmark"], path.parent)
             if other != path.parent:
                 raise ValueError(
@@ -54,6 +56,28 @@ def read_outputs(folder: str | pathlib.Path) -> list[dict[str, Any]]:
                 )
             rows[made["benchmark"], row["index"], made["rollout"]] = made
     return _name_apart({name: rows[name] for name in sorted(rows)})
+
+
+def find_common_name(folders: Sequence[str | pathlib.Path]) -> str:
+    """The name for `read_outputs` by which evaluations of one record file are told to be of the
+    same questions, however their folders are called; "" where they are not all of one file."""
+    digests = {_digest_of_records(pathlib.Path(folder)) for folder in folders}
+    if len(digests) > 1 or None in digests:
+        return ""
+    names = {pathlib.Path(folder).absolute().name for folder in folders}
+    return names.pop() if len(names) == 1 else "records"
+
+
+def _digest_of_records(folder):
+    """The digest of the record file that the completions of a folder answer; None for benchmarks,
+    whose records name them, and where no evaluation says it."""
+    if (folder / RECORDS).exists():
+        return None
+    try:
+        body = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return body["settings"]["records"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _name_apart(rows):

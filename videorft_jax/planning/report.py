@@ -246,6 +246,7 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
             f"{row.flops / 1e12:7.1f} {row.bytes / 1e9:8.0f} {row.floor_s:8.3f} "
             f"{row.sent_bytes / 1e9:8.2f} {_say_wired(row):>11} "
             f"{row.compile_s:10.1f} {row.shapes:7d}"
+            f"{'  no wires counted' if row.wired_s is None else ''}"
         )
     lines.append("memory in GiB of a device; ~ estimated by formulas, nothing compiles for it here")
     mesh = ", ".join(f"{axis}={size}" for axis, size in step["mesh"].items())
@@ -282,4 +283,4 @@ def as_text(rows: list[Row], step: dict[str, Any]) -> str:
 
 
 def _say_wired(row):
-    return "no wires counted" if row.wired_s is None else f"{row.wired_s:.3f}"
+    return "-" if row.wired_s is None else f"{row.wired_s:.3f}"

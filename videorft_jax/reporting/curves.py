@@ -17,6 +17,7 @@ PANELS = (
     ("Rewards", r"rewards/([^/]+)/mean"),
     ("Total reward by type", r"rewards/total/mean/(.+)"),
     ("Accuracy by type", r"rewards/accuracy/mean/(.+)"),
+    ("Held-out accuracy and its interval", r"validate/(accuracy|low|high)"),
     ("Spread of rewards in a group", r"rewards/(total)/group_std"),
     ("Groups", r"groups/(.+)"),
     ("Gates that are open", r"gate/open/?(.*)"),
@@ -57,22 +58,32 @@ class Panel:
 
 
 def make_panels(runs: Sequence[Sequence[dict[str, Any]]]) -> list[Panel]:
-    """The panels that one or two runs have values for. runs: the logged lines of each run."""
+    """The panels that one or two runs have values for. runs: the logged lines of each run.
+
+    Metrics of one kind that have no room in a panel follow in further ones.
+    """
     panels = []
     for title, pattern in PANELS:
-        lines = []
         shown = list(map(_without_compiling, runs)) if title == _SECONDS else runs
         labels = sorted({label for run in shown for label in _labels(run, pattern).values()})
-        for number, run in enumerate(shown):
-            names = _labels(run, pattern)
-            for name, label in sorted(names.items(), key=lambda item: item[1]):
-                points = _thin([(row["step"], row.get(name)) for row in run])
-                place = labels.index(label)
-                if points and place < MOST_LINES:
-                    lines.append(Line(label or "all", place, number > 0, points))
-        if lines:
-            panels.append(_draw(title, lines))
+        for start in range(0, len(labels), MOST_LINES):
+            lines = _make_lines(shown, pattern, labels[start : start + MOST_LINES])
+            if lines:
+                part = start // MOST_LINES + 1
+                panels.append(_draw(title if part == 1 else f"{title}, part {part}", lines))
     return panels
+
+
+def _make_lines(runs, pattern, labels):
+    """The lines of a panel: of each run the metrics whose labels stand in it."""
+    lines = []
+    for number, run in enumerate(runs):
+        names = _labels(run, pattern)
+        for name, label in sorted(names.items(), key=lambda item: item[1]):
+            points = _thin([(row["step"], row.get(name)) for row in run])
+            if points and label in labels:
+                lines.append(Line(label or "all", labels.index(label), number > 0, points))
+    return lines
 
 
 def _without_compiling(run):
@@ -128,12 +139,13 @@ def _format_tick(value, span):
     decimals = 1 - math.floor(math.log10(span))
     if abs(value) >= 10_000 or decimals > 4 or decimals < 0:
         return format_number(value)
-    return f"{value:.{decimals}f}"
+    return f"{value:z.{decimals}f}"
 
 
 def format_number(value: float) -> str:
-    """Three significant digits, with k and M for thousands and millions."""
-    if value and abs(value) < 1e-3:
+    """Three significant digits, with k and M for thousands and millions, and as a power of ten
+    what is beyond these."""
+    if value and not 1e-3 <= abs(value) < 1e9:
         return f"{value:.1e}"
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -14,7 +14,8 @@ class Completion:
     rewards: name -> value, None where it failed. total: their weighted and gated sum, None where
     the completion has no reward. advantage: None in an evaluation. flags: among FLAGS; `truncated`
     ended by the limit on tokens, `unparseable` has no answer that can be read, `gated` lost a
-    reward because its answer is wrong, `untrained` took no part in the update.
+    reward because its answer is wrong, `untrained` took no part in the update, for the reason in
+    `why_untrained`. Besides, `given` was not drawn: the record brought it along.
     """
 
     text: str
@@ -23,6 +24,7 @@ class Completion:
     total: float | None
     advantage: float | None
     flags: frozenset[str]
+    why_untrained: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

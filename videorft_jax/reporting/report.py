@@ -67,13 +67,13 @@ def find_films(
             raise
         run.notes.append(f"No frames: {error}")
         return {}, {}
-    wanted = {(group.problem_id, group.problem) for group in run.groups}
-    found = _find_clips(source, wanted)
+    keys = [(group.problem_id, group.problem, "".join(group.clips)) for group in run.groups]
+    found = _find_clips(source, set(keys))
     run.groups[:] = [
         dataclasses.replace(group, clips=tuple(clip.label for clip in found[key]))
-        if (key := (group.problem_id, group.problem)) in found
+        if key in found
         else group
-        for group in run.groups
+        for group, key in zip(run.groups, keys, strict=True)
     ]
     clips = {clip.label: clip for own in found.values() for clip in own}
     limit = options.films_mib * MIB
@@ -84,19 +84,27 @@ def find_films(
 
 
 def _find_clips(source, wanted):
-    """{(problem id as text, problem): clips of the first such record} of the wanted pairs."""
-    found: dict[tuple[str, str], list[Clip]] = {}
+    """The clips of each wanted (problem id as text, problem, path): those of the record that has
+    all three, else of the first that differs in its path, as where files have moved."""
+    exact: dict[tuple[str, str, str], list[Clip]] = {}
+    alike: dict[tuple[str, str], list[Clip]] = {}
+    pairs = {key[:2] for key in wanted}
     for index in range(len(source)):
         try:
             record = source[index]
         except RecordError:
             continue
-        key = (str(record.problem_id), record.problem)
-        if key in wanted and key not in found:
-            found[key] = [Clip(item, media_of(source, index, item)) for item in record.media]
-            if len(found) == len(wanted):
-                break
-    return found
+        pair = (str(record.problem_id), record.problem)
+        key = (*pair, record.path)
+        if key in wanted or (pair in pairs and pair not in alike):
+            clips = [Clip(item, media_of(source, index, item)) for item in record.media]
+            alike.setdefault(pair, clips)
+            if key in wanted:
+                exact.setdefault(key, clips)
+        if len(exact) == len(wanted):
+            break
+    known = {key: exact.get(key, alike.get(key[:2])) for key in wanted}
+    return {key: clips for key, clips in known.items() if clips is not None}
 
 
 def default_path(folder: str | os.PathLike) -> pathlib.Path:

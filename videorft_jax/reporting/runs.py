@@ -168,7 +168,8 @@ def _group(rows, read, settings, folder):
     found: dict[tuple, dict] = {}
     for row in rows:
         try:
-            key = (row.get("step"), row.get("index", row["problem_id"]))
+            record = (row["problem_id"], row.get("problem"), row.get("path"))  # Ids may repeat.
+            key = (row.get("step"), row.get("index", record))
             completion = read(row, settings)
             group = found.setdefault(key, {"row": row, "completions": []})
         except (KeyError, TypeError, AttributeError) as error:
@@ -203,12 +204,26 @@ def _read_sampled(row, config):
         flags.add("unparseable")
     if _is_gated(row, config):
         flags.add("gated")
-    left_out = config.get("grpo", {}).get("mask_truncated") and not row["stopped"]
-    if row["total"] is None or row["advantage"] == 0 or left_out:
+    why = _why_untrained(row, config)
+    if why:
         flags.add("untrained")
+    if row.get("given"):
+        flags.add("given")
     return Completion(
-        text, row["length"], row["rewards"], row["total"], row["advantage"], frozenset(flags)
+        text, row["length"], row["rewards"], row["total"], row["advantage"], frozenset(flags), why
     )
+
+
+def _why_untrained(row, config):
+    """The reason why nothing was learnt from a completion, "" where something was: the run's own
+    word, and in runs of versions that did not write it what can be seen from outside."""
+    if "not_trained" in row:
+        return row["not_trained"]
+    if row["total"] is None:
+        return "it has no reward"
+    if config.get("grpo", {}).get("mask_truncated") and not row["stopped"]:
+        return "it has no end"
+    return "its advantage is 0" if row["advantage"] == 0 else ""
 
 
 def _is_gated(row, config):

@@ -158,7 +158,8 @@
 
   function answer(completion) {
     // In training the colour tells which completions become likelier, in an evaluation which are right.
-    const worth = completion.advantage === null ? completion.total - 0.5 : completion.advantage;
+    const score = completion.total === null ? 0 : completion.total - 0.5; // without a score it is neither
+    const worth = completion.advantage === null ? score : completion.advantage;
     const node = make("div", `answer ${worth > 0 ? "up" : worth < 0 ? "down" : ""}`);
     const thought = /^([\s\S]*?<think>[\s\S]*?<\/think>)([\s\S]*)$/.exec(completion.text);
     if (thought) {
@@ -177,7 +178,7 @@
     if (Object.keys(completion.rewards).length > 1) add("total", completion.total);
     if (completion.advantage !== null) add("advantage", completion.advantage);
     add("tokens", completion.length);
-    const words = { untrained: "not trained on" };
+    const words = { untrained: `not trained on: ${completion.why_untrained}`, given: "given, not drawn" };
     for (const flag of completion.flags) numbers.append(make("span", "flag", words[flag] || flag));
     node.append(numbers);
     return node;
@@ -219,7 +220,12 @@
 
   addEventListener("DOMContentLoaded", async () => {
     index = await unpack(byId("index").textContent);
-    if (!index.runs[0].groups.key) { byId("count").textContent = "This run has no groups."; return; }
+    if (!index.runs[0].groups.key) { // the page has a gallery, so the other run has groups
+      const [first, second] = index.runs.map((run) => run.label);
+      byId("count").textContent = `${first} has no groups; name ${second} first to see those that it has.`;
+      document.body.dataset.ready = "yes";
+      return;
+    }
     fill();
     readHash();
     listen();
