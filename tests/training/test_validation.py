@@ -17,7 +17,9 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax.evaluation.validation import check_overlap
+from videorft_jax.commands.sft import sft
+from videorft_jax.training import run
+from videorft_jax.training.held_out import check_overlap
 from videorft_jax.training.loop import Taken, protect_best, run_steps
 from videorft_jax.training.options import ValidateOptions
 from videorft_jax.training.setup import make_train_options
@@ -114,6 +116,19 @@ def test_overlap_is_refused_before_the_first_step(place):
     workdir, text = place.run("sft", "overlap", flag, code=2)
     assert "16 records show clips that are trained on" in text.splitlines()[-1]
     assert not (workdir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("split", ["sft", "none"])
+def test_held_out_records_are_looked_at_before_weights_are_read(
+    place, tmp_path, monkeypatch, split
+):
+    monkeypatch.setattr(run, "fresh_state", lambda *_: pytest.fail("weights were read"))
+    records = place.files.get(split, tmp_path / "none.jsonl")
+    config = sft_config(
+        place.folder / "model", place.files["sft"], validate__records=str(records)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"are trained on|none\.jsonl: No such file"):
+        sft(config, str(tmp_path / "run"))
 
 
 class Source:

@@ -40,6 +40,7 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
 from videorft_jax.rollout.tools import Tools
 from videorft_jax.training import changes
+from videorft_jax.training.held_out import check_held_out
 from videorft_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
@@ -373,6 +374,7 @@ def open_run(
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
         total = _count_steps(options, loader)
+        check_held_out(options.validate, loader.source)
         optimizer = make_optimizer(options.optim, total * updates)
         if state is None:
             state = fresh_state(options, weights, optimizer, abstract, mesh, start_from)
