@@ -190,13 +190,16 @@ class Run:
         self.saved.append(number)
 
 
-def train(folder, accuracies, start=0, total=20):
-    """Runs steps whose rounds, every second step, have these accuracies by step."""
+def train(folder, accuracies, start=0, total=20, data=99):
+    """Runs steps whose rounds, every second step, have these accuracies by step. The data end after
+    step `data`."""
     state: Any = None
     taken = Taken(state, {"loss": 0.0, "skipped_in_row": 0}, {}, [], 0)
     steps, run = [], Run(folder, start, total)
 
     def take_step(number, state, tracker):
+        if number > data:
+            return None
         steps.append(number)
         return taken
 
@@ -227,3 +230,11 @@ def test_the_last_step_is_asked_too(tmp_path):
     run, steps = train(tmp_path, {2: 0.5, 3: 0.5}, total=3)
     assert [row["step"] for row in rounds(tmp_path)] == [2, 3]
     assert protect_best(run, None) is None
+
+
+@pytest.mark.parametrize(("data", "asked"), [(3, [2, 3]), (4, [2, 4])])
+def test_the_last_step_is_asked_where_the_data_end_before_the_steps(tmp_path, data, asked):
+    """With `grpo.max_draws` a step may take several batches."""
+    run, _ = train(tmp_path, {2: 0.5, 3: 0.75, 4: 0.75}, data=data)
+    assert [row["step"] for row in rounds(tmp_path)] == asked
+    assert (run.saved[-1], run.protected[-1]) == (data, data)
