@@ -30,8 +30,7 @@ def main(argv: list[str]) -> int:
     for name in wanted:
         shutil.copyfile(recipes.shipped() / f"{name}.py", folder / f"{name}.py")
     name = next(name for name in ("sft_7b", *wanted) if name in wanted)
-    command = name.partition("_")[0]
-    command = command if command in ("sft", "grpo", "evaluate", "ablate", "demo") else "doctor"
+    command = recipes.find_command(name) or "doctor"
     flags = (f"--config={folder / name}.py", f"--workdir=runs/{name}")
     print_last_line(f"{len(wanted)} recipes in {folder}", command, *flags, "...")
     return 0

@@ -23,6 +23,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in shipped().glob("*.py") if path.stem != "__init__")
 
 
+def find_command(name: str) -> str:
+    """The command that the recipe of this name is for, by its name; empty where it does not say."""
+    known = ("sft", "grpo", "evaluate", "ablate", "demo")
+    return next((command for command in known if command in name), "")
+
+
 def find(value: str) -> str:
     """The file that `--config=value` means, with the argument of the recipe if one follows a colon.
 

@@ -13,6 +13,7 @@ from videorft_jax.commands.data_flags import (
     at_least_one,
     check_tokenizer,
     make_limits,
+    name_recipe,
     read_contract,
 )
 from videorft_jax.commands.last_line import print_last_line
@@ -62,12 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         with open(flags.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
         print(f"report written to {os.path.abspath(flags.json)}")
-    named = (
-        f"--config={mode}_7b",
-        f"--workdir=runs/{mode}_7b",
-        f"--config.data.records={flags.data}",
-    )
-    print_last_line(f"checked sizes kept in {options.sizes_dir}", mode, *named, "...")
+    following = (*name_recipe(flags, f"{mode}_7b"), f"--config.data.records={flags.data}")
+    print_last_line(f"checked sizes kept in {options.sizes_dir}", *following, "...")
     return 1 if report["faults"] or report["unused_fields"] else 0
 
 
