@@ -297,10 +297,7 @@ def _check_same_run(options, mode, saved, workdir):
         log.warning("changed since the checkpoint: %s", changes.describe(found))
     learnt = {name: pair for name, pair in found.items() if changes.decides_learning(name)}
     if learnt and not options.allow_changes:
-        raise ValueError(
-            f"{workdir}: {changes.describe(learnt)}; go on with the same options, begin in another "
-            "workdir, or add --allow_changes"
-        )
+        raise ValueError(f"{workdir}: {changes.describe(learnt)}; {changes.say_remedies(learnt)}")
 
 
 def _count_steps(options, loader):
