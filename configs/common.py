@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.optim.name = "adamw"  # adamw or adafactor
     config.optim.lr = 1e-6  # the highest learning rate
     config.optim.schedule = "linear"  # how the rate falls: linear or cosine to 0, constant
-    config.optim.warmup_steps = 0  # steps in which the rate rises to lr
+    config.optim.warmup_steps = 0  # optimizer steps in which the rate rises to lr
     config.optim.b1 = 0.9  # decay of AdamW's first moment
     config.optim.b2 = 0.999  # decay of AdamW's second moment
     config.optim.eps = 1e-8  # added to AdamW's denominator
