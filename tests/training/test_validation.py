@@ -168,6 +168,8 @@ def test_comparing_rounds_needs_records(option):
 class Run:
     """What `run_steps` reads of a run, with a record of what was saved and kept."""
 
+    kept = range(99)  # steps whose checkpoints are there
+
     def __init__(self, folder, start, total=20, every=100):
         self.folder, self.total, self.state, self.loader = str(folder), total, None, range(99)
         self.options = types.SimpleNamespace(
@@ -182,6 +184,9 @@ class Run:
 
     def protect(self, step):
         self.protected.append(step)
+
+    def holds(self, step):
+        return step in self.kept
 
     def learning_rate(self, state):
         return 0.0
@@ -238,3 +243,13 @@ def test_the_last_step_is_asked_where_the_data_end_before_the_steps(tmp_path, da
     run, _ = train(tmp_path, {2: 0.5, 3: 0.75, 4: 0.75}, data=data)
     assert [row["step"] for row in rounds(tmp_path)] == asked
     assert (run.saved[-1], run.protected[-1]) == (data, data)
+
+
+def test_a_best_round_without_its_checkpoint_is_told(tmp_path, monkeypatch, caplog):
+    """As where `validate.keep_best` is set for a run that was begun without it."""
+    train(tmp_path, {2: 0.75, 4: 0.5}, total=4)
+    assert not caplog.messages
+    monkeypatch.setattr(Run, "kept", [4])
+    train(tmp_path, {6: 0.5}, start=4, total=6)
+    (told,) = [line for line in caplog.messages if "the best round" in line]
+    assert "is that of step 2, whose checkpoint is gone" in told

@@ -73,7 +73,13 @@ def run_steps(
     and SystemExit once a checkpoint is written after SIGTERM or Ctrl-C.
     """
     options, state = run.options, run.state
-    protect_best(run, validation)
+    best = protect_best(run, validation)
+    if best is not None and not run.checkpointer.holds(best):
+        log.warning(
+            "the best round is that of step %d, whose checkpoint is gone, since validate.keep_best "
+            "was not set then; that of the next better round stays",
+            best,
+        )
     if validation and validation.has_stalled:
         _say_stalled(run, validation, start)
         return
