@@ -83,11 +83,11 @@ def get_config() -> ConfigDict:
     config.optim.name = "adamw"  # adamw or adafactor
     config.optim.lr = 1e-6  # the highest learning rate
     config.optim.schedule = "linear"  # how the rate falls: linear or cosine to 0, constant
-    config.optim.warmup_steps = 0  # steps in which the rate rises to lr
+    config.optim.warmup_steps = 0  # optimizer steps in which the rate rises to lr
     config.optim.b1 = 0.9  # decay of AdamW's first moment
     config.optim.b2 = 0.999  # decay of AdamW's second moment
     config.optim.eps = 1e-8  # added to AdamW's denominator
-    config.optim.weight_decay = 0.0  # decay of matrices; norms and biases never decay
+    config.optim.weight_decay = 0.0  # times the rate, decay of matrices; norms and biases have none
     config.optim.clip = 5.0  # largest global norm of the gradient; 0: no clipping
     config.optim.mu_dtype = "float32"  # AdamW's first moment; bfloat16 saves 2 bytes a weight
     config.optim.ema_decay = 0.0  # decay of the moving average of weights; 0: no average is kept

@@ -40,7 +40,10 @@ case $verb in
 esac
 while [ $# -gt 0 ]; do
   case $1 in
-    --hosts=*) host_list=${1#*=} ;;
+    --hosts=*)
+      host_list=${1#*=}
+      case ,$host_list, in *,,*) fail 2 "$1: a name is empty; leave --hosts out for this machine" ;; esac
+      ;;
     --port=*) port=${1#*=} ;;
     --run=*) run=${1#*=} ;;
     --release=*) release=${1#*=} ;;
@@ -61,6 +64,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 check_numbers "$port" "$restarts" "$up_s" "$lost_s"
+check_environment
 check_command "$verb"
 case $run in *[!A-Za-z0-9_.-]* | "") fail 2 "--run=$run: letters, digits, _ . and - only" ;; esac
 

@@ -165,7 +165,16 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-case $restarts$delay in *[!0-9]* | "") fail 2 "--restarts and --delay are whole numbers" ;; esac
+for number in "$restarts" "$delay" "$HEALTHY_S" "$GRACE_S"; do # 08 would be octal digits
+  case $number in
+    *[!0-9]* | "" | 0?*)
+      fail 2 "'$number': --restarts, --delay, VIDEORFT_HEALTHY_S, VIDEORFT_GRACE_S are whole numbers"
+      ;;
+  esac
+done
+for tool in flock setsid; do
+  command -v $tool >/dev/null || fail 2 "no $tool here; install util-linux"
+done
 case $verb in
   run | start)
     [ $# -gt 0 ] || fail 2 "no command; write -- COMMAND..."

@@ -64,9 +64,12 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$name" ] || fail 2 "--name missing; give the name of the TPU, or set TPU_NAME"
 [ -n "$zone" ] || fail 2 "--zone missing; give the zone of $name, or set TPU_ZONE"
+[ "$slices" != 0 ] || fail 2 "--slices is 0; give at least 1"
 check_numbers "$slices" "$restarts" "$up_s" "$lost_s" "$queue_s"
+check_environment
 check_command "$verb"
 check_paths
+[ -n "$dry_run" ] || command -v gcloud >/dev/null || fail 1 "no gcloud here; install the Google Cloud CLI"
 
 where=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")

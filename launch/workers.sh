@@ -18,10 +18,23 @@ fail() {
   exit "$1"
 }
 
-check_numbers() {
+check_numbers() { # a zero in front would make the shell read octal digits
   local number
   for number in "$@"; do
-    case $number in *[!0-9]* | "") fail 2 "$number is no whole number; ports, counts, seconds are" ;; esac
+    case $number in
+      *[!0-9]* | "") fail 2 "$number is no whole number; ports, counts, seconds are" ;;
+      0?*) fail 2 "$number begins with 0; leave that out" ;;
+    esac
+  done
+}
+
+check_environment() {
+  local pair
+  for pair in ${environment[@]+"${environment[@]}"}; do
+    case $pair in
+      [A-Za-z_]*=*) ;;
+      *) fail 2 "--env=$pair: write --env=NAME=VALUE" ;;
+    esac
   done
 }
 
@@ -169,21 +182,42 @@ python_of() {
   echo "${VIDEORFT_PYTHON:-$home/.videorft/venv/bin/python}"
 }
 
-# Paths that only the caller's folder explains are refused where the workers are other machines.
+# Paths that only the caller's folder explains are refused where the workers are other machines. A
+# flag and its value may be two words.
 check_paths() {
-  local word
+  local word flag=""
   for word in ${command[@]+"${command[@]}"}; do
     case $word in
-      *=/* | *=*://* | *= | --config=configs/*) continue ;;
-      --config=*/* | --config=*.py) ;;
-      --workdir=* | --checkpoint=* | --out=* | --config.compile_cache=*) ;;
-      --config.model.init_from=* | --config.data.records=* | --config.data.root=*) ;;
-      --config.data.cache=* | --config.data.template_file=* | --config.reward.siglip=*) ;;
-      --config.reward.cache=* | --config.evaluate.checkpoint=* | --config.ablate.r*=*) ;;
-      *) continue ;;
+      --*=*) flag="" ;;
+      --*)
+        flag=$word
+        continue
+        ;;
+      *)
+        word=${flag:+$flag=}$word
+        flag=""
+        ;;
     esac
-    fail 2 "$word: workers do not start in this folder; give an absolute path that all of them see"
+    check_path "$word"
   done
+}
+
+check_path() { # FLAG=VALUE
+  case $1 in
+    *=/* | *=*://* | *=tfds:* | *= | --config=configs/*) return ;;
+    --config=*/* | --config=*.py) ;;
+    --config.model.init_from=[A-Za-z0-9_]*/* | --config.grpo.reference=[A-Za-z0-9_]*/*)
+      case ${1#*=} in */*/*) ;; *) [ -e "${1#*=}" ] || return 0 ;; esac # a name of the hub
+      ;;
+    --workdir=* | --checkpoint=* | --out=* | --config.compile_cache=*) ;;
+    --config.model.init_from=* | --config.model.adapter=* | --config.grpo.reference=*) ;;
+    --config.data.records=* | --config.data.root=* | --config.data.pass_rates=*) ;;
+    --config.data.cache=* | --config.data.template_file=* | --config.reward.siglip=*) ;;
+    --config.reward.cache=* | --config.evaluate.checkpoint=* | --config.ablate.r*=*) ;;
+    --config.validate.records=* | --config.validate.root=*) ;;
+    *) return 0 ;;
+  esac
+  fail 2 "$1: workers do not start in this folder; give an absolute path that all of them see"
 }
 
 up_one() { on_worker "$1" "$(supervise "$1" up)"; }

@@ -49,6 +49,7 @@ KL_ESTIMATORS = ("k2", "k3", "k3_weighted")
 SPREADS = ("group", "batch", "none")
 SAMPLER_LEVELS = ("token", "sequence")
 SAMPLER_RULES = ("truncate", "mask")
+_NO_SAMPLER = (SAMPLER_LEVELS[0], SAMPLER_RULES[0])  # what stands where nothing is weighed
 ADVANTAGE_EPS = 1e-4  # the value of the original and of TRL
 MAX_LOG_RATIO = 10.0  # the original clips log(p_ref / p) to it before it is raised
 SAPO_TEMPERATURES = (1.0, 1.05)  # SAPO's paper, for advantages above 0 and others
@@ -154,6 +155,10 @@ class LossOptions:
             raise ValueError(f"grpo: dual_clip is {self.dual_clip}; give a number above 1, or 0")
         if self.dual_clip and self.variant in ("cispo", "sapo"):
             raise ValueError(f"grpo: dual_clip does nothing in {self.variant}; set it to 0")
+        if not self.sampler_cap and (self.sampler_level, self.sampler_rule) != _NO_SAMPLER:
+            raise ValueError(
+                "grpo: sampler_level and sampler_rule do nothing without a sampler_cap; give one"
+            )
         if self.sampler_floor and not self.sampler_cap > self.sampler_floor:
             raise ValueError(
                 f"grpo: sampler_floor is {self.sampler_floor}; give a sampler_cap above it"

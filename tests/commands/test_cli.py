@@ -184,6 +184,13 @@ def test_unknown_command(say):
         (["--config.optim.learning_rate=1"], "did you mean optim.lr?"),
         (["--config.optim.lr=-1"], "optim.lr is -1.0; give at least 0"),
         (["--config.optim.lr=nan"], "optim.lr is nan; give at least 0"),
+        (["--config.optim.lr=inf"], "optim.lr is inf; give a finite number, at least 0"),
+        (["--config.data.timeout_s=inf"], "data.timeout_s is inf; give a finite number, more than"),
+        (["-config.optim.lrr=1"], "no such option: optim.lrr; did you mean optim.lr?"),
+        (
+            ["--config.optim.lr", "--config.data.rows=8"],
+            "--config.optim.lr has no value; write --config.optim.lr=VALUE",
+        ),
         (["--config.optim.b1=1"], "optim.b1 is 1.0; give from 0 to below 1"),
         (["--config.rollout.top_p=0"], "rollout.top_p is 0.0; give above 0 to 1"),
         (["--config.optim.lr=fast"], "--config.optim.lr=fast: could not convert string to float"),
@@ -254,6 +261,8 @@ def test_refuses_a_batch_that_cannot_fit(place, say):
         ([], "--config and --workdir missing; write videorft sft --config="),
         (["--workdir=runs/a"], "--config missing"),
         (["--config=none.py", "--workdir=runs/a"], "--config=none.py: no such file"),
+        (["--config=sft_7b", "--workdir", "--config.data.rows=8"], "--workdir has no value; write"),
+        (["--config", "--workdir=runs/a"], "--config has no value; write --config=VALUE"),
         (["--config", "none.py"], "--config=none.py: no such file, and no recipe of that name"),
         (
             ["--config.optim.lr=1"],

@@ -3,10 +3,11 @@
 import argparse
 import json
 import pathlib
+import shlex
 
 import pytest
 
-from videorft_jax.commands import cache, validate
+from videorft_jax.commands import cache, init, validate
 from videorft_jax.commands.data_flags import add_contract_flags, read_contract
 from videorft_jax.data.loader.cache import FrameCache
 from videorft_jax.data.loader.cache import read_contract as read_cached
@@ -104,3 +105,42 @@ def test_validate_refuses_what_a_run_of_the_recipe_refuses(records, tmp_path, ca
     assert (code, mode, why) == (1, "sft", "asked for")
     assert after.startswith("videorft sft --config=sft_7b")
     assert check()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("media", "words"),
+    [
+        ((), ["sft", "--config=sft_7b", "--workdir=runs/sft_7b"]),
+        (("--patch_size=16",), ["sft", "--config=sft_qwen3vl_8b", "--workdir=runs/sft_qwen3vl_8b"]),
+        (("--config=grpo_qwen3vl_8b",), ["grpo", "--config=grpo_qwen3vl_8b"]),
+        (("--contract=evaluate",), ["sft", "--config=sft_7b", "--config.media.preset=evaluate"]),
+        (MEDIA, ["sft", *MEDIA]),
+    ],
+)
+def test_what_comes_next_reads_the_cache(records, tmp_path, capsys, media, words):
+    """The next command has the media of the cache, else a run would refuse it."""
+    folder = tmp_path / "cache"
+    assert cache.main([f"--data={records}", f"--out={folder}", *media]) == 0
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("; next: videorft ")[2])
+    assert last[0] == words[0]
+    assert set(words) < set(last)
+    own = [word for word in last if word.startswith(("--config=", "--config.media."))]
+    assert parse(*own) == read_cached(str(folder))
+
+
+def test_patches_of_a_recipe_are_not_those_of_a_flag(records, tmp_path):
+    for recipe in ("--config=sft_7b", "--config.media.max_frames=8"):
+        with pytest.raises(ValueError, match="give --config.media.patch_size=16, or leave the rec"):
+            cache.main([f"--data={records}", f"--out={tmp_path}", "--patch_size=16", recipe])
+
+
+def test_validate_names_the_recipe_that_it_was_given(records, tmp_path, capsys):
+    arguments = [f"--data={records}", f"--answers={tmp_path / 'sizes'}"]
+    assert validate.main([*arguments, "--config=grpo_qwen3vl_8b"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "videorft grpo --config=grpo_qwen3vl_8b --workdir=runs/grpo_qwen3vl_8b" in last
+
+
+def test_a_recipe_of_grpo_on_the_demo_is_one_of_grpo(tmp_path, capsys):
+    assert init.main([str(tmp_path / "own"), "demo_grpo"]) == 0
+    assert "; next: videorft grpo --config=" in capsys.readouterr().out

@@ -54,10 +54,48 @@ def test_setup_keeps_the_tree_of_an_older_launcher(stage, tmp_path):
     assert kept.read_text() == "weights"
 
 
-@pytest.mark.parametrize("flag", ["--workdir=runs/x", "--config.model.init_from=model"])
+RELATIVE = (
+    "--workdir=runs/x",
+    "--workdir runs/x",
+    "--config.model.init_from=model",
+    "--config.model.init_from=../org/model",
+    "--config.model.adapter=adapter",
+    "--config.data.pass_rates=rates.jsonl",
+    "--config.grpo.reference=a/b/c",
+    "--config.validate.records eval.jsonl",
+)
+
+
+@pytest.mark.parametrize("flag", RELATIVE)
 @pytest.mark.parametrize("script", ["gpu_node.sh", "tpu_pod.sh"])
 def test_relative_paths_are_refused_for_other_machines(stage, flag, script):
     where = ["--hosts=a,b"] if script == "gpu_node.sh" else ["--name=pod", "--zone=z"]
-    text = stage.run(script, "run", *where, "--", "sft", "--config=sft_7b", flag, code=2)
+    words = ["--", "sft", "--config=sft_7b", *flag.split(" ")]
+    text = stage.run(script, "run", *where, *words, code=2)
+    flag = flag.replace(" ", "=")
     assert f"{flag}: workers do not start in this folder; give an absolute path" in text
     assert not stage.calls()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.model.init_from=Qwen/Qwen2.5-VL-7B-Instruct",
+        "--config.grpo.reference=org/model@main",
+        "--config.data.records=tfds:videorft",
+        "--workdir /runs/x",
+        "--allow_changes",
+    ],
+)
+def test_what_means_the_same_on_every_machine_is_taken(stage, flag):
+    words = ["--", "sft", "--config=sft_7b", *flag.split(" ")]
+    text = stage.run("gpu_node.sh", "run", "--hosts=a,b", "--dry_run", *words)
+    assert text.count(flag) == 2
+
+
+def test_a_folder_goes_before_a_name_of_the_hub(stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org/model").mkdir(parents=True)
+    words = ["--", "sft", "--config=sft_7b", "--config.model.init_from=org/model"]
+    text = stage.run("gpu_node.sh", "run", "--hosts=a,b", *words, code=2)
+    assert "org/model: workers do not start in this folder" in text

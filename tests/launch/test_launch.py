@@ -205,6 +205,14 @@ def test_an_interrupted_launcher_leaves_the_run_and_stop_ends_it(stage):
         (["tpu_pod.sh", "run", "--nam=p"], "no flag --nam=p"),
         (["gpu_node.sh", "run", "--port=x", "--", "sft"], "x is no whole number"),
         (["gpu_node.sh", "stop", "--", "sft"], "stop takes no command"),
+        (["gpu_node.sh", "run", "--up_s=08", "--", "sft"], "08 begins with 0; leave that out"),
+        (["gpu_node.sh", "run", "--env=A", "--", "sft"], "--env=A: write --env=NAME=VALUE"),
+        (["gpu_node.sh", "run", "--hosts=", "--", "sft"], "--hosts=: a name is empty; leave"),
+        (["gpu_node.sh", "run", "--hosts=a,,b", "--", "sft"], "--hosts=a,,b: a name is empty"),
+        (
+            ["tpu_pod.sh", "run", "--name=p", "--zone=z", "--slices=0", "--", "sft"],
+            "--slices is 0; give at least 1",
+        ),
     ],
 )
 def test_wrong_usage_of_a_launcher_is_one_line(stage, words, message):
@@ -212,6 +220,17 @@ def test_wrong_usage_of_a_launcher_is_one_line(stage, words, message):
     assert message in text
     assert text.count("\n") == 1
     assert stage.calls() == []
+
+
+def test_a_missing_gcloud_is_named(stage, tmp_path):
+    """The stub is out of reach; what the launcher itself calls is not."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "env", "dirname", "basename", "mktemp", "rm"):
+        (tools / name).symlink_to(shutil.which(name))
+    where = ["--name=p", "--zone=z"]
+    text = stage.run("tpu_pod.sh", "run", *where, "--", "sft", code=1, PATH=str(tools))
+    assert text == "tpu_pod.sh: no gcloud here; install the Google Cloud CLI\n"
 
 
 # ---- GPU nodes -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The supervisor of a worker: restarts, stops, and what it tells of a command that is gone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -46,6 +47,31 @@ def test_an_attempt_that_lasted_begins_a_new_row(tmp_path):
     more = {"VIDEORFT_HEALTHY_S": "1"}
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | more, timeout=600)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("flag", ["--restarts=08", "--restarts=", "--delay=", "--delay=1.5"])
+def test_what_is_no_number_starts_nothing(tmp_path, flag):
+    """08 are no octal digits: the comparison failed, and the command was restarted for ever."""
+    words = [SUPERVISE, "run", "run", "--restarts=0", "--delay=0", flag, "--", "false"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{flag.partition('=')[2]}': --restarts, --delay" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_tool_is_named(tmp_path):
+    """Without flock every folder looked as if something ran in it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "env", "mkdir", "setsid"):
+        (tools / name).symlink_to(shutil.which(name))
+    words = [SUPERVISE, "run", "run", "--", "true"]
+    done = subprocess.run(
+        words, cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=600
+    )
+    assert (done.returncode, done.stderr) == (
+        2, "supervise: no flock here; install util-linux\n",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

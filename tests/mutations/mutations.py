@@ -209,10 +209,14 @@ MUTATIONS = [
         ("first, inside[:, :, :-1]", "first, inside[:, :, 1:]"),
     ),
     *_each(
-        "rewards/combine.py",
+        "rewards/gates.py",
         COMBINE,
         ("return accuracy > limits[:, None]", "return accuracy >= limits[:, None]"),
         ("np.where(is_open | np.isnan(scores), scores, 0.0)", "np.where(is_open, scores, 0.0)"),
+    ),
+    *_each(
+        "rewards/combine.py",
+        COMBINE,
         (
             "(num_tokens >= shortest) & (num_tokens <= longest)",
             "(num_tokens > shortest) & (num_tokens <= longest)",

@@ -24,11 +24,23 @@ def test_a_step_to_be_profiled_that_never_comes_is_refused_before_weights_are_re
             sft(config, str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize(("num_batches", "option"), [(4, "data.epochs"), (10, "train.max_steps")])
-def test_what_would_make_more_steps_is_named(caplog, num_batches, option):
+@pytest.mark.parametrize(
+    ("num_batches", "max_steps", "options"),
+    [
+        (4, 0, "data.epochs"),
+        (4, 6, "data.epochs"),
+        (10, 4, "train.max_steps"),
+        (4, 4, "data.epochs and train.max_steps"),
+        (4, 3, "data.epochs and train.max_steps"),
+    ],
+)
+def test_what_would_make_more_steps_is_named(caplog, num_batches, max_steps, options):
     """Four steps were taken, of as many batches as there are or of more."""
     caplog.set_level(logging.INFO)
     say_nothing_left(
-        types.SimpleNamespace(start=4, total=4, next_batch=4, loader=range(num_batches))
-    )
-    assert caplog.messages == [f"step 4 of 4: nothing left to do; raise {option} to go on"]
+        types.SimpleNamespace(
+            start=4, total=4, next_batch=4, loader=range(num_batches),
+            options=types.SimpleNamespace(max_steps=max_steps),
+        )
+    )  # fmt: skip
+    assert caplog.messages == [f"step 4 of 4: nothing left to do; raise {options} to go on"]

@@ -17,7 +17,9 @@ from tiny_run import (
     write_config,
 )
 
-from videorft_jax.evaluation.validation import check_overlap
+from videorft_jax.commands.sft import sft
+from videorft_jax.training import run
+from videorft_jax.training.held_out import check_overlap
 from videorft_jax.training.loop import Taken, protect_best, run_steps
 from videorft_jax.training.options import ValidateOptions
 from videorft_jax.training.setup import make_train_options
@@ -116,6 +118,19 @@ def test_overlap_is_refused_before_the_first_step(place):
     assert not (workdir / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("split", ["sft", "none"])
+def test_held_out_records_are_looked_at_before_weights_are_read(
+    place, tmp_path, monkeypatch, split
+):
+    monkeypatch.setattr(run, "fresh_state", lambda *_: pytest.fail("weights were read"))
+    records = place.files.get(split, tmp_path / "none.jsonl")
+    config = sft_config(
+        place.folder / "model", place.files["sft"], validate__records=str(records)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"are trained on|none\.jsonl: No such file"):
+        sft(config, str(tmp_path / "run"))
+
+
 class Source:
     """Records of one media item each."""
 
@@ -153,6 +168,8 @@ def test_comparing_rounds_needs_records(option):
 class Run:
     """What `run_steps` reads of a run, with a record of what was saved and kept."""
 
+    kept = range(99)  # steps whose checkpoints are there
+
     def __init__(self, folder, start, total=20, every=100):
         self.folder, self.total, self.state, self.loader = str(folder), total, None, range(99)
         self.options = types.SimpleNamespace(
@@ -168,6 +185,9 @@ class Run:
     def protect(self, step):
         self.protected.append(step)
 
+    def holds(self, step):
+        return step in self.kept
+
     def learning_rate(self, state):
         return 0.0
 
@@ -175,13 +195,16 @@ class Run:
         self.saved.append(number)
 
 
-def train(folder, accuracies, start=0, total=20):
-    """Runs steps whose rounds, every second step, have these accuracies by step."""
+def train(folder, accuracies, start=0, total=20, data=99):
+    """Runs steps whose rounds, every second step, have these accuracies by step. The data end after
+    step `data`."""
     state: Any = None
     taken = Taken(state, {"loss": 0.0, "skipped_in_row": 0}, {}, [], 0)
     steps, run = [], Run(folder, start, total)
 
     def take_step(number, state, tracker):
+        if number > data:
+            return None
         steps.append(number)
         return taken
 
@@ -212,3 +235,21 @@ def test_the_last_step_is_asked_too(tmp_path):
     run, steps = train(tmp_path, {2: 0.5, 3: 0.5}, total=3)
     assert [row["step"] for row in rounds(tmp_path)] == [2, 3]
     assert protect_best(run, None) is None
+
+
+@pytest.mark.parametrize(("data", "asked"), [(3, [2, 3]), (4, [2, 4])])
+def test_the_last_step_is_asked_where_the_data_end_before_the_steps(tmp_path, data, asked):
+    """With `grpo.max_draws` a step may take several batches."""
+    run, _ = train(tmp_path, {2: 0.5, 3: 0.75, 4: 0.75}, data=data)
+    assert [row["step"] for row in rounds(tmp_path)] == asked
+    assert (run.saved[-1], run.protected[-1]) == (data, data)
+
+
+def test_a_best_round_without_its_checkpoint_is_told(tmp_path, monkeypatch, caplog):
+    """As where `validate.keep_best` is set for a run that was begun without it."""
+    train(tmp_path, {2: 0.75, 4: 0.5}, total=4)
+    assert not caplog.messages
+    monkeypatch.setattr(Run, "kept", [4])
+    train(tmp_path, {6: 0.5}, start=4, total=6)
+    (told,) = [line for line in caplog.messages if "the best round" in line]
+    assert "is that of step 2, whose checkpoint is gone" in told

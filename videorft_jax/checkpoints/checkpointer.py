@@ -163,6 +163,10 @@ class Checkpointer:
         """Keeps the checkpoint of `step` until another is protected in its place."""
         self._protected = step
 
+    def holds(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of `step`."""
+        return step in self._valid_steps()
+
     def _finish(self, folder, body):
         """Runs in a thread: waits for Orbax, then process 0 seals the checkpoint."""
         try:

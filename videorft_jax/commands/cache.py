@@ -9,7 +9,9 @@ from videorft_jax.commands.data_flags import (
     add_contract_flags,
     add_data_flags,
     at_least_one,
+    given_media,
     make_limits,
+    name_recipe,
     read_contract,
 )
 from videorft_jax.commands.last_line import print_last_line
@@ -17,7 +19,7 @@ from videorft_jax.data.loader.cache_writer import write_cache
 from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.quarantine import one_line, reason_table
-from videorft_jax.models.geometry import find_geometry
+from videorft_jax.models.geometry import WINDOWED_14, find_geometry
 
 MOST_SHOWN = 20
 
@@ -35,18 +37,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="folder of the cache")
     add_contract_flags(parser)
     parser.add_argument(
-        "--patch_size",
-        type=int,
-        default=14,
-        help="of the model: 14, the default, for Qwen2.5-VL, 16 for Qwen3-VL",
+        "--patch_size", type=int, help="of the model: 14 (default) for Qwen2.5-VL, 16 for Qwen3-VL"
     )
     parser.add_argument(
         "--threads", type=at_least_one, default=min(16, os.cpu_count() or 1), help=THREADS
     )
     parser.add_argument("--isolate", action="store_true", help="decode in killable processes")
     options = parser.parse_args(argv)
+    if options.patch_size is not None and (options.config or given_media(options)):
+        raise ValueError(
+            f"--patch_size={options.patch_size}: a recipe says it itself; give "
+            f"--config.media.patch_size={options.patch_size}, or leave the recipe out"
+        )
     source = open_records(options.data, options.data_root, options.format)
-    contract = read_contract(options, find_geometry(options.patch_size))
+    contract = read_contract(options, find_geometry(options.patch_size or WINDOWED_14.patch))
     added, failures = write_cache(
         source,
         contract,
@@ -63,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  row {found.index}: {one_line(found.path)}: {found.reason}; {found.remedy}")
         print(reason_table(Counter(failure.reason for failure in failures), len(source)))
     written = f"{added} clips added to {folder}, contract {contract.digest[:16]}"
-    flags = ("--config=sft_7b", "--workdir=runs/sft_7b", f"--config.data.cache={folder}")
-    print_last_line(written, "sft", *flags, "...")
+    default = "sft_7b" if contract.geometry == WINDOWED_14 else "sft_qwen3vl_8b"
+    following = name_recipe(options, default)
+    print_last_line(written, *following, f"--config.data.cache={folder}", "...")
     return 1 if failures else 0

@@ -4,6 +4,7 @@ and how it becomes frames."""
 import argparse
 import dataclasses
 import os
+import pathlib
 
 from videorft_jax.commands import recipes
 from videorft_jax.data.media.contract import Limits, MediaContract
@@ -66,15 +67,31 @@ def add_contract_flags(parser: argparse.ArgumentParser) -> None:
         add(f"--{_PREFIX}{name}", help=argparse.SUPPRESS)
 
 
-def read_contract(flags: argparse.Namespace, geometry: Geometry = WINDOWED_14) -> MediaContract:
-    """The media contract of the flags: a preset for `geometry`, or that of a recipe with the given
-    options in place of its own. Raises ValueError for a value that cannot be, and for a preset
-    beside a recipe."""
-    given = {
+def given_media(flags: argparse.Namespace) -> dict[str, str]:
+    """The options of a recipe's media that the flags replace, by their names in its section."""
+    return {
         name.removeprefix(_PREFIX): value
         for name, value in vars(flags).items()
         if name.startswith(_PREFIX) and value is not None
     }
+
+
+def name_recipe(flags: argparse.Namespace, default: str) -> tuple[str, ...]:
+    """The words of a command whose media are those of the flags: its name, its recipe, by default
+    that called `default`, its work directory and what replaces the media of the recipe."""
+    config = flags.config or default
+    stem = pathlib.Path(config.partition(":")[0]).stem
+    media = given_media(flags) | ({"preset": "evaluate"} if flags.contract == "evaluate" else {})
+    changed = (f"--{_PREFIX}{name}={value}" for name, value in media.items())
+    command = recipes.find_command(stem) or recipes.find_command(default)
+    return command, f"--config={config}", f"--workdir=runs/{stem}", *changed
+
+
+def read_contract(flags: argparse.Namespace, geometry: Geometry = WINDOWED_14) -> MediaContract:
+    """The media contract of the flags: a preset for `geometry`, or that of a recipe with the given
+    options in place of its own. Raises ValueError for a value that cannot be, and for a preset
+    beside a recipe."""
+    given = given_media(flags)
     if flags.contract and (flags.config or given):
         raise ValueError("--contract names a preset and --config a recipe; give one of them")
     if not flags.config and not given:

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 
+from videorft_jax.commands import recipes
 from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.doctor import installation, machine
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, format_findings, ok
@@ -55,8 +56,7 @@ def _print_last(levels, own, config, argv):
     elif config is None:
         print_last_line(found, "demo", "--config=demo", "--workdir=runs/demo")
     else:
-        known = ("sft", "grpo", "evaluate", "ablate", "demo")
-        command = next((name for name in known if name in config.name), "sft")
+        command = recipes.find_command(config.name) or "sft"
         flags = (f"--config={own.config}", f"--workdir={own.workdir or 'DIR'}")
         print_last_line(found, command, *flags, "...")
 

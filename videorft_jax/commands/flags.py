@@ -26,6 +26,7 @@ FLAGS = (
     ("allow_changes", "BOOL", "go on from a checkpoint that was made with other options"),
     ("help", "BOOL", "show this text and every option; --help=options shows the options alone"),
 )
+_WITH_VALUE = {f"--{name}" for name, kind, _ in FLAGS if kind != "BOOL"}
 
 
 def parse(
@@ -95,15 +96,16 @@ def format_help(argv: list[str], examples: str) -> str:
 
 
 def _join_values(argv):
-    """`--config FILE` as `--config=FILE`, and so for each flag that takes a value."""
+    """`--config FILE` as `--config=FILE`, and so for each flag that takes a value; `-config` as
+    `--config`. A flag is no value of another: it follows one whose variable of a shell is empty."""
     joined, taking = [], False
-    names = {f"--{name}" for name, kind, _ in FLAGS if kind != "BOOL"}
     for argument in argv:
-        if taking:
+        if taking and not argument.startswith("--"):
             joined[-1] += f"={argument}"
+            taking = False
         else:
-            joined.append(argument)
-        taking = not taking and (argument in names or _is_bare_option(argument))
+            joined.append(re.sub(r"^-(?=[a-z])", "--", argument))
+            taking = joined[-1] in _WITH_VALUE or _is_bare_option(joined[-1])
     return joined
 
 
@@ -124,6 +126,8 @@ def _first(examples):
 def _check_config(argv, examples, command):
     """Raises ValueError for options without a recipe and for names that the recipe does not have,
     in better words than the libraries have."""
+    if bare := _WITH_VALUE.intersection(argv):
+        raise ValueError(_lacks_value(min(bare)))
     options = [argument for argument in argv if argument.startswith("--config.")]
     given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     if len(given) > 1:
@@ -136,7 +140,8 @@ def _check_config(argv, examples, command):
     config = recipes.read(value)
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={value}: get_config() returns no ConfigDict; see configs/")
-    known = [name.removeprefix("config.") for name, _ in options_help.flatten(config, "config")]
+    values = dict(options_help.flatten(config, "config"))
+    known = [name.removeprefix("config.") for name in values]
     _check_kind(value, config, known, command)
     for option in options:
         written = option.split("=", 1)[0].removeprefix("--config.")
@@ -145,6 +150,12 @@ def _check_config(argv, examples, command):
             raise ValueError(options_help.suggest(name, known))
         if name != written:
             raise ValueError(f"--config.{written}: give the whole option, --config.{name}=VALUE")
+        if _is_bare_option(option) and not isinstance(values[f"config.{name}"], bool):
+            raise ValueError(_lacks_value(option))
+
+
+def _lacks_value(flag):
+    return f"{flag} has no value; write {flag}=VALUE"
 
 
 def _check_kind(value, config, known, command):

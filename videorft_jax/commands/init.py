@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
     for name, path in copies.items():
         shutil.copyfile(shipped[name], path)
     name = next(name for name in ("sft_7b", *wanted) if name in wanted)
-    command = name.partition("_")[0]
-    known = ("sft", "grpo", "evaluate", "ablate", "demo", "curate")
-    command = command if command in known else "doctor"
+    command = recipes.find_command(name) or "doctor"
     flags = (f"--config={copies[name]}", f"--workdir=runs/{name}")
     print_last_line(f"{len(wanted)} recipes in {folder}", command, *flags, "...")
     return 0

@@ -29,6 +29,12 @@ def files() -> dict[str, pathlib.Path]:
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
+def find_command(name: str) -> str:
+    """The command that the recipe of this name is for, by its name; empty where it does not say."""
+    known = ("sft", "grpo", "evaluate", "ablate", "demo", "curate")
+    return next((command for command in known if command in name), "")
+
+
 def find(value: str) -> str:
     """The file that `--config=value` means, with the argument of the recipe if one follows a colon.
 

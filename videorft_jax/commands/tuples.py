@@ -58,6 +58,7 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.freeze": (_are_names, "('vision', 'merger') or vision,merger"),
     "lora.targets": (_are_names, "('text/layers/attn/(q|k|v|o)$',)"),
     "limits.roots": (_are_names, "('/data/clips',)"),
+    "tools.names": (_are_names, "('frames', 'my_tools:look') or frames,my_tools:look"),
     "ablate.variants": (_are_variants, "(('a', ()), ('b', (('grpo.beta', 0.0),)))"),
     "ablate.seeds": (_are_numbers, "(0, 1)"),
 }

@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import os
-import pathlib
 import sys
 
 from videorft_jax.commands import recipes
@@ -16,6 +15,7 @@ from videorft_jax.commands.data_flags import (
     at_least_one,
     check_tokenizer,
     make_limits,
+    name_recipe,
     read_contract,
 )
 from videorft_jax.commands.last_line import print_last_line
@@ -91,15 +91,15 @@ def _name_next(flags, recipe, mode, num_good):
     if not num_good:
         named = [f"--config={flags.config}"] if recipe else []
         return "validate", f"--data={flags.data}", *named
-    config = flags.config if recipe and _stage_of(recipe) == mode else f"{mode}_7b"
-    workdir = f"runs/{pathlib.Path(config.partition(':')[0]).stem}"
-    return mode, f"--config={config}", f"--workdir={workdir}", f"--config.data.records={flags.data}"
+    if recipe and _stage_of(recipe) != mode:
+        flags = argparse.Namespace(**vars(flags) | {"config": None})
+    return *name_recipe(flags, f"{mode}_7b"), f"--config.data.records={flags.data}"
 
 
 def _stage_of(recipe):
-    """The mode that the name of a recipe begins with, None where it begins otherwise."""
-    name = recipe.get("name", "") if recipe else ""
-    return next((mode for mode in MODES if name.startswith(mode)), None)
+    """The mode that a recipe is for, by its name; None where there is no such mode."""
+    command = recipes.find_command(recipe.get("name", "")) if recipe else ""
+    return command if command in MODES else None
 
 
 def _read_shapes(flags, recipe):

@@ -11,7 +11,7 @@ from videorft_jax.curation.endpoints import Endpoint, Price
 from videorft_jax.curation.licences import read_sources, read_terms
 from videorft_jax.curation.options import PROBES, STAGES, CurationOptions
 from videorft_jax.data.media.contract import MediaContract
-from videorft_jax.rewards.combine import GATES
+from videorft_jax.rewards.gates import GATES
 
 SECTIONS: dict[str, dict[str, type]] = {
     "data": {"records": str, "data_root": str, "benchmarks": list, "val_fraction": float,

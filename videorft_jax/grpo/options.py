@@ -147,8 +147,15 @@ class GrpoOptions:
         if self.normalise_each and self.spread != "group":
             raise ValueError(
                 f"{name}: grpo.normalise_each divides by its own spreads; set "
-                "grpo.scale_rewards=group"
+                "grpo.scale_rewards=group and grpo.divide_by_std=True"
             )
+        if self.alarms.kl_above and not self.loss.beta:
+            raise ValueError(
+                f"{name}: alarms.kl_above is {self.alarms.kl_above} and grpo.beta is 0, so no "
+                "divergence is measured; set grpo.beta above 0, or alarms.kl_above=0"
+            )
+        if self.train.legacy_labels:
+            raise ValueError(f"{name}: train.legacy_labels is of SFT; leave it out")
 
     def _check_sync(self, name):
         for is_set, what, why in (

@@ -17,17 +17,11 @@ import numpy as np
 
 from videorft_jax.data.records.plain import as_record
 from videorft_jax.rewards import accuracy as rules
+from videorft_jax.rewards.gates import GATES, check_gates, close_gate, open_gate
 from videorft_jax.rewards.once import score_once
 from videorft_jax.rewards.user import NOT_APPLICABLE, Training, UserReward
 
 BUILT_IN = ("accuracy", "format", "length", "overlong")
-# Above what accuracy the gate of a type opens. One shared word gives a free-form answer a positive
-# ROUGE, so a gate at 0 is always open (defect 5); the strict values are our choice.
-GATES: dict[str, tuple[tuple[str, float], ...]] = {
-    "repo": (),
-    "paper": (),
-    "strict": (("OCR", 0.5), ("free-form", 0.3), ("regression", 0.5)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +58,15 @@ class RewardConfig:
         known = (*BUILT_IN, "semantic", *names)
         unknown = [name for name in self.gated if name not in known and ":" not in name]
         if unknown:
-            raise ValueError(f"rewards: gated names {unknown[0]!r}; name one of {', '.join(known)}")
+            raise ValueError(
+                f"rewards: gated names {unknown[0]!r}; name one of "
+                f"{', '.join(dict.fromkeys(known))}"
+            )
         pairs = (*self.rewards, *(self.gate or ()), ("timeout_s", self.timeout_s))
         for name, number in pairs:
             if not math.isfinite(number):
                 raise ValueError(f"rewards: {name} has the number {number}; give a finite one")
+        check_gates(self.gate or ())
         limit, buffer = self.overlong
         if "overlong" in names and not 0 < buffer <= limit:
             raise ValueError(
@@ -289,20 +287,6 @@ def gate_rewards(
             for name, _ in config.rewards
         ]
     )
-
-
-def open_gate(
-    accuracy: np.ndarray, problem_types: Sequence[str], thresholds: Mapping[str, float]
-) -> np.ndarray:
-    """bool [B, R]: accuracy [B, R] exceeds the threshold (default 0) of the row's type; NaN no."""
-    limits = np.array([thresholds.get(kind, 0.0) for kind in problem_types], np.float64)
-    return accuracy > limits[:, None]
-
-
-def close_gate(scores: np.ndarray, is_open: np.ndarray) -> np.ndarray:
-    """Scores [B, R] with 0 where the gate is closed; a failed score stays NaN, open or not, so
-    that a broken reward cannot leave only the wrong answers of a group in the batch."""
-    return np.where(is_open | np.isnan(scores), scores, 0.0)
 
 
 def favour_length(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videorft_jax.rewards.combine import GATES, RewardBatch, RewardConfig, open_gate
+from videorft_jax.rewards.combine import RewardBatch, RewardConfig
+from videorft_jax.rewards.gates import GATES, open_gate
 
 
 def summarize(

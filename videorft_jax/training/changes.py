@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 _PATHS = ("model.init_from", "data.records", "data.root", "data.template_file", "data.cache")
@@ -47,6 +48,10 @@ _FREE = (
     "log",
 )
 
+# Options that decide which arrays a checkpoint holds, or which record stands in which batch; no run
+# goes on with others.
+_FIXED = ("seed", "data.rows", "media", "lora", "optim.name", "optim.mu_dtype", "train.freeze")
+
 
 def find_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """option -> (value before, value now), of the options that both configs have.
@@ -64,7 +69,18 @@ def find_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple
 
 def decides_learning(name: str) -> bool:
     """Whether another value of this option makes the run learn something else."""
-    return not any(name == free or name.startswith(f"{free}.") for free in _FREE)
+    return not _is_among(name, _FREE)
+
+
+def say_remedies(learnt: Iterable[str]) -> str:
+    """What may be done about options that decide learning and have changed."""
+    if any(_is_among(name, _FIXED) for name in learnt):
+        return "go on with the same options, or begin in another workdir"
+    return "go on with the same options, begin in another workdir, or add --allow_changes"
+
+
+def _is_among(name, options):
+    return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def describe(changes: dict[str, tuple[Any, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The loop of SFT and GRPO around their steps: log, look for trouble, save, stop when asked."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,8 +34,11 @@ class Taken(NamedTuple):
 
 
 def say_nothing_left(run: Run) -> None:
-    """Tells that the checkpoint is that of the last step, and which option makes more of them."""
-    option = "data.epochs" if run.next_batch >= len(run.loader) else "train.max_steps"
+    """Tells that the checkpoint is that of the last step, and which options make more of them."""
+    names = ["data.epochs"] if run.next_batch >= len(run.loader) else []
+    if run.start >= (run.options.max_steps or math.inf):
+        names.append("train.max_steps")
+    option = " and ".join(names)
     log.info("step %d of %d: nothing left to do; raise %s to go on", run.start, run.total, option)
 
 
@@ -69,7 +73,13 @@ def run_steps(
     and SystemExit once a checkpoint is written after SIGTERM or Ctrl-C.
     """
     options, state = run.options, run.state
-    protect_best(run, validation)
+    best = protect_best(run, validation)
+    if best is not None and not run.checkpointer.holds(best):
+        log.warning(
+            "the best round is that of step %d, whose checkpoint is gone, since validate.keep_best "
+            "was not set then; that of the next better round stays",
+            best,
+        )
     if validation and validation.has_stalled:
         _say_stalled(run, validation, start)
         return
@@ -93,6 +103,10 @@ def run_steps(
                 taken = take_step(number, state, tracker)
             if taken is None:
                 log.info("the data ended after step %d of %d", number - 1, run.total)
+                if validation and validation.last != number - 1:
+                    with tracker.phase("validate"):
+                        validation.take(number - 1, state)
+                    protect_best(run, validation)
                 before_save(number - 1)
                 run.save(number - 1, state, len(run.loader))
                 break

@@ -18,7 +18,10 @@ class Range(NamedTuple):
     also: float | None = None  # one more number that is allowed, such as -1
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is in the range; NaN never is."""
+        """Whether `value` is in the range; what is not finite never is, since a checkpoint keeps
+        every option as JSON."""
+        if value != value or abs(value) == math.inf:
+            return False
         if self.also is not None and value == self.also:
             return True
         above = value > self.low if self.open_low else value >= self.low

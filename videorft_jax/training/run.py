@@ -40,6 +40,7 @@ from videorft_jax.parallel import sharding
 from videorft_jax.parallel.processes import describe_environment, gather
 from videorft_jax.rollout.tools import Tools
 from videorft_jax.training import changes
+from videorft_jax.training.held_out import check_held_out
 from videorft_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
@@ -296,10 +297,7 @@ def _check_same_run(options, mode, saved, workdir):
         log.warning("changed since the checkpoint: %s", changes.describe(found))
     learnt = {name: pair for name, pair in found.items() if changes.decides_learning(name)}
     if learnt and not options.allow_changes:
-        raise ValueError(
-            f"{workdir}: {changes.describe(learnt)}; go on with the same options, begin in another "
-            "workdir, or add --allow_changes"
-        )
+        raise ValueError(f"{workdir}: {changes.describe(learnt)}; {changes.say_remedies(learnt)}")
 
 
 def _count_steps(options, loader):
@@ -373,6 +371,7 @@ def open_run(
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         check_memory(weights, mesh, loader.buckets)
         total = _count_steps(options, loader)
+        check_held_out(options.validate, loader.source)
         optimizer = make_optimizer(options.optim, total * updates)
         if state is None:
             state = fresh_state(options, weights, optimizer, abstract, mesh, start_from)

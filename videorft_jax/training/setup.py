@@ -6,6 +6,7 @@ array is made.
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -114,7 +115,8 @@ def check_numbers(config: ConfigDict) -> None:
         for name in path.split("."):
             value = value[name]
         if not allowed.holds(value):
-            raise ValueError(f"{config.name}: {path} is {value}; give {allowed}")
+            finite = "a finite number, " if abs(value) == math.inf else ""
+            raise ValueError(f"{config.name}: {path} is {value}; give {finite}{allowed}")
 
 
 def _check_choices(config):

@@ -69,6 +69,11 @@ class Validation:
         return {f"validate/{name}": value for name, value in found.items()}
 
     @property
+    def last(self) -> int | None:
+        """The step of the last round; None before the first."""
+        return int(self._rows[-1]["step"]) if self._rows else None
+
+    @property
     def best(self) -> int | None:
         """The step with the highest accuracy, the earliest where several have it; None before the
         first that has one."""
