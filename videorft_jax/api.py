@@ -35,7 +35,7 @@ from videorft_jax.models.hf_folder import read_checkpoint
 from videorft_jax.models.hf_writer import write_checkpoint
 from videorft_jax.models.peft_folder import load_adapter, merge_adapter
 from videorft_jax.models.side_files import check_side_files
-from videorft_jax.models.sources import find_folder
+from videorft_jax.models.sources import find_folder, unreadable
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
@@ -313,9 +313,8 @@ def _find_saved(folder):
         is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
         is_step = path.parent.name == "checkpoints" and path.name.isdigit()
         is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
-    except (ImportError, KeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: cannot be read ({reason}); check it and its rights") from None
+    except Exception as error:
+        raise unreadable(folder, error) from None
     if is_model or not is_run:
         return None
     from videorft_jax.training import restore  # brings what training needs
