@@ -1,9 +1,12 @@
 """The public API as a program would use it, on a tiny checkpoint with a real clip."""
 
 import dataclasses
+import errno
 import inspect
 import io
 import json
+import os
+import shutil
 
 import hf_twin as hf
 import jax
@@ -218,6 +221,36 @@ def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypat
     column = shown[:, 8 : 8 + width]
     places = range(len(column) - height)
     assert any((column[top : top + height] == large).all() for top in places)
+
+
+def test_a_save_that_cannot_be_is_one_line(model, tmp_path, monkeypatch):
+    """What cannot be written is told before anything is, and nothing is left of what fails."""
+    _, ours, _ = model
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for folder, reason in (
+        (file / "below" / "hf", "Not a directory"),
+        (file, "is there already and not empty"),
+        ("/proc/hf", "No such file or directory"),
+        (tmp_path / ("n" * 250), "File name too long"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{folder}: .*{reason}.*choose another"):
+            ours.save(folder)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(ValueError, match="0.00 GiB free, .*free space or choose another"):
+            ours.save(tmp_path / "hf")
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("videorft_jax.models.tensor_files.write_file", fill)
+        with pytest.raises(RuntimeError, match=r"hf: could not be written \(No space left"):
+            ours.save(tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "kept"
 
 
 def test_surface_is_frozen():

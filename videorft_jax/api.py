@@ -32,7 +32,7 @@ from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import read_checkpoint
-from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.hf_writer import check_place, explained, write_checkpoint
 from videorft_jax.models.peft_folder import load_adapter, merge_adapter
 from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder, unreadable
@@ -205,14 +205,21 @@ class Model:
         return engine.rollout(params, batch, uids, seed=seed, on_tokens=on_tokens)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
+        """Writes a Hugging Face folder: weights, config, tokenizer and processor files.
+
+        Raises ValueError, before anything is written, for a folder that is not empty, cannot be
+        written or lacks the room, and RuntimeError where the disk fails later.
+        """
         folder = _read_path(folder, "the export")
+        if jax.process_index() == 0:
+            check_place(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)))
         files = client_files(self.config, self.contract, self.tokenizer)
         if self.system:
             files[SYSTEM_FILE] = self.system
-        write_checkpoint(
-            folder, self.params, self.config, source_folder=self.folder, side_files=files
-        )
+        with explained(folder):
+            write_checkpoint(
+                folder, self.params, self.config, source_folder=self.folder, side_files=files
+            )
 
 
 def load(
