@@ -200,6 +200,7 @@ class Model:
             )
         engine = self._engines[key]
         batch = self.prepare(messages)
+        engine.check_length(batch)
         uids = np.arange(len(batch.tokens))
         params = engine.prepare(self.params)
         return engine.rollout(params, batch, uids, seed=seed, on_tokens=on_tokens)
