@@ -323,6 +323,27 @@ def test_bad_input(model):
     for text in ("a\ud800", [{"type": "text", "text": "\udc00"}]):
         with pytest.raises(ValueError, match="message 0: .*half of a surrogate pair; remove it"):
             ours.prepare([[{"role": "user", "content": text}]])
+    batch = ours.prepare(chats("clip")[1][1:])
+    bad_ids, places = batch.tokens.copy(), batch.visual_index.copy()
+    bad_ids[0, 3], places[0, 40] = 10**6, 10**6
+    for name, leaf, message in (
+        ("tokens", bad_ids, "token ids from 13 to 1000000; the model has rows for 0 to 511"),
+        ("tokens", np.where(bad_ids > 511, -5, bad_ids), "token ids from -5 to .*0 to 511"),
+        ("tokens", np.where(bad_ids > 511, 512, bad_ids), "token ids .* to 512; .*0 to 511"),
+        ("tokens", batch.tokens + 0.0, r"tokens is float64 of .*whole numbers of shape \(1, \d+\)"),
+        ("tokens", batch.tokens[0], r"tokens is of shape \(\d+,\); give rows"),
+        ("positions", batch.positions[:, :1], r"positions is .*; give .*shape \(1, 3, \d+\)"),
+        ("patches", batch.patches[..., :9], r"patches is .*; give bytes of .* 1176\)"),
+        ("visual_index", places, "visual_index names places without pixels"),
+        ("patch_valid", batch.patch_valid & False, "visual_index names places without pixels"),
+    ):
+        with pytest.raises(ValueError, match=rf"^forward: {message}"):
+            ours.forward(batch._replace(**{name: leaf}))
+    padded = np.where(batch.segment_ids > 0, batch.tokens, -100)  # Nobody reads what pads.
+    real = batch.segment_ids[0] > 0
+    np.testing.assert_array_equal(
+        ours.forward(batch._replace(tokens=padded))[0, real], ours.forward(batch)[0, real]
+    )
     with pytest.raises(ValueError, match="http://host/a: cannot be read"):
         vr.load("http://host/a")
     with pytest.raises(ValueError, match="no such file"):

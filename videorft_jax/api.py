@@ -18,6 +18,7 @@ from etils import epath
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.check import check_arrays, check_places
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract, cut_text
 from videorft_jax.data.media.contract_file import read_contract
@@ -151,6 +152,8 @@ class Model:
         """float32 logits [B, T, V] of every position; for inspection and tests only."""
         if not isinstance(batch, Batch):
             raise ValueError(f"forward: a {type(batch).__name__}; give a batch of prepare")
+        check_arrays(batch, self.config.text.vocab_size, self.config.vision.patch_dim, "forward")
+        check_places(batch, "forward")
         with jax.set_mesh(self.mesh):
             return _logits(self.config, self.params, sharding.place_batch(batch, self.mesh))
 
