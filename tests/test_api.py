@@ -348,3 +348,5 @@ def test_bad_input(model):
         vr.load("http://host/a")
     with pytest.raises(ValueError, match="no such file"):
         vr.load("nowhere")
+    with pytest.raises(ValueError, match=r"config.json: cannot be read \(File name too long\); "):
+        vr.load("n" * 300)
