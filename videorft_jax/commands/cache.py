@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="videorft cache", description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
-    parser.add_argument("--out", required=True, help="folder of the cache")
+    parser.add_argument("--out", required=True, type=os.path.expanduser, help="folder of the cache")
     add_contract_flags(parser)
     parser.add_argument(
         "--patch_size", type=int, default=14, help="of the model: 14 for Qwen2.5-VL, 16 Qwen3-VL"

@@ -27,7 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--data_root", help="folder of the media; default: the file's own")
     add("--format", choices=FORMATS, default="auto")
     home = os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    add("--out", default=home, help="folder of data sets; default: TFDS_DATA_DIR")
+    add(
+        "--out",
+        default=home,
+        type=os.path.expanduser,
+        help="folder of data sets; default: TFDS_DATA_DIR",
+    )
     add("--embed", action="store_true", help="store the media's bytes beside their records")
     options = parser.parse_args(argv)
     from videorft_jax.data.progress import Bar
