@@ -223,6 +223,16 @@ def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypat
     assert any((column[top : top + height] == large).all() for top in places)
 
 
+@pytest.mark.parametrize(
+    "flag", ["max_new_tokens=0", "temperature=-1", "temperature=nan", "seed=-1"]
+)
+def test_ask_looks_at_its_flags_before_the_model(capsys, flag):
+    assert cli.main(["ask", "--model=nowhere", "--question=?", f"--{flag}"]) == 2
+    said = capsys.readouterr().err
+    assert flag.partition("=")[0] in said
+    assert "nowhere" not in said
+
+
 def test_a_save_that_cannot_be_is_one_line(model, tmp_path, monkeypatch):
     """What cannot be written is told before anything is, and nothing is left of what fails."""
     _, ours, _ = model
