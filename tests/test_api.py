@@ -1,9 +1,12 @@
 """The public API as a program would use it, on a tiny checkpoint with a real clip."""
 
 import dataclasses
+import errno
 import inspect
 import io
 import json
+import os
+import shutil
 
 import hf_twin as hf
 import jax
@@ -220,6 +223,46 @@ def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypat
     assert any((column[top : top + height] == large).all() for top in places)
 
 
+@pytest.mark.parametrize(
+    "flag", ["max_new_tokens=0", "temperature=-1", "temperature=nan", "seed=-1"]
+)
+def test_ask_looks_at_its_flags_before_the_model(capsys, flag):
+    assert cli.main(["ask", "--model=nowhere", "--question=?", f"--{flag}"]) == 2
+    said = capsys.readouterr().err
+    assert flag.partition("=")[0] in said
+    assert "nowhere" not in said
+
+
+def test_a_save_that_cannot_be_is_one_line(model, tmp_path, monkeypatch):
+    """What cannot be written is told before anything is, and nothing is left of what fails."""
+    _, ours, _ = model
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for folder, reason in (
+        (file / "below" / "hf", "Not a directory"),
+        (file, "is there already and not empty"),
+        ("/proc/hf", "No such file or directory"),
+        (tmp_path / ("n" * 250), "File name too long"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{folder}: .*{reason}.*choose another"):
+            ours.save(folder)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(ValueError, match="0.00 GiB free, .*free space or choose another"):
+            ours.save(tmp_path / "hf")
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("videorft_jax.models.tensor_files.write_file", fill)
+        with pytest.raises(RuntimeError, match=r"hf: could not be written \(No space left"):
+            ours.save(tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "kept"
+
+
 def test_surface_is_frozen():
     assert vr.__all__ == [
         "MediaContract",
@@ -290,7 +333,30 @@ def test_bad_input(model):
     for text in ("a\ud800", [{"type": "text", "text": "\udc00"}]):
         with pytest.raises(ValueError, match="message 0: .*half of a surrogate pair; remove it"):
             ours.prepare([[{"role": "user", "content": text}]])
+    batch = ours.prepare(chats("clip")[1][1:])
+    bad_ids, places = batch.tokens.copy(), batch.visual_index.copy()
+    bad_ids[0, 3], places[0, 40] = 10**6, 10**6
+    for name, leaf, message in (
+        ("tokens", bad_ids, "token ids from 13 to 1000000; the model has rows for 0 to 511"),
+        ("tokens", np.where(bad_ids > 511, -5, bad_ids), "token ids from -5 to .*0 to 511"),
+        ("tokens", np.where(bad_ids > 511, 512, bad_ids), "token ids .* to 512; .*0 to 511"),
+        ("tokens", batch.tokens + 0.0, r"tokens is float64 of .*whole numbers of shape \(1, \d+\)"),
+        ("tokens", batch.tokens[0], r"tokens is of shape \(\d+,\); give rows"),
+        ("positions", batch.positions[:, :1], r"positions is .*; give .*shape \(1, 3, \d+\)"),
+        ("patches", batch.patches[..., :9], r"patches is .*; give bytes of .* 1176\)"),
+        ("visual_index", places, "visual_index names places without pixels"),
+        ("patch_valid", batch.patch_valid & False, "visual_index names places without pixels"),
+    ):
+        with pytest.raises(ValueError, match=rf"^forward: {message}"):
+            ours.forward(batch._replace(**{name: leaf}))
+    padded = np.where(batch.segment_ids > 0, batch.tokens, -100)  # Nobody reads what pads.
+    real = batch.segment_ids[0] > 0
+    np.testing.assert_array_equal(
+        ours.forward(batch._replace(tokens=padded))[0, real], ours.forward(batch)[0, real]
+    )
     with pytest.raises(ValueError, match="http://host/a: cannot be read"):
         vr.load("http://host/a")
     with pytest.raises(ValueError, match="no such file"):
         vr.load("nowhere")
+    with pytest.raises(ValueError, match=r"config.json: cannot be read \(File name too long\); "):
+        vr.load("n" * 300)

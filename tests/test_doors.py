@@ -226,7 +226,7 @@ JUNK = [None, True, -1, 1.5, float("nan"), "x", "", LONG, "a\nb", b"x", [], ["x"
         object(), np.zeros(2)]  # fmt: skip
 
 
-def doors(model, folder):
+def doors(model, folder, clip):
     """name -> a call of a public function with one argument that may be anything."""
     chat = [[{"role": "user", "content": "Hi"}]]
     for name in ("dtype", "mesh", "mrope_rule", "adapter", "media", "strip_prefix"):
@@ -244,6 +244,10 @@ def doors(model, folder):
     yield "prepare", model.prepare
     yield "from_dict", vr.MediaContract.from_dict
     yield "read_video", lambda x: vr.read_video(x, model.contract)
+    yield "read_video contract", lambda x: vr.read_video(clip, x)
+    for name in ("start", "end", "fps"):
+        read = lambda x, name=name: vr.read_video(clip, model.contract, **{name: x})  # noqa: E731
+        yield f"read_video {name}", read
     yield "score completions", lambda x: vr.score(x, [RECORD])
     yield "score completion", lambda x: vr.score([x], [RECORD])
     yield "score records", lambda x: vr.score(["a"], x)
@@ -257,7 +261,7 @@ def doors(model, folder):
 
 def test_all_public_functions_raise_value_errors_alone(place, tmp_path, monkeypatch):
     """Where an argument is sound, a stub ends the call before weights are read or drawn from."""
-    model, folder, _ = place
+    model, folder, clip = place
     monkeypatch.chdir(tmp_path)
 
     def stop(*_, **__):
@@ -267,9 +271,10 @@ def test_all_public_functions_raise_value_errors_alone(place, tmp_path, monkeypa
     monkeypatch.setattr(api.RolloutEngine, "prepare", lambda self, params: params)
     monkeypatch.setattr(engine, "Session", stop)
     wrong = []
-    for (name, call), junk in itertools.product(doors(model, folder), JUNK):
+    for (name, call), junk in itertools.product(doors(model, folder, clip), JUNK):
         try:
-            check_short(lambda call=call, junk=junk: call(junk))
+            said = check_short(lambda call=call, junk=junk: call(junk))
+            assert "re-encode the file" not in said or name == "read_video", said
         except BaseException as error:
             wrong.append(f"{name} {str(junk)[:20]!r}: {type(error).__name__} {str(error)[:90]}")
     assert not wrong, "\n".join(wrong)

@@ -18,6 +18,7 @@ from etils import epath
 
 from videorft_jax.data.batch import layout, patches
 from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.check import check_arrays, check_places
 from videorft_jax.data.media.clip import resize_frames
 from videorft_jax.data.media.contract import MediaContract, cut_text
 from videorft_jax.data.media.contract_file import read_contract
@@ -32,10 +33,10 @@ from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import read_checkpoint
-from videorft_jax.models.hf_writer import write_checkpoint
+from videorft_jax.models.hf_writer import check_place, explained, write_checkpoint
 from videorft_jax.models.peft_folder import load_adapter, merge_adapter
 from videorft_jax.models.side_files import check_side_files
-from videorft_jax.models.sources import find_folder
+from videorft_jax.models.sources import find_folder, unreadable
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
 from videorft_jax.rollout.engine import RolloutEngine
@@ -151,6 +152,8 @@ class Model:
         """float32 logits [B, T, V] of every position; for inspection and tests only."""
         if not isinstance(batch, Batch):
             raise ValueError(f"forward: a {type(batch).__name__}; give a batch of prepare")
+        check_arrays(batch, self.config.text.vocab_size, self.config.vision.patch_dim, "forward")
+        check_places(batch, "forward")
         with jax.set_mesh(self.mesh):
             return _logits(self.config, self.params, sharding.place_batch(batch, self.mesh))
 
@@ -200,19 +203,27 @@ class Model:
             )
         engine = self._engines[key]
         batch = self.prepare(messages)
+        engine.check_length(batch)
         uids = np.arange(len(batch.tokens))
         params = engine.prepare(self.params)
         return engine.rollout(params, batch, uids, seed=seed, on_tokens=on_tokens)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes a Hugging Face folder: weights, config, tokenizer and processor files."""
+        """Writes a Hugging Face folder: weights, config, tokenizer and processor files.
+
+        Raises ValueError, before anything is written, for a folder that is not empty, cannot be
+        written or lacks the room, and RuntimeError where the disk fails later.
+        """
         folder = _read_path(folder, "the export")
+        if jax.process_index() == 0:
+            check_place(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(self.params)))
         files = client_files(self.config, self.contract, self.tokenizer)
         if self.system:
             files[SYSTEM_FILE] = self.system
-        write_checkpoint(
-            folder, self.params, self.config, source_folder=self.folder, side_files=files
-        )
+        with explained(folder):
+            write_checkpoint(
+                folder, self.params, self.config, source_folder=self.folder, side_files=files
+            )
 
 
 def load(
@@ -313,9 +324,8 @@ def _find_saved(folder):
         is_model = (path / "config.json").is_file() and any(path.glob("*.safetensors*"))
         is_step = path.parent.name == "checkpoints" and path.name.isdigit()
         is_run = is_step or path.name == "checkpoints" or (path / "checkpoints").is_dir()
-    except (ImportError, KeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: cannot be read ({reason}); check it and its rights") from None
+    except Exception as error:
+        raise unreadable(folder, error) from None
     if is_model or not is_run:
         return None
     from videorft_jax.training import restore  # brings what training needs

@@ -142,6 +142,8 @@ def test_a_row_of_our_own_is_the_prompt_of_a_rollout():
         (user({"type": "video"}, words("?")), "message 0: a part without its video; add a path"),
         (user({"type": "audio", "audio": "a"}), "message 0: part 'audio'; use text, image or"),
         (user("hello"), "message 0: part None; use text, image or video"),
+        (user({"type": "text", "text": 3}), "message 0: a part of text whose text is a int; write"),
+        (user({"type": "text"}), "message 0: a part of text whose text is a NoneType; write"),
         (user(words("<video>?")), "message 0: 1 placeholders such as <video>, 0 media; write one"),
         ([{"role": "user", "content": "<video>?"}], "message 0: 1 placeholders such as <video>"),
         (user(VIDEO, IMAGE, words("<image> <video>")), "placeholders image, video; media video"),

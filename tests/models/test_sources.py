@@ -7,7 +7,10 @@ import hub_cache
 import huggingface_hub
 import pytest
 
+import videorft_jax as vr
+from videorft_jax.checkpoints.bucket import Mirror
 from videorft_jax.models.sources import find_cached, find_folder, find_missing, is_hub_name
+from videorft_jax.training.restore import find_checkpoint
 
 NAME = "Qwen/Qwen2.5-VL-7B-Instruct"
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -139,3 +142,50 @@ def test_a_url_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, url):
         find_folder(url)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists()
+
+
+class NetworkError(Exception):
+    """What the network layer of a storage raises: no OSError, and of several lines."""
+
+
+def refuse(*arguments, **options):
+    raise NetworkError("no route\nto the host")
+
+
+@pytest.mark.parametrize("read", [find_folder, vr.load, find_checkpoint, Mirror])
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [("gs://bucket/x", "check it and its rights"), ("hf://Qwen/X", "name .* the hub as Qwen/X,")],
+)
+def test_a_storage_without_a_network_is_one_line(monkeypatch, read, url, remedy):
+    hub_cache.make_bucket(monkeypatch)
+    for storage in (hub_cache.MemoryBucket, huggingface_hub.HfFileSystem):
+        for name in ("info", "ls", "exists", "isdir", "isfile", "glob", "find"):
+            monkeypatch.setattr(storage, name, refuse)
+    if read is Mirror:  # A run does not work in a model of the hub.
+        remedy = "check it and its rights"
+    with pytest.raises(
+        ValueError, match=rf"{url}: cannot be read \(no route to the host\); {remedy}"
+    ):
+        read(url)
+
+
+def test_a_copy_that_breaks_off_is_one_line_and_goes_on(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = hub_cache.make_bucket(monkeypatch)
+    for path in model.iterdir():
+        bucket.pipe(f"gs://bucket/qwen/{path.name}", path.read_bytes())
+    with monkeypatch.context() as broken:
+        broken.setattr(hub_cache.MemoryBucket, "open", refuse)
+        with pytest.raises(ValueError, match=r"cannot be copied to .*no route to the host\); mend"):
+            find_folder("gs://bucket/qwen")
+    folder = find_folder("gs://bucket/qwen")
+    assert not find_missing(folder)
+    (tmp_path / "cache/videorft/models/gs/bucket/qwen/copied.json").write_text('{"config')
+    bucket.opened.clear()
+    assert find_folder("gs://bucket/qwen") == folder  # A kill had cut the list of what is there.
+    assert sorted(bucket.opened) == sorted(path.name for path in model.iterdir())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="cannot be copied to .*Not a directory"):
+        find_folder("gs://bucket/qwen")

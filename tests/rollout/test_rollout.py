@@ -379,6 +379,9 @@ def bad_requests(batch):
             batch._replace(visual_index=index), {},
         ),
         "visual tokens, 30 places": (fewer, {}),
+        "token ids from": (batch._replace(tokens=batch.tokens + 10**6), {}),
+        "give whole numbers of shape (3, 3, 56)": (
+            batch._replace(positions=batch.positions[:, :1]), {}),
         "visual_index names empty slots": (batch._replace(visual_index=swapped), {}),
         "uids have shape (2,)": (batch, {"uids": UIDS[:2]}),
         "uid -1 is outside": (batch, {"uids": UIDS * 0 - 1}),

@@ -82,6 +82,9 @@ MALFORMED = {
     "schema": ({"messages": ASK, "response_format": {"type": "json_schema"}}, "no schema"),
     "media keys": ({"messages": ASK, "media_io_kwargs": {"video": {"frames": 3}}}, "not known"),
     "media value": ({"messages": ASK, "media_io_kwargs": {"video": {"fps": -1}}}, "positive"),
+    "rate alone": ({"messages": ASK, "media_io_kwargs": {"image": {"fps": 2}}}, "as_frames: true"),
+    "no frames": ({"messages": ASK, "media_io_kwargs": {"image": {"fps": 2, "as_frames": False}}},
+        "as_frames: true"),
     "too long": ({"messages": [{"role": "user", "content": "ball " * 3000}]}, "at most 1000"),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A checkpoint of ours as a Hugging Face folder: transformers computes the same with it."""
 
+import errno
 import json
 import logging
 import os
@@ -271,7 +272,7 @@ def test_weights_lie_on_the_whole_mesh(place):
         assert leaf.dtype == jnp.bfloat16
 
 
-def test_adapters_are_written_alone_and_merged_again(place, tmp_path, capsys):
+def test_adapters_are_written_alone_and_merged_again(place, tmp_path, capsys, monkeypatch):
     """The adapter folder on its base gives the weights of the merged export."""
     assert place.export("lora", tmp_path / "adapter", "--adapter") == 0
     assert place.export("lora", tmp_path / "merged") == 0
@@ -280,6 +281,18 @@ def test_adapters_are_written_alone_and_merged_again(place, tmp_path, capsys):
     for path, leaf in flatten(merged.params).items():
         got = flatten(apart.params)[path]
         np.testing.assert_allclose(np.asarray(got), np.asarray(leaf), atol=1e-6, err_msg=path)
+    (tmp_path / "file").write_text("")
+    assert place.export("lora", tmp_path / "file" / "adapter", "--adapter") == 2
+    assert "file/adapter: cannot be written" in capsys.readouterr().err
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr("videorft_jax.data.media.contract_file.write_contract", fill)
+        assert place.export("lora", tmp_path / "other", "--adapter") == 1
+    assert "other: could not be written (No space left on device)" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "file", "merged"]
     assert place.export("full", tmp_path / "none", "--adapter") == 2
     assert "trained no adapters; leave --adapter out" in capsys.readouterr().err
 

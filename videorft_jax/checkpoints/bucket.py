@@ -39,9 +39,11 @@ class Mirror:
             try:
                 self._remote = epath.Path(resolve(workdir))
                 self._remote.exists()
-            except (ImportError, KeyError, ValueError, OSError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ValueError(f"--workdir={workdir}: cannot be read ({reason})") from None
+            except Exception as error:  # Storages let errors of their network layer through.
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise ValueError(
+                    f"--workdir={workdir}: cannot be read ({reason}); check it and its rights"
+                ) from None
             cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             self.folder = pathlib.Path(cache, "videorft", "runs", workdir.replace("://", "/", 1))
 

@@ -24,7 +24,10 @@ def main(argv: list[str]) -> int:
     is asked behind the system turn that it was trained with."""
     options = _parse(argv)
     from videorft_jax import api  # loads JAX
+    from videorft_jax.rollout.sampling import SamplingConfig
 
+    # Weights take minutes to load; what is wrong in the flags is told before.
+    SamplingConfig(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     # How clips are read stands beside the answer, on the other stream.
     logging.basicConfig(format="%(message)s")
     logging.getLogger(api.__name__).setLevel(logging.INFO)
@@ -159,6 +162,8 @@ def _parse(argv):
         raise ValueError("--question missing; write what is asked, or take --chat")
     if options.question is not None and not options.question.strip():
         raise ValueError("--question is empty; write what is asked")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed={options.seed}: is outside 0 .. 2^32 - 1; give one inside")
     if options.show:
         options.show = os.path.expanduser(options.show)
         if not options.media:

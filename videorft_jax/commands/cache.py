@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="videorft cache", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
-    parser.add_argument("--out", required=True, help="folder of the cache")
+    parser.add_argument("--out", required=True, type=os.path.expanduser, help="folder of the cache")
     add_contract_flags(parser)
     parser.add_argument(
         "--patch_size", type=int, help="of the model: 14 (default) for Qwen2.5-VL, 16 for Qwen3-VL"

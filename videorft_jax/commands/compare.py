@@ -21,7 +21,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="DIR", help="the first is the baseline")
     parser.add_argument("--scorer", default="robust", help=", ".join(SCORERS))
-    parser.add_argument("--out", default="comparison.png", help="file of the forest plot")
+    parser.add_argument(
+        "--out", type=os.path.expanduser, default="comparison.png", help="file of the forest plot"
+    )
     parser.add_argument("--json", action="store_true", help="print the lines for programs")
     own = parser.parse_args(argv)
     check_output(own.out)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 import sys
 
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("--config", required=True, help="TOML file; `videorft init DIR curate` writes one to edit")
-    add("--workdir", required=True, help="folder of the store and of all files, on a local disk")
+    add("--workdir", required=True, type=os.path.expanduser, help="local folder of all files")
     add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
     add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")
     add("--merge", action="store_true", help="take all shards into one; sends nothing")

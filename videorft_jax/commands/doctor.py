@@ -22,7 +22,9 @@ def main(argv: list[str]) -> int:
         "videorft doctor", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("--config", help="recipe whose inputs are looked at")
-    parser.add_argument("--workdir", default="", help="work directory of the run to come")
+    parser.add_argument(
+        "--workdir", default="", type=os.path.expanduser, help="work directory of the run to come"
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the tiny model")
     own, rest = parser.parse_known_args(argv)
     if rest and not own.config:

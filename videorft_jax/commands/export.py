@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 
 from videorft_jax.checkpoints.save_errors import silence_threads
 from videorft_jax.commands.last_line import print_last_line
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="work directory of a run, or one of its steps")
-    add("--out", required=True, help="folder to write, new or empty")
+    add("--out", required=True, type=os.path.expanduser, help="folder to write, new or empty")
     add("--dtype", help="of the weights; default: that of the folder the run started from")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--model", help="the folder that the run started from, if it has moved")

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--mode", choices=("sft", "grpo"), default="sft", help="with the answer to learn, or not")
     add_contract_flags(parser)
     add("--template_file", help="prompt template, .json or .toml")
-    add("--out", default="inspect.html", help="page to write")
+    add("--out", type=os.path.expanduser, default="inspect.html", help="page to write")
     flags = parser.parse_args(argv)
     check_output(flags.out)
     # These load transformers, which --help does without.

@@ -1,6 +1,7 @@
 """`videorft report`: a page with the curves of a run and everything that the model said."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
@@ -26,7 +27,11 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN_DIR", help="work directory of sft, grpo or evaluate")
-    add("--out", help="file to write; default: report.html in the first run")
+    add(
+        "--out",
+        type=os.path.expanduser,
+        help="file to write; default: report.html in the first run",
+    )
     add("--data", default="", help="record file of the clips; default: that of the run")
     add("--data_root", default="", help="folder of the media; default: that of the run")
     add("--films_mib", type=int, default=32, help="most MiB of frames, default: 32; 0: show none")

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--out",
         default=home,
+        type=os.path.expanduser,
         help="folder of data sets; default: TFDS_DATA_DIR, else ~/tensorflow_datasets",
     )
     add("--embed", action="store_true", help="store the media's bytes beside their records")

@@ -44,10 +44,15 @@ def read_values(folder) -> tuple[dict[str, Any], str]:
     """The JSON of a Hugging Face folder's `config.json`, and the file's name for messages. Raises
     ValueError where it is missing or damaged."""
     path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
-        raise ValueError(_explain_absence(pathlib.Path(folder), path))
     try:
-        values = json.loads(path.read_text())
+        if not path.is_file():
+            raise ValueError(_explain_absence(pathlib.Path(folder), path))
+        text = path.read_text()
+    except OSError as error:  # A name that is too long, or a folder of somebody else.
+        reason = f"cannot be read ({error.strerror or error})"
+        raise ValueError(f"{path}: {reason}; check the path and its rights") from None
+    try:
+        values = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
     if not isinstance(values, dict):

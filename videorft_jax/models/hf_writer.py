@@ -1,11 +1,13 @@
 """Parameters to a Hugging Face folder, through the name table of their family."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -35,10 +37,71 @@ _COPIED = (
 _BLOCK = 2 * 2**20  # bytes copied at once
 
 
-def check_local(folder) -> None:
-    """Raises ValueError for a URL, which would become a folder of that name on this disk."""
+def check_new(folder) -> None:
+    """Raises ValueError for a URL, which would become a folder of that name on this disk, and for a
+    folder that is there and not empty."""
     if "://" in os.fspath(folder):
         raise ValueError(f"{folder}: is no local folder; write to one, and copy that there")
+    if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
+
+
+def check_place(folder, num_bytes: int) -> None:
+    """Finds out, before an array is read, whether the folder can be written and has room for
+    `num_bytes`. Raises ValueError."""
+    parent = pathlib.Path(folder).absolute().parent
+    try:
+        check_new(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(_beside(folder))  # A name may be too long.
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written ({error}); choose another folder") from None
+    if free < num_bytes:
+        raise ValueError(
+            f"{folder}: {free / 2**30:.2f} GiB free, {num_bytes / 2**30:.2f} GiB needed; free space"
+            " or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def explained(folder):
+    """Turns what a full or broken disk raises into one line."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads what is printed; the folder is whole
+        raise
+    except OSError as error:
+        raise RuntimeError(
+            f"{folder}: could not be written ({error.strerror or error}) and is not kept; free "
+            "space or choose another folder"
+        ) from error
+
+
+def _beside(folder):
+    folder = pathlib.Path(folder)
+    return folder.with_name(folder.name + ".partial")
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """Gives a new folder beside that becomes `folder` at the end; where something fails before,
+    nothing is left."""
+    folder, partial = pathlib.Path(folder), _beside(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_checkpoint(
@@ -62,10 +125,8 @@ def write_checkpoint(
     Raises ValueError when `folder` is a URL, or is there and not empty, when params do not fit the
     config (all listed at once), and for leaves of several dtypes without `dtype`.
     """
-    check_local(folder)
+    check_new(folder)
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
     leaves, flat = family_of(config).leaves_of(config), flatten(params)
     compare_paths(flat, leaves, "params", shapes=True)
     dtypes = {np.dtype(array.dtype) for array in flat.values()}
@@ -73,22 +134,11 @@ def write_checkpoint(
         raise ValueError(f"params: dtypes {sorted(map(str, dtypes))} are mixed; give one dtype")
     target = known_dtype(dtype or dtypes.pop())
     shards = _cut_into_files(leaves, target, max_shard_bytes)
-    partial = folder.with_name(folder.name + ".partial")
     writes = jax.process_index() == 0
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
-        partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) if writes else contextlib.nullcontext(folder) as partial:
         _write_tensors(partial, shards, flat, target, writes)
         if writes:
             _write_side_files(partial, config, target, source_folder, side_files or {})
-            if folder.exists():
-                folder.rmdir()
-            os.replace(partial, folder)
-    except BaseException:
-        if writes:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"wrote {folder.name}")
     count = sum(map(len, shards))

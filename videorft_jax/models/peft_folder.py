@@ -271,7 +271,11 @@ def _replace(leaf, layer, value):
 
 
 def save_adapter(
-    folder: str, lora: dict, config: LoraConfig, model: ModelConfig, base_model: str | None = None
+    folder: str | pathlib.Path,
+    lora: dict,
+    config: LoraConfig,
+    model: ModelConfig,
+    base_model: str | None = None,
 ) -> None:
     """Writes a PEFT adapter folder for the model's class in transformers >= 4.52.
 

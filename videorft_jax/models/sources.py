@@ -116,14 +116,40 @@ def _download(name, repository, revision, command):
     return folder
 
 
+def unreadable(url: str, error: Exception) -> ValueError:
+    """The error that says in one line why a place cannot be read, whatever its library raised:
+    those of storages let the errors of their network layer through."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    hub = url.removeprefix("hf://")
+    remedy = "check it and its rights"
+    if hub != url:
+        remedy = f"name a model of the hub as {hub}, and allow its download"
+    return ValueError(f"{url}: cannot be read ({reason}); {remedy}")
+
+
 def _copy_folder(url):
-    """The local copy of a folder behind a URL. Files that are equal in size and time to those they
-    were copied from stay, so that a copy that was stopped goes on."""
+    """The local copy of a folder behind a URL."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(cache, "videorft", "models", url.rstrip("/").replace("://", "/", 1))
     sizes = _list_files(url)
+    try:
+        _copy_files(url, sizes, folder)
+    except ValueError:
+        raise
+    except Exception as error:  # Disk and network fail as they like.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{url}: cannot be copied to {folder} ({reason}); mend that, then the same goes on from"
+            " the files that are there"
+        ) from None
+    return str(folder)
+
+
+def _copy_files(url, sizes, folder):
+    """Copies the files with these sizes and times. Those that are equal in both to what they were
+    copied from stay, so that a copy that was stopped goes on."""
     kept = folder / _COPIED
-    before = json.loads(kept.read_text()) if kept.is_file() else {}
+    before = _read_stamps(kept) if kept.is_file() else {}
     left = {
         name: stamp
         for name, stamp in sizes.items()
@@ -150,7 +176,15 @@ def _copy_folder(url):
         partial.replace(folder / name)
         done[name] = stamp
         kept.write_text(json.dumps(done))
-    return str(folder)
+
+
+def _read_stamps(path):
+    """What was copied before; nothing, where the list was cut by a kill, so that all is copied."""
+    try:
+        stamps = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
 
 
 def _list_files(url):
@@ -162,11 +196,8 @@ def _list_files(url):
             if any(pathlib.PurePath(child.name).match(pattern) for pattern in PATTERNS):
                 stat = child.stat()
                 found[child.name] = [stat.length, stat.mtime]
-    except (ImportError, KeyError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{url}: cannot be read ({reason}); check the URL and its rights"
-        ) from None
+    except Exception as error:
+        raise unreadable(url, error) from None
     if "config.json" not in found:
         raise ValueError(f"{url}: holds no config.json; give the folder of a model")
     return found

@@ -14,27 +14,17 @@ from collections.abc import Iterator
 import jax
 
 from videorft_jax.grpo.options import GrpoOptions
-from videorft_jax.planning.compile import GIB
+from videorft_jax.metrics.memory import device_gib
 from videorft_jax.planning.drawing import with_rollout_mesh
 from videorft_jax.planning.estimate import estimated_gib, least_update, programs_with_estimate
 from videorft_jax.planning.jobs import Job
-from videorft_jax.planning.machines import cpu_gib, topology_of
+from videorft_jax.planning.machines import topology_of
 from videorft_jax.planning.report import find_remedies, refusal
 from videorft_jax.planning.shapes import measured_shape
 from videorft_jax.training.options import TrainOptions
 from videorft_jax.training.weights import Weights
 
 log = logging.getLogger(__name__)
-
-
-def device_gib() -> float | None:
-    """Memory of each device of this process: what its allocator may take, or the share of a CPU
-    device in the host's; None where a device does not say."""
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return cpu_gib(jax.local_device_count())
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return limit and limit / GIB
 
 
 class MemoryCheck:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from videorft_jax.metrics.chips import CHIPS, Chip, find_chip
+from videorft_jax.metrics.memory import cpu_gib
 
 _ENVIRONMENT = {  # libtpu asks a metadata server where it is, unless it is told
     "TPU_SKIP_MDS_QUERY": "1",
@@ -214,8 +215,3 @@ def _host(name, kind, count):
         hosts = -(-count // about.per_host)
         return Topology(name, kind, devices, count, count, hosts, about.usable_gib, chip)
     return Topology(name, kind, devices, count, 1, 1, cpu_gib(count), find_chip(devices[0]))
-
-
-def cpu_gib(count: int) -> float:
-    """The share of each of `count` CPU devices in this host's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count / 2**30

@@ -20,6 +20,7 @@ from videorft_jax.data.batch.batch import Batch
 from videorft_jax.metrics import flops
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.parallel import sharding
+from videorft_jax.rollout import room
 from videorft_jax.rollout.compaction import Grid, choose_grids
 from videorft_jax.rollout.mesh import move_rows
 from videorft_jax.rollout.programs import LIVE, Programs
@@ -105,8 +106,9 @@ class RolloutEngine:
 
         Raises ValueError, before anything reaches a device, for a prompt that is empty, longer than
         the largest grid or not one right-padded segment, for visual tokens that do not match
-        their places, and for uids, limits, seed or step out of range.
+        their places, and for completions, uids, limits, seed or step out of range.
         """
+        self.check_length(batch, limits)
         rows = check_request(
             batch, uids, limits, self.config, self.sampling, self.prompt_lengths, seed, step
         )
@@ -140,6 +142,13 @@ class RolloutEngine:
                 on_ended(*so_far, session.ends[own] != LIVE)
         session.free()
         return session.result(own)
+
+    def check_length(self, batch: Batch, limits=None) -> None:
+        """Raises ValueError, which names the most that is possible, where the completions that are
+        asked for have no room behind these prompts, or in memory."""
+        parts = self.rows_mesh.shape["data"] * self.rows_mesh.shape["fsdp"]
+        rows = len(batch.tokens) * parts // sharding.count_own_parts(self.rows_mesh)
+        room.check_length(self.programs, batch, rows, limits)
 
     def place(self, rows):
         """Puts the rows [B, ...] of this process on the rollout's mesh; arrays may lie on

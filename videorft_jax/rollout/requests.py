@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 from videorft_jax.data.batch.batch import Batch
+from videorft_jax.data.batch.check import check_arrays
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.rollout.sampling import SamplingConfig
 
@@ -20,6 +21,7 @@ def check_request(
 
     Raises ValueError, which names the prompt and what to change, for what `rollout` refuses.
     """
+    check_arrays(batch, config.text.vocab_size, config.vision.patch_dim, "rollout")
     count, shape = len(batch.tokens), (len(batch.tokens), sampling.num_rollouts)
     uids = np.asarray(uids)
     for name, value in (("seed", seed), ("step", step), *(("uid", int(uid)) for uid in uids)):

@@ -98,6 +98,10 @@ def read_keys(given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
                 raise Refused(400, f"{where} is no positive number", where, "invalid_type")
             if name in KEYS[kind]:
                 found[kind][KEYS[kind][name]] = value
+    frames = given.get("image", {})
+    if "fps" in frames and not frames.get("as_frames"):
+        where = "media_io_kwargs.image.fps"
+        raise Refused(400, f"{where} is of images as frames; add as_frames: true", where)
     _spread_frames(found["video"])
     return found
 

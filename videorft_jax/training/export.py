@@ -1,11 +1,7 @@
 """`videorft export`: one of our checkpoints becomes a Hugging Face folder."""
 
-import contextlib
 import math
 import os
-import pathlib
-import shutil
-import tempfile
 
 import jax.numpy as jnp
 import transformers
@@ -13,7 +9,13 @@ import transformers
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.records import system_turn
 from videorft_jax.models.family import load_config
-from videorft_jax.models.hf_writer import check_local, write_checkpoint
+from videorft_jax.models.hf_writer import (
+    check_new,
+    check_place,
+    explained,
+    whole_folder,
+    write_checkpoint,
+)
 from videorft_jax.models.peft_folder import save_adapter
 from videorft_jax.models.side_files import check_side_files
 from videorft_jax.models.sources import find_folder
@@ -43,9 +45,7 @@ def export(
     known = [kind.name for kind in DTYPES.values()]
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
-    check_local(out)
-    if os.path.exists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise ValueError(f"{out}: is there already and not empty; choose another or delete it")
+    check_new(out)
     saved = restore.find_checkpoint(checkpoint)
     source = find_folder(model or saved.init_from)
     if model is None and not os.path.isdir(source):
@@ -55,33 +55,21 @@ def export(
     config = load_config(source)
     if not adapter:
         check_side_files(config, source)
-    with _explained(out):
+    with explained(out):
         _write(saved, config, out, source, dtype, ema, adapter)
-
-
-@contextlib.contextmanager
-def _explained(out):
-    """Turns what a full or broken disk raises into one line."""
-    try:
-        yield
-    except BrokenPipeError:  # nobody reads what is printed; the folder is whole
-        raise
-    except OSError as error:
-        raise RuntimeError(
-            f"{out}: could not be written ({error.strerror or error}) and is not kept; free space "
-            "or choose another folder"
-        ) from error
 
 
 def _write(saved, config, out, source, dtype, ema, adapter):
     if adapter:
+        check_place(out, 0)
         lora = restore.read_adapter(saved, config, ema=ema)
         card = model_card.write_card(saved, source, is_adapter=True)
-        save_adapter(out, lora, saved.lora, config, base_model=source)
-        (pathlib.Path(out) / model_card.FILE_NAME).write_text(card, encoding="utf-8")
-        contract_file.write_contract(out, saved.contract)
-        if saved.system:
-            (pathlib.Path(out) / system_turn.FILE_NAME).write_text(saved.system, encoding="utf-8")
+        with whole_folder(out) as partial:
+            save_adapter(partial, lora, saved.lora, config, base_model=source)
+            (partial / model_card.FILE_NAME).write_text(card, encoding="utf-8")
+            contract_file.write_contract(partial, saved.contract)
+            if saved.system:
+                (partial / system_turn.FILE_NAME).write_text(saved.system, encoding="utf-8")
         print(f"adapters of {saved.name} written to {out}; next: videorft ask --adapter={out} ...")
         return
     target = dtype or checkpoint_dtype(source).name
@@ -104,17 +92,4 @@ def check_target(out: str, saved: restore.Saved, itemsize: int) -> None:
         for path, (_, shape) in saved.arrays.items()
         if path.startswith(("params/", "frozen/"))
     )
-    parent = pathlib.Path(out).absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent) as probe:
-            probe.write(bytes(4096))
-            probe.flush()
-        free = shutil.disk_usage(parent).free
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error}); choose another folder") from None
-    if free < size:
-        raise ValueError(
-            f"{out}: {free / 2**30:.2f} GiB free, {size / 2**30:.2f} GiB needed; free space or "
-            "choose another folder"
-        )
+    check_place(out, size)

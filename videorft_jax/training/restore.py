@@ -14,6 +14,7 @@ from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.hf_folder import nest
 from videorft_jax.models.lora import LoraConfig, merge_lora
+from videorft_jax.models.sources import unreadable
 from videorft_jax.parallel import sharding
 from videorft_jax.training.state import expected_meta
 from videorft_jax.training.trees import join
@@ -76,8 +77,12 @@ def find_checkpoint(path: str) -> Saved:
 def _find_run(path):
     """The work directory that a path names, and the step or None. What lies inside decides: a work
     directory may have any name, that of a step too."""
-    folder = epath.Path(resolve(path))
-    if (folder / "checkpoints").is_dir():
+    try:
+        folder = epath.Path(resolve(path))
+        is_run = (folder / "checkpoints").is_dir()
+    except Exception as error:
+        raise unreadable(path, error) from None
+    if is_run:
         return folder, None
     if folder.name.isdigit() and folder.parent.name == "checkpoints":
         return folder.parent.parent, int(folder.name)

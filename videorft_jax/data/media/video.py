@@ -4,6 +4,7 @@
 them. Both choose frames by one `_Sampler`, so that a clip is loaded in the shape it was measured.
 """
 
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -49,8 +50,10 @@ def read_video(
     WebP and PNG are clips too. start and end are seconds. Rotation is applied, pixel aspect is not
     (as in decord). Pictures of more than 8 bits are rounded to 8 by swscale; HDR (PQ, HLG) is not
     tone-mapped, as in decord and qwen-vl-utils. Only local plain files are read. Raises MediaError,
-    whose `reason` is a key of REASONS, and nothing else for bad input.
+    whose `reason` is a key of REASONS, and nothing else for bad input; ValueError where the
+    contract is none or a time no number.
     """
+    _check_arguments(contract, start=start, end=end, fps=fps)
 
     def of_file(file: VideoFile) -> Clip:
         return decode_clip(file, contract, start, end)
@@ -59,6 +62,19 @@ def read_video(
         return read_pictures(pictures, contract, start, end)
 
     return _open(of_file, of_pictures, source, root, fps, limits)
+
+
+def _check_arguments(contract, **times):
+    """Raises ValueError for what a caller confused: it would be called a fault of the file."""
+    if not isinstance(contract, MediaContract):
+        what = type(contract).__name__
+        raise ValueError(
+            f"read_video: contract is a {what}; give a MediaContract, such as evaluate()"
+        )
+    for name, value in times.items():
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not is_number:
+            raise ValueError(f"read_video: {name} is a {type(value).__name__}; give a number")
 
 
 class Look(NamedTuple):

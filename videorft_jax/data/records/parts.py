@@ -93,6 +93,9 @@ def _read_part(index: int, part: Any) -> dict[str, Any]:
     found = read_part(part)
     if found is None:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            what = type(part.get("text")).__name__
+            raise ValueError(f"{where}: a part of text whose text is a {what}; write a string")
         raise ValueError(f"{where}: part {cut_text(repr(kind))}; use text, image or video")
     kind = found["type"]
     if kind == "text":
