@@ -80,6 +80,15 @@ def test_validate_checks_by_the_recipe_and_says_what_comes_next(records, tmp_pat
     assert validate.main([*arguments, "--config=sft_8b"]) == 2
 
 
+def test_evaluation_without_a_recipe_reads_clips_as_its_recipe_does(records, tmp_path, capsys):
+    path = tmp_path / "report.json"
+    arguments = [f"--data={records}", f"--json={path}", f"--answers={tmp_path / 'sizes'}"]
+    validate.main([*arguments, "--mode=evaluate"])
+    found = json.loads(path.read_text())["media_contract"]["digest"]
+    assert found == parse("--config=evaluate_7b").digest != parse().digest
+    assert "; next: videorft evaluate --config=evaluate_7b" in capsys.readouterr().out
+
+
 def test_validate_refuses_what_a_run_of_the_recipe_refuses(records, tmp_path, capsys):
     """A prompt of 1,500 words fits 4,096 tokens of SFT and not the 2,048 of a prompt of GRPO."""
     rows = [json.loads(line) for line in pathlib.Path(records).read_text().splitlines()]

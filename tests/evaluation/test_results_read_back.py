@@ -149,6 +149,13 @@ def test_one_folder_is_neither_two_runs_nor_two_seeds(tmp_path, capsys):
 
 def test_a_run_without_any_score_is_named(tmp_path, caplog):
     folders = {"a": write_run(tmp_path / "a", ["B"]), "b": write_run(tmp_path / "b", [None])}
+    folders["c"] = write_run(tmp_path / "c", ["B"])
+    change(  # An evaluation of other records.
+        tmp_path / "c/toy/records.jsonl",
+        lambda rows: [row | {"benchmark": "other"} for row in rows],
+    )
     runs = {name: [rescore(read_outputs(own), "robust")] for name, own in folders.items()}
-    assert {line["run"] for line in compare(runs)} == {"a"}
-    assert "b: nothing of toy has a score; it has no line" in caplog.text
+    lines = [(line["run"], line["benchmark"]) for line in compare(runs) if not line["category"]]
+    assert lines == [("c", "other"), ("a", "toy")]
+    assert "b: has no score in toy; it has no line" in caplog.text
+    assert "c: answers nothing of toy; it has no line" in caplog.text

@@ -60,7 +60,8 @@ def make_limits(flags: argparse.Namespace) -> Limits:
 
 def add_contract_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--contract", choices=("train", "evaluate"), help="media contract; default: train")
+    add("--contract", choices=("train", "evaluate"),
+        help="media contract; default: train, and evaluate with --mode=evaluate")  # fmt: skip
     add("--config", help="recipe that says how media are read, a name or a file; its options too, "
         "as --config.media.max_frames=8")  # fmt: skip
     for name in recipes.read("common").media:

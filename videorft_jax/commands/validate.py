@@ -14,6 +14,7 @@ from videorft_jax.commands.data_flags import (
     add_data_flags,
     at_least_one,
     check_tokenizer,
+    given_media,
     make_limits,
     name_recipe,
     read_contract,
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         stage = flags.mode or _stage_of(recipe)
         why = "asked for" if flags.mode else "by the recipe's name"
         mode, why = (stage, why) if stage else guess_mode(source)
+        if mode == "evaluate" and not (flags.contract or flags.config or given_media(flags)):
+            flags.contract = "evaluate"  # Clips are read as the recipes of evaluation read them.
         options = ValidateOptions(
             mode=mode,
             sizes_dir=flags.answers or f"{flags.data}.sizes",

@@ -37,7 +37,9 @@ def compare(runs: Mapping[str, Sequence[Rows]], scorer: str = "robust") -> list[
             now = questions[name].get(part, {})
             if not now:
                 if not part[1]:
-                    log.warning("%s: nothing of %s has a score; it has no line", name, part[0])
+                    has_rows = any(row["benchmark"] == part[0] for rows in seeds for row in rows)
+                    what = "has no score in" if has_rows else "answers nothing of"
+                    log.warning("%s: %s %s; it has no line", name, what, part[0])
                 continue
             clips, scores = zip(*now.values(), strict=True)
             interval = mean_interval(scores, clips)
