@@ -45,7 +45,8 @@ def check_arrays(batch: Batch, vocab_size: int, patch_dim: int, what: str) -> No
 
 def check_places(batch: Batch, what: str) -> None:
     """Raises ValueError for visual tokens at whose places in the batch are no pixels."""
-    used = np.asarray(batch.patch_valid).reshape(len(batch.tokens), -1, 4)[..., 0]  # of a token
+    # Four patches make a visual token, and all of them are real or none is.
+    used = np.asarray(batch.patch_valid).reshape(len(batch.tokens), -1, 4)[..., 0]
     index = np.where(np.asarray(batch.segment_ids) > 0, np.asarray(batch.visual_index), -1)
     row, token = np.nonzero(index >= 0)
     index = index[row, token]
