@@ -109,7 +109,7 @@ def _download(name, repository, revision, command):
             repository, revision=revision, allow_patterns=list(PATTERNS)
         )
     except Exception as error:  # The library raises those of its network layer as well.
-        reason = " ".join(str(error).split())[:200]
+        reason = _shorten(error)
         raise ValueError(f"{name}: cannot be fetched ({reason}); try by hand: {command}") from None
     if missing := find_missing(folder):
         raise ValueError(f"{name}: holds no {missing}; give a model with safetensors files")
@@ -119,12 +119,17 @@ def _download(name, repository, revision, command):
 def unreadable(url: str, error: Exception) -> ValueError:
     """The error that says in one line why a place cannot be read, whatever its library raised:
     those of storages let the errors of their network layer through."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = _shorten(error)
     hub = url.removeprefix("hf://")
     remedy = "check it and its rights"
     if hub != url:
         remedy = f"name a model of the hub as {hub}, and allow its download"
     return ValueError(f"{url}: cannot be read ({reason}); {remedy}")
+
+
+def _shorten(error):
+    """What an error says in one line, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _copy_folder(url):
@@ -137,7 +142,7 @@ def _copy_folder(url):
     except ValueError:
         raise
     except Exception as error:  # Disk and network fail as they like.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _shorten(error)
         raise ValueError(
             f"{url}: cannot be copied to {folder} ({reason}); mend that, then the same goes on from"
             " the files that are there"
