@@ -121,6 +121,7 @@ def test_ask_streams_what_generate_says(model, capsys):
 def test_ask_takes_frames_rate_pixels_and_a_system_turn(model, capsys, caplog):
     """The answers of `ask` with flags are those of the API with the same changes, and it says how
     it reads clips."""
+    caplog.set_level("INFO")  # `ask` sets it by itself from its first call on.
     folder, ours, clip = model
     path = str(folder / "data" / clip)
     part = {"type": "video", "video": path}

@@ -73,6 +73,8 @@ def test_help_shows_examples_apart_from_what_it_says(command, capsys):
     text = capsys.readouterr().out.removeprefix("usage: ")
     paragraphs = [part for part in text.split("\n\n") if part.startswith(f"videorft {command}")]
     assert paragraphs
+    # Behind the name stands a flag or a word, and no list of all flags in brackets.
+    assert all(part.removeprefix(f"videorft {command}").lstrip()[:1] != "[" for part in paragraphs)
     lines = [line for part in paragraphs for line in part.replace("\\\n", "").splitlines()]
     assert [line for line in lines if not line.startswith(("videorft ", " "))] == []
     assert "Raises" not in text  # What a program catches, a person sees as a line.

@@ -23,10 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     VideoRFT rows from JSON, JSONL (.gz, .zst), CSV, parquet, or a Hugging Face data set on disk.
     Paths are kept as they are. Returns 0 when every row was written, 1 when some are bad."""
     parser = argparse.ArgumentParser(
-        prog="videorft convert",
-        description=f"{EXAMPLES}\n\n{main.__doc__}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="videorft convert", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("--data", required=True, help="file, or folder of a data set")
     parser.add_argument("--format", choices=FORMATS, default="auto")

@@ -20,10 +20,7 @@ def main(argv: list[str]) -> int:
     and with the run, in float32, and ends with 1 where logits, text or pixels differ. --push sends
     the folder to the hub, unless --check found a difference; a new repository is private."""
     parser = argparse.ArgumentParser(
-        prog="videorft export",
-        description=f"{EXAMPLES}\n\n{main.__doc__}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="videorft export", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="work directory of a run, or one of its steps")

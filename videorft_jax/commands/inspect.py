@@ -24,10 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Writes an HTML page with the sampled frames after resizing, their times, the tokens of the
     prompt, those that are learnt, and positions."""
     parser = argparse.ArgumentParser(
-        prog="videorft inspect",
-        description=f"{EXAMPLES}\n\n{main.__doc__}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="videorft inspect", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add_data_flags(parser)
     add = parser.add_argument

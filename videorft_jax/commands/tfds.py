@@ -16,10 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """The data set is read back by --config.data.records=tfds:FOLDER, or tfds:NAME where --out is
     the folder that TFDS_DATA_DIR names."""
     parser = argparse.ArgumentParser(
-        prog="videorft tfds",
-        description=f"{EXAMPLES}\n\n{main.__doc__}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="videorft tfds", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
     add("--name", required=True, choices=NAMES, help="with reasoning, or questions alone")
