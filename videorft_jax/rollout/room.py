@@ -25,7 +25,8 @@ def check_length(programs: Programs, batch: Batch, rows: int, limits=None) -> No
     `RolloutEngine.rollout`.
     """
     sampling, count = programs.sampling, rows * programs.sampling.num_rollouts
-    each, limit = _token_gib(programs, count)
+    size = 1 if programs.int8_cache else programs.dtype.itemsize
+    each, limit = token_gib(programs.config.text, programs.mesh, size, count)
     if limit is not None and each > limit:
         fitting = sampling.num_rollouts * limit / each / sampling.max_new_tokens
         raise ValueError(
@@ -37,7 +38,7 @@ def check_length(programs: Programs, batch: Batch, rows: int, limits=None) -> No
         reason = f"as keys and values take {each:.3g} GiB a token, and a device has {limit:.2f}"
         reasons.append((int(limit / each), sampling.max_new_tokens, reason))
     if positions := find_positions(programs.config):
-        taken = _count_positions(batch)
+        taken = count_positions(batch)
         wanted = sampling.max_new_tokens if limits is None else int(np.max(limits, initial=0))
         reason = f"as the model has {positions} positions, of which the prompt takes {taken}"
         if taken >= positions:
@@ -51,11 +52,13 @@ def check_length(programs: Programs, batch: Batch, rows: int, limits=None) -> No
         raise ValueError(f"rollout: max_new_tokens is {wanted}; give at most {most}, {reason}")
 
 
-def _token_gib(programs, count):
+def token_gib(text, mesh, size: int, count: int = 1) -> tuple[float, float | None]:
     """The least memory that one token of each of `count` completions takes on a device, and the
-    memory of a device; None where it does not say."""
-    text, devices = programs.config.text, programs.mesh.devices.reshape(-1)
-    size = 1 if programs.int8_cache else programs.dtype.itemsize
+    memory of a device, both in GiB; None where it does not say.
+
+    text: the decoder's part of a `ModelConfig`. size: bytes of a number of keys and values.
+    """
+    devices = mesh.devices.reshape(-1)
     each = 2 * text.num_layers * text.num_kv_heads * text.head_dim * size / len(devices)
     if devices[0].platform != "cpu":
         return count * each / GIB, device_gib()
@@ -75,7 +78,7 @@ def find_positions(config: ModelConfig) -> int | None:
     return given if scaling is None else math.floor(given * scaling.factor)
 
 
-def _count_positions(batch: Batch) -> int:
+def count_positions(batch: Batch) -> int:
     """The positions of the longest prompt; a completion begins behind them."""
     last = np.maximum((np.asarray(batch.segment_ids) > 0).sum(1) - 1, 0)
     return int(np.take_along_axis(batch.positions[:, 0], last[:, None], 1).max(initial=-1)) + 1

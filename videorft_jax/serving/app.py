@@ -15,12 +15,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from videorft_jax.rollout.room import find_positions
 from videorft_jax.serving.batcher import Batcher, Completion
 from videorft_jax.serving.clips import Clips
 from videorft_jax.serving.counts import Counts
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.grammar import Grammars, Guide
 from videorft_jax.serving.laid import Laid, lay_out
+from videorft_jax.serving.limits import choose_limit
 from videorft_jax.serving.media import make_chat
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.protocol import ChatRequest, read_chat
@@ -36,7 +38,7 @@ class Chat:
     """One request under way: its completions, and what they have told so far."""
 
     def __init__(
-        self, server: "Server", request: ChatRequest, laid: Laid, guide: Guide | None
+        self, server: "Server", request: ChatRequest, laid: Laid, limit: int, guide: Guide | None
     ):  # fmt: skip
         self.request, self.laid = request, laid
         self.name, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
@@ -58,7 +60,7 @@ class Chat:
 
         self.completions = [
             Completion(
-                laid, listen(index), limit=request.max_tokens, temperature=request.temperature,
+                laid, listen(index), limit=limit, temperature=request.temperature,
                 top_p=request.top_p, seed=request.seed, number=index,
                 is_ranked=request.num_top > 0, guide=guide and guide.copy(),
             )
@@ -133,6 +135,7 @@ class Server:
         self.vocabulary = Vocabulary(model.tokenizer)
         text, sampling = model.config.text, self.batcher.programs.sampling
         self.grammars = Grammars(model.tokenizer, text.vocab_size, sampling.stop_ids)
+        self.positions = find_positions(model.config)
         self.readers = asyncio.Semaphore(_READERS)
         self.started = int(time.time())
         routes = [
@@ -195,17 +198,19 @@ class Server:
             raise Refused(429, "the queue is full; ask again later")
         async with self.readers:
             try:
-                laid, guide = await asyncio.to_thread(self._prepare, asked)
+                laid, limit, guide = await asyncio.to_thread(self._prepare, asked)
             except ValueError as error:
                 told = _shorten(error, self.options.roots)
                 raise Refused(400, told, "messages", "invalid_media") from None
-        return Chat(self, asked, laid, guide)
+        return Chat(self, asked, laid, limit, guide)
 
-    def _prepare(self, asked: ChatRequest) -> tuple[Laid, Guide | None]:
+    def _prepare(self, asked: ChatRequest) -> tuple[Laid, int, Guide | None]:
         schema = asked.json_schema
         guide = None if schema is None else self.grammars.make(schema)
         messages = make_chat(asked, self.clips.read_frame, self.options)
-        return lay_out(self.model, messages, self.options.max_prompt, self.clips), guide
+        laid = lay_out(self.model, messages, self.options.max_prompt, self.clips)
+        most = self.options.max_new_tokens
+        return laid, choose_limit(laid.batch, asked.max_tokens, most, self.positions), guide
 
     async def _finish(self, chat: Chat, deadline: float) -> dict:
         try:

@@ -13,6 +13,7 @@ from videorft_jax.rollout.programs import FAILED, FULL, LIVE, STOPPED
 from videorft_jax.serving.errors import Refused
 from videorft_jax.serving.grammar import Guide
 from videorft_jax.serving.laid import Laid, model_sampling
+from videorft_jax.serving.limits import check_memory
 from videorft_jax.serving.options import ServeOptions
 from videorft_jax.serving.prefill import PromptPrograms
 from videorft_jax.serving.programs import Programs, Shape, Wish
@@ -49,11 +50,13 @@ class Completion:
 
 
 class Batcher:
-    """The running batch of one model, of `videorft_jax.load`."""
+    """The running batch of one model, of `videorft_jax.load`. Raises ValueError for options that
+    the memory cannot hold."""
 
     def __init__(self, model, options: ServeOptions):
         self.model, self.options = model, options
         dtype = jax.tree.leaves(model.params)[0].dtype
+        check_memory(model, options, dtype, _LENGTH + _COLUMNS)
         sampling = model_sampling(model, options.max_new_tokens)
         self.programs = Programs(model.config, sampling, chunk=options.chunk, dtype=dtype)
         self.prompts = Prompts(PromptPrograms(model.config), model.params, options.cache_bytes)

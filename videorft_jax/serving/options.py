@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+_MOST_CHUNK = 1024  # Every place of a chunk has room on the device, and requests wait to join.
+
 
 @dataclasses.dataclass(frozen=True)
 class ServeOptions:
@@ -41,5 +43,7 @@ class ServeOptions:
         for name in (*counts, "max_media", "timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"serve: {name} is {getattr(self, name)}; give a positive number")
+        if self.chunk > _MOST_CHUNK:
+            raise ValueError(f"serve: chunk is {self.chunk}; give at most {_MOST_CHUNK}")
         if self.cache_bytes < 0:
             raise ValueError(f"serve: cache_bytes is {self.cache_bytes}; give 0 (none) or a size")

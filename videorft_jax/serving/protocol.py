@@ -35,7 +35,7 @@ class ChatRequest:
     """
 
     messages: tuple[Mapping[str, Any], ...]
-    max_tokens: int
+    max_tokens: int | None
     temperature: float
     top_p: float
     num_choices: int
@@ -71,7 +71,7 @@ def read_chat(body: bytes, options: ServeOptions) -> ChatRequest:
     temperature = _number(fields, "temperature", 1.0, 0, 2, float)
     return ChatRequest(
         messages=_read_messages(fields),
-        max_tokens=_number(fields, name, options.max_new_tokens, 1, options.max_new_tokens, int),
+        max_tokens=_number(fields, name, None, 1, options.max_new_tokens, int),
         temperature=temperature if temperature >= _GREEDY else 0.0,
         top_p=_number(fields, "top_p", 1.0, 1e-6, 1, float),
         num_choices=_number(fields, "n", 1, 1, options.max_slots, int),
