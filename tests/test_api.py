@@ -225,13 +225,17 @@ def test_ask_chats_about_several_media_and_shows_them(model, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "flag", ["max_new_tokens=0", "temperature=-1", "temperature=nan", "seed=-1"]
-)
+    "flag",
+    ["max_new_tokens=0", "temperature=-1", "temperature=nan", "seed=-1", "video=/no/clip.mp4",
+     "image=/dev/null", "video=file:///no/clip.mp4", "video=data:video/mp4,AA"],
+)  # fmt: skip
 def test_ask_looks_at_its_flags_before_the_model(capsys, flag):
     assert cli.main(["ask", "--model=nowhere", "--question=?", f"--{flag}"]) == 2
     said = capsys.readouterr().err
-    assert flag.partition("=")[0] in said
+    name, _, value = flag.partition("=")
+    assert (value.removeprefix("file://") if "/no/" in value or "/dev/" in value else name) in said
     assert "nowhere" not in said
+    assert said.count("\n") == 1
 
 
 def test_a_save_that_cannot_be_is_one_line(model, tmp_path, monkeypatch):

@@ -77,6 +77,17 @@ def test_groups_of_videomme_v2_by_type_and_level():
     assert found["level"] == {"1": pytest.approx(5 / 32)}
 
 
+@pytest.mark.parametrize(
+    ("kind", "worth"), [("logic", 1 / 16), ("relevance", (2 / 3) ** 2)], ids=["logic", "relevance"]
+)
+def test_a_question_without_a_score_moves_no_other(kind, worth):
+    """The second of four has no row: a beginning ends there, a share is of the other three."""
+    about = {"group": "a", "group_type": kind, "group_structure": [1, 2, 3, 4]}
+    rows = [row(float(n != 4), group_place=n, **about) for n in (1, 3, 4)]
+    assert headline(rows, "videomme-v2", "robust")[0] == pytest.approx(worth)
+    assert set(breakdown(rows, "videomme-v2")) == {"group_type"}
+
+
 def write_run(folder, outputs):
     """An evaluation of four questions about two clips; an output None is a missing clip."""
     (folder / "toy").mkdir(parents=True)

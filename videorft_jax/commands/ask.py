@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from videorft_jax.commands import media_flags
 from videorft_jax.commands.last_line import print_last_line
+from videorft_jax.commands.output_file import check_output
 
 EXAMPLES = """videorft ask --model DIR --video CLIP --question TEXT
 videorft ask --model DIR --video first.mp4 --image after.jpg --question "What has changed?"
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     turn about the same media, and the model sees what was said before. A run or an export of ours
     is asked behind the system turn that it was trained with."""
     options = _parse(argv)
+    _check_media(options.media)
     from videorft_jax import api  # loads JAX
     from videorft_jax.rollout.sampling import SamplingConfig
 
@@ -50,6 +52,19 @@ def main(argv: list[str]) -> int:
     kept = f"the frames are in {options.show}" if options.show else "an answer is not kept"
     print_last_line(kept, "serve", f"--checkpoint={options.model}", to_stderr=True)
     return 0
+
+
+def _check_media(media) -> None:
+    """Opens each file that a flag names. Raises MediaError for one that cannot be."""
+    from videorft_jax.data.media.contract import Limits
+    from videorft_jax.data.media.files import list_files, open_media
+    from videorft_jax.data.media.given import read_given
+
+    for kind, path in media:
+        source = read_given(path, kind)
+        for file in [] if isinstance(source, bytes) else list_files(source, None, Limits()):
+            with open_media(file, None, Limits()):
+                pass
 
 
 def _questions(options) -> Iterator[str]:
@@ -170,6 +185,5 @@ def _parse(argv):
             raise ValueError(f"--show={options.show}: nothing is shown; give a --video or --image")
         if not options.show.lower().endswith(".png"):
             raise ValueError(f"--show={options.show}: the picture is a PNG; name it so")
-        if not os.path.isdir(os.path.dirname(options.show) or "."):
-            raise ValueError(f"--show={options.show}: no such folder; make it first")
+        check_output(options.show, "--show")
     return options

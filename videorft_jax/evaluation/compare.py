@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videorft_jax.evaluation.headline import headline
+from videorft_jax.evaluation.headline import PLACES, headline
 from videorft_jax.evaluation.intervals import difference_interval, mean_interval
 from videorft_jax.evaluation.published import format_published, published
 from videorft_jax.evaluation.scoreboard import find_misfit
@@ -86,7 +86,7 @@ def _parts(row):
     yield row["benchmark"], ""
     for name, values in row["categories"].items():
         for value in values if isinstance(values, list) else [values]:
-            if name not in ("group", "group_structure"):
+            if name not in PLACES:
                 yield row["benchmark"], f"{name}: {value}"
 
 

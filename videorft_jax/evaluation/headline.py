@@ -40,6 +40,8 @@ def vsi_bench(rows: Sequence[Row]) -> float:
     return statistics.fmean(means.values())
 
 
+# What says where a question of Video-MME-v2 stands, and makes no category.
+PLACES = {"group", "group_place", "group_structure"}
 # Worth of the longest right beginning of a logic group, by the numbers of questions in its steps.
 _BEGINNINGS = {
     (1, 1, 1, 1): (0, 1 / 16, 4 / 16, 9 / 16, 1),
@@ -48,16 +50,17 @@ _BEGINNINGS = {
 }
 
 
-def group_score(scores: Sequence[float], group_type: str, structure: Any) -> float:
+def group_score(scores: Sequence[float | None], group_type: str, structure: Any) -> float:
     """Returns what one group of four answers of Video-MME-v2 is worth, in [0, 1].
 
-    Relevance groups give the square of the share that is right. Logic groups give the worth of the
-    longest right beginning along `structure`, such as [1, [2, 3], 4], whose steps hold questions
-    (from 1) that count in either order.
+    scores: of the questions in their order, None where one has none. Relevance groups give the
+    square of the share of the others that is right. Logic groups give the worth of the longest
+    right beginning along `structure`, such as [1, [2, 3], 4], whose steps hold questions (from 1)
+    that count in either order.
     """
-    right = [score >= 1 for score in scores]
+    right = [score is not None and score >= 1 for score in scores]
     if group_type != "logic":
-        return (sum(right) / len(right)) ** 2
+        return (sum(right) / sum(score is not None for score in scores)) ** 2
     structure = json.loads(structure) if isinstance(structure, str) and structure else structure
     steps = [step if isinstance(step, list) else [step] for step in structure or ()]
     steps = steps or [[number + 1] for number in range(len(right))]
@@ -83,13 +86,17 @@ def _has_groups(rows, benchmark):
 
 
 def _groups(rows):
-    """(worth, categories) of each group and rollout; its questions stand in order."""
+    """(worth, categories) of each group and rollout, whose questions stand in order."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[row["categories"].get("group", ""), row.get("rollout", 0)].append(row)
     for own in groups.values():
         about = own[0]["categories"]
-        scores = [row["score"] for row in own]
+        # A question without a score has no row, and the later ones keep their places.
+        places = [int(row["categories"].get("group_place", n)) for n, row in enumerate(own, 1)]
+        scores = [None] * max(places)
+        for place, row in zip(places, own, strict=True):
+            scores[place - 1] = row["score"]
         kind, structure = about.get("group_type", ""), about.get("group_structure") or ()
         yield group_score(scores, kind, structure), about
 
@@ -97,7 +104,7 @@ def _groups(rows):
 def breakdown(rows: Sequence[Row], benchmark: str) -> dict[str, dict[str, float]]:
     """Returns the mean of each value of each category; in Video-MME-v2 it is that of the worths of
     groups, and spans also have the share above three bounds of IoU."""
-    names = {name for row in rows for name in row["categories"]} - {"group", "group_structure"}
+    names = {name for row in rows for name in row["categories"]} - PLACES
     if _has_groups(rows, benchmark):
         rows = [{"score": worth, "categories": about} for worth, about in _groups(rows)]
     found = {name: by_category(rows, name) for name in sorted(names)}

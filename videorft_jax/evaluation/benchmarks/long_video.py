@@ -1,5 +1,6 @@
 """Video-MME, Video-MME-v2, LVBench, MLVU and LongVideoBench as their releases have them."""
 
+import collections
 import pathlib
 from collections.abc import Iterator
 
@@ -50,8 +51,10 @@ def read_videomme_v2(folder: pathlib.Path) -> Iterator[Item]:
     for path in find_files(folder, "*test*.parquet", "data/*.parquet", "*.json"):
         rows = list(read_rows(path))
         levels = {_group(row): row["level"] for row in rows if row.get("level") is not None}
+        seen: collections.Counter[str] = collections.Counter()
         for number, row in enumerate(rows):
             options, name = without_letters(row["options"]), str(row["video_id"])
+            seen[_group(row)] += 1
             places = [f"{place}/{name}{end}" for place in ("data", "videos") for end in
                       (".mp4", ".MP4", ".mkv")]  # fmt: skip
             yield Item(
@@ -63,6 +66,7 @@ def read_videomme_v2(folder: pathlib.Path) -> Iterator[Item]:
                 options=options,
                 categories={
                     "group": _group(row),
+                    "group_place": seen[_group(row)],  # from 1
                     "group_type": row["group_type"],
                     "group_structure": row.get("group_structure") or [],
                     "level": levels.get(_group(row), ""),  # only one of a group's rows has it
