@@ -215,6 +215,7 @@ def test_unknown_command(say):
         (["--config.train.accumulate=0"], "train.accumulate is 0; give at least 1"),
         (["--config.checkpoint.every=0"], "checkpoint.every is 0; give at least 1"),
         (["--config.checkpoint.keep_last=0"], "keep_last is 0"),
+        (["--config.optim.warmup_steps=3000000000"], "give from 0 to 2147483647"),
         (["--config.train.max_steps=-1"], "train.max_steps is -1; give at least 0"),
         (
             ["--config.data.rows=12"],

@@ -74,6 +74,12 @@ def test_packed_rows_hold_each_record_once_and_waste_little(sft):
     assert visual_waste < 0.35  # 64-slot windows alone lose a quarter on these frames
 
 
+def test_more_epochs_than_memory_holds_are_refused(sft):
+    sizes, _, buckets = sft
+    with pytest.raises(ValueError, match=r"10+ epochs of 8 records; give .* at most 12500000$"):
+        make_schedule(np.arange(8), sizes, buckets, packed=True, seed=1, epochs=10**11)
+
+
 def test_prompt_rows_hold_one_record_and_waste_little(grpo):
     sizes, visual, buckets = grpo
     assert 1 <= len(buckets) <= 6

@@ -70,7 +70,7 @@ RANGES = {
     "media.total_pixels": _NUMBER,
     "media.patch_size": _NUMBER,
     "optim.lr": _NUMBER,
-    "optim.warmup_steps": _NUMBER,
+    "optim.warmup_steps": Range(0, 2**31 - 1),  # An optimizer counts its steps as int32.
     "optim.b1": _MOMENT,
     "optim.b2": _MOMENT,
     "optim.eps": _NUMBER,

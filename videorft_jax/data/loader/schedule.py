@@ -15,6 +15,7 @@ import numpy as np
 from videorft_jax.data.loader.buckets import LOOKAHEAD, Bucket, Sizes, mix, pack_rows, shuffled
 
 VERSION = 1  # A change that gives the same input another schedule must raise it.
+_MOST_READS = 10**8  # records times epochs; each takes some hundred bytes while a schedule is made
 SAMPLES, ROWS, BATCHES = range(3)  # What random keys are drawn for: each purpose has its own.
 
 
@@ -92,7 +93,14 @@ def make_schedule(
 
     ranks: float [N] of each record. Records are then read from the lowest to the highest in each
     epoch, those of one rank in an order of their own, and batches follow by their mean rank.
+
+    Raises ValueError for a record that fits no bucket, and for more epochs than memory holds.
     """
+    if len(records) * epochs > _MOST_READS:
+        raise ValueError(
+            f"schedule: {epochs} epochs of {len(records)} records; give data.epochs of at most "
+            f"{_MOST_READS // len(records)}"
+        )
     by_epoch = [_fill_epoch(records, sizes, buckets, packed, seed, e, ranks) for e in range(epochs)]
     batches = [batch for epoch in by_epoch for batch in epoch]
     rows = [row for _, batch in batches for row in batch]
