@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 
 from videorft_jax.doctor.findings import FAILURE, OK, WARNING, Finding, ok
+from videorft_jax.metrics.host_memory import host_bytes
 
 GIB = 2**30
 LEAST_DISK_GIB = 20.0  # a tiny run takes less, a checkpoint of 7B with its moments takes 100
@@ -36,15 +37,12 @@ def check_disk(folder: str | os.PathLike, least_gib: float = LEAST_DISK_GIB) -> 
 
 def read_memory() -> tuple[float, float]:
     """(GiB that this process may use in all, GiB of it that are free now)."""
-    page = os.sysconf("SC_PAGE_SIZE") / GIB
-    total, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    total = host_bytes() / GIB
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
     meminfo = pathlib.Path("/proc/meminfo")
     if meminfo.exists():  # what can be had at once, caches of files included
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) / 2**20
-    limit = pathlib.Path("/sys/fs/cgroup/memory.max")  # a container's limit
-    if limit.exists() and limit.read_text().strip() != "max":
-        total = min(total, int(limit.read_text()) / GIB)
     return total, min(free, total)
 
 

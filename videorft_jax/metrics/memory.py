@@ -1,8 +1,8 @@
 """How much memory the devices of this process have."""
 
-import os
-
 import jax
+
+from videorft_jax.metrics.host_memory import host_bytes
 
 GIB = 2**30
 
@@ -18,5 +18,5 @@ def device_gib() -> float | None:
 
 
 def cpu_gib(count: int) -> float:
-    """The share of each of `count` CPU devices in this host's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count / GIB
+    """The share of each of `count` CPU devices in the memory that this process may use."""
+    return host_bytes() / count / GIB

@@ -73,6 +73,7 @@ def search(job: Job, store: Store, say=lambda text: None, below: float = math.in
     few that are tried does. A program that does not fit shows how much too high its estimate is.
     Faster than `below` is, where nothing is known of links, only what sends no more than the job.
     """
+    say("pricing other meshes, remat, slices of a batch and moments by formulas")
     tries, shares = 0, dict[str, float]()
     for seconds, changes, other in candidates(job):
         sizes = _estimates(other)
