@@ -365,3 +365,25 @@ def test_bad_input(model):
         vr.load("nowhere")
     with pytest.raises(ValueError, match=r"config.json: cannot be read \(File name too long\); "):
         vr.load("n" * 300)
+
+
+def test_a_model_keeps_the_programs_of_its_last_ways_to_draw(model, monkeypatch):
+    """A sweep of temperatures would otherwise keep the compiled programs of each."""
+    made = []
+
+    class Engine:
+        def __init__(self, config, sampling, mesh, **settings):
+            made.append(sampling.temperature)
+
+        def check_length(self, batch): ...
+        def prepare(self, params): ...
+        def rollout(self, *args, **settings): ...
+
+    monkeypatch.setattr("videorft_jax.api.RolloutEngine", Engine)
+    ours = dataclasses.replace(model[1], _engines={})
+    chat = [{"role": "user", "content": "What moves?"}]
+    sweep = [n / 10 for n in range(1, 9)]
+    for temperature in (*sweep, 0.1, 0.9, 0.1, 0.2):  # The first is used again and stays.
+        ours.roll_out([chat], max_new_tokens=4, temperature=temperature)
+    assert made == [*sweep, 0.9, 0.2]
+    assert len(ours._engines) == 8

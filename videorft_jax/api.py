@@ -44,6 +44,7 @@ from videorft_jax.rollout.sampling import make_sampling
 
 log = logging.getLogger(__name__)
 
+_MOST_ENGINES = 8  # ways to draw whose programs a model keeps
 _MOST_PATH = 4000  # characters that every operating system takes
 _MULTIPLE = 128  # prompts are padded to a multiple of it, so that few lengths are compiled
 
@@ -197,11 +198,12 @@ class Model:
         dtype = str(jax.tree.leaves(self.params)[0].dtype)
         chunk = 8 if on_tokens else 64  # how often a reader sees something new
         key = (sampling, dtype, chunk)
-        if key not in self._engines:
-            self._engines[key] = RolloutEngine(
-                self.config, sampling, self.mesh, dtype=dtype, chunk=chunk
-            )
-        engine = self._engines[key]
+        engine = self._engines.pop(key, None)
+        if engine is None:
+            engine = RolloutEngine(self.config, sampling, self.mesh, dtype=dtype, chunk=chunk)
+        self._engines[key] = engine  # The one used last is the last to be dropped.
+        if len(self._engines) > _MOST_ENGINES:
+            del self._engines[next(iter(self._engines))]
         batch = self.prepare(messages)
         engine.check_length(batch)
         uids = np.arange(len(batch.tokens))

@@ -272,8 +272,7 @@ class Checkpointer:
         folder = self._path(chosen)
         if damage:
             raise ValueError(f"{folder}: {damage}; restore another step or copy the folder again")
-        manifest.compare_meta(body["meta"], _as_json(expected_meta), folder)
-        manifest.compare_arrays(body["arrays"], wanted, folder, part)
+        _compare(body, expected_meta, wanted, folder, part)
         item = _nest({path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in wanted.items()})
         how = {
             path: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype)
@@ -292,6 +291,12 @@ class Checkpointer:
     def read_meta(self, step: int) -> dict:
         """Reads the metadata of a checkpoint. Raises ValueError when its manifest is damaged."""
         return manifest.read(self._path(step))["meta"]
+
+    def check(self, step: int, abstract_state, expected_meta: dict) -> None:
+        """Raises the ValueError of `restore` where a checkpoint has other fields or arrays, before
+        any of them is read."""
+        folder = self._path(step)
+        _compare(manifest.read(folder), expected_meta, _flatten(abstract_state), folder, False)
 
     def _path(self, step):
         return self.folder / f"{step:08d}"
@@ -368,3 +373,8 @@ def _as_json(value):
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint: the metadata is not JSON ({error})") from None
+
+
+def _compare(body, expected_meta, wanted, folder, part):
+    manifest.compare_meta(body["meta"], _as_json(expected_meta), folder)
+    manifest.compare_arrays(body["arrays"], wanted, folder, part)

@@ -363,20 +363,23 @@ def open_run(
         mirror.pull()
         last.callback(mirror.push)
         checkpointer.check_disk(abstract)
-        state, saved, step = None, {"data": {"next_batch": 0}}, checkpointer.latest_step()
+        saved, step = {"data": {"next_batch": 0}}, checkpointer.latest_step()
         if step is not None:
-            _check_same_run(options, mode, checkpointer.read_meta(step), workdir)
-            state, saved = checkpointer.restore(None, abstract, agreed)
+            saved = checkpointer.read_meta(step)
+            _check_same_run(options, mode, saved, workdir)
+            checkpointer.check(step, abstract, agreed)
         start_from = open_start(options, weights, mode) if step is None else None
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
+        if step is not None:  # What is wrong with the records is told before weights are read.
+            loader.check_digest(saved["data"]["plan"])
         check_memory(weights, mesh, loader.buckets)
         total = _count_steps(options, loader)
         check_held_out(options.validate, loader.source)
         optimizer = make_optimizer(options.optim, total * updates)
-        if state is None:
+        if step is None:
             state = fresh_state(options, weights, optimizer, abstract, mesh, start_from)
         else:
-            loader.check_digest(saved["data"]["plan"])
+            state, saved = checkpointer.restore(None, abstract, agreed)
         start = saved["data"].get("step", int(state.step) // updates)
         state = _renumber(state, start * updates)
         meta = _describe(options, mode, loader) | agreed | _describe_start(start_from, saved)
