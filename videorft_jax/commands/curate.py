@@ -31,11 +31,13 @@ def main(argv: list[str]) -> int:
     add("--export_batch", metavar="DIR", help="write what is missing to batch files; sends nothing")
     add("--import_batch", metavar="FILE", nargs="+", help="result files of batches; sends nothing")
     add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
-    add("--sample", type=int, default=0, metavar="N",
+    add("--sample", type=int, metavar="N",
         help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip
     options = parser.parse_args(argv)
-    if options.sample < 0:
+    if options.sample is not None and options.sample < 1:
         raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
+    if options.export_batch == "":
+        raise ValueError("--export_batch= names no folder; give that of the batch files")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(HideSecrets())
@@ -44,6 +46,10 @@ def main(argv: list[str]) -> int:
     ways = ("dry_run", "merge", "export_batch", "import_batch")
     if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
         raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
+    if given and options.sample:
+        raise ValueError(f"--sample changes nothing beside {given[0]}; leave it out")
+    if options.merge and options.retry_dead:
+        raise ValueError("--merge asks nothing again; leave --retry_dead out")
     if options.merge and options.shard:
         raise ValueError("--merge takes all shards; leave --shard out")
     config = read_config(options.config)
@@ -65,7 +71,7 @@ def main(argv: list[str]) -> int:
             return _export(curation, options)
         if options.import_batch:
             return _import(curation, options)
-        result = curation.run(sample=options.sample)
+        result = curation.run(sample=options.sample or 0)
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))

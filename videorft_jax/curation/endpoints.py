@@ -6,6 +6,7 @@ them and sums of floats would drift over a million requests.
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 import operator
@@ -174,9 +175,29 @@ class Endpoint:
                 parts.scheme in ("http", "https") and parts.hostname and not parts.username,
                 f"{url!r} is no address of a server; write http(s)://host:port/v1, no key in it",
             )
+        self._check_numbers(require)
+
+    def _check_numbers(self, require):
         require(self.concurrency >= 1, "concurrency is below 1; allow one request at least")
-        require(self.deadline_s > 0, "deadline_s is not positive; give seconds")
+        for name in ("deadline_s", "breaker_s"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{name} is {value}; give seconds above 0")
+        require(self.breaker_failures >= 1, "breaker_failures is below 1; give a number")
         require(self.max_output >= 1, "max_output is below 1; give tokens")
+        require(
+            self.context > self.max_output,
+            f"context is {self.context}, of which a reply takes max_output = {self.max_output}; "
+            "give more, or lower max_output",
+        )
+        for name in ("image_tokens", "rpm", "tpm"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}; give a number, or 0 where it is not known")
+        require(0 <= self.temperature <= 2, f"temperature is {self.temperature}; give 0 to 2")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; give above 0 to 1")
+        try:
+            json.dumps(dict(self.extra_body), allow_nan=False)
+        except (TypeError, ValueError):
+            require(False, "extra_body holds what JSON cannot; give finite numbers, texts and such")
 
     def read_key(self) -> Secret | None:
         """The key of this endpoint; ValueError names the variable that is not set."""

@@ -122,6 +122,11 @@ class Curation:
         report(f"{len(units):,} records are asked about, of {len(self.source):,} in the pool")
         exit_code, reasons = asyncio.run(self._ask(report, units))
         counts = self.publish()
+        if self.shard == (0, 1) and counts.quarantined == counts.pool:
+            raise ValueError(
+                f"{self.options.records}: none of its {counts.pool:,} records can be asked about; "
+                f"{self.folder / 'quarantine.jsonl'} says why"
+            )
         if sample:
             self._write_sample(units)
         return Result(counts, exit_code, reasons, self.ledger.spent)
