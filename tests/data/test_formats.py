@@ -330,3 +330,41 @@ def test_a_tfds_data_set_is_built_and_read_by_name(place, tokenizer, reference, 
     assert len(digest_records("tfds:videorft_cot")) == 64
     with pytest.raises(ValueError, match="build it by `videorft tfds`"):
         open_records("tfds:videorft_rl")
+
+
+SEVERAL = {
+    # What a row holds beside its turns -> the question, and (kind, path) of each item.
+    "images": ({"image": ["a.png", "b.png"]}, "<image><image> Same?",
+               [("image", "a.png"), ("image", "b.png")]),
+    "images, no mark": ({"image": ["a.png", "b.png"]}, "Same?",
+                        [("image", "a.png"), ("image", "b.png")]),
+    "one image": ({"image": ["a.png"]}, "<image> What?", [("image", "a.png")]),
+    "clips": ({"video": ["a.mp4", "b.webm"]}, "<video> and <video>",
+              [("video", "a.mp4"), ("video", "b.webm")]),
+    "frames": ({"video": ["a.png", "b.JPG"], "fps": 2.0}, "<video> What?",
+               [("video", ["a.png", "b.JPG"])]),
+    "frames of a path": ({"video_path": ["a.png", "b.png"], "fps": 2.0}, "<video> What?",
+                         [("video", ["a.png", "b.png"])]),
+    "none of one kind": ({"image": [], "video": "a.mp4"}, "<video> What?", [("video", "a.mp4")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_list_in_a_column_is_as_many_media(tmp_path, name):
+    """As LLaVA's interleaved files have them, in a column without a plural."""
+    fields, question, items = SEVERAL[name]
+    said = [{"from": "human", "value": question}, {"from": "gpt", "value": "Yes."}]
+    write_jsonl(tmp_path / "a.jsonl", [{"conversations": said} | fields])
+    record = open_records(str(tmp_path / "a.jsonl"))[0]
+    assert [(item.kind, item.path) for item in record.media] == [
+        (kind, tuple(path) if isinstance(path, list) else path) for kind, path in items
+    ]
+
+
+def test_two_images_in_a_part_are_not_one(tmp_path):
+    part = {"type": "image", "image": ["a.png", "b.png"]}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": "Same?"}]},
+             {"role": "assistant", "content": "Yes."}]  # fmt: skip
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
+    with pytest.raises(RecordError, match="2 images as one; write each as a part of its own"):
+        open_records(str(tmp_path / "a.jsonl"))[0]

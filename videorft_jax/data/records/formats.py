@@ -12,6 +12,7 @@ A chat keeps its own wording: no template is laid around it. Where texts hold pl
 from collections.abc import Mapping
 from typing import Any
 
+from videorft_jax.data.media.files import PICTURES
 from videorft_jax.data.records.chats import PLACEHOLDER, RESIZED, ROLES
 from videorft_jax.data.records.records import SCHEMA, RecordError
 from videorft_jax.data.records.turns import SPEAKERS, TURN_KEYS, read_part, read_turn
@@ -215,11 +216,16 @@ class _Converter:
         self._items.append(item)
 
     def _listed(self, column: str, kind: str) -> list[Any]:
-        """The sources that a column holds. The list of frames of a video is one source."""
+        """The sources that a column holds, whether its name is a plural or not. A list of pictures
+        in the column `video` is one source, the frames of a clip."""
         value = self._row.get(column)
         if value is None:
             return []
-        return list(value) if isinstance(value, list | tuple) and column.endswith("s") else [value]
+        if not isinstance(value, list | tuple):
+            return [value]
+        is_frames = all(isinstance(x, str) and x.lower().endswith(PICTURES) for x in value)
+        of_video = MEDIA[column] == "video" and not column.endswith("s")
+        return [value] if of_video and value and is_frames else list(value)
 
     def _item(self, kind: str, source: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if isinstance(source, dict):
@@ -228,6 +234,9 @@ class _Converter:
         if not paths or not all(isinstance(path, str) and path for path in paths):
             remedy = "write the path of a file; bytes inside rows are not read"
             self._fail("media", "type", f"{where}: a {kind} of another kind than a path", remedy)
+        if kind == "image" and len(paths) > 1:
+            what = f"{where}: {len(paths)} images as one"
+            self._fail("media", "value", what, "write each as a part of its own")
         paths = [path.removeprefix("file://") for path in paths]
         frames = isinstance(source, list | tuple) and kind == "video"
         item = {"type": kind, "path": paths if frames else paths[0]}
