@@ -15,6 +15,9 @@ import videorft_jax
 from videorft_jax.commands.catalogue import COMMANDS, WITH_OPTIONS, list_commands, print_help
 
 PYTHON = sys.version_info[:2]
+# An empty system turn is none, an empty prefix that of no tensor, and options of a recipe may be
+# empty; `ask` has words of its own for an empty question.
+_MAY_BE_EMPTY = ("--system", "--strip_prefix", "--config.", "--question")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,9 +90,22 @@ def _dispatch(argv):
             return run(functools.partial(print_help, name), rest, f"videorft {name}", is_debugging)
 
     def command(argv):  # Its import takes seconds, in which Ctrl-C may come.
+        if name not in WITH_OPTIONS:
+            _check_flags(argv)
         return importlib.import_module(f"videorft_jax.commands.{name}").main(argv)
 
     return run(command, rest, f"videorft {name}", is_debugging)
+
+
+def _check_flags(argv):
+    """Raises ValueError for a flag without a value, as --out=$OUT where OUT is not set: a command
+    would take what it takes without the flag."""
+    for flag, value in zip(argv, [*argv[1:], None], strict=True):
+        flag, found, own = flag.partition("=")
+        is_empty = not own if found else value == ""
+        is_own = flag.startswith("--") and not flag.startswith(_MAY_BE_EMPTY)
+        if is_own and is_empty:
+            raise ValueError(f"{flag}= is empty; give a value, or leave the flag out")
 
 
 def run(main, argv: list[str], name: str, is_debugging: bool = False) -> int:

@@ -27,7 +27,7 @@ ENDPOINTS = {
 }
 FLAGS = {
     ("--sample=0",): "--sample=0: give the number of records, such as 20",
-    ("--export_batch=",): "--export_batch= names no folder; give that of the batch files",
+    ("--export_batch=",): "--export_batch= is empty; give a value, or leave the flag out",
     ("--sample=2", "--dry_run"): "--sample changes nothing beside --dry_run; leave it out",
     ("--sample=2", "--merge"): "--sample changes nothing beside --merge; leave it out",
     ("--merge", "--retry_dead"): "--merge asks nothing again; leave --retry_dead out",

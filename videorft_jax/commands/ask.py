@@ -185,5 +185,7 @@ def _parse(argv):
             raise ValueError(f"--show={options.show}: nothing is shown; give a --video or --image")
         if not options.show.lower().endswith(".png"):
             raise ValueError(f"--show={options.show}: the picture is a PNG; name it so")
+        if not os.path.isdir(os.path.dirname(options.show) or "."):
+            raise ValueError(f"--show={options.show}: no such folder; make it first")
         check_output(options.show, "--show")
     return options

@@ -36,8 +36,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.sample is not None and options.sample < 1:
         raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
-    if options.export_batch == "":
-        raise ValueError("--export_batch= names no folder; give that of the batch files")
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(HideSecrets())
