@@ -284,6 +284,18 @@ def _describe_start(start, saved):
     return {"base_is_merged": True} if is_merged else {}
 
 
+def _read_saved(checkpointer, options, mode, abstract, agreed, workdir):
+    """(step, what its checkpoint says) of the newest one, of a fresh run (None, its beginning).
+    Raises ValueError where it is of another run or has other arrays; none is read."""
+    step = checkpointer.latest_step()
+    if step is None:
+        return None, {"data": {"next_batch": 0}}
+    saved = checkpointer.read_meta(step)
+    _check_same_run(options, mode, saved, workdir)
+    checkpointer.check(step, abstract, agreed)
+    return step, saved
+
+
 def _check_same_run(options, mode, saved, workdir):
     """Raises ValueError when the checkpoint is of another command, or was made with options that
     teach something else; says what else has changed."""
@@ -363,11 +375,7 @@ def open_run(
         mirror.pull()
         last.callback(mirror.push)
         checkpointer.check_disk(abstract)
-        saved, step = {"data": {"next_batch": 0}}, checkpointer.latest_step()
-        if step is not None:
-            saved = checkpointer.read_meta(step)
-            _check_same_run(options, mode, saved, workdir)
-            checkpointer.check(step, abstract, agreed)
+        step, saved = _read_saved(checkpointer, options, mode, abstract, agreed, workdir)
         start_from = open_start(options, weights, mode) if step is None else None
         loader = make_loader(options, mode, tokenizer, str(mirror.folder))
         if step is not None:  # What is wrong with the records is told before weights are read.
