@@ -6,6 +6,7 @@ import _thread
 import difflib
 import functools
 import importlib
+import itertools
 import os
 import pathlib
 import sys
@@ -100,7 +101,7 @@ def _dispatch(argv):
 def _check_flags(argv):
     """Raises ValueError for a flag without a value, as --out=$OUT where OUT is not set: a command
     would take what it takes without the flag."""
-    for flag, value in zip(argv, [*argv[1:], None], strict=True):
+    for flag, value in itertools.pairwise([*argv, None]):
         flag, found, own = flag.partition("=")
         is_empty = not own if found else value == ""
         is_own = flag.startswith("--") and not flag.startswith(_MAY_BE_EMPTY)

@@ -29,7 +29,8 @@ def test_a_flag_without_a_value_is_refused(words, capsys):
 
 def test_some_may_be_empty(capsys):
     """The system turn, a prefix and options of a recipe; an empty question has its own words."""
+    assert cli.main(["benchmarks"]) == 0
     assert cli.main(["ask", "--model=nowhere", "--system=", "--strip_prefix=", "--question="]) == 2
     assert "--question is empty; write what is asked" in capsys.readouterr().err
     assert cli.main(["plan", "--config=no_recipe", "--config.lora.targets=", "--topology=v"]) == 2
-    assert "is empty" not in capsys.readouterr().err
+    assert "= is empty" not in capsys.readouterr().err

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the lines for programs")
     own = parser.parse_args(argv)
-    check_output(own.out)
+    check_output(own.out, kinds=(".png", ".pdf", ".svg"))
     from videorft_jax.evaluation.compare import compare, format_comparison, plot  # loads SciPy
 
     if len(own.runs) < 2:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="auto")
     parser.add_argument("--out", required=True, type=os.path.expanduser, help="JSONL file to write")
     options = parser.parse_args(argv)
-    check_output(options.out)
+    check_output(options.out, kinds=(".jsonl",))
     if os.path.exists(options.out) and os.path.realpath(options.out) == os.path.realpath(
         options.data
     ):

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--template_file", help="prompt template, .json or .toml")
     add("--out", type=os.path.expanduser, default="inspect.html", help="page to write")
     flags = parser.parse_args(argv)
-    check_output(flags.out)
+    check_output(flags.out, kinds=(".html", ".htm"))
     # These load transformers, which --help does without.
     from videorft_jax.data.inspection import draw_page, inspect_record
     from videorft_jax.data.loader.measure import Measurer

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if own.films_mib < 0:
         raise ValueError(f"--films_mib={own.films_mib}; give at least 0")
     if own.out:
-        check_output(own.out)
+        check_output(own.out, kinds=(".html", ".htm"))
     from videorft_jax.reporting.report import ReportOptions, default_path, write_report
 
     path = own.out or default_path(own.runs[0])
