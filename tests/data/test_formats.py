@@ -345,6 +345,8 @@ SEVERAL = {
                [("video", ["a.png", "b.JPG"])]),
     "frames of a path": ({"video_path": ["a.png", "b.png"], "fps": 2.0}, "<video> What?",
                          [("video", ["a.png", "b.png"])]),
+    "files by name": ({"videos": [{"path": "a.mp4", "bytes": None}, {"video": "file://b.mp4"}]},
+                      "<video><video>", [("video", "a.mp4"), ("video", "b.mp4")]),
     "none of one kind": ({"image": [], "video": "a.mp4"}, "<video> What?", [("video", "a.mp4")]),
 }  # fmt: skip
 
@@ -368,3 +370,14 @@ def test_two_images_in_a_part_are_not_one(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}])
     with pytest.raises(RecordError, match="2 images as one; write each as a part of its own"):
         open_records(str(tmp_path / "a.jsonl"))[0]
+
+
+def test_what_a_file_says_of_itself_counts(tmp_path):
+    """A range beside a file's name is its own; what is not known is kept as a field of the row."""
+    videos = [{"video": "a.mp4", "video_start": 1.0, "video_end": 2.5}, {"video": "b.mp4", "n": 7}]
+    said = [{"role": "user", "content": "<video><video>?"}, {"role": "assistant", "content": "x"}]
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": said, "videos": videos}])
+    record = open_records(str(tmp_path / "a.jsonl"))[0]
+    ranges = [(item.path, item.start, item.end) for item in record.media]
+    assert ranges == [("a.mp4", 1.0, 2.5), ("b.mp4", None, None)]
+    assert record.extra["video.n"] == 7

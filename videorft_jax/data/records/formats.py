@@ -228,8 +228,14 @@ class _Converter:
         return [value] if of_video and value and is_frames else list(value)
 
     def _item(self, kind: str, source: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-        if isinstance(source, dict):
-            source = source.get("path") or source.get("url")
+        if isinstance(source, dict):  # As Hugging Face's and verl's files name a file.
+            names = ("path", "url", kind)
+            own = {name: value for name, value in source.items() if value is not None}
+            given = {**given, **own}
+            for name in own.keys() - {*names, "type", "bytes", "fps", "sample_fps"}:
+                if name not in OF_ITEMS[kind]:
+                    self._unused[f"{kind}.{name}"] = own[name]
+            source = next((own[name] for name in names if own.get(name)), None)
         paths = source if isinstance(source, list | tuple) else [source]
         if not paths or not all(isinstance(path, str) and path for path in paths):
             remedy = "write the path of a file; bytes inside rows are not read"
