@@ -146,6 +146,29 @@ def test_the_papers_prompts(asked):
         assert len(row["media"]) == 1
 
 
+def test_options_are_shown_once(asked):
+    """The questions of LVBench and TempCompass hold options, which the paper's prompt lists."""
+    letters = "Please provide only the single option letter (e.g., A, B, C, D, etc.) within the "
+    for key, start in (
+        (("lvbench", "0"), "Q?"),
+        (("tempcompass", "multi-choice/7/speed/0"), "Which?"),
+    ):
+        item, folder = asked[key]
+        row = make_record(item, key[0], Variant("as_paper", think=False), folder)
+        text = prompt_of(row).split(CLIP)[1].split("<|im_end|>")[0]
+        assert text == f"{start}\nA. left\nB. right\n\n{letters}<answer> </answer> tags."
+
+
+def test_options_of_lvbench_that_stand_apart_are_asked_about(tmp_path):
+    """Other copies have the options in a field of their own."""
+    own = {"uid": "0", "question": "Q?", "options": ["left", "right"], "answer": "A"}
+    line = {"key": "k", "qa": [own | {"question_type": ["reasoning"]}]}
+    (tmp_path / "video_info.meta.jsonl").write_text(json.dumps(line) + "\n")
+    _, (item,) = load_items(TASKS["lvbench"], tmp_path)
+    assert (item.question, item.options) == ("Q?", ("left", "right"))
+    assert item.wording.prompt.startswith("Q?\n(A) left\n(B) right\nAnswer the question with")
+
+
 def test_official_media_are_cut_and_have_their_lines(asked, tmp_path):
     media = {
         key: make_record(item, key[0], Variant("official"), folder, "p")["media"]

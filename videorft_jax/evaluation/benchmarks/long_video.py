@@ -15,7 +15,7 @@ from videorft_jax.evaluation.benchmarks.task import (
     read_rows,
     without_letters,
 )
-from videorft_jax.evaluation.scoring.choices import find_options
+from videorft_jax.evaluation.scoring.choices import find_options, without_options
 
 # Video-MME-v2 introduces its subtitles so.
 _WORDS = "This video's subtitles are listed below:\n{lines}\n\n"
@@ -86,12 +86,15 @@ def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
     (path, *_) = find_files(folder, "video_info.meta.jsonl", "*.parquet")
     for row in read_rows(path):
         for own in row.get("qa") or [row]:
-            text = own["question"]
-            options = without_letters(own.get("options")) or tuple(find_options(text)[1])
+            text, options = own["question"], without_letters(own.get("options"))
+            if options:
+                text = wording.join(text, *wording.lettered(options, wording.IN_BRACKETS))
+            else:
+                options = tuple(find_options(text)[1])
             name = row.get("video_path") or f"{row['key']}.mp4"
             yield Item(
                 id=str(own.get("uid", own.get("id", ""))),
-                question=text,
+                question=without_options(text),
                 kind="multiple choice",
                 gold=str(own["answer"]),
                 media=(find_media(folder, f"videos/{name}", name),),

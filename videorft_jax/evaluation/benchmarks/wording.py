@@ -31,7 +31,7 @@ def join(*lines: str) -> str:
 
 
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
-_IN_BRACKETS = "({letter}) {text}"
+IN_BRACKETS = "({letter}) {text}"
 _SELECT = (
     "Select the best answer to the following multiple-choice question based on the video. Respond "
     "with only the letter ({}) of the correct option."
@@ -80,7 +80,7 @@ def mmvu(question: str, options: Sequence[str]) -> Wording:
 def mvbench(question: str, options: Sequence[str]) -> Wording:
     """The prompt has a system text, and opens the answer."""
     return Wording(
-        join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
+        join(f"Question: {question}", "Options:", *lettered(options, IN_BRACKETS),
              "Only give the best option."),
         "Carefully watch the video and pay attention to the cause and sequence of events, the "
         "detail and movement of objects, and the action and pose of persons. Based on your "
@@ -133,7 +133,7 @@ def lvbench(question: str) -> Wording:
 def mlvu(question: str, options: Sequence[str]) -> Wording:
     """The prompt has a system text, and opens the answer."""
     return Wording(
-        join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
+        join(f"Question: {question}", "Options:", *lettered(options, IN_BRACKETS),
              "Only give the best option."),
         "Carefully watch this video and pay attention to every detail. Based on your observations, "
         "select the best option that accurately addresses the question.",

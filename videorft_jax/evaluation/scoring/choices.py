@@ -126,14 +126,25 @@ def split_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
 def find_options(question: str) -> tuple[list[str], list[str]]:
     """(labels, texts) of the option lines inside a question, as `split_options` gives them; empty
     where it has none."""
-    found = [(m["label"].upper(), m["text"]) for m in _LINE.finditer(question)]
+    lines = _find_lines(question)
+    return [line["label"].upper() for line in lines], [line["text"] for line in lines]
+
+
+def without_options(question: str) -> str:
+    """The question without the option lines inside it."""
+    if not (lines := _find_lines(question)):
+        return question
+    return question[: lines[0].start()].rstrip("\n") + question[lines[-1].end() :]
+
+
+def _find_lines(question):
+    found = list(_LINE.finditer(question))
     for start in range(len(found)):
+        labels = [line["label"].upper() for line in found[start:]]
         for first in ("A", "1"):
-            labels = [label for label, _ in found[start:]]
-            wanted = [chr(ord(first) + i) for i in range(len(labels))]
-            if len(labels) > 1 and labels == wanted:
-                return labels, [text for _, text in found[start:]]
-    return [], []
+            if len(labels) > 1 and labels == [chr(ord(first) + i) for i in range(len(labels))]:
+                return found[start:]
+    return []
 
 
 def read_choice(text: str, labels: Sequence[str], texts: Sequence[str] = ()) -> str | None:
