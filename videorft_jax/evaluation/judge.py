@@ -63,16 +63,22 @@ class JudgeOptions:
 
 
 def judge_rows(
-    rows: Sequence[dict[str, Any]], options: JudgeOptions, cache: pathlib.Path
+    rows: Sequence[dict[str, Any]],
+    options: JudgeOptions,
+    cache: pathlib.Path,
+    scorer: str = "robust",
 ) -> list[dict[str, Any]]:
     """The rows of `rescore` with the judge's verdicts, in their order.
 
-    Asked about are rows that are open, and open-ended ones whose words alone do not make them
-    right. `outcome` is then "judged", or "open" where there is no verdict. cache: a JSONL file of
-    the verdicts, which is read first and added to.
+    Asked about are rows that are open and, where our own `scorer` gave the scores, open-ended ones
+    whose words alone do not make them right; what another tool calls wrong stays so. `outcome` is
+    then "judged", or "open" where there is no verdict. cache: a JSONL file of the verdicts, which
+    is read first and added to. Raises ValueError for a scorer that leaves nothing to a judge.
     """
+    if scorer == "videorft":
+        raise ValueError("judge: --scorer=videorft leaves nothing to one; leave --judge out")
     known = _read_cache(cache)
-    prompts = {place: _prompt(row) for place, row in enumerate(rows) if _is_asked(row)}
+    prompts = {place: _prompt(row) for place, row in enumerate(rows) if _is_asked(row, scorer)}
     keys = {place: _key(options, prompt) for place, prompt in prompts.items() if prompt}
     wanted = {key: place for place, key in keys.items() if key not in known}
     asker = _Asker(options, cache)
@@ -97,9 +103,9 @@ def judge_rows(
     return judged
 
 
-def _is_asked(row):
-    if row["outcome"] == "open":
-        return True
+def _is_asked(row, scorer):
+    if row["outcome"] == "open" or scorer != "robust":
+        return row["outcome"] == "open"
     is_open_ended = kind_of(make_row(row, 0)) == OPEN_ENDED
     return is_open_ended and row["outcome"] == "scored" and row["score"] == 0.0
 
