@@ -5,7 +5,13 @@ import json
 import pytest
 from benchmark_layouts import table
 
-from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
+from videorft_jax.evaluation.benchmarks.catalogue import (
+    TASKS,
+    count_problems,
+    describe,
+    find_task,
+    load_items,
+)
 from videorft_jax.evaluation.benchmarks.subtitles import Subtitles, read_subtitles
 
 ROW = {"id": 0, "dataset": "scannet", "scene_name": "s", "question_type": "object_counting",
@@ -85,3 +91,42 @@ def test_files_that_come_with_a_download_are_no_annotations(tmp_path):
         (place / "a_log.jsonl").write_text('{"time": 1}\n')
     for name in ("scivideobench", "charades_sta"):
         assert len(load_items(TASKS[name], tmp_path)[1]) == 1
+
+
+def test_gold_answers_that_no_option_has_are_counted(tmp_path):
+    """A place behind the options, one counted from the end, and a letter that there is not."""
+    row = {"id": "a", "question": "Q?", "candidates": ["left", "right"], "video_path": "a.mp4",
+           "question_category": "S2E", "duration_group": 15, "duration": 1.0}  # fmt: skip
+    rows = [row | {"id": str(place), "correct_choice": place} for place in (1, 7, -1)]
+    path = tmp_path / "LongVideoBench/lvb_val.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(rows))
+    _, items = load_items(TASKS["longvideobench"], tmp_path)
+    assert count_problems(items) == "2 gold answers are no candidate"
+    assert [item.problem for item in items][:2] == ["", "its gold answer 'H' is no candidate"]
+    record = {"problem": "Q?", "problem_type": "multiple choice", "path": "a.mp4"}
+    answers = [("C", ["A. up", "B. down"]), ("down", ["A. up", "B. down"]), ("C", [])]
+    rows = [record | {"solution": gold, "options": options} for gold, options in answers]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    _, items = load_items(find_task("mine.json"), tmp_path)
+    assert [bool(item.problem) for item in items] == [True, False, False]
+
+
+def test_files_without_a_question_are_said_to_be(tmp_path):
+    (tmp_path / "MLVU/json").mkdir(parents=True)
+    (tmp_path / "MLVU/json/9_summary.json").write_text("[{}]")  # only what a judge reads
+    task = TASKS["mlvu"]
+    (tmp_path / "MLVU/json/1_plotQA.json").write_text("[]")
+    with pytest.raises(ValueError, match="MLVU hold no question; get MLVU/MVLU"):
+        load_items(task, tmp_path)
+    found = describe(task, tmp_path)
+    assert (found["rows"], found["missing"]) == (0, [])
+    assert "hold no question" in found["problems"][0]
+
+
+def test_a_row_of_mmvu_without_metadata_has_the_subject_of_its_clip(tmp_path):
+    row = {"id": "v", "video": "https://x/videos/Art/1.mp4", "question_type": "multiple-choice",
+           "question": "Q?", "choices": {"A": "up", "B": "down"}, "answer": "A"}  # fmt: skip
+    (tmp_path / "validation.json").write_text(json.dumps([row, row | {"metadata": None}]))
+    _, items = load_items(TASKS["mmvu"], tmp_path)
+    assert [item.categories["subject"] for item in items] == ["Art", "Art"]

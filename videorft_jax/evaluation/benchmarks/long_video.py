@@ -114,7 +114,7 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
             options = tuple(map(str, row["candidates"]))
             task = row.get("task_type") or row["question_type"]
             gold, problem = str(row["answer"]), ""
-            if paths or gold not in wording.LETTERS:
+            if paths or gold not in tuple(wording.LETTERS):
                 gold, problem = choose(gold, options)
             name = row.get("video_name") or row["video"]
             places = [f"MLVU/video/{path.stem}/{name}", f"video/{path.stem}/{name}"]
