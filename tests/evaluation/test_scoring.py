@@ -47,6 +47,15 @@ The cup is filled with water, not nothing changes
 {"answer": "B"}
 answer=B
 The answer is B, not C.
+The answer is B. The dog (C) never appears.
+The answer is B. Looking at option C, it fails.
+I choose B. It could be D.
+Answer: B It could be C.
+So B. Let me check C first.
+Therefore, B. A: the ball stays.
+Between B and C, I choose B.
+Answer: B. Explanation: the dog (C) never appears.
+It could be D. The answer is B. Hmm, C?
 """
 NO_CHOICES = """
 A or B
@@ -61,6 +70,12 @@ Option 2
 ABCD
 As an AI model I cannot see the video
 Option B is incorrect
+The answer is B. So C.
+The answer is B. I choose C.
+Final answer: B C
+The answer is B. (C)
+I choose B. C
+It's a tie between B and C
 the cup gets filled with water
 """
 OTHERS = (
