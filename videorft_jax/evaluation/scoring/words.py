@@ -19,6 +19,11 @@ _NO = re.compile(
     r"|不是|不对|不對|不|否|没有|いいえ|아니",
     re.I,
 )
+_NOT = re.compile(
+    r"\b(?:absolutely|certainly|definitely|of course|indeed|probably|clearly|obviously|surely)"
+    r"\s+not\b",
+    re.I,
+)
 _DENIAL = re.compile(
     r"\b(?:does|do|did|is|are|was|were|has|have|can|could|will|would)(?:\s+not\b|n['’]?t\b)"
     r"|\b(?:do|does|did)(?:n['’]t| not) (?:think|believe) so\b"
@@ -81,12 +86,15 @@ def read_yes_no(text: str) -> bool | None:
     text = without_refusal(re.sub(r"\bno (?:doubt|question)\b", " ", text, flags=re.I))
     if text is None:
         return None
+    text = _NOT.sub(" no ", text)
     begins = re.match(
         r"\W*(yes|no)\b(?!\s*(?:and|or|/)\s*(?:yes|no)\b)(?=\s*(?:$|[.,;:!\n—-]))", text, re.I
     )
     asked = re.match(r"\W*(?:yes|no)\s*\?\s*(yes|no)\W*$", text, re.I)
     if asked:  # A question that the text answers itself.
         return asked[1].casefold() == "yes"
+    if re.fullmatch(r"\W*yes\W+no\W*|\W*no\W+yes\W*", text, re.I):
+        return None
     if begins and not re.search(r"\b(?:wait|actually)\b", text, re.I):
         return begins[1].casefold() == "yes"
     says_no = bool(_NO.search(text))
