@@ -126,6 +126,12 @@ OTHERS = (
     ("temporal grounding", "[0, 10]", "The event occurs from 0s to 10s", 1),
     ("temporal grounding", "[0, 10]", "10 - 0", 0),
     ("temporal grounding", "[60, 90]", "1:00-1:30", 1),
+    ("temporal grounding", "[60, 90]", "1m to 1m30s", 1),
+    ("numerical", "2:30", "02:30", 1),
+    ("numerical", "2:30", "2:03", 0),
+    ("open-ended", "H2O", "$H_2O$", 1),
+    ("open-ended", "CO2", "CO_{2}", 1),
+    ("open-ended", "H2O", "H2O2", 0),
 )
 TEN = [f"{letter}. choice {letter.lower()}" for letter in "ABCDEFGHIJ"]
 KINDS = ("multiple choice", "regression", "yes_no", "caption_matching", "open-ended", "numerical")

@@ -8,6 +8,7 @@ from videorft_jax.evaluation.scoring.choices import find_options, read_choice
 from videorft_jax.evaluation.scoring.numbers import read_number
 from videorft_jax.evaluation.scoring.option_words import words_of
 from videorft_jax.evaluation.scoring.text import without_refusal
+from videorft_jax.rewards.answers import plain_notation
 
 _YES = re.compile(
     r"\b(?:yes|yeah|yep|true|correct|right|affirmative|absolutely|certainly|indeed|of course|"
@@ -186,7 +187,7 @@ def agrees_with_number(text: str, gold: str) -> bool:
     the same, missing or only written otherwise; 50 % is .5."""
     truth = read_number(gold)
     if truth is None:
-        return _normal(text) == _normal(gold)
+        return plain_notation(_normal(text)) == plain_notation(_normal(gold))
     return _same_number(text, gold, truth)
 
 
@@ -211,7 +212,7 @@ def _same_unit(first: str, second: str) -> bool:
 def _normal(text: str) -> str:
     """The text without case, accents of notation, punctuation around it, and outer articles."""
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold()
-    text = text.replace("^", "").replace("**", "")
+    text = re.sub(r"[_^](?:\{(\w+)\})?|\*\*", r"\1", text)
     for theirs, ours in _SPELLINGS:
         text = text.replace(theirs, ours)
     text = re.sub(r"^(?:the|a|an)\s+", "", text.strip(" .\"'!?,;:()[]\n"))
