@@ -78,6 +78,20 @@ def test_the_papers_prompt_to_the_byte(vsibench):
     assert prompt_of(letter, think=False) == direct
 
 
+def test_lettered_options_of_a_record_file_are_shown_as_they_are(tmp_path):
+    """The paper's script writes them down unread; options without letters are given some."""
+    row = {"problem": "Which?", "problem_type": "multiple choice", "path": "a.mp4",
+           "solution": "<answer>B</answer>"}  # fmt: skip
+    shown = {("A) left ", "B)  right"): "A) left \nB)  right\n", ("left", "right"):
+             "A. left\nB. right\n"}  # fmt: skip
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([row | {"options": options} for options in shown]))
+    _, items = load_items(find_task("mine.json"), tmp_path)
+    for item, lines in zip(items, shown.values(), strict=True):
+        assert item.options == ("left", "right")
+        assert f"Which?\n{lines}\nPlease think" in prompt_of(item)
+
+
 def test_a_record_file_is_read_as_a_benchmark(vsibench):
     task = find_task("eval_vsibench.json")
     folder, items = load_items(task, vsibench)
