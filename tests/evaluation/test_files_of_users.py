@@ -130,3 +130,26 @@ def test_a_row_of_mmvu_without_metadata_has_the_subject_of_its_clip(tmp_path):
     (tmp_path / "validation.json").write_text(json.dumps([row, row | {"metadata": None}]))
     _, items = load_items(TASKS["mmvu"], tmp_path)
     assert [item.categories["subject"] for item in items] == ["Art", "Art"]
+
+
+def test_links_that_lead_out_of_the_folder_are_told(tmp_path):
+    """A loader follows none but those into `limits.roots`; one within the folder is no matter."""
+    row = {"id": 0, "dataset": "scannet", "scene_name": "a", "question_type": "route_planning",
+           "question": "Q?", "options": ["A. up", "B. down"], "ground_truth": "A"}  # fmt: skip
+    folder, other = tmp_path / "VSI-Bench", tmp_path / "disk/scannet"
+    (folder / "here").mkdir(parents=True)
+    other.mkdir(parents=True)
+    rows = [row, row | {"id": 1, "dataset": "arkitscenes"}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
+    for place in (other, folder / "here"):
+        (place / "a.mp4").touch()
+    (folder / "arkitscenes").symlink_to(folder / "here")
+    (folder / "scannet").symlink_to(other)
+    found = describe(TASKS["vsibench"], tmp_path)
+    assert (found["found"], found["missing"]) == (2, [])
+    assert found["problems"][-1] == (
+        "1 files lie outside of the folder, such as scannet/a.mp4; name the folder that holds "
+        f"them, {other}, in limits.roots"
+    )
+    (folder / "scannet").unlink()
+    assert "outside" not in " ".join(describe(TASKS["vsibench"], tmp_path)["problems"])

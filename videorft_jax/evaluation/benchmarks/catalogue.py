@@ -71,6 +71,20 @@ def find_missing(folder: pathlib.Path, items: Iterable[Item]) -> list[str]:
     return [path for path in paths if not (folder / path).exists()]
 
 
+def find_outside(folder: pathlib.Path, items: Iterable[Item]) -> str:
+    """What tells that links lead out of the folder, where an evaluation does not follow them, ""
+    for nothing."""
+    paths = dict.fromkeys(str(part["path"]) for item in items for part in item.media)
+    places = {path: (folder / path).resolve() for path in paths if (folder / path).exists()}
+    outside = [x for x in places if not places[x].is_relative_to(folder.resolve())]
+    if not outside:
+        return ""
+    return (
+        f"{len(outside)} files lie outside of the folder, such as {outside[0]}; name the folder "
+        f"that holds them, {places[outside[0]].parent}, in limits.roots"
+    )
+
+
 def find_other_version(task: Task, items: Sequence[Item]) -> str:
     """What tells that the files are of another split or version, "" for nothing."""
     if task.num_rows and len(items) != task.num_rows:
@@ -112,6 +126,8 @@ def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
         problems.append(other)
     if len({item.id for item in items}) < len(items):
         problems.append("ids are repeated")
+    if outside := find_outside(folder, items):
+        problems.append(outside)
     return {
         "name": task.name,
         "rows": len(items),
