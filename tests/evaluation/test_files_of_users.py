@@ -153,3 +153,19 @@ def test_links_that_lead_out_of_the_folder_are_told(tmp_path):
     )
     (folder / "scannet").unlink()
     assert "outside" not in " ".join(describe(TASKS["vsibench"], tmp_path)["problems"])
+
+
+def test_lvbench_as_lmms_lab_has_it(tmp_path):
+    """A table of questions, each with its clip and its options, and all clips in one folder."""
+    row = {"question": "Q?\n(A) up\n(B) down", "answer": "B", "video_path": "k.mp4"}
+    apart = {"question": "W?", "options": ["left", "right"], "answer": "A", "video_path": "k.mp4"}
+    table(tmp_path / "lvbench/data/train-00000-of-00001.parquet", [row | {"options": []}, apart])
+    (tmp_path / "lvbench/all_videos").mkdir()
+    (tmp_path / "lvbench/all_videos/k.mp4").touch()
+    folder, items = load_items(TASKS["lvbench"], tmp_path)
+    assert [(item.id, item.question, item.gold) for item in items] == [
+        ("0", "Q?", "B"), ("1", "W?", "A"),
+    ]  # fmt: skip
+    assert {item.media[0]["path"] for item in items} == {"all_videos/k.mp4"}
+    assert items[1].wording.prompt.startswith("W?\n(A) left\n(B) right\nAnswer")
+    assert describe(TASKS["lvbench"], tmp_path)["found"] == 1

@@ -83,8 +83,8 @@ def _group(row) -> str:
 
 def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
     """Reads the questions about films of up to two hours; their texts hold the options."""
-    (path, *_) = find_files(folder, "video_info.meta.jsonl", "*.parquet")
-    for row in read_rows(path):
+    (path, *_) = find_files(folder, "video_info.meta.jsonl", "data/train-*.parquet")
+    for number, row in enumerate(read_rows(path)):
         for own in row.get("qa") or [row]:
             text, options = own["question"], without_letters(own.get("options"))
             if options:
@@ -93,11 +93,11 @@ def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
                 options = tuple(find_options(text)[1])
             name = row.get("video_path") or f"{row['key']}.mp4"
             yield Item(
-                id=str(own.get("uid", own.get("id", ""))),
+                id=str(own.get("uid", own.get("id", number))),
                 question=without_options(text),
                 kind="multiple choice",
                 gold=str(own["answer"]),
-                media=(find_media(folder, f"videos/{name}", name),),
+                media=(find_media(folder, f"videos/{name}", name, f"all_videos/{name}"),),
                 options=options,
                 categories={"question_type": list(own.get("question_type") or [])},
                 wording=wording.lvbench(text),
@@ -173,8 +173,9 @@ TASKS = (
     Task("videomme", "Video-MME", 2700, ("videomme/test-*.parquet", "test-*.parquet"),
          ("Video-MME", "videomme"), "lmms-lab/Video-MME", "research only, no redistribution",
          read_videomme),
-    Task("lvbench", "LVBench", 1549, ("video_info.meta.jsonl",), ("LVBench", "lvbench"),
-         "zai-org/LVBench; the videos from their own site", "CC BY-NC-SA 4.0", read_lvbench),
+    Task("lvbench", "LVBench", 1549, ("video_info.meta.jsonl", "data/train-*.parquet"),
+         ("LVBench", "lvbench"), "zai-org/LVBench; the videos from their own site",
+         "CC BY-NC-SA 4.0", read_lvbench),
     Task("mlvu", "MLVU (development set)", 2175, ("MLVU/json/*.json", "json/1_plotQA.json",
          "*/test-*.parquet"), ("MLVU", "mlvu", "MVLU"), "MLVU/MVLU", "CC BY-NC-SA 4.0", read_mlvu),
     Task("longvideobench", "LongVideoBench (validation)", 1337,
