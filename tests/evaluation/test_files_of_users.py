@@ -159,7 +159,8 @@ def test_lvbench_as_lmms_lab_has_it(tmp_path):
     """A table of questions, each with its clip and its options, and all clips in one folder."""
     row = {"question": "Q?\n(A) up\n(B) down", "answer": "B", "video_path": "k.mp4"}
     apart = {"question": "W?", "options": ["left", "right"], "answer": "A", "video_path": "k.mp4"}
-    table(tmp_path / "lvbench/data/train-00000-of-00001.parquet", [row | {"options": []}, apart])
+    rows = [own | {"question_type": "reasoning"} for own in (row | {"options": []}, apart)]
+    table(tmp_path / "lvbench/data/train-00000-of-00001.parquet", rows)
     (tmp_path / "lvbench/all_videos").mkdir()
     (tmp_path / "lvbench/all_videos/k.mp4").touch()
     folder, items = load_items(TASKS["lvbench"], tmp_path)
@@ -167,5 +168,6 @@ def test_lvbench_as_lmms_lab_has_it(tmp_path):
         ("0", "Q?", "B"), ("1", "W?", "A"),
     ]  # fmt: skip
     assert {item.media[0]["path"] for item in items} == {"all_videos/k.mp4"}
+    assert items[0].categories["question_type"] == ["reasoning"]
     assert items[1].wording.prompt.startswith("W?\n(A) left\n(B) right\nAnswer")
     assert describe(TASKS["lvbench"], tmp_path)["found"] == 1

@@ -99,9 +99,13 @@ def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
                 gold=str(own["answer"]),
                 media=(find_media(folder, f"videos/{name}", name, f"all_videos/{name}"),),
                 options=options,
-                categories={"question_type": list(own.get("question_type") or [])},
+                categories={"question_type": _as_list(own.get("question_type"))},
                 wording=wording.lvbench(text),
             )
+
+
+def _as_list(types):
+    return [types] if isinstance(types, str) else list(types or [])
 
 
 def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
