@@ -5,12 +5,12 @@ answers that have none. An item whose judge fails, is late or says neither yes n
 has no score, and counts as wrong only in the figure over all rows.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
+import queue
 import threading
 import time
 import urllib.error
@@ -87,8 +87,7 @@ def judge_rows(
         row = rows[wanted[key]]
         return asker.ask(key, prompts[wanted[key]], lambda reply: _verdict(row, reply) is not None)
 
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
-        replies = dict(zip(wanted, pool.map(ask, wanted), strict=True))
+    replies = _ask_all(ask, list(wanted), options.num_threads)
     known |= {key: reply for key, reply in replies.items() if reply is not None}
     log.info(
         "judge %s: %d answers, %d asked about now, %d without a verdict",
@@ -101,6 +100,31 @@ def judge_rows(
         outcome = "unparsed" if not prompt else "open" if score is None else "judged"
         judged[place] = rows[place] | {"score": score, "outcome": outcome}
     return judged
+
+
+def _ask_all(
+    ask: Callable[[str], str | None], keys: Sequence[str], num_threads: int
+) -> dict[str, str | None]:
+    """What `ask` gives for each key, several at a time. Its threads end with the program, so that
+    an interrupt waits for none that waits for the judge."""
+    left, found = iter(keys), queue.SimpleQueue()
+
+    def work():
+        while (key := next(left, None)) is not None:
+            try:
+                found.put((key, ask(key)))
+            except Exception as error:
+                found.put((key, error))
+
+    for _ in range(min(num_threads, len(keys))):
+        threading.Thread(target=work, daemon=True).start()
+    replies = {}
+    for _ in keys:
+        key, reply = found.get()
+        if isinstance(reply, Exception):
+            raise reply
+        replies[key] = reply
+    return replies
 
 
 def _is_asked(row, scorer):
