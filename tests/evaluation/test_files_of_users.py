@@ -5,7 +5,13 @@ import json
 import pytest
 from benchmark_layouts import table
 
-from videorft_jax.evaluation.benchmarks.catalogue import TASKS, describe, find_task, load_items
+from videorft_jax.evaluation.benchmarks.catalogue import (
+    TASKS,
+    count_problems,
+    describe,
+    find_task,
+    load_items,
+)
 from videorft_jax.evaluation.benchmarks.subtitles import Subtitles, read_subtitles
 
 ROW = {"id": 0, "dataset": "scannet", "scene_name": "s", "question_type": "object_counting",
@@ -85,3 +91,83 @@ def test_files_that_come_with_a_download_are_no_annotations(tmp_path):
         (place / "a_log.jsonl").write_text('{"time": 1}\n')
     for name in ("scivideobench", "charades_sta"):
         assert len(load_items(TASKS[name], tmp_path)[1]) == 1
+
+
+def test_gold_answers_that_no_option_has_are_counted(tmp_path):
+    """A place behind the options, one counted from the end, and a letter that there is not."""
+    row = {"id": "a", "question": "Q?", "candidates": ["left", "right"], "video_path": "a.mp4",
+           "question_category": "S2E", "duration_group": 15, "duration": 1.0}  # fmt: skip
+    rows = [row | {"id": str(place), "correct_choice": place} for place in (1, 7, -1)]
+    path = tmp_path / "LongVideoBench/lvb_val.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(rows))
+    _, items = load_items(TASKS["longvideobench"], tmp_path)
+    assert count_problems(items) == "2 gold answers are no candidate"
+    assert [item.problem for item in items][:2] == ["", "its gold answer 'H' is no candidate"]
+    record = {"problem": "Q?", "problem_type": "multiple choice", "path": "a.mp4"}
+    answers = [("C", ["A. up", "B. down"]), ("down", ["A. up", "B. down"]), ("C", [])]
+    rows = [record | {"solution": gold, "options": options} for gold, options in answers]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    _, items = load_items(find_task("mine.json"), tmp_path)
+    assert [bool(item.problem) for item in items] == [True, False, False]
+
+
+def test_files_without_a_question_are_said_to_be(tmp_path):
+    (tmp_path / "MLVU/json").mkdir(parents=True)
+    (tmp_path / "MLVU/json/9_summary.json").write_text("[{}]")  # only what a judge reads
+    task = TASKS["mlvu"]
+    (tmp_path / "MLVU/json/1_plotQA.json").write_text("[]")
+    with pytest.raises(ValueError, match="MLVU hold no question; get MLVU/MVLU"):
+        load_items(task, tmp_path)
+    found = describe(task, tmp_path)
+    assert (found["rows"], found["missing"]) == (0, [])
+    assert "hold no question" in found["problems"][0]
+
+
+def test_a_row_of_mmvu_without_metadata_has_the_subject_of_its_clip(tmp_path):
+    row = {"id": "v", "video": "https://x/videos/Art/1.mp4", "question_type": "multiple-choice",
+           "question": "Q?", "choices": {"A": "up", "B": "down"}, "answer": "A"}  # fmt: skip
+    (tmp_path / "validation.json").write_text(json.dumps([row, row | {"metadata": None}]))
+    _, items = load_items(TASKS["mmvu"], tmp_path)
+    assert [item.categories["subject"] for item in items] == ["Art", "Art"]
+
+
+def test_links_that_lead_out_of_the_folder_are_told(tmp_path):
+    """A loader follows none but those into `limits.roots`; one within the folder is no matter."""
+    row = {"id": 0, "dataset": "scannet", "scene_name": "a", "question_type": "route_planning",
+           "question": "Q?", "options": ["A. up", "B. down"], "ground_truth": "A"}  # fmt: skip
+    folder, other = tmp_path / "VSI-Bench", tmp_path / "disk/scannet"
+    (folder / "here").mkdir(parents=True)
+    other.mkdir(parents=True)
+    rows = [row, row | {"id": 1, "dataset": "arkitscenes"}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(own) + "\n" for own in rows))
+    for place in (other, folder / "here"):
+        (place / "a.mp4").touch()
+    (folder / "arkitscenes").symlink_to(folder / "here")
+    (folder / "scannet").symlink_to(other)
+    found = describe(TASKS["vsibench"], tmp_path)
+    assert (found["found"], found["missing"]) == (2, [])
+    assert found["problems"][-1] == (
+        "1 files lie outside of the folder, such as scannet/a.mp4; name the folder that holds "
+        f"them, {other}, in limits.roots"
+    )
+    (folder / "scannet").unlink()
+    assert "outside" not in " ".join(describe(TASKS["vsibench"], tmp_path)["problems"])
+
+
+def test_lvbench_as_lmms_lab_has_it(tmp_path):
+    """A table of questions, each with its clip and its options, and all clips in one folder."""
+    row = {"question": "Q?\n(A) up\n(B) down", "answer": "B", "video_path": "k.mp4"}
+    apart = {"question": "W?", "options": ["left", "right"], "answer": "A", "video_path": "k.mp4"}
+    rows = [own | {"question_type": "reasoning"} for own in (row | {"options": []}, apart)]
+    table(tmp_path / "lvbench/data/train-00000-of-00001.parquet", rows)
+    (tmp_path / "lvbench/all_videos").mkdir()
+    (tmp_path / "lvbench/all_videos/k.mp4").touch()
+    folder, items = load_items(TASKS["lvbench"], tmp_path)
+    assert [(item.id, item.question, item.gold) for item in items] == [
+        ("0", "Q?", "B"), ("1", "W?", "A"),
+    ]  # fmt: skip
+    assert {item.media[0]["path"] for item in items} == {"all_videos/k.mp4"}
+    assert items[0].categories["question_type"] == ["reasoning"]
+    assert items[1].wording.prompt.startswith("W?\n(A) left\n(B) right\nAnswer")
+    assert describe(TASKS["lvbench"], tmp_path)["found"] == 1

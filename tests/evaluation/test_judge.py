@@ -3,6 +3,10 @@
 import contextlib
 import http.server
 import json
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -129,6 +133,49 @@ def test_captions_are_judged_by_the_question_about_them(tmp_path):
         found = judge_rows(rows, options, tmp_path / "judged.jsonl")
     assert [own["score"] for own in found] == [1.0, 0.0, None]
     assert len((tmp_path / "judged.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_another_tool_calls_wrong_stays_wrong(run, capsys):
+    """Open answers of Video-MMMU are scored by rules there, and those of MMVU by a judge."""
+    path = pathlib.Path(run, "toy/records.jsonl")
+    text = path.read_text()
+    counts = {}
+    for name in ("videommmu", "mmvu"):
+        path.write_text(text.replace('"toy"', f'"{name}"'))
+        with serve(lambda prompt: "yes") as (url, asked):
+            command = ["score", run, "--scorer=official", f"--judge={url}", "--judge_model=g"]
+            assert cli.main([*command, "--json"]) == 0
+        (table,) = json.loads(capsys.readouterr().out).values()
+        counts[name] = len(asked), table["judged"], table["score"]
+    assert counts == {"videommmu": (0, 0, 1 / 5), "mmvu": (4, 4, 4 / 5)}
+    command = ["score", run, "--scorer=videorft", "--judge=http://localhost:9", "--judge_model=g"]
+    assert cli.main(command) == 2
+    assert "judge: --scorer=videorft leaves nothing to one" in capsys.readouterr().err
+
+
+def test_an_interrupt_waits_for_no_judge(run):
+    """The judge has the question and says nothing; its requests would take six minutes to fail."""
+    is_asked, released = threading.Event(), threading.Event()
+
+    def reply(_):
+        is_asked.set()
+        released.wait()
+
+    command = [sys.executable, "-m", "videorft_jax.cli", "score", run, "--judge_model=grader"]
+    with serve(reply) as (url, _):
+        process = subprocess.Popen(
+            [*command, f"--judge={url}"], stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        try:
+            assert is_asked.wait(300)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=100)
+        finally:
+            process.kill()
+            released.set()
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in said
 
 
 def test_the_command_asks_the_judge(run, monkeypatch, capsys):

@@ -81,6 +81,24 @@ def test_answers_are_those_of_generate(place, stub, tmp_path):
         model.loglikelihood([])
 
 
+def test_a_clip_that_the_task_misses_is_no_answer(place, stub, tmp_path, caplog):
+    """VSI-Bench's task raises FileExistsError for a clip that is not there."""
+    clip(tmp_path / "a.mp4")
+    settings = {"until": ["\n\n"], "do_sample": False, "max_new_tokens": LENGTH}
+    model = lmms_eval.LmmsModel(pretrained=str(place.model), batch_size="2")
+    requests = make_requests(model, tmp_path, ["a.mp4", "gone.mp4"], settings)
+    messages = requests[1].args[1]
+
+    def look(doc):
+        if not doc["path"].exists():
+            raise FileExistsError(f"video path:{doc['path']} does not exist.")
+        return messages(doc)
+
+    requests[1].args = (*requests[1].args[:1], look, *requests[1].args[2:])
+    assert model.generate_until(requests)[1] == "?"
+    assert "gone.mp4 does not exist" in caplog.text
+
+
 def test_an_old_decoder_is_refused_and_not_every_clip(monkeypatch):
     monkeypatch.setattr("av.__version__", "15.1.0")
     with pytest.raises(ValueError, match=r"PyAV 15.1.0 cannot .* pip install 'av>=18,<19'"):
@@ -130,5 +148,7 @@ def test_parts_of_all_kinds():
         {"type": "video", "video": "b.mkv", "start": 0.0},
         {"type": "text", "text": "Q?"},
     ]
+    with pytest.raises(ValueError, match="a part of type 'video' that names no file"):
+        lmms_eval.read_chat([{"role": "user", "content": [{"type": "video", "url": {"fps": 1}}]}])
     with pytest.raises(ValueError, match="'audio'.*hears not"):
         lmms_eval.read_chat([{"role": "user", "content": [{"type": "audio", "url": "a.mp3"}]}])

@@ -10,6 +10,7 @@ from test_record_files import LETTER, NUMBER, THINK
 from videorft_jax.data.records.prompts import build_messages
 from videorft_jax.data.records.records import parse_row
 from videorft_jax.data.records.render import render_text
+from videorft_jax.evaluation.benchmarks import wording
 from videorft_jax.evaluation.benchmarks.catalogue import TASKS, load_items
 from videorft_jax.evaluation.benchmarks.variants import Variant, make_record, write_records
 
@@ -60,6 +61,8 @@ OFFICIAL = {
                         f"B. right\n{DIRECTLY}", ""),
     ("videommmu", "Perception/validation_Art_1"): (
         HELPFUL, f"Q?\n{DOTS}Please ignore the Quiz question in last frame of the video.", ""),
+    ("videommmu", "Perception/dev_Math_2"): (
+        HELPFUL, "How many?\n\nPlease ignore the Quiz question in last frame of the video.", ""),
     ("videommmu", "Adaptation/validation_Art_1"): (
         HELPFUL, f"{IMAGE}{LEARN}following multi-choice question. The image for this question is "
         "at the end of the video.\n<image 1> Q?\nA. left\nB. right\nC. up", ""),
@@ -144,6 +147,42 @@ def test_the_papers_prompts(asked):
         assert prompt_of(row) == f"{head}{problem}\n{THINK}{end}", (name, item_id)
         assert not {"start", "end", "lines"} & set(row["media"][0])
         assert len(row["media"]) == 1
+
+
+def test_scivideobench_asks_for_frames():
+    """What its own `convert_time_to_frames_in_question` makes of these, however long a clip is."""
+    asked = {
+        "What is done from 06:15–06:36?": "What is done from frame 375 to frame 396?",
+        "At 6:15 - 6:36 and at 10:00.": "At frame 375 to frame 396 and at frame 600.",
+        "Why does it stop at 00:07?": "Why does it stop at frame 7?",
+        "At frame 12 the ratio is 1:10": "At frame 12 the ratio is frame 70",
+        "A ratio of 1:2": "A ratio of 1:2",
+    }
+    for question, converted in asked.items():
+        assert wording.scivideobench(question, ["up"]).prompt.split("\n")[0] == converted
+
+
+def test_options_are_shown_once(asked):
+    """The questions of LVBench and TempCompass hold options, which the paper's prompt lists."""
+    letters = "Please provide only the single option letter (e.g., A, B, C, D, etc.) within the "
+    for key, start in (
+        (("lvbench", "0"), "Q?"),
+        (("tempcompass", "multi-choice/7/speed/0"), "Which?"),
+    ):
+        item, folder = asked[key]
+        row = make_record(item, key[0], Variant("as_paper", think=False), folder)
+        text = prompt_of(row).split(CLIP)[1].split("<|im_end|>")[0]
+        assert text == f"{start}\nA. left\nB. right\n\n{letters}<answer> </answer> tags."
+
+
+def test_options_of_lvbench_that_stand_apart_are_asked_about(tmp_path):
+    """Other copies have the options in a field of their own."""
+    own = {"uid": "0", "question": "Q?", "options": ["left", "right"], "answer": "A"}
+    line = {"key": "k", "qa": [own | {"question_type": ["reasoning"]}]}
+    (tmp_path / "video_info.meta.jsonl").write_text(json.dumps(line) + "\n")
+    _, (item,) = load_items(TASKS["lvbench"], tmp_path)
+    assert (item.question, item.options) == ("Q?", ("left", "right"))
+    assert item.wording.prompt.startswith("Q?\n(A) left\n(B) right\nAnswer the question with")
 
 
 def test_official_media_are_cut_and_have_their_lines(asked, tmp_path):

@@ -78,6 +78,20 @@ def test_the_papers_prompt_to_the_byte(vsibench):
     assert prompt_of(letter, think=False) == direct
 
 
+def test_lettered_options_of_a_record_file_are_shown_as_they_are(tmp_path):
+    """The paper's script writes them down unread; options without letters are given some."""
+    row = {"problem": "Which?", "problem_type": "multiple choice", "path": "a.mp4",
+           "solution": "<answer>B</answer>"}  # fmt: skip
+    shown = {("A) left ", "B)  right"): "A) left \nB)  right\n", ("left", "right"):
+             "A. left\nB. right\n"}  # fmt: skip
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([row | {"options": options} for options in shown]))
+    _, items = load_items(find_task("mine.json"), tmp_path)
+    for item, lines in zip(items, shown.values(), strict=True):
+        assert item.options == ("left", "right")
+        assert f"Which?\n{lines}\nPlease think" in prompt_of(item)
+
+
 def test_a_record_file_is_read_as_a_benchmark(vsibench):
     task = find_task("eval_vsibench.json")
     folder, items = load_items(task, vsibench)
@@ -160,8 +174,33 @@ def test_flags_reach_the_evaluation(monkeypatch, capsys):
         ([config], "run", ["mvbench", "mmvu"], ".", Variant(think=False)),
         ([], "run", ["a.json"], "d", Variant("official", with_subtitles=True)),
     ]
+    spaced = ["--benchmarks", "mvbench", "--data_root", "~/d", "--no_think=false"]
+    monkeypatch.setenv("HOME", "/home/one")
+    assert cli.main(["evaluate", *spaced, config]) == 0
+    assert asked[2] == ([config], "run", ["mvbench"], "/home/one/d", Variant())
     assert cli.main(["evaluate", config, "--no_think"]) == 2
     assert "are of --benchmarks; name some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmarks=a", "--benchmarks=b"], "--benchmarks is given twice; give it once"),
+        (["--benchmarks=a", "--variant="], "--variant= names none; choose as_paper or official"),
+        (["--benchmarks=a", "--data_root"], "--data_root= names no folder; name that of"),
+        (["--benchmarks", "--data_root=d"], "--benchmarks= names none; name some"),
+        (["--benchmarks=a", "--no_think=maybe"], "--no_think is 'maybe'; give true, false or"),
+    ],
+)
+def test_flags_that_say_nothing_are_refused(arguments, message, capsys):
+    assert cli.main(["evaluate", "--config=evaluate_7b", "--workdir=run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_data_root_at_home_is_looked_into(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["benchmarks", "--data_root=~"]) == 0
+    assert f"0 of 14 benchmarks are whole in {tmp_path}" in capsys.readouterr().out
 
 
 def test_published_numbers_stand_beside_ours(tmp_path, capsys):

@@ -75,6 +75,16 @@ def test_damaged_files_are_named(tmp_path):
     path.write_text("{\n" + whole)
     with pytest.raises(ValueError, match=r"records\.jsonl: .*; repeat its evaluation"):
         read_outputs(tmp_path / "run")
+    path.write_text(whole[:40])  # Cut off in its first line, it holds none.
+    with pytest.raises(ValueError, match=r"records\.jsonl: has no row 0, which .*completions"):
+        read_outputs(tmp_path / "run")
+    path.write_text(whole)
+    answers = tmp_path / "run/toy/completions.jsonl"
+    for line, said in (('{"index": 0, "outcome": "scored"}', "a row has no 'problem_id'; repeat"),
+                       ("5", "holds a line that is no object; repeat")):  # fmt: skip
+        answers.write_text(line + "\n")
+        with pytest.raises(ValueError, match=rf"completions\.jsonl: {said}"):
+            read_outputs(tmp_path / "run")
 
 
 @pytest.mark.parametrize("settings", [{}, {"benchmark": {"benchmark": "toy", "name": "official"}}])

@@ -50,6 +50,15 @@ def test_other_headlines():
     }  # fmt: skip
 
 
+def test_the_papers_mmvu_has_multiple_choice_only():
+    """The release has open answers too, 375 of 1,000, which the paper's script scores 0."""
+    rows = [row(1.0)] * 3 + [row(0.0)] * 2 + [row(0.0, "open-ended")] * 3
+    assert headline(rows, "mmvu", "videorft")[0] == pytest.approx(3 / 5)
+    assert headline(rows, "mmvu", "robust")[0] == pytest.approx(3 / 8)
+    assert headline(rows, "mvbench", "videorft")[0] == pytest.approx(3 / 8)
+    assert headline(rows[5:], "mmvu", "videorft")[0] == 0.0
+
+
 @pytest.mark.parametrize(
     ("right", "kind", "structure", "worth"),
     [

@@ -47,6 +47,15 @@ The cup is filled with water, not nothing changes
 {"answer": "B"}
 answer=B
 The answer is B, not C.
+The answer is B. The dog (C) never appears.
+The answer is B. Looking at option C, it fails.
+I choose B. It could be D.
+Answer: B It could be C.
+So B. Let me check C first.
+Therefore, B. A: the ball stays.
+Between B and C, I choose B.
+Answer: B. Explanation: the dog (C) never appears.
+It could be D. The answer is B. Hmm, C?
 """
 NO_CHOICES = """
 A or B
@@ -61,6 +70,12 @@ Option 2
 ABCD
 As an AI model I cannot see the video
 Option B is incorrect
+The answer is B. So C.
+The answer is B. I choose C.
+Final answer: B C
+The answer is B. (C)
+I choose B. C
+It's a tie between B and C
 the cup gets filled with water
 """
 OTHERS = (
@@ -74,6 +89,10 @@ OTHERS = (
     ("regression", "4", "nan", 0),
     ("regression", "3.5", "3.5 meters", 1),
     ("regression", "4", "Frame 4", 0),
+    ("regression", "6", "4 apples and 2 oranges, 6 fruits in total", 1),
+    ("regression", "1", "1_000", 0),
+    ("regression", "1", "1.234.567", 0),
+    ("regression", "1000", "1,000.", 1),
     ("yes_no", "yes", "Correct.", 1),
     ("yes_no", "no", "Incorrect.", 1),
     ("yes_no", "no", "It isn't.", 1),
@@ -85,6 +104,15 @@ OTHERS = (
     ("yes_no", "yes", "The statement is true.", 1),
     ("yes_no", "no", "No problem, yes", 0),
     ("yes_no", "yes", "I know", 0),
+    ("yes_no", "no", "Absolutely not.", 1),
+    ("yes_no", "yes", "Absolutely not.", 0),
+    ("yes_no", "no", "Of course not", 1),
+    ("yes_no", "no", "It is certainly not moving", 1),
+    ("yes_no", "yes", "Yes, it is definitely not empty", 1),
+    ("yes_no", "yes", "Of course!", 1),
+    ("yes_no", "yes", "Yes\nNo", 0),
+    ("yes_no", "no", "No. Yes.", 0),
+    ("yes_no", "yes", "No? Yes", 1),
     ("open-ended", "Dolly Zoom", "dolly-zoom", 1),
     ("open-ended", "left", "right", 0),
     ("open-ended", "salt", "pepper or salt", 0),
@@ -98,6 +126,12 @@ OTHERS = (
     ("temporal grounding", "[0, 10]", "The event occurs from 0s to 10s", 1),
     ("temporal grounding", "[0, 10]", "10 - 0", 0),
     ("temporal grounding", "[60, 90]", "1:00-1:30", 1),
+    ("temporal grounding", "[60, 90]", "1m to 1m30s", 1),
+    ("numerical", "2:30", "02:30", 1),
+    ("numerical", "2:30", "2:03", 0),
+    ("open-ended", "H2O", "$H_2O$", 1),
+    ("open-ended", "CO2", "CO_{2}", 1),
+    ("open-ended", "H2O", "H2O2", 0),
 )
 TEN = [f"{letter}. choice {letter.lower()}" for letter in "ABCDEFGHIJ"]
 KINDS = ("multiple choice", "regression", "yes_no", "caption_matching", "open-ended", "numerical")

@@ -19,7 +19,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="videorft benchmarks", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
-    parser.add_argument("--data_root", help="folder that holds a folder for each benchmark")
+    parser.add_argument(
+        "--data_root", type=os.path.expanduser, help="folder that holds a folder for each benchmark"
+    )
     parser.add_argument("--json", action="store_true", help="print a list for programs")
     own = parser.parse_args(argv)
     if own.data_root and not os.path.isdir(own.data_root):

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,6 +67,12 @@ videorft evaluate --config=configs/evaluate_7b.py --workdir=runs/base/official \
   --subtitles      add subtitles where a benchmark is known without"""
 # Options of `evaluate` that say how completions are drawn; those of `rollout` have the same names.
 SAMPLED = ("num_rollouts", "max_new_tokens", "temperature", "top_p", "top_k", "min_p")
+# Flags of --benchmarks, with what is said where they have no value, and those that have none.
+_NAMED = {
+    "benchmarks": "names none; name some, as `videorft benchmarks` lists them",
+    "data_root": "names no folder; name that of the benchmarks' files",
+    "variant": "names none; choose as_paper or official",
+}
 _SWITCHES = ("no_think", "subtitles")
 
 
@@ -73,8 +80,6 @@ def main(argv: list[str]) -> int:
     """videorft evaluate --config=FILE --workdir=DIR [--benchmarks=NAME,NAME --data_root=DIR
     [--variant=as_paper|official] [--no_think] [--subtitles]] [--config.section.option=value ...]"""
     own, rest = _split_flags(argv)
-    if "--benchmarks=" in argv:
-        raise ValueError("--benchmarks= names none; name some, as `videorft benchmarks` lists them")
     config, workdir = flags.parse(rest, "videorft evaluate", EXAMPLES)
     if not own["benchmarks"]:
         if any(own.values()):
@@ -84,7 +89,7 @@ def main(argv: list[str]) -> int:
         evaluate(config, workdir)
         print_last_line(f"{workdir}/results.json", "report", workdir)
         return 0
-    names = own["benchmarks"].split(",")
+    names = [os.path.expanduser(name) for name in own["benchmarks"].split(",")]
     variant = Variant(
         own["variant"] or "as_paper",
         think=not own["no_think"],
@@ -96,17 +101,31 @@ def main(argv: list[str]) -> int:
 
 
 def _split_flags(argv):
-    """The flags that name benchmarks, and the other arguments."""
-    own, rest = dict.fromkeys(("benchmarks", "data_root", "variant", *_SWITCHES), ""), []
-    for argument in argv:
-        if argument.removeprefix("--") in _SWITCHES:
-            own[argument.removeprefix("--")] = "yes"
+    """The flags that name benchmarks, and the other arguments. Raises ValueError for a flag that
+    is empty, without a value or given twice, and for a switch that is neither on nor off."""
+    own: dict[str, str] = dict.fromkeys((*_NAMED, *_SWITCHES), "")
+    rest: list[str] = []
+    left, seen = list(argv), set()
+    while left:
+        flag, found, value = left.pop(0).partition("=")
+        name = re.sub("^--?", "", flag)
+        if not flag.startswith("-") or name not in own:
+            rest.append(flag + found + value)
             continue
-        name, found, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and found and name in own:
-            own[name] = value
-        else:
-            rest.append(argument)
+        if name in seen:
+            raise ValueError(f"--{name} is given twice; give it once")
+        seen.add(name)
+        if name in _SWITCHES:
+            if found and value.casefold() not in ("true", "false"):
+                raise ValueError(f"--{name} is {value!r}; give true, false or the flag alone")
+            own[name] = "" if value.casefold() == "false" else "yes"
+            continue
+        if not found and left and not left[0].startswith("-"):
+            value = left.pop(0)
+        if not value:
+            raise ValueError(f"--{name}= {_NAMED[name]}")
+        own[name] = value
+    own["data_root"] = os.path.expanduser(own["data_root"])
     return own, rest
 
 

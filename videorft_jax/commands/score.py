@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         judge = JudgeOptions(own.judge or "", own.judge_model, key)
     rows = rescore(read_outputs(own.folder), own.scorer)
     if judge:
-        rows = judge_rows(rows, judge, pathlib.Path(own.folder, "judged.jsonl"))
+        rows = judge_rows(rows, judge, pathlib.Path(own.folder, "judged.jsonl"), own.scorer)
     table = tabulate(rows, own.scorer)
     path = pathlib.Path(own.folder, f"scores-{own.scorer}.json")
     names = ("benchmark", "id", "rollout", "score", "outcome")

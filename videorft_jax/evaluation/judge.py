@@ -5,12 +5,12 @@ answers that have none. An item whose judge fails, is late or says neither yes n
 has no score, and counts as wrong only in the figure over all rows.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
+import queue
 import threading
 import time
 import urllib.error
@@ -63,16 +63,22 @@ class JudgeOptions:
 
 
 def judge_rows(
-    rows: Sequence[dict[str, Any]], options: JudgeOptions, cache: pathlib.Path
+    rows: Sequence[dict[str, Any]],
+    options: JudgeOptions,
+    cache: pathlib.Path,
+    scorer: str = "robust",
 ) -> list[dict[str, Any]]:
     """The rows of `rescore` with the judge's verdicts, in their order.
 
-    Asked about are rows that are open, and open-ended ones whose words alone do not make them
-    right. `outcome` is then "judged", or "open" where there is no verdict. cache: a JSONL file of
-    the verdicts, which is read first and added to.
+    Asked about are rows that are open and, where our own `scorer` gave the scores, open-ended ones
+    whose words alone do not make them right; what another tool calls wrong stays so. `outcome` is
+    then "judged", or "open" where there is no verdict. cache: a JSONL file of the verdicts, which
+    is read first and added to. Raises ValueError for a scorer that leaves nothing to a judge.
     """
+    if scorer == "videorft":
+        raise ValueError("judge: --scorer=videorft leaves nothing to one; leave --judge out")
     known = _read_cache(cache)
-    prompts = {place: _prompt(row) for place, row in enumerate(rows) if _is_asked(row)}
+    prompts = {place: _prompt(row) for place, row in enumerate(rows) if _is_asked(row, scorer)}
     keys = {place: _key(options, prompt) for place, prompt in prompts.items() if prompt}
     wanted = {key: place for place, key in keys.items() if key not in known}
     asker = _Asker(options, cache)
@@ -81,8 +87,7 @@ def judge_rows(
         row = rows[wanted[key]]
         return asker.ask(key, prompts[wanted[key]], lambda reply: _verdict(row, reply) is not None)
 
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
-        replies = dict(zip(wanted, pool.map(ask, wanted), strict=True))
+    replies = _ask_all(ask, list(wanted), options.num_threads)
     known |= {key: reply for key, reply in replies.items() if reply is not None}
     log.info(
         "judge %s: %d answers, %d asked about now, %d without a verdict",
@@ -97,9 +102,34 @@ def judge_rows(
     return judged
 
 
-def _is_asked(row):
-    if row["outcome"] == "open":
-        return True
+def _ask_all(
+    ask: Callable[[str], str | None], keys: Sequence[str], num_threads: int
+) -> dict[str, str | None]:
+    """What `ask` gives for each key, several at a time. Its threads end with the program, so that
+    an interrupt waits for none that waits for the judge."""
+    left, found = iter(keys), queue.SimpleQueue()
+
+    def work():
+        while (key := next(left, None)) is not None:
+            try:
+                found.put((key, ask(key)))
+            except Exception as error:
+                found.put((key, error))
+
+    for _ in range(min(num_threads, len(keys))):
+        threading.Thread(target=work, daemon=True).start()
+    replies = {}
+    for _ in keys:
+        key, reply = found.get()
+        if isinstance(reply, Exception):
+            raise reply
+        replies[key] = reply
+    return replies
+
+
+def _is_asked(row, scorer):
+    if row["outcome"] == "open" or scorer != "robust":
+        return row["outcome"] == "open"
     is_open_ended = kind_of(make_row(row, 0)) == OPEN_ENDED
     return is_open_ended and row["outcome"] == "scored" and row["score"] == 0.0
 

@@ -110,7 +110,7 @@ class Answerer:
                 chat = read_chat(to_messages(documents[task][split][number]))
                 self.model.prepare([chat])
                 chats.append((place, chat))
-            except (MediaError, ValueError) as error:
+            except (MediaError, ValueError, OSError) as error:  # OSError: the task's own look.
                 log.warning("%s %s: %s", task, number, error)
         if not chats:
             return texts
@@ -191,7 +191,9 @@ def _read_parts(content: Any) -> Iterator[dict[str, Any]]:
         times = {"start": part.get("start_time"), "end": part.get("end_time")}
         if isinstance(source, Mapping):
             times = {"start": source.get("video_start"), "end": source.get("video_end")}
-            source = next(source[name] for name in _PATHS if name in source)
+            source = next((source[name] for name in _PATHS if name in source), None)
+            if source is None:
+                raise ValueError(f"{NAME}: a part of type {kind!r} that names no file: {part}")
         suffix = os.path.splitext(source)[1].lower() if isinstance(source, str) else ""
         # lmms-eval goes by suffix: .webm is audio there, and .gif a still image.
         if kind == "video" or suffix in (".webm", ".gif"):

@@ -41,14 +41,22 @@ def read_outputs(folder: str | pathlib.Path, name: str = "") -> list[dict[str, A
     places: dict[str, pathlib.Path] = {}  # Here each benchmark has the folder of its rows.
     for path in own or below:
         source = path.parent / RECORDS
-        records = _read_lines(source) if source.exists() else []
+        records = _read_lines(source) if source.exists() else None
         for row in _read_lines(path):
             if "outcome" not in row:
                 raise ValueError(f"{path}: is not of an evaluation; give one of videorft evaluate")
-            if records and row["index"] >= len(records):
-                raise ValueError(f"{source}: has no row {row['index']}, which {path} answers")
-            record = records[row["index"]] if records else {}
-            made = _join(row, record, name or path.parent.name)
+            try:
+                record = {} if records is None else records[row["index"]]
+                made = _join(row, record, name or path.parent.name)
+            except IndexError:
+                raise ValueError(
+                    f"{source}: has no row {row['index']}, which {path} answers; repeat the "
+                    "evaluation, which writes it"
+                ) from None
+            except KeyError as error:
+                raise ValueError(
+                    f"{path}: a row has no {error}; repeat its evaluation, which mends it"
+                ) from None
             other = places.setdefault(made["benchmark"], path.parent)
             if other != path.parent:
                 raise ValueError(
@@ -118,9 +126,12 @@ def _score(row, scorer):
 def _read_lines(path):
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line without its end was cut off
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"{path}: {error}; repeat its evaluation, which mends it") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: holds a line that is no object; repeat its evaluation")
+    return rows
 
 
 def _join(row, record, folder):

@@ -1,5 +1,6 @@
 """All benchmarks by name, and what of them is on a disk."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from videorft_jax.evaluation.benchmarks import long_video, reasoning, temporal
 from videorft_jax.evaluation.benchmarks.records_file import ENDINGS, records_task
 from videorft_jax.evaluation.benchmarks.task import Item, Task
+from videorft_jax.evaluation.scoring.robust import gold_label, options_of
+from videorft_jax.evaluation.scoring.rows import Row
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (*reasoning.TASKS, *temporal.TASKS, *long_video.TASKS)
@@ -36,12 +39,24 @@ def load_items(task: Task, data_root: str | pathlib.Path) -> tuple[pathlib.Path,
             f"{task.source} ({task.licence})"
         )
     try:
-        return folder, list(task.read(folder))
+        items = list(map(_check_gold, task.read(folder)))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         fault = f"without {error}" if isinstance(error, KeyError) else f"of another form ({error})"
         raise ValueError(
             f"{task.title}: {folder} has rows {fault}: another split or version; get {task.source}"
         ) from None
+    if not items:
+        raise ValueError(f"{task.title}: the files in {folder} hold no question; get {task.source}")
+    return folder, items
+
+
+def _check_gold(item):
+    """The item, with its problem where no option is the gold one and nothing else is wrong."""
+    row = Row("", item.kind, item.gold, "", item.options, item.question)
+    if item.problem or item.kind != "multiple choice" or gold_label(row, *options_of(row)):
+        return item
+    problem = f"its gold answer {item.gold!r} is no candidate"
+    return dataclasses.replace(item, problem=problem)
 
 
 def _find_folder(task, data_root):
@@ -54,6 +69,20 @@ def find_missing(folder: pathlib.Path, items: Iterable[Item]) -> list[str]:
     """The media that the questions want and that the folder lacks, each once, in order."""
     paths = dict.fromkeys(str(part["path"]) for item in items for part in item.media)
     return [path for path in paths if not (folder / path).exists()]
+
+
+def find_outside(folder: pathlib.Path, items: Iterable[Item]) -> str:
+    """What tells that links lead out of the folder, where an evaluation does not follow them, ""
+    for nothing."""
+    paths = dict.fromkeys(str(part["path"]) for item in items for part in item.media)
+    places = {path: (folder / path).resolve() for path in paths if (folder / path).exists()}
+    outside = [x for x in places if not places[x].is_relative_to(folder.resolve())]
+    if not outside:
+        return ""
+    return (
+        f"{len(outside)} files lie outside of the folder, such as {outside[0]}; name the folder "
+        f"that holds them, {places[outside[0]].parent}, in limits.roots"
+    )
 
 
 def find_other_version(task: Task, items: Sequence[Item]) -> str:
@@ -97,6 +126,8 @@ def describe(task: Task, data_root: str | pathlib.Path) -> dict[str, Any]:
         problems.append(other)
     if len({item.id for item in items}) < len(items):
         problems.append("ids are repeated")
+    if outside := find_outside(folder, items):
+        problems.append(outside)
     return {
         "name": task.name,
         "rows": len(items),

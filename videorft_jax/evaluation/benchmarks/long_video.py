@@ -15,7 +15,7 @@ from videorft_jax.evaluation.benchmarks.task import (
     read_rows,
     without_letters,
 )
-from videorft_jax.evaluation.scoring.choices import find_options
+from videorft_jax.evaluation.scoring.choices import find_options, without_options
 
 # Video-MME-v2 introduces its subtitles so.
 _WORDS = "This video's subtitles are listed below:\n{lines}\n\n"
@@ -83,22 +83,29 @@ def _group(row) -> str:
 
 def read_lvbench(folder: pathlib.Path) -> Iterator[Item]:
     """Reads the questions about films of up to two hours; their texts hold the options."""
-    (path, *_) = find_files(folder, "video_info.meta.jsonl", "*.parquet")
-    for row in read_rows(path):
+    (path, *_) = find_files(folder, "video_info.meta.jsonl", "data/train-*.parquet")
+    for number, row in enumerate(read_rows(path)):
         for own in row.get("qa") or [row]:
-            text = own["question"]
-            options = without_letters(own.get("options")) or tuple(find_options(text)[1])
+            text, options = own["question"], without_letters(own.get("options"))
+            if options:
+                text = wording.join(text, *wording.lettered(options, wording.IN_BRACKETS))
+            else:
+                options = tuple(find_options(text)[1])
             name = row.get("video_path") or f"{row['key']}.mp4"
             yield Item(
-                id=str(own.get("uid", own.get("id", ""))),
-                question=text,
+                id=str(own.get("uid", own.get("id", number))),
+                question=without_options(text),
                 kind="multiple choice",
                 gold=str(own["answer"]),
-                media=(find_media(folder, f"videos/{name}", name),),
+                media=(find_media(folder, f"videos/{name}", name, f"all_videos/{name}"),),
                 options=options,
-                categories={"question_type": list(own.get("question_type") or [])},
+                categories={"question_type": _as_list(own.get("question_type"))},
                 wording=wording.lvbench(text),
             )
+
+
+def _as_list(types):
+    return [types] if isinstance(types, str) else list(types or [])
 
 
 def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
@@ -111,7 +118,7 @@ def read_mlvu(folder: pathlib.Path) -> Iterator[Item]:
             options = tuple(map(str, row["candidates"]))
             task = row.get("task_type") or row["question_type"]
             gold, problem = str(row["answer"]), ""
-            if paths or gold not in wording.LETTERS:
+            if paths or gold not in tuple(wording.LETTERS):
                 gold, problem = choose(gold, options)
             name = row.get("video_name") or row["video"]
             places = [f"MLVU/video/{path.stem}/{name}", f"video/{path.stem}/{name}"]
@@ -170,8 +177,9 @@ TASKS = (
     Task("videomme", "Video-MME", 2700, ("videomme/test-*.parquet", "test-*.parquet"),
          ("Video-MME", "videomme"), "lmms-lab/Video-MME", "research only, no redistribution",
          read_videomme),
-    Task("lvbench", "LVBench", 1549, ("video_info.meta.jsonl",), ("LVBench", "lvbench"),
-         "zai-org/LVBench; the videos from their own site", "CC BY-NC-SA 4.0", read_lvbench),
+    Task("lvbench", "LVBench", 1549, ("video_info.meta.jsonl", "data/train-*.parquet"),
+         ("LVBench", "lvbench"), "zai-org/LVBench; the videos from their own site",
+         "CC BY-NC-SA 4.0", read_lvbench),
     Task("mlvu", "MLVU (development set)", 2175, ("MLVU/json/*.json", "json/1_plotQA.json",
          "*/test-*.parquet"), ("MLVU", "mlvu", "MVLU"), "MLVU/MVLU", "CC BY-NC-SA 4.0", read_mlvu),
     Task("longvideobench", "LongVideoBench (validation)", 1337,

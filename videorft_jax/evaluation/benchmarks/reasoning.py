@@ -77,7 +77,7 @@ def read_mmvu(folder: pathlib.Path) -> Iterator[Item]:
         options = tuple(str(choices[letter]) for letter in sorted(choices))
         url = row.get("video_path") or row["video"]
         place = "videos/" + url.split("videos/", 1)[-1]
-        subject = row.get("metadata", {}).get("subject") or place.split("/")[1]
+        subject = (row.get("metadata") or {}).get("subject") or place.split("/")[1]
         yield Item(
             id=str(row["id"]),
             question=row["question"],

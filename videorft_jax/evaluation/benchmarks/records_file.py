@@ -63,12 +63,15 @@ def _read_items(path):
         categories = {key: row[key] for key in _CATEGORIES if row.get(key)}
         if "original_question_type" in categories:
             categories["question_type"] = categories.pop("original_question_type")
+        options, lines = without_letters(row.get("options")), row.get("options")
+        is_lettered = isinstance(lines, list) and options != tuple(str(x).strip() for x in lines)
         yield Item(
             id=name,
             question=row["problem"],
             kind=kind,
             gold=_TAGS.sub("", str(solution)).strip(),
             media=(part,),
-            options=without_letters(row.get("options")),
+            options=options,
+            option_lines=tuple(map(str, lines)) if is_lettered else (),
             categories=categories or {"type": kind},
         )

@@ -23,6 +23,8 @@ class Item:
       media: what is shown, in order: dicts with type, path relative to the benchmark's folder and,
         of a part of a clip, start and end in seconds; of a folder of frames, fps.
       options: texts without letters.
+      option_lines: the options with letters as the files have them, where the paper's prompt shows
+        them so.
       categories: what results are broken down by.
       wording: how the benchmark's own code asks; None for a record file, which has no code.
       subtitles: the lines of the clip that the benchmark's own code may show.
@@ -37,6 +39,7 @@ class Item:
     gold: str
     media: tuple[Mapping[str, Any], ...]
     options: tuple[str, ...] = ()
+    option_lines: tuple[str, ...] = ()
     categories: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     wording: Wording | None = None
     subtitles: Subtitles | None = None

@@ -12,7 +12,7 @@ from videorft_jax.evaluation.benchmarks.task import (
     find_media,
     read_rows,
 )
-from videorft_jax.evaluation.scoring.choices import find_options
+from videorft_jax.evaluation.scoring.choices import find_options, without_options
 
 # The folder of each task's clips in the revision "main", and in "video", whose clips are cut.
 _MVBENCH = {
@@ -96,12 +96,16 @@ def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
         paths = find_files(folder, f"questions/{form}.json", f"{form}/*.parquet")
         for row in (row for path in paths for row in _tempcompass_rows(path)):
             clip, dim, number = row["video_id"], row["dim"], row["number"]
-            gold, options = str(row.get("mc_answer") or row["answer"]), ()
+            gold, question, options = (
+                str(row.get("mc_answer") or row["answer"]),
+                row["question"],
+                (),
+            )
             if kind == "multiple choice":
-                options = tuple(find_options(row["question"])[1])
+                question, options = without_options(question), tuple(find_options(question)[1])
             yield Item(
                 id=f"{form}/{clip}/{dim}/{number}",
-                question=row["question"],
+                question=question,
                 kind=kind,
                 gold=gold,
                 media=(find_media(folder, f"videos/{clip}.mp4", f"{clip}.mp4"),),

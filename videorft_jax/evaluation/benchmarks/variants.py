@@ -86,7 +86,8 @@ def paper_prompt(item: Item, think: bool = True) -> str:
     to `think`, the instruction to reason is left out and the rest is the same."""
     problem = item.question
     if item.kind == "multiple choice":
-        problem += "\n" + "".join(f"{line}\n" for line in lettered(item.options))
+        lines = item.option_lines or lettered(item.options)
+        problem += "\n" + "".join(f"{line}\n" for line in lines)
     suffix = _SUFFIXES.get(item.kind, _TEXT)
     return f"{problem}{_PAPER}{suffix}" if think else f"{problem}\n{suffix.lstrip()}"
 

@@ -4,6 +4,7 @@ A function is named for its benchmark and gives the text of the user's turn, whi
 some benchmarks also have a system text of their own, or begin the answer for the model.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def join(*lines: str) -> str:
 
 
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
-_IN_BRACKETS = "({letter}) {text}"
+IN_BRACKETS = "({letter}) {text}"
 _SELECT = (
     "Select the best answer to the following multiple-choice question based on the video. Respond "
     "with only the letter ({}) of the correct option."
@@ -49,6 +50,8 @@ def vsibench(question: str, options: Sequence[str]) -> Wording:
 def videommmu(question: str, options: Sequence[str], track: str) -> Wording:
     """The track Adaptation asks about a picture that follows the clip, and the others do not."""
     text = join(question, *lettered(options))
+    if track != "Adaptation" and not options:
+        text += "\n"  # The original joins no options, too.
     if track != "Adaptation":
         return Wording(f"{text}\nPlease ignore the Quiz question in last frame of the video.")
     kind = "multi-choice" if options else "open-ended"
@@ -80,7 +83,7 @@ def mmvu(question: str, options: Sequence[str]) -> Wording:
 def mvbench(question: str, options: Sequence[str]) -> Wording:
     """The prompt has a system text, and opens the answer."""
     return Wording(
-        join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
+        join(f"Question: {question}", "Options:", *lettered(options, IN_BRACKETS),
              "Only give the best option."),
         "Carefully watch the video and pay attention to the cause and sequence of events, the "
         "detail and movement of objects, and the action and pose of persons. Based on your "
@@ -133,7 +136,7 @@ def lvbench(question: str) -> Wording:
 def mlvu(question: str, options: Sequence[str]) -> Wording:
     """The prompt has a system text, and opens the answer."""
     return Wording(
-        join(f"Question: {question}", "Options:", *lettered(options, _IN_BRACKETS),
+        join(f"Question: {question}", "Options:", *lettered(options, IN_BRACKETS),
              "Only give the best option."),
         "Carefully watch this video and pay attention to every detail. Based on your observations, "
         "select the best option that accurately addresses the question.",
@@ -158,8 +161,25 @@ def video_holmes(question: str, options: Sequence[str]) -> Wording:
 
 
 def scivideobench(question: str, options: Sequence[str]) -> Wording:
-    """A blank line stands between the options and the instruction."""
+    """A blank line stands between the options and the instruction. Times of the question are asked
+    for as frames, of which the original counts one a second whatever is shown."""
+    question = re.sub(
+        rf"({_TIME})\s*[-–]\s*({_TIME})",
+        lambda m: f"frame {_seconds(m[1])} to frame {_seconds(m[2])}",
+        question,
+    )
+    question = re.sub(
+        rf"(?<!frame )({_TIME})(?!\s*[-–])", lambda m: f"frame {_seconds(m[1])}", question
+    )
     return Wording(join(question, *lettered(options), "", _DIRECTLY))
+
+
+_TIME = r"\d{1,2}:\d{2}"
+
+
+def _seconds(time: str) -> int:
+    minutes, seconds = map(int, time.split(":"))
+    return 60 * minutes + seconds
 
 
 def videomathqa(question: str, options: Sequence[str]) -> Wording:

@@ -34,7 +34,7 @@ _ARTICLE = (
 )
 # Words that make a letter behind them an answer, strongest first.
 _CUES = tuple(
-    re.compile(pattern + rf"[\s\"'*(\[<]*(?:{_NOUN}\s*)?[\s\"'*(\[<:]*$", re.I)
+    re.compile(rf"(?:{pattern})[\s\"'*(\[<]*(?:{_NOUN}\s*)?[\s\"'*(\[<:]*$", re.I)
     for pattern in (
         rf"(?:final|correct|best|right|my|the|an)?\s*(?:answer|response|conclusion|"
         rf"solution){_IS}{_ARTICLE}"
@@ -126,14 +126,25 @@ def split_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
 def find_options(question: str) -> tuple[list[str], list[str]]:
     """(labels, texts) of the option lines inside a question, as `split_options` gives them; empty
     where it has none."""
-    found = [(m["label"].upper(), m["text"]) for m in _LINE.finditer(question)]
+    lines = _find_lines(question)
+    return [line["label"].upper() for line in lines], [line["text"] for line in lines]
+
+
+def without_options(question: str) -> str:
+    """The question without the option lines inside it."""
+    if not (lines := _find_lines(question)):
+        return question
+    return question[: lines[0].start()].rstrip("\n") + question[lines[-1].end() :]
+
+
+def _find_lines(question):
+    found = list(_LINE.finditer(question))
     for start in range(len(found)):
+        labels = [line["label"].upper() for line in found[start:]]
         for first in ("A", "1"):
-            labels = [label for label, _ in found[start:]]
-            wanted = [chr(ord(first) + i) for i in range(len(labels))]
-            if len(labels) > 1 and labels == wanted:
-                return labels, [text for _, text in found[start:]]
-    return [], []
+            if len(labels) > 1 and labels == [chr(ord(first) + i) for i in range(len(labels))]:
+                return found[start:]
+    return []
 
 
 def read_choice(text: str, labels: Sequence[str], texts: Sequence[str] = ()) -> str | None:
@@ -263,13 +274,26 @@ def _read_letters(text, labels, cues) -> set[str]:
         found = [m for m in kept if cue.search(_around(text, m[1], m[2])[0])]
         if found:
             chosen = _with_alternatives(text, kept, found)
+            later = kept[kept.index(found[-1]) + 1 :]
+            chosen |= {m[0] for m in later if _is_commitment(text, m, cues)}
             return chosen | (leading if cue is cues[0] or leading - denied else set())
     if len(cues) == 1:
         return set()
     if leading and _starts_sentence(text, kept):
         return leading
-    lone = [m for m in kept if _stands_alone(text, m)]
+    lone = {m for m in kept if _stands_alone(text, m)}
+    for first, second in zip(kept, kept[1:], strict=False):
+        if second in lone and re.fullmatch(r"\s*(?:,|/|&|and|or)\s*", text[first[2] : second[1]]):
+            lone.add(first)  # "between A and C" names both.
     return {label for label, *_ in lone}
+
+
+def _is_commitment(text, mention, cues):
+    """Whether a letter behind an answer is another one: "so C" is, and a sentence of a letter."""
+    before, after = text[: mention[1]].rstrip(" \"'*(["), text[mention[2] :]
+    is_cued = any(cue.search(_around(text, *mention[1:])[0]) for cue in cues[:2])
+    is_alone = not before or before[-1] in ".!?\n"
+    return is_cued or is_alone and re.match(r"[\s\"')\]*]*(?:[.!?]|$)", after) is not None
 
 
 def _find_denied(text, mentions):
@@ -324,14 +348,14 @@ def _starts_sentence(text, kept):
 
 
 def _with_alternatives(text, kept, found):
-    """The labels of `found` and those joined to them: "A or B", "A, B"."""
+    """The labels of `found` and those joined to them: "A or B", "A, B", "A B"."""
     chosen = set()
     for mention in found:
         chosen.add(mention[0])
         place = kept.index(mention)
         for previous, following in zip(kept[place:], kept[place + 1 :], strict=False):
             between = text[previous[2] : following[1]]
-            joint = _MORE.match(between)
+            joint = _MORE.match(between) or re.fullmatch(r"\s+", between)
             if joint is None or re.search(r"\w", between[joint.end() :].replace("option", "")):
                 break
             chosen.add(following[0])

@@ -1,4 +1,4 @@
-"""How benchmarks' own scripts and lmms-eval read an answer, faults included.
+"""How benchmarks' own scripts read an answer, faults included; `lmms_parsers` is lmms-eval's part.
 
 Each function does what `docs/how_to/benchmark.md` says of the tool it is named for. None of them is
 how we would read a text; they are here so that a published number can be reproduced.
@@ -38,11 +38,9 @@ _PREFIXES_SCIENCE = (
     "### Final Answer:\n$$\\boxed",
     "the final answer is",
 )
-_WORDS_TEXT = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen twenty
-"""
-_WORDS = {word: value for value, word in enumerate(_WORDS_TEXT.split())}
+# LongVideoBench has the list with all its commas.
+_PREFIXES_LONG = (*_PREFIXES[:4], "The best option is", "The correct option is", "Best answer:",
+                  "Best option:")  # fmt: skip
 
 
 def first_capital(text: str, letters: Sequence[str], prefixes: Sequence[str] = _PREFIXES) -> str:
@@ -54,18 +52,24 @@ def first_capital(text: str, letters: Sequence[str], prefixes: Sequence[str] = _
     return next((char for char in text if char in letters), "")
 
 
-def videomme_v2_letter(text: str, letters: Sequence[str]) -> str:
+def longvideobench_letter(text: str) -> str:
+    """LongVideoBench reads as Video-MME does, also where a question has fewer than five options.
+    The original guesses at random where nothing is found; here that is no answer."""
+    return first_capital(text, "ABCDE", _PREFIXES_LONG)
+
+
+def videomme_v2_letter(text: str) -> str:
     """Video-MME-v2 reads as Video-MME does, and removes more phrases."""
-    return first_capital(text, letters, _PREFIXES_V2)
+    return first_capital(text, "ABCDEFGH", _PREFIXES_V2)
 
 
-def scivideobench_letter(text: str, letters: Sequence[str]) -> str:
+def scivideobench_letter(text: str) -> str:
     """SciVideoBench reads as Video-MME does, and removes other phrases. The original guesses at
     random where nothing is found; here that is no answer."""
-    return first_capital(text, letters, _PREFIXES_SCIENCE)
+    return first_capital(text, "ABCDEFGHIJKL", _PREFIXES_SCIENCE)
 
 
-def video_holmes_letter(text: str, letters: Sequence[str]) -> str:
+def video_holmes_letter(text: str, letters: Sequence[str] = "ABCDEF") -> str:
     """Video-Holmes takes the last answer block, or the whole text, and there the first option in
     the order of the alphabet whose letter stands before a space or a colon or behind a bracket,
     else anywhere."""
@@ -90,17 +94,17 @@ def vsibench_number(text: str) -> float | None:
 
 
 def mvbench_agrees(text: str, gold: str) -> bool:
-    """MVBench asks whether the first word without full stops is contained in "(x)", or contains it.
-    An empty output is contained in everything."""
-    word = text.lower().split(" ")[0]
+    """MVBench keeps the first line, and asks whether its first word without full stops is contained
+    in "(x)", or contains it. An empty output is contained in everything."""
+    word = text.strip().split("\n")[0].lower().split(" ")[0]
     return word.replace(".", "") in f"({gold.lower()})" or f"({gold.lower()})" in word
 
 
 def lvbench_letter(text: str) -> str:
-    """LVBench takes what stands before the first ")" and behind "(", and of that the first word's
-    first character."""
-    text = text.split(")")[0].split("(")[-1].strip()
-    return text.split(" ")[0][:1]
+    """LVBench takes what stands before the first ")", of that what stands between the first "(" and
+    the next, and of that the first word's first character."""
+    text = text.strip().split(")")[0]
+    return (text.split("(")[1] if "(" in text else text).strip().split(" ")[0][:1]
 
 
 def mlvu_letter(text: str) -> str:
@@ -109,67 +113,12 @@ def mlvu_letter(text: str) -> str:
     return text[place - 1 : place] if place > 0 else text.strip()
 
 
-def mmmu_letter(text: str, letters: Sequence[str], options: Sequence[str]) -> str:
-    """Video-MMMU reads the last letter with full stop, colon, brackets or space around it; else an
-    option whose words stand in a long text. The original guesses at random where nothing is
-    found; here that is no answer."""
-    for char in ",.!?;:'":
-        text = text.strip(char)
-    text = f" {text} "
-    for form in ("{}.", "{}:", "({})", " {} "):
-        found = {x: text.rfind(form.format(x)) for x in letters if form.format(x) in text}
-        if found:
-            return max(found, key=lambda letter: found[letter])
-    if len(text.split()) > 5:
-        places = {
-            letter: text.lower().rfind(option.lower())
-            for letter, option in zip(letters, options, strict=False)
-            if option and option.lower() in text.lower()
-        }
-        if places:
-            return max(places, key=lambda letter: places[letter])
-    return ""
-
-
-def lmms_letter(text: str, letters: Sequence[str]) -> str:
-    """lmms-eval's general reader: every letter is looked for in ten forms; the form of the highest
-    rank counts, and of several letters in one form the last."""
-    text = text.strip()
-    found = []
-    for letter in letters:
-        forms = (
-            (10, _last(rf"^{letter}(?![A-Za-z])", text)),
-            (9, _last(rf"(?<![A-Za-z]){letter}$", text)),
-            (7, _last(rf"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)\s*(?:is|:)\s*\(?{letter}\b", text)),
-            (6, text.rfind(f"({letter})")),
-            (5, text.rfind(f"{letter}.")),
-            (4, text.rfind(f"{letter}:")),
-            (3, text.rfind(f"{letter})")),
-            (2, text.rfind(f"{letter} ")),
-            (0, text.rfind(letter)),
-        )
-        found += [(rank, place, letter) for rank, place in forms if place >= 0]
-    return max(found)[2] if found else ""
-
-
-def _last(pattern: str, text: str) -> int:
-    places = [match.start() for match in re.finditer(pattern, text)]
-    return places[-1] if places else -1
-
-
-def lmms_number(text: str) -> float | None:
-    """On VSI-Bench lmms-eval reads the first number or English number word anywhere in the text."""
-    match = re.search(r"-?\d+(?:\.\d+)?|\b(?:" + "|".join(_WORDS) + r")\b", text, re.I)
-    if match is None:
+def as_number(text: str) -> float | None:
+    """A text that Python reads as a number, commas left out; it may be no finite one."""
+    try:
+        return float(text.replace(",", "").strip())
+    except ValueError:
         return None
-    word = match[0].lower()
-    return float(_WORDS[word]) if word in _WORDS else float(word)
-
-
-def lmms_mvbench_letter(text: str) -> str:
-    """On MVBench lmms-eval reads the first single letter a to e, so that the article "a" is A."""
-    match = re.search(r"\b([A-Ea-e])\b", text)
-    return match[1].upper() if match else ""
 
 
 def tempcompass_rule(kind: str, text: str, gold: str, question: str) -> float | None:
@@ -190,10 +139,17 @@ def tempcompass_rule(kind: str, text: str, gold: str, question: str) -> float | 
 
 
 def _caption_rule(text, gold, question):
-    """Right are the option line, its sentence, its label, and the label's last part, exactly."""
-    for line in question.split("\n")[1:]:
-        label, _, sentence = line.partition(":")
-        forms = (line, sentence.strip(), label, label.split(" ")[-1])
-        if text in forms:
-            return float(line.strip() == gold.strip() or label == gold.partition(":")[0])
-    return None
+    """Right are the option line, its sentence, also behind a bracket, its label, and the label's
+    last part, also with full stops. Of several that an answer fits the last in this order counts.
+    """
+    options = [line for line in question.split("\n")[1:] if ": " in line]
+    labels, sentences = ([line.split(": ")[place] for line in options] for place in (0, 1))
+    parts = [re.sub("Sentence |Option |Caption ", "", label) for label in labels]
+    behind = text.split(") ")[1] if ") " in text else text
+    fitting = [line for line in options if line == text]
+    fitting += [sentence for sentence in sentences if sentence in (text, behind)]
+    fitting += [name for name in (*labels, *parts) if name in (text, text.replace(".", ""))]
+    if not fitting:
+        return None
+    label, *rest = gold.split(": ")
+    return float(fitting[-1] in (gold, label, *rest[:1], *label.split()[1:2]))

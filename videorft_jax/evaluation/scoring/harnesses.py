@@ -1,11 +1,13 @@
 """Three scorers that give what other tools give: VideoRFT's script, each benchmark, lmms-eval."""
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from videorft_jax.evaluation.scoring import harness_parsers as parsers
+from videorft_jax.evaluation.scoring import lmms_parsers
 from videorft_jax.evaluation.scoring.choices import split_options
 from videorft_jax.evaluation.scoring.robust import gold_label, options_of
 from videorft_jax.evaluation.scoring.rows import NUMERICAL, OPEN_ENDED, Row, kind_of
@@ -54,7 +56,9 @@ def official(row: Row) -> float:
 
 
 def lmms(row: Row) -> float:
-    """What lmms-eval gives without a judge; NaN where it asks one."""
+    """What lmms-eval gives without a judge; NaN where it asks one. It takes the reasoning off
+    before any task reads an answer."""
+    row = dataclasses.replace(row, output=lmms_parsers.without_reasoning(row.output))
     return _LMMS.get(_name(row), _lmms_choice)(row)
 
 
@@ -69,14 +73,20 @@ def _letters(row: Row) -> tuple[list[str], str]:
     return labels, gold_label(row, labels, texts) or ""
 
 
-def _by_letter(read: Callable[[str, list[str]], str]) -> Callable[[Row], float]:
-    """A scorer that compares the letter which `read` (text, letters) finds with the gold one."""
+def _by_letter(read: Callable[[str], str]) -> Callable[[Row], float]:
+    """A scorer that compares the letter which `read` finds in the output with the gold one."""
+    return _by_options(lambda text, letters, options: read(text))
+
+
+def _by_options(read: Callable[[str, list[str], list[str]], str]) -> Callable[[Row], float]:
+    """The same with the letters and texts of the row's options, where `read` goes by them."""
 
     def score(row: Row) -> float:
         if kind_of(row) != "multiple choice":
             return _JUDGED
         letters, gold = _letters(row)
-        return float(bool(gold) and read(row.output, letters) == gold)
+        texts = split_options(row.options)[1]
+        return float(bool(gold) and read(row.output, letters, texts) == gold)
 
     return score
 
@@ -95,22 +105,13 @@ def _vsibench(read_number: Callable[[str], float | None]) -> Callable[[Row], flo
     return score
 
 
-def _official_mmmu(row: Row) -> float:
-    if kind_of(row) != "multiple choice":
-        return _mmmu_open(row)
-    letters, gold = _letters(row)
-    _, texts = split_options(row.options)
-    return float(bool(gold) and parsers.mmmu_letter(row.output, letters, texts) == gold)
+def _mmmu(read_choice: Callable[[Row], float]) -> Callable[[Row], float]:
+    def score(row: Row) -> float:
+        if kind_of(row) != "multiple choice":
+            return float(lmms_parsers.mmmu_open(row.output, row.gold))
+        return read_choice(row)
 
-
-def _mmmu_open(row: Row) -> float:
-    """A number that equals the truth to two places, or a truth that stands in the text."""
-    truth = _plain_float(row.gold)
-    if truth is None:
-        return float(row.gold.strip().lower() in row.output.strip().lower())
-    numbers = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?", row.output)
-    values = [round(float(number.replace(",", "")), 2) for number in numbers]
-    return float(round(truth, 2) in values)
+    return score
 
 
 def _tempcompass(row: Row) -> float:
@@ -127,69 +128,67 @@ def _official_mvbench(row: Row) -> float:
 
 
 def _charades(row: Row) -> float:
-    """The first two numbers of the text as seconds, over the span of the truth."""
+    """How well the span of the text covers that of the truth."""
     truth = read_span(row.gold)
-    numbers = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", row.output)]
     if truth is None:
         raise ValueError(f"score: row {row.id}: gold {row.gold!r} is no span")
-    return overlap((numbers[0], numbers[1]), truth) if len(numbers) > 1 else 0.0
+    span = lmms_parsers.charades_span(row.output)
+    return 0.0 if span is None else overlap(span, truth)
 
 
 def _lmms_mmvu(row: Row) -> float:
-    """The gold letter as a word anywhere, or a longer word of the gold option. For open answers an
-    empty prediction and any part of the gold are right."""
-    text = row.output.strip()
     if kind_of(row) == OPEN_ENDED:
-        return 1.0 if text.lower() in row.gold.lower() else _JUDGED
+        return 1.0 if lmms_parsers.mmvu_open(row.output, row.gold) else _JUDGED
     letters, gold = _letters(row)
-    _, texts = split_options(row.options)
-    words = texts[letters.index(gold)].lower().split() if gold in letters[: len(texts)] else []
-    keys = [word for word in words if len(word) > 3]
-    found = re.search(rf"\b{gold}\b", text) or any(word in text.lower() for word in keys)
-    return float(bool(gold) and bool(found))
+    texts = dict(zip(letters, split_options(row.options)[1], strict=False))
+    return float(bool(gold) and lmms_parsers.mmvu_choice(row.output, gold, texts.get(gold)))
 
 
 def _official_choice(row: Row) -> float:
-    return _by_letter(parsers.first_capital)(row)
+    return _by_options(lambda text, letters, _: parsers.first_capital(text, letters))(row)
 
 
 def _lmms_choice(row: Row) -> float:
-    return _by_letter(parsers.lmms_letter)(row)
+    return _by_options(lambda text, letters, _: lmms_parsers.general_letter(text, letters))(row)
 
 
-def _four(read):
-    return _by_letter(lambda text, letters: read(text, [x for x in letters if x in "ABCD"]))
+def _among(
+    read: Callable[[str, Sequence[str]], str], letters: Sequence[str]
+) -> Callable[[Row], float]:
+    """A scorer that looks for these letters, whichever options a row has."""
+    return _by_letter(lambda text: read(text, letters))
 
 
 _OFFICIAL: dict[str, Callable[[Row], float]] = {
     "vsibench": _vsibench(parsers.vsibench_number),
-    "videommmu": _official_mmmu,
+    "videommmu": _mmmu(_by_options(lmms_parsers.mmmu_letter)),
     "mmvu": lambda row: _JUDGED,  # every answer goes to a judge
     "mvbench": _official_mvbench,
     "tempcompass": _tempcompass,
     "videommev2": _by_letter(parsers.videomme_v2_letter),
     "videoholmes": _by_letter(parsers.video_holmes_letter),
     "scivideobench": _by_letter(parsers.scivideobench_letter),
-    "videomme": _four(parsers.first_capital),
-    "lvbench": _by_letter(lambda text, letters: parsers.lvbench_letter(text)),
-    "mlvu": _by_letter(lambda text, letters: parsers.mlvu_letter(text)),
-    "longvideobench": _by_letter(parsers.first_capital),
+    "videomathqa": _among(parsers.first_capital, "ABCDE"),
+    "videomme": _among(parsers.first_capital, "ABCD"),
+    "lvbench": _by_letter(parsers.lvbench_letter),
+    "mlvu": _by_letter(parsers.mlvu_letter),
+    "longvideobench": _by_letter(parsers.longvideobench_letter),
     "charadessta": _charades,
 }
 _LMMS: dict[str, Callable[[Row], float]] = {
-    "vsibench": _vsibench(parsers.lmms_number),
-    "videommmu": lambda row: (
-        _lmms_choice(row) if kind_of(row) == "multiple choice" else _mmmu_open(row)
-    ),
+    "vsibench": _vsibench(lmms_parsers.number),
+    "videommmu": _mmmu(_lmms_choice),
     "mmvu": _lmms_mmvu,
-    "mvbench": _by_letter(lambda text, letters: parsers.lmms_mvbench_letter(text)),
+    "mvbench": _by_letter(lmms_parsers.mvbench_letter),
     "tempcompass": _tempcompass,
-    "lvbench": _four(parsers.lmms_letter),
-    "mlvu": _four(parsers.lmms_letter),  # golds E and F can never be right there
-    "videommev2": _by_letter(parsers.videomme_v2_letter),
+    "videomme": _among(lmms_parsers.general_letter, "ABCD"),
+    "lvbench": _among(lmms_parsers.general_letter, "ABCD"),
+    "mlvu": _among(lmms_parsers.general_letter, "ABCD"),  # E and F can never be right there
+    "videommev2": _by_options(lambda text, _, texts: lmms_parsers.videomme_v2_letter(text, texts)),
+    "videoholmes": _by_options(lmms_parsers.video_holmes_letter),
     "scivideobench": _by_letter(parsers.scivideobench_letter),
-    "videomathqa": _by_letter(parsers.first_capital),
-    "longvideobench": _by_letter(parsers.first_capital),
+    "videomathqa": _among(parsers.first_capital, "ABCDE"),
+    "longvideobench": _by_letter(parsers.longvideobench_letter),
     "charadessta": _charades,
 }
 _NAMES = tuple(sorted({*_OFFICIAL, *_LMMS}, key=len, reverse=True))

@@ -172,7 +172,7 @@ def _mentions(text: str) -> list[tuple[Number, int, int]]:
 def _digits(text, match):
     """The number of one run of digits with its unit, or None where it names something."""
     after, before = text[match.end() :], text[: match.start()]
-    if _NAMES.search(before) or re.match(r"(?:st|nd|rd|th)\b", after):
+    if _NAMES.search(before) or re.match(r"(?:st|nd|rd|th)\b|_\d|\.\d|x[\da-f]", after):
         return None
     number = parse_number(match[0].strip())
     if number is None:
@@ -251,7 +251,11 @@ def _choose(text, found):
     joined = _joined(text, found)
     if joined:
         single = [item for item in found if item not in joined]
-        cued = [m for m in single if any(cue.search(_before(text, m)) for cue in _CUES[:2])]
+        cued = [
+            m for m in single
+            if any(cue.search(_before(text, m)) for cue in _CUES[:2])
+            or _AFTER_CUE.match(text[m[2] : m[2] + WINDOW])
+        ]  # fmt: skip
         return cued[-1][0] if len({m[0].value for m in cued}) == 1 else None
     values = {number.value for number, *_ in found}
     if len(values) == 1:

@@ -6,7 +6,7 @@ import re
 _NUMBER = r"\d+(?:\.\d+)?"
 _TIME = re.compile(
     rf"(?P<clock>\d+:\d{{2}}(?::\d{{2}})?(?:[.,]\d+)?)"
-    rf"|(?P<minutes>{_NUMBER})\s*(?:m|min|mins|minutes?)\b(?:\s*(?:and\s*)?(?P<seconds>{_NUMBER})"
+    rf"|(?P<minutes>{_NUMBER})\s*(?:m|min|mins|minutes?)(?![^\W\d_])(?:\s*(?:and\s*)?(?P<seconds>{_NUMBER})"
     rf"\s*(?:s|secs?|seconds?)\b)?"
     rf"|(?P<plain>(?<![\w.]){_NUMBER})"
 )

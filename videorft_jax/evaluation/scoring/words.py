@@ -8,6 +8,7 @@ from videorft_jax.evaluation.scoring.choices import find_options, read_choice
 from videorft_jax.evaluation.scoring.numbers import read_number
 from videorft_jax.evaluation.scoring.option_words import words_of
 from videorft_jax.evaluation.scoring.text import without_refusal
+from videorft_jax.rewards.answers import plain_notation
 
 _YES = re.compile(
     r"\b(?:yes|yeah|yep|true|correct|right|affirmative|absolutely|certainly|indeed|of course|"
@@ -17,6 +18,11 @@ _YES = re.compile(
 _NO = re.compile(
     r"\b(?:no|nope|false|incorrect|wrong|negative|not at all|non|nein)\b|^\W*n\W*$"
     r"|不是|不对|不對|不|否|没有|いいえ|아니",
+    re.I,
+)
+_NOT = re.compile(
+    r"\b(?:absolutely|certainly|definitely|of course|indeed|probably|clearly|obviously|surely)"
+    r"\s+not\b",
     re.I,
 )
 _DENIAL = re.compile(
@@ -81,12 +87,15 @@ def read_yes_no(text: str) -> bool | None:
     text = without_refusal(re.sub(r"\bno (?:doubt|question)\b", " ", text, flags=re.I))
     if text is None:
         return None
+    text = _NOT.sub(" no ", text)
     begins = re.match(
         r"\W*(yes|no)\b(?!\s*(?:and|or|/)\s*(?:yes|no)\b)(?=\s*(?:$|[.,;:!\n—-]))", text, re.I
     )
     asked = re.match(r"\W*(?:yes|no)\s*\?\s*(yes|no)\W*$", text, re.I)
     if asked:  # A question that the text answers itself.
         return asked[1].casefold() == "yes"
+    if re.fullmatch(r"\W*yes\W+no\W*|\W*no\W+yes\W*", text, re.I):
+        return None
     if begins and not re.search(r"\b(?:wait|actually)\b", text, re.I):
         return begins[1].casefold() == "yes"
     says_no = bool(_NO.search(text))
@@ -178,7 +187,7 @@ def agrees_with_number(text: str, gold: str) -> bool:
     the same, missing or only written otherwise; 50 % is .5."""
     truth = read_number(gold)
     if truth is None:
-        return _normal(text) == _normal(gold)
+        return plain_notation(_normal(text)) == plain_notation(_normal(gold))
     return _same_number(text, gold, truth)
 
 
@@ -203,7 +212,7 @@ def _same_unit(first: str, second: str) -> bool:
 def _normal(text: str) -> str:
     """The text without case, accents of notation, punctuation around it, and outer articles."""
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold()
-    text = text.replace("^", "").replace("**", "")
+    text = re.sub(r"[_^](?:\{(\w+)\})?|\*\*", r"\1", text)
     for theirs, ours in _SPELLINGS:
         text = text.replace(theirs, ours)
     text = re.sub(r"^(?:the|a|an)\s+", "", text.strip(" .\"'!?,;:()[]\n"))
