@@ -108,6 +108,20 @@ def test_mvbench_in_the_revision_of_cut_clips(tmp_path):
     assert [item.id for item in (first, second)] == ["action_sequence/0", "action_antonym/0"]
 
 
+def test_mvbench_with_its_later_archive_beside_the_others(tmp_path):
+    """The clips of data0613.zip are found where they were not merged into those of star."""
+    row = {"video": "A.mp4", "question": "Q?", "candidates": ["left", "right"], "answer": "right",
+           "start": 0.2, "end": 0.8}  # fmt: skip
+    text(tmp_path / "MVBench/json/action_sequence.json", [row, row | {"video": "B.mp4"}])
+    clip(tmp_path / "MVBench/video/star/Charades_v1_480/A.mp4")
+    clip(tmp_path / "MVBench/video/data0613/star/Charades_v1_480/B.mp4")
+    _, items = load_items(TASKS["mvbench"], tmp_path)
+    assert [item.media[0]["path"] for item in items] == [
+        "video/star/Charades_v1_480/A.mp4", "video/data0613/star/Charades_v1_480/B.mp4",
+    ]  # fmt: skip
+    assert all(item.media[0]["start"] == 0.2 for item in items)
+
+
 def test_what_is_wrong_ends_the_command_in_one_line(tmp_path, capsys):
     config = str(pathlib.Path(__file__).parents[2] / "configs/evaluate_7b.py")
     words = ["evaluate", f"--config={config}", f"--workdir={tmp_path}/run"]

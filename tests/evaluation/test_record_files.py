@@ -154,6 +154,12 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench):
             place.config(), str(vsibench / "run"), ["mvbench"], str(vsibench),
             Variant("official", with_subtitles=True),
         )  # fmt: skip
+    with pytest.raises(ValueError, match="vsibench: has no prompt of its own"):
+        evaluate_command.evaluate_benchmarks(
+            place.config(), str(vsibench / "run"), ["mvbench", "eval_vsibench.json"],
+            str(vsibench), Variant("official"),
+        )  # fmt: skip
+    assert not (vsibench / "run").exists()
     with pytest.raises(ValueError, match="as_paper shows no subtitles"):
         Variant(with_subtitles=True)
 

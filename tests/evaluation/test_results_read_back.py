@@ -154,6 +154,8 @@ def test_one_folder_is_neither_two_runs_nor_two_seeds(tmp_path, capsys):
     for runs in ((first, f"{first}/"), (f"{first},{first}/.", second)):
         assert cli.main(["compare", *runs, out]) == 2
         assert "a run is given twice; give each once" in capsys.readouterr().err
+    assert cli.main(["compare", f"{first},", second, out]) == 2  # Not the folder one is in.
+    assert "the name of a run is empty" in capsys.readouterr().err
     assert cli.main(["compare", f"{first},{second}", second, out]) == 0
 
 

@@ -294,4 +294,6 @@ def test_long_texts_do_not_stall(piece):
     started = time.monotonic()
     for kind in KINDS:
         score(piece * 50_000, "4" if kind in ("regression", "numerical") else "B", kind=kind)
+    for scorer in ("official", "lmms", "videorft"):
+        score(piece * 50_000, "[1, 2]", scorer, "temporal grounding", "charades_sta")
     assert time.monotonic() - started < 60  # Matching that is quadratic in the text takes hours.

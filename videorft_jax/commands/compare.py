@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
 
     if len(own.runs) < 2:
         raise ValueError("one run is given; give two or more to compare")
+    if not all(folder for name in own.runs for folder in name.split(",")):
+        raise ValueError("the name of a run is empty; write DIR, or DIR,DIR for its seeds")
     given = [tuple(map(os.path.abspath, name.split(","))) for name in own.runs]
     if len(set(given)) < len(given) or any(len(set(seeds)) < len(seeds) for seeds in given):
         raise ValueError("a run is given twice; give each once")

@@ -25,7 +25,7 @@ from videorft_jax.evaluation.benchmarks.catalogue import (
     load_items,
 )
 from videorft_jax.evaluation.benchmarks.task import Item, Task
-from videorft_jax.evaluation.benchmarks.variants import Variant, write_records
+from videorft_jax.evaluation.benchmarks.variants import Variant, make_record, write_records
 from videorft_jax.evaluation.options import EvaluateOptions
 from videorft_jax.evaluation.outputs import RECORDS
 from videorft_jax.models.family import check_contract
@@ -146,11 +146,14 @@ def evaluate_benchmarks(
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"benchmarks: {', '.join(names)} name one twice; give each a run")
     loaded = {task.name: load_items(task, data_root) for task in tasks}
+    for task in tasks:  # What cannot be asked is said before anything is written.
+        folder, items = loaded[task.name]
+        make_record(items[0], task.name, variant, folder)
+        _tell_subtitles(task, folder, items, variant)
     for task in tasks:
         folder, items = loaded[task.name]
         records = os.path.join(workdir, task.name, RECORDS)
         write_records(records, items, task.name, variant, folder)
-        _tell_subtitles(task, folder, items, variant)
         if other := find_other_version(task, items):
             log.warning("%s: %s", task.title, other)
         if faults := count_problems(items):

@@ -37,6 +37,8 @@ _MVBENCH = {
     "egocentric_navigation": ("vlnqa",),
     "episodic_reasoning": ("tvqa/frames_fps3_hq", "tvqa/video_fps3_hq_segment"),
 }
+# data0613.zip, whose clips belong among those of star and clevrer, has a folder of its own.
+_ROOTS = ("video/", "", "video/data0613/", "data0613/")
 _FRAMES_FPS = 3.0  # rate of the frame folders of episodic_reasoning
 
 
@@ -72,11 +74,9 @@ def _mvbench_tasks(folder):
 def _mvbench_clip(folder, task, row):
     whole, *cut = _MVBENCH[task]
     stem = row["video"].removesuffix(".webm")
-    names = [f"{root}/{place}/{row['video']}" for root in ("video", ".") for place in (whole,)]
-    names = [name.removeprefix("./") for name in names]
-    item = find_media(folder, *names)
+    item = find_media(folder, *(f"{root}{whole}/{row['video']}" for root in _ROOTS))
     if not (folder / item["path"]).exists():
-        other = [f"{root}{place}/{name}" for root in ("video/", "") for place in cut
+        other = [f"{root}{place}/{name}" for root in _ROOTS for place in cut
                  for name in (row["video"], f"{stem}.mp4")]  # fmt: skip
         found = next((name for name in other if (folder / name).exists()), None)
         if found:
@@ -96,11 +96,8 @@ def read_tempcompass(folder: pathlib.Path) -> Iterator[Item]:
         paths = find_files(folder, f"questions/{form}.json", f"{form}/*.parquet")
         for row in (row for path in paths for row in _tempcompass_rows(path)):
             clip, dim, number = row["video_id"], row["dim"], row["number"]
-            gold, question, options = (
-                str(row.get("mc_answer") or row["answer"]),
-                row["question"],
-                (),
-            )
+            gold, options = str(row.get("mc_answer") or row["answer"]), ()
+            question = row["question"]
             if kind == "multiple choice":
                 question, options = without_options(question), tuple(find_options(question)[1])
             yield Item(

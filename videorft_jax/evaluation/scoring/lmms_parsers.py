@@ -298,7 +298,7 @@ def charades_span(text: str) -> tuple[float, float] | None:
     own = own or sentences
     ranges: tuple[tuple[str, Callable[[str], float]], ...] = (
         (rf"\b({_CLOCK})\s*[–-]\s*({_CLOCK})\b", _seconds),
-        (rf"({_DECIMAL})\s*[–-]\s*({_DECIMAL})", float),
+        (rf"(?<!\d)({_DECIMAL})\s*[–-]\s*({_DECIMAL})", float),
     )
     for pattern, read in ranges:
         found = next((match for x in own if (match := re.search(pattern, x))), None)
@@ -310,7 +310,7 @@ def charades_span(text: str) -> tuple[float, float] | None:
         times = [float(first[1]) for first in firsts if first]
     if len(times) > 1:
         return _ordered(times[0], times[1])
-    spelled = rf"({_DECIMAL})\s*s?\s*[–-]\s*({_DECIMAL})\s*s?"
+    spelled = rf"(?<!\d)({_DECIMAL})\s*s?\s*[–-]\s*({_DECIMAL})\s*s?"
     found = next((match for x in own if (match := re.search(spelled, x))), None)
     return _ordered(float(found[1]), float(found[2])) if found else None
 
