@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS attempt (
 CREATE INDEX IF NOT EXISTS waiting ON attempt (key) WHERE state='batch';
 CREATE TABLE IF NOT EXISTS derived (
   kind TEXT, name TEXT, value BLOB, PRIMARY KEY (kind, name));
+CREATE TABLE IF NOT EXISTS absorbed (id INTEGER PRIMARY KEY, store TEXT);
 """
 Write = tuple[str, tuple]  # a statement and its values
 
@@ -224,22 +225,32 @@ class Store:
         return number
 
     def absorb(self, path: str | os.PathLike) -> None:
-        """Takes over all that another store (of a shard) holds."""
+        """Takes over all that another store (of a shard) holds. One that was absorbed before, by
+        the name of its folder, is taken over anew, so that nothing is booked twice."""
+        name = pathlib.Path(path).absolute().parent.name
+        columns = "key, endpoint, stage, state, reserved, settled, tokens, code, status"
         with self._mutex:
+            run = self._connection.execute
             try:
-                self._connection.execute("ATTACH DATABASE ? AS other", (os.fspath(path),))
-                self._connection.execute("BEGIN IMMEDIATE")
+                run("ATTACH DATABASE ? AS other", (os.fspath(path),))
+                run("BEGIN IMMEDIATE")
                 for table in ("response", "dead", "derived"):
-                    self._connection.execute(
-                        f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}"
-                    )
-                self._connection.execute(
-                    "INSERT INTO attempt (key, endpoint, stage, state, reserved, settled, tokens, "
-                    "code, status) SELECT key, endpoint, stage, state, reserved, settled, tokens, "
-                    "code, status FROM other.attempt"
+                    run(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
+                run("DELETE FROM dead WHERE key IN (SELECT key FROM response)")
+                run(
+                    "DELETE FROM attempt WHERE id IN (SELECT id FROM absorbed WHERE store=?)",
+                    (name,),
                 )
-                self._connection.execute("COMMIT")
-                self._connection.execute("DETACH DATABASE other")
+                run("DELETE FROM absorbed WHERE store=?", (name,))
+                last = run("SELECT COALESCE(MAX(id), 0) FROM attempt").fetchone()[0]
+                run(
+                    f"INSERT INTO attempt (id, {columns}) SELECT ? + id, {columns} "
+                    "FROM other.attempt",
+                    (last,),
+                )
+                run("INSERT INTO absorbed SELECT ? + id, ? FROM other.attempt", (last, name))
+                run("COMMIT")
+                run("DETACH DATABASE other")
             except sqlite3.Error as error:
                 raise RuntimeError(f"{path}: cannot be merged ({error}); run that shard") from None
 
