@@ -1,11 +1,14 @@
-"""Shards that are merged again after some of them went on: money and dead letters are those of the
-shards as they are then."""
+"""Shards and the flags about them: what is merged again after some shards went on, what a run says
+may follow it, and which flags do not go together."""
 
 import json
+import shlex
 
+import pytest
 from chat_server import ChatServer
 from curation_run import ask, make_pool, write_config
 
+from videorft_jax import cli
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.run import Curation, merge
@@ -48,3 +51,39 @@ def test_shards_that_were_merged_before_are_merged_anew(tmp_path):
     assert (counts.accepted, counts.pending) == (6, 0)
     dead = (workdir / "dead.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in dead] == []
+
+
+def test_the_last_line_of_a_run_names_a_command_that_works(tmp_path, capsys):
+    pool, workdir = make_pool(tmp_path / "pool", [ask(i) for i in range(4)]), tmp_path / "my w"
+
+    def follow(*flags):
+        """The words of the command that the last line of a run with these flags names."""
+        assert cli.main(["curate", f"--config={config}", f"--workdir={workdir}", *flags]) == 0
+        last = "".join(capsys.readouterr()[::-1]).strip().splitlines()
+        (line,) = [line for line in last if "; next: videorft " in line]
+        return shlex.split(line.split("; next: videorft ")[1])
+
+    with ChatServer() as server:
+        config = write_config(tmp_path / "c.toml", pool, server.url)
+        again = follow("--dry_run")
+        assert again == ["curate", f"--config={config}", f"--workdir={workdir}"]
+        assert follow("--shard=0/2") == follow("--shard=1/2") == [*again, "--merge"]
+        for words in (follow("--merge"), follow()):
+            assert cli.main(words) == 0
+            assert "4 of 4 records are good" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("flags", [
+    ["--dry_run", "--sample=2"], ["--merge", "--sample=2"], ["--export_batch=b", "--sample=2"],
+    ["--import_batch", "b", "--sample=2"], ["--merge", "--retry_dead"],
+    ["--import_batch", "b", "--retry_dead"],
+])  # fmt: skip
+def test_flags_that_would_do_nothing_are_refused(tmp_path, capsys, flags):
+    config = write_config(
+        tmp_path / "c.toml", make_pool(tmp_path / "pool", [ask(0)]), "http://h/v1"
+    )
+    assert cli.main(["curate", f"--config={config}", f"--workdir={tmp_path}/w", *flags]) == 2
+    (line,) = "".join(capsys.readouterr()).strip().splitlines()
+    assert flags[0].split("=")[0] in line
+    assert flags[-1].split("=")[0] in line
+    assert not (tmp_path / "w").exists()

@@ -46,6 +46,10 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
     if options.merge and options.shard:
         raise ValueError("--merge takes all shards; leave --shard out")
+    if given and options.sample:
+        raise ValueError(f"{given[0]} is of all records; leave --sample out")
+    if options.retry_dead and (options.merge or options.import_batch):
+        raise ValueError(f"{given[0]} asks nothing again; give --retry_dead to the run that asks")
     config = read_config(options.config)
     try:
         from videorft_jax.curation import run
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
     if options.merge:
         counts = run.merge(config, options.workdir)
         print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
-        _print_last(options, 0)
+        _print_last(options, pathlib.Path(options.workdir), config.data_root)
         return 0
     with run.Curation(config, options.workdir, shard) as curation:
         if options.retry_dead:
@@ -69,18 +73,23 @@ def main(argv: list[str]) -> int:
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))
-    _print_last(options, result.exit_code, to_stderr=True)
+    if result.exit_code:
+        print_last_line(f"everything lies in {curation.folder}", *_again(options), to_stderr=True)
+    else:
+        _print_last(options, curation.folder, config.data_root, to_stderr=True)
     return result.exit_code
 
 
-def _print_last(options, exit_code, to_stderr=False):
-    """What is in the work directory, and what may be done with it or finishes it."""
+def _print_last(options, folder: pathlib.Path, root: str, to_stderr=False):
+    """What is in the folder of this run, and how its chains are checked; `root` holds the media."""
     from videorft_jax.curation.stage_files import SFT  # its libraries are an extra
 
-    again = _again(options)
-    records = f"--data={options.workdir}/{SFT}"
-    following = again if exit_code else ("validate", records)
-    print_last_line(f"everything lies in {options.workdir}", *following, to_stderr=to_stderr)
+    flags = (f"--data={folder / SFT}", f"--data_root={root}")
+    if not options.merge and options.shard:
+        following = (*_again(options)[:-1], "--merge")
+    else:
+        following = ("validate", *flags)
+    print_last_line(f"everything lies in {folder}", *following, to_stderr=to_stderr)
 
 
 def _export(curation, options) -> int:
@@ -120,7 +129,7 @@ def _import(curation, options) -> int:
         print(f"{counts.pending:,} records wait for replies")
         print_last_line("go on with", *_again(options), "--export_batch", "...")
     else:
-        _print_last(options, 0)
+        _print_last(options, curation.folder, curation.options.data_root)
     return 0
 
 
@@ -162,7 +171,7 @@ def _print_estimate(curation, options) -> int:
     over_tokens = limits.tokens is not None and found.tokens + ledger.tokens > limits.tokens
     if over_money or over_tokens:
         print("the budget does not cover what is expected; raise it, or ask about fewer records")
-    _print_last(options, 1)
+    print_last_line(f"everything lies in {curation.folder}", *_again(options))
     return int(over_money or over_tokens)
 
 
