@@ -4,8 +4,9 @@ anything is opened or asked."""
 import re
 
 import pytest
-from curation_run import write_config
+from curation_run import ROOT, ask, make_pool, write_config
 
+from videorft_jax import cli
 from videorft_jax.curation.client import make_body
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.requests import Request
@@ -91,3 +92,46 @@ def test_a_models_name_is_sent_whole():
     for model, sent in (("claude@20240229@", "claude@20240229"), ("qwen@abc", "qwen")):
         request = Request("e", "u", "think", model, "", ("t",), 9, 0.0, 1.0, 0, "t")
         assert make_body(request, [])["model"] == sent
+
+
+@pytest.mark.parametrize("option", ["templates", "data_root"])
+def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys, option):
+    pool = make_pool(tmp_path / "pool", [ask(0)])
+    config = write_config(tmp_path / "c.toml", pool, "http://h:1/v1")
+    config.write_text(config.read_text().replace("[data]", f'[data]\n{option} = "/nowhere/x"'))
+    assert cli.main(["curate", f"--config={config}", f"--workdir={tmp_path}/w", "--dry_run"]) == 2
+    (line,) = "".join(capsys.readouterr()).strip().splitlines()
+    assert f"data.{option}=/nowhere/x: " in line
+    assert not (tmp_path / "w" / "VideoRFT-RL.jsonl").exists()
+
+
+FAMILY = '[{}]\nfield = "{}"\nfocus = "What is to be seen."\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("thinkk.txt", "a\n---\nb", "thinkk.txt: is no template"),
+        ("image_families.toml", FAMILY.format("ocr", "texts"), "has no [general]"),
+        ("image_families.toml", FAMILY.format("general", "caption"), "field 'caption'"),
+        ("image_families.toml", FAMILY.format("general", "a b"), "field 'a b'"),
+        ("image_families.toml", "[general]\nfield = 3\nfocus = 4\n", "field 3"),
+    ],
+)
+def test_templates_that_nobody_would_read_are_refused(tmp_path, capsys, name, text, said):
+    own = ROOT / "videorft_jax/curation/templates"
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    for path in (own / "think.txt", own / "image_families.toml"):
+        (folder / path.name).write_text(path.read_text())
+    config = write_config(
+        tmp_path / "c.toml", make_pool(tmp_path / "pool", [ask(0)]), "http://h:1/v1"
+    )
+    config.write_text(config.read_text().replace("[data]", f'[data]\ntemplates = "{folder}"'))
+    flags = ["curate", f"--config={config}", f"--workdir={tmp_path}/w", "--dry_run"]
+    assert cli.main(flags) == 0
+    capsys.readouterr()
+    (folder / name).write_text(text)
+    assert cli.main(flags) == 2
+    (line,) = "".join(capsys.readouterr()).strip().splitlines()
+    assert said in line

@@ -23,13 +23,16 @@ def main(argv: list[str]) -> int:
         prog="videorft curate", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--config", required=True, help="TOML file; `videorft init DIR curate` writes one to edit")
+    add("--config", required=True, type=os.path.expanduser,
+        help="TOML file; `videorft init DIR curate` writes one to edit")  # fmt: skip
     add("--workdir", required=True, type=os.path.expanduser, help="local folder of all files")
     add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
     add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")
     add("--merge", action="store_true", help="take all shards into one; sends nothing")
-    add("--export_batch", metavar="DIR", help="write what is missing to batch files; sends nothing")
-    add("--import_batch", metavar="FILE", nargs="+", help="result files of batches; sends nothing")
+    add("--export_batch", metavar="DIR", type=os.path.expanduser,
+        help="write what is missing to batch files; sends nothing")  # fmt: skip
+    add("--import_batch", metavar="FILE", nargs="+", type=os.path.expanduser,
+        help="result files of batches; sends nothing")  # fmt: skip
     add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
     add("--sample", type=int, default=0, metavar="N",
         help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip

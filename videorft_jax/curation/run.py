@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import signal
 from collections.abc import Callable, Iterator
@@ -68,6 +69,10 @@ class Curation:
         self._probes = read_probes(options.difficulty)
         read_audit(self.folder)  # A bad file is told before anything is asked, and read at the end.
         self.source = RecordSource(options.records, options.data_root)
+        if not os.path.isdir(self.source.data_root):  # Every set would be written empty.
+            raise ValueError(
+                f"data.data_root={options.data_root}: no such folder; give the folder of the media"
+            )
         self._pool: Pool | None = None
         self.store = Store(self.folder / STORE)
         try:
