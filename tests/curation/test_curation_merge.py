@@ -71,6 +71,15 @@ def test_the_last_line_of_a_run_names_a_command_that_works(tmp_path, capsys):
         for words in (follow("--merge"), follow()):
             assert cli.main(words) == 0
             assert "4 of 4 records are good" in "".join(capsys.readouterr())
+        server.right, workdir = lambda digest: False, tmp_path / "no chain"
+        assert cli.main(follow()) == 0  # The questions are there.
+        assert "4 of 4 records are good" in "".join(capsys.readouterr())
+        for path in pool.parent.glob("*.png"):
+            path.write_bytes(b"")
+        workdir = tmp_path / "no clip"
+        assert cli.main(follow()) == 0
+        said = "4 records of the pool cannot be used (4 empty)"
+        assert said in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("flags", [

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     if options.merge:
         counts = run.merge(config, options.workdir)
         print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
-        _print_last(options, pathlib.Path(options.workdir), config.data_root)
+        _print_last(options, pathlib.Path(options.workdir), config.data_root, counts)
         return 0
     with run.Curation(config, options.workdir, shard) as curation:
         if options.retry_dead:
@@ -79,19 +79,22 @@ def main(argv: list[str]) -> int:
     if result.exit_code:
         print_last_line(f"everything lies in {curation.folder}", *_again(options), to_stderr=True)
     else:
-        _print_last(options, curation.folder, config.data_root, to_stderr=True)
+        root = config.data_root
+        _print_last(options, curation.folder, root, result.counts, to_stderr=True)
     return result.exit_code
 
 
-def _print_last(options, folder: pathlib.Path, root: str, to_stderr=False):
-    """What is in the folder of this run, and how its chains are checked; `root` holds the media."""
-    from videorft_jax.curation.stage_files import SFT  # its libraries are an extra
+def _print_last(options, folder: pathlib.Path, root: str, counts, to_stderr=False):
+    """What is in the folder of this run, and how its sets are checked; `root` holds the media."""
+    from videorft_jax.curation.stage_files import RL, SFT  # its libraries are an extra
 
-    flags = (f"--data={folder / SFT}", f"--data_root={root}")
     if not options.merge and options.shard:
         following = (*_again(options)[:-1], "--merge")
-    else:
-        following = ("validate", *flags)
+    elif counts.accepted or counts.rl:
+        records = folder / (SFT if counts.accepted else RL)
+        following = ("validate", f"--data={records}", f"--data_root={root}")
+    else:  # Both sets are empty, and this says why.
+        following = (*_again(options), "--dry_run")
     print_last_line(f"everything lies in {folder}", *following, to_stderr=to_stderr)
 
 
@@ -132,7 +135,7 @@ def _import(curation, options) -> int:
         print(f"{counts.pending:,} records wait for replies")
         print_last_line("go on with", *_again(options), "--export_batch", "...")
     else:
-        _print_last(options, curation.folder, curation.options.data_root)
+        _print_last(options, curation.folder, curation.options.data_root, counts)
     return 0
 
 
