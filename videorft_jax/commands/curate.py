@@ -37,22 +37,12 @@ def main(argv: list[str]) -> int:
     add("--sample", type=int, default=0, metavar="N",
         help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip
     options = parser.parse_args(argv)
-    if options.sample < 0:
-        raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
+    _check_flags(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(HideSecrets())
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     shard = _read_shard(options.shard)
-    ways = ("dry_run", "merge", "export_batch", "import_batch")
-    if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
-        raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
-    if options.merge and options.shard:
-        raise ValueError("--merge takes all shards; leave --shard out")
-    if given and options.sample:
-        raise ValueError(f"{given[0]} is of all records; leave --sample out")
-    if options.retry_dead and (options.merge or options.import_batch):
-        raise ValueError(f"{given[0]} asks nothing again; give --retry_dead to the run that asks")
     config = read_config(options.config)
     try:
         from videorft_jax.curation import run
@@ -82,6 +72,21 @@ def main(argv: list[str]) -> int:
         root = config.data_root
         _print_last(options, curation.folder, root, result.counts, to_stderr=True)
     return result.exit_code
+
+
+def _check_flags(options) -> None:
+    """Raises ValueError for flags that contradict each other, or of which one would do nothing."""
+    if options.sample < 0:
+        raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
+    ways = ("dry_run", "merge", "export_batch", "import_batch")
+    if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
+        raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
+    if options.merge and options.shard:
+        raise ValueError("--merge takes all shards; leave --shard out")
+    if given and options.sample:
+        raise ValueError(f"{given[0]} is of all records; leave --sample out")
+    if options.retry_dead and (options.merge or options.import_batch):
+        raise ValueError(f"{given[0]} asks nothing again; give --retry_dead to the run that asks")
 
 
 def _print_last(options, folder: pathlib.Path, root: str, counts, to_stderr=False):
