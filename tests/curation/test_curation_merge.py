@@ -9,10 +9,13 @@ from chat_server import ChatServer
 from curation_run import ask, make_pool, write_config
 
 from videorft_jax import cli
+from videorft_jax.curation import frames
 from videorft_jax.curation.budget import Ledger
 from videorft_jax.curation.config_file import read_config
 from videorft_jax.curation.run import Curation, merge
 from videorft_jax.curation.store import Store
+from videorft_jax.data.media.contract import MediaError
+from videorft_jax.data.media.load import load_media
 
 PRICED = "price = {input = 1.0, cached = 1.0, output = 2.0}"
 
@@ -96,3 +99,28 @@ def test_flags_that_would_do_nothing_are_refused(tmp_path, capsys, flags):
     assert flags[0].split("=")[0] in line
     assert flags[-1].split("=")[0] in line
     assert not (tmp_path / "w").exists()
+
+
+def test_clips_that_ran_out_of_time_are_read_again(tmp_path, monkeypatch):
+    pool, slow = make_pool(tmp_path / "pool", [ask(i) for i in range(3)]), {"./1.png"}
+    broken = tmp_path / "pool" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+
+    def load(path, *arguments, **keywords):
+        if path in slow:
+            return MediaError("timeout", "killed after 60 s", path)
+        return load_media(path, *arguments, **keywords)
+
+    monkeypatch.setattr(frames, "load_media", load)
+    seen = []
+    with ChatServer() as server:
+        config = write_config(tmp_path / "c.toml", pool, server.url)
+        command = ["curate", f"--config={config}", f"--workdir={tmp_path}/w"]
+        for flags in ([], ["--retry_dead"]):
+            assert cli.main([*command, *flags]) == 0
+            text = (tmp_path / "w" / "quarantine.jsonl").read_text()
+            seen.append([json.loads(line)["reason"] for line in text.splitlines()])
+            slow.clear()  # The machine has time again.
+    assert seen[0][0] == "timeout"
+    assert len(seen[0]) == 2
+    assert seen[1] == seen[0][1:]  # What the file itself is at fault for stays.

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
         help="write what is missing to batch files; sends nothing")  # fmt: skip
     add("--import_batch", metavar="FILE", nargs="+", type=os.path.expanduser,
         help="result files of batches; sends nothing")  # fmt: skip
-    add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
+    add("--retry_dead", action="store_true",
+        help="ask again what servers failed to answer, read what ran out of time")  # fmt: skip
     add("--sample", type=int, default=0, metavar="N",
         help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip
     options = parser.parse_args(argv)
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         return 0
     with run.Curation(config, options.workdir, shard) as curation:
         if options.retry_dead:
-            logging.info("%d dead letters are asked again", curation.store.revive())
+            logging.info("%d dead letters and clips are tried again", curation.store.revive())
         if options.dry_run:
             return _print_estimate(curation, options)
         if options.export_batch:

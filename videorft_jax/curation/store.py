@@ -23,6 +23,7 @@ from videorft_jax.curation.failures import RETRYABLE
 from videorft_jax.curation.requests import Dead, Reply, Request
 
 SCHEMA_VERSION = 1
+PASSING = ("timeout", "memory", "crashed")  # why a good clip may fail on a machine that is busy
 GROUP_S = 0.005  # how long the first write of a group waits for others
 NETWORK = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "gpfs", "ceph", "glusterfs")
 TABLES = """
@@ -216,12 +217,22 @@ class Store:
             yield dict(zip(names, row, strict=True))
 
     def revive(self) -> int:
-        """Forgets the dead letters that are worth asking again, and the requests in batch files
-        that no result came for, which stay booked at the worst case. Returns their number."""
+        """Forgets the dead letters that are worth asking again, the requests in batch files that no
+        result came for, which stay booked at the worst case, and the clips that ran out of time or
+        memory when they were decoded. Returns their number."""
         count = "SELECT (SELECT COUNT(*) FROM dead WHERE retryable=1) + COUNT(*) FROM attempt"
         number = self.rows(f"{count} WHERE state='batch'")[0][0]
-        lost = "UPDATE attempt SET state='lost', settled=reserved WHERE state='batch'"
-        self.write([("DELETE FROM dead WHERE retryable=1", ()), (lost, ())])
+        writes: list[Write] = [
+            ("DELETE FROM dead WHERE retryable=1", ()),
+            ("UPDATE attempt SET state='lost', settled=reserved WHERE state='batch'", ()),
+        ]
+        for name, value in self.rows("SELECT name, value FROM derived WHERE kind='frames'"):
+            if json.loads(zlib.decompress(value)).get("reason") in PASSING:
+                number += 1
+                media = name.split(" ")[0]
+                writes.append(("DELETE FROM derived WHERE kind='frames' AND name=?", (name,)))
+                writes.append(("DELETE FROM derived WHERE kind='fingerprint' AND name=?", (media,)))
+        self.write(writes)
         return number
 
     def absorb(self, path: str | os.PathLike) -> None:
