@@ -11,7 +11,7 @@ from videorft_jax import commands
 from videorft_jax.commands import convert
 from videorft_jax.commands.catalogue import COMMANDS
 
-WRITTEN = ("--out", "--workdir")  # where a command writes
+WRITTEN = ("--out", "--workdir", "--export_batch")  # where a command writes
 # Those that read their flags themselves. `commands.flags` reads those of the others, and
 # `checkpoints.bucket` the work directory of a plan.
 READERS = [

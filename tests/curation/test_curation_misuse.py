@@ -9,28 +9,18 @@ from curation_run import ask, make_pool, write_config
 from videorft_jax import cli
 
 ENDPOINTS = {
-    "temperature = -1.0": "temperature is -1.0; give 0 to 2",
-    "temperature = nan": "temperature is nan; give 0 to 2",
-    "temperature = 1e400": "temperature is inf; give 0 to 2",
-    "top_p = 0.0": "top_p is 0.0; give above 0 to 1",
-    "top_p = nan": "top_p is nan; give above 0 to 1",
-    "deadline_s = inf": "deadline_s is inf; give seconds above 0",
-    "deadline_s = nan": "deadline_s is nan; give seconds above 0",
-    "breaker_s = 0.0": "breaker_s is 0.0; give seconds above 0",
-    "breaker_failures = 0": "breaker_failures is below 1; give a number",
+    "temperature = nan": "temperature is nan; give a number from 0",
     "context = 600": "context is 600, of which a reply takes max_output = 600; give more",
-    "rpm = -1": "rpm is -1; give a number, or 0 where it is not known",
-    "tpm = -1": "tpm is -1; give a number, or 0",
-    "image_tokens = -1": "image_tokens is -1; give a number, or 0",
-    "extra_body = {top_k = nan}": "extra_body holds what JSON cannot; give finite numbers",
-    "extra_body = {day = 2026-01-01}": "extra_body holds what JSON cannot; give finite numbers",
 }
 FLAGS = {
     ("--sample=0",): "--sample=0: give the number of records, such as 20",
     ("--export_batch=",): "--export_batch= is empty; give a value, or leave the flag out",
-    ("--sample=2", "--dry_run"): "--sample changes nothing beside --dry_run; leave it out",
-    ("--sample=2", "--merge"): "--sample changes nothing beside --merge; leave it out",
-    ("--merge", "--retry_dead"): "--merge asks nothing again; leave --retry_dead out",
+    ("--sample=2", "--dry_run"): "--dry_run is of all records; leave --sample out",
+    ("--sample=2", "--merge"): "--merge is of all records; leave --sample out",
+    (
+        "--merge",
+        "--retry_dead",
+    ): "--merge asks nothing again; give --retry_dead",
 }
 
 

@@ -23,33 +23,27 @@ def main(argv: list[str]) -> int:
         prog="videorft curate", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--config", required=True, help="TOML file; `videorft init DIR curate` writes one to edit")
+    add("--config", required=True, type=os.path.expanduser,
+        help="TOML file; `videorft init DIR curate` writes one to edit")  # fmt: skip
     add("--workdir", required=True, type=os.path.expanduser, help="local folder of all files")
     add("--dry_run", action="store_true", help="say what would be asked first; sends nothing")
     add("--shard", help="I/N: only clips of shard I of N, with a store of its own; I from 0")
     add("--merge", action="store_true", help="take all shards into one; sends nothing")
-    add("--export_batch", metavar="DIR", help="write what is missing to batch files; sends nothing")
-    add("--import_batch", metavar="FILE", nargs="+", help="result files of batches; sends nothing")
-    add("--retry_dead", action="store_true", help="ask again what servers failed to answer")
+    add("--export_batch", metavar="DIR", type=os.path.expanduser,
+        help="write what is missing to batch files; sends nothing")  # fmt: skip
+    add("--import_batch", metavar="FILE", nargs="+", type=os.path.expanduser,
+        help="result files of batches; sends nothing")  # fmt: skip
+    add("--retry_dead", action="store_true",
+        help="ask again what servers failed to answer, read what ran out of time")  # fmt: skip
     add("--sample", type=int, metavar="N",
         help="ask about N records only and write sample.html, a page to read them on")  # fmt: skip
     options = parser.parse_args(argv)
-    if options.sample is not None and options.sample < 1:
-        raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
+    _check_flags(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(HideSecrets())
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     shard = _read_shard(options.shard)
-    ways = ("dry_run", "merge", "export_batch", "import_batch")
-    if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
-        raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
-    if given and options.sample:
-        raise ValueError(f"--sample changes nothing beside {given[0]}; leave it out")
-    if options.merge and options.retry_dead:
-        raise ValueError("--merge asks nothing again; leave --retry_dead out")
-    if options.merge and options.shard:
-        raise ValueError("--merge takes all shards; leave --shard out")
     config = read_config(options.config)
     try:
         from videorft_jax.curation import run
@@ -58,11 +52,11 @@ def main(argv: list[str]) -> int:
     if options.merge:
         counts = run.merge(config, options.workdir)
         print(f"merged: {counts.accepted:,} chains accepted of {counts.asked:,} questions")
-        _print_last(options, 0)
+        _print_last(options, pathlib.Path(options.workdir), config.data_root, counts)
         return 0
     with run.Curation(config, options.workdir, shard) as curation:
         if options.retry_dead:
-            logging.info("%d dead letters are asked again", curation.store.revive())
+            logging.info("%d dead letters and clips are tried again", curation.store.revive())
         if options.dry_run:
             return _print_estimate(curation, options)
         if options.export_batch:
@@ -73,18 +67,41 @@ def main(argv: list[str]) -> int:
     for reason in result.reasons:
         print(f"videorft curate: {reason}", file=sys.stderr)
     print(run.summarise(result))
-    _print_last(options, result.exit_code, to_stderr=True)
+    if result.exit_code:
+        print_last_line(f"everything lies in {curation.folder}", *_again(options), to_stderr=True)
+    else:
+        root = config.data_root
+        _print_last(options, curation.folder, root, result.counts, to_stderr=True)
     return result.exit_code
 
 
-def _print_last(options, exit_code, to_stderr=False):
-    """What is in the work directory, and what may be done with it or finishes it."""
-    from videorft_jax.curation.stage_files import SFT  # its libraries are an extra
+def _check_flags(options) -> None:
+    """Raises ValueError for flags that contradict each other, or of which one would do nothing."""
+    if options.sample is not None and options.sample < 1:
+        raise ValueError(f"--sample={options.sample}: give the number of records, such as 20")
+    ways = ("dry_run", "merge", "export_batch", "import_batch")
+    if len(given := [f"--{name}" for name in ways if getattr(options, name)]) > 1:
+        raise ValueError(f"{' and '.join(given)} are two things to do; give one of them")
+    if options.merge and options.shard:
+        raise ValueError("--merge takes all shards; leave --shard out")
+    if given and options.sample:
+        raise ValueError(f"{given[0]} is of all records; leave --sample out")
+    if options.retry_dead and options.merge:
+        raise ValueError("--merge asks nothing again; give --retry_dead to the run that asks")
 
-    again = _again(options)
-    records = f"--data={options.workdir}/{SFT}"
-    following = again if exit_code else ("validate", records)
-    print_last_line(f"everything lies in {options.workdir}", *following, to_stderr=to_stderr)
+
+def _print_last(options, folder: pathlib.Path, root: str, counts, to_stderr=False):
+    """What is in the folder of this run, and how its sets are checked; `root` holds the media."""
+    from videorft_jax.curation.stage_files import RL, SFT  # its libraries are an extra
+
+    if not options.merge and options.shard:
+        following = (*_again(options)[:-1], "--merge")
+    elif counts.accepted or counts.rl:
+        records = folder / (SFT if counts.accepted else RL)
+        following = ("validate", f"--data={records}", f"--data_root={root}")
+    else:  # Both sets are empty, and this says why.
+        following = (*_again(options), "--dry_run")
+    print_last_line(f"everything lies in {folder}", *following, to_stderr=to_stderr)
 
 
 def _export(curation, options) -> int:
@@ -124,7 +141,7 @@ def _import(curation, options) -> int:
         print(f"{counts.pending:,} records wait for replies")
         print_last_line("go on with", *_again(options), "--export_batch", "...")
     else:
-        _print_last(options, 0)
+        _print_last(options, curation.folder, curation.options.data_root, counts)
     return 0
 
 
@@ -166,7 +183,7 @@ def _print_estimate(curation, options) -> int:
     over_tokens = limits.tokens is not None and found.tokens + ledger.tokens > limits.tokens
     if over_money or over_tokens:
         print("the budget does not cover what is expected; raise it, or ask about fewer records")
-    _print_last(options, 1)
+    print_last_line(f"everything lies in {curation.folder}", *_again(options))
     return int(over_money or over_tokens)
 
 

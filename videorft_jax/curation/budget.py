@@ -48,7 +48,7 @@ class Ledger:
             if limits.dollars is not None and endpoint.price is None:
                 raise ValueError(
                     f"endpoint {endpoint.name}: has no price, so money cannot be limited; give "
-                    "price=(input, cached, output, date), or limit budget.tokens instead"
+                    "price = {input = ..., cached = ..., output = ...}, or limit budget.tokens"
                 )
         self.store, self.endpoints, self.limits = store, endpoints, limits
         self._next = store.rows("SELECT COALESCE(MAX(id), 0) FROM attempt")[0][0]

@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from videorft_jax.curation.endpoints import Endpoint
+from videorft_jax.curation.endpoints import MOST_TOKENS, Endpoint
 from videorft_jax.curation.failures import Failed, classify, read_limits
 from videorft_jax.curation.requests import Picture, Reply, Request, estimate_tokens
 
 MAX_BODY = 8 << 20
 MAX_ERROR_BODY = 1 << 16
-MOST_TOKENS = 10**9  # No request has so many, and their price is a number that SQLite can hold.
 POOL = 8  # connections that one pool looks after
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -142,7 +141,7 @@ def make_body(request: Request, pictures: list[bytes]) -> dict[str, Any]:
     if request.system:
         messages.insert(0, {"role": "system", "content": request.system})
     body: dict[str, Any] = {
-        "model": request.model.split("@")[0],
+        "model": request.model.rsplit("@", 1)[0],
         "messages": messages,
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,

@@ -39,7 +39,7 @@ def read_config(path: str | os.PathLike) -> CurationOptions:
         raise ValueError(f"{path}: no section [{wrong[0]}]; there are {', '.join(sorted(known))}")
     own = {name: _section(path, name, table.get(name, {})) for name in SECTIONS}
     endpoints = table.get("endpoints", {})
-    if set(endpoints) != set(STAGES):
+    if not isinstance(endpoints, dict) or set(endpoints) != set(STAGES):
         raise ValueError(f"{path}: write exactly [endpoints.NAME] for {', '.join(STAGES)}")
     data, frames = own["data"], own["frames"]
     pixels = frames.pop("max_pixels", 256 * 28 * 28)
@@ -50,9 +50,9 @@ def read_config(path: str | os.PathLike) -> CurationOptions:
             image_min_pixels=LEAST_PIXELS, image_max_pixels=pixels,
         )  # fmt: skip
         root = data.pop("data_root", "") or os.path.dirname(os.path.abspath(data["records"]))
-        benchmarks = tuple((str(file), str(folder)) for file, folder in data.pop("benchmarks", []))
+        benchmarks = _benchmarks(data.pop("benchmarks", []))
         return CurationOptions(
-            endpoints={name: _endpoint(path, name, endpoints[name]) for name in STAGES},
+            endpoints={name: _endpoint(name, endpoints[name]) for name in STAGES},
             contract=contract, gates=dict(GATES["strict"]), data_root=root, benchmarks=benchmarks,
             limits=Limits(**own["budget"]), licences=read_sources(table.get("licences", {})),
             difficulty={name: text for name, text in own["difficulty"].items() if text},
@@ -84,23 +84,60 @@ def _section(path, name: str, values: Any) -> dict[str, Any]:
     return checked
 
 
-def _endpoint(path, name: str, values: Any) -> Endpoint:
+def _benchmarks(values: list) -> tuple[tuple[str, str], ...]:
+    """(name or record file, data root) of each benchmark."""
+    for value in values:
+        is_pair = isinstance(value, list) and len(value) == 2
+        if not is_pair or not all(isinstance(text, str) for text in value):
+            raise ValueError(
+                f"[data] benchmarks has {value!r}; give [name or record file, data root] of each, "
+                '"" for the folder of the file'
+            )
+    return tuple((file, folder) for file, folder in values)
+
+
+def _table(place: str, name: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{place} {name} is {values!r}; write a table, {name} = {{...}}")
+    return values
+
+
+def _price(place: str, values: Any) -> Price:
+    fields = {field.name: field for field in dataclasses.fields(Price)}
+    given = _table(place, "price", values)
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    wrong = [name for name in given if name not in fields]
+    if wrong or not set(needed) <= set(given):
+        what = f"has no {wrong[0]!r}" if wrong else f"needs {', '.join(needed)}"
+        raise ValueError(f"{place} price {what}; see configs/curate.toml")
+    try:
+        return Price(**given)
+    except ValueError as error:
+        raise ValueError(f"{place} {error}") from None
+
+
+def _endpoint(name: str, values: Any) -> Endpoint:
+    place = f"[endpoints.{name}]"
     fields = {field.name: field for field in dataclasses.fields(Endpoint)}
+    if not isinstance(values, dict):
+        raise ValueError(f"endpoints.{name} is {values!r}; write a section {place}")
     given = dict(values)
     for key, value in given.items():
         if key not in fields or key == "name":
-            raise ValueError(f"[endpoints.{name}] has no {key!r}; see configs/curate.toml")
+            raise ValueError(f"{place} has no {key!r}; see configs/curate.toml")
         default = fields[key].default
         kinds = {bool: bool, int: int, float: (int, float), str: str}.get(type(default))
         if kinds and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds is bool)):
-            raise ValueError(f"[endpoints.{name}] {key} is {value!r}; give one like {default!r}")
-    price = given.pop("price", None)
-    body = given.pop("extra_body", {})
+            raise ValueError(f"{place} {key} is {value!r}; give one like {default!r}")
+    price, urls = given.pop("price", None), given.pop("base_urls", [])
+    if not isinstance(urls, list):
+        raise ValueError(f"{place} base_urls is {urls!r}; write a list, [{urls!r}]")
+    body = _table(place, "extra_body", given.pop("extra_body", {}))
     return Endpoint(
         name=name,
-        base_urls=tuple(given.pop("base_urls", ())),
-        terms=read_terms(f"[endpoints.{name}] terms", given.pop("terms", None)),
+        base_urls=tuple(urls),
+        terms=read_terms(f"{place} terms", given.pop("terms", None)),
         extra_body=tuple(sorted(body.items())),
-        price=Price(**price) if price is not None else None,
+        price=_price(place, price) if price is not None else None,
         **{"model": ""} | given,
     )

@@ -42,8 +42,9 @@ class Describer:
         return -(-len(frames) // max(self._window(frames), 1))
 
     def _describe_image(self, entry: Entry, frames: Frames) -> Work:
-        kind = entry.record.problem_type
-        family = entry.record.extra.get("family") or FAMILY_OF_TYPE.get(kind, "general")
+        kind, family = entry.record.problem_type, entry.record.extra.get("family")
+        if not (isinstance(family, str) and family):
+            family = FAMILY_OF_TYPE.get(kind, "general")
         field, focus = self.families.get(family, self.families["general"])
         text = self.templates["describe_image"].fill(field=field, focus=focus)
         model = structured.image_model(field)

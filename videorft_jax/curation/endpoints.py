@@ -20,6 +20,14 @@ from videorft_jax.curation.licences import Terms
 NANO = 10**9
 STRUCTURED = ("json_schema", "json_object", "none")
 KINDS = ("http", "local")
+MOST_TOKENS = 10**9  # No request has so many, and their price is a number that SQLite can hold.
+MOST_DOLLARS = 10**6  # for a million tokens
+MOST_CONNECTIONS = 10_000
+# Fields of a request's body that curation writes, and those that change what a reply is or costs.
+OWN_FIELDS = frozenset(
+    ("model", "messages", "max_tokens", "temperature", "top_p", "seed", "response_format", "n",
+     "stream")
+)  # fmt: skip
 _SECRET = re.compile(r"(Bearer\s+|\bsk-)[^\s'\"\\,;]+", re.IGNORECASE)
 
 
@@ -65,10 +73,12 @@ class Price:
     def __post_init__(self):
         for name in ("input", "cached", "output"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"price: {name} is {value}; give dollars per million tokens")
-        if not 0 <= self.batch_factor <= 1:
-            raise ValueError(f"price: batch_factor is {self.batch_factor}; give 0 to 1")
+            if not (_is_number(value) and 0 <= value <= MOST_DOLLARS):
+                raise ValueError(f"price: {name} is {value!r}; give dollars per million tokens")
+        if not isinstance(self.as_of, str):
+            raise ValueError(f'price: as_of is {self.as_of}; write a text, "{self.as_of}"')
+        if not (_is_number(self.batch_factor) and 0 <= self.batch_factor <= 1):
+            raise ValueError(f"price: batch_factor is {self.batch_factor!r}; give 0 to 1")
 
     def cost(
         self, input_tokens: int, output_tokens: int, cached_tokens: int = 0, *,
@@ -152,7 +162,11 @@ class Endpoint:
             if not ok:
                 raise ValueError(f"endpoint {self.name}: {what}")
 
-        require(self.model, "model is empty; name the model that the server serves")
+        require(
+            isinstance(self.model, str) and self.model,
+            "model is no text or empty; name the model that the server serves",
+        )
+        require("@" not in self.revision, f"revision is {self.revision!r}; leave the @ out")
         require(
             self.structured in STRUCTURED,
             f"structured is {self.structured!r}; choose one of {', '.join(STRUCTURED)}",
@@ -170,34 +184,44 @@ class Endpoint:
             require(self.base_urls, "base_urls is empty; give the server's address, with /v1")
             require(not self.checkpoint, "checkpoint is for kind local; leave it out")
         for url in self.base_urls:
-            parts = urlsplit(url)
             require(
-                parts.scheme in ("http", "https") and parts.hostname and not parts.username,
+                _is_address(url),
                 f"{url!r} is no address of a server; write http(s)://host:port/v1, no key in it",
             )
         self._check_numbers(require)
 
     def _check_numbers(self, require):
-        require(self.concurrency >= 1, "concurrency is below 1; allow one request at least")
-        for name in ("deadline_s", "breaker_s"):
+        for name, least, most in (
+            ("concurrency", 1, MOST_CONNECTIONS), ("max_output", 1, MOST_TOKENS),
+            ("context", 1, MOST_TOKENS), ("image_tokens", 0, MOST_TOKENS // 1000),
+            ("rpm", 0, MOST_TOKENS), ("tpm", 0, MOST_TOKENS), ("breaker_failures", 1, MOST_TOKENS),
+        ):  # fmt: skip
             value = getattr(self, name)
-            require(0 < value < math.inf, f"{name} is {value}; give seconds above 0")
-        require(self.breaker_failures >= 1, "breaker_failures is below 1; give a number")
-        require(self.max_output >= 1, "max_output is below 1; give tokens")
+            require(least <= value <= most, f"{name} is {value}; give {least} to {most}")
         require(
             self.context > self.max_output,
             f"context is {self.context}, of which a reply takes max_output = {self.max_output}; "
             "give more, or lower max_output",
         )
-        for name in ("image_tokens", "rpm", "tpm"):
+        for name in ("deadline_s", "breaker_s"):
             value = getattr(self, name)
-            require(value >= 0, f"{name} is {value}; give a number, or 0 where it is not known")
-        require(0 <= self.temperature <= 2, f"temperature is {self.temperature}; give 0 to 2")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; give above 0 to 1")
+            require(math.isfinite(value) and value > 0, f"{name} is {value}; give seconds above 0")
+        temperature, top_p = self.temperature, self.top_p
+        require(
+            math.isfinite(temperature) and temperature >= 0,
+            f"temperature is {temperature}; give a number from 0",
+        )
+        require(0 < top_p <= 1, f"top_p is {top_p}; give a number above 0, and 1 at most")
+        own = sorted(OWN_FIELDS.intersection(name for name, _ in self.extra_body))
+        require(
+            not own, f"extra_body has {', '.join(own)}, which curation sets itself; leave it out"
+        )
         try:
             json.dumps(dict(self.extra_body), allow_nan=False)
-        except (TypeError, ValueError):
-            require(False, "extra_body holds what JSON cannot; give finite numbers, texts and such")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"endpoint {self.name}: extra_body cannot be sent: {error}; give values of JSON"
+            ) from None
 
     def read_key(self) -> Secret | None:
         """The key of this endpoint; ValueError names the variable that is not set."""
@@ -210,3 +234,21 @@ class Endpoint:
                 f"export {self.key_env}=..., or clear key_env if the server wants none"
             )
         return Secret(text)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_address(url: object) -> bool:
+    """Whether requests can be sent to a path below `url`, which holds no secret."""
+    if not isinstance(url, str):
+        return False
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port is None or parts.port > 0
+    except ValueError:  # brackets that do not close, a port that is no number
+        return False
+    is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_web and is_port and not (parts.username or parts.query or parts.fragment)

@@ -90,19 +90,27 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, host: str) ->
         return Failed(STATUS[status], status, wait_s=read_retry_after(headers))
     if status >= 500:
         return Failed("server", status, wait_s=read_retry_after(headers))
-    is_long = "context" in said and ("length" in said or "window" in said)
-    if status == 400 and (is_long or "too long" in said or "maximum context" in said):
+    is_long = "context" in said and any(word in said for word in ("length", "window", "size"))
+    if status in (400, 422) and (is_long or "too long" in said):
         return Failed("too_long", status)
     return Failed("bad_request", status)
 
 
 def _error_code(body: bytes) -> str:
-    """Lower-case code, type and message of an error body; never shown, only searched."""
+    """Lower-case code, type and message of an error body; never shown, only searched. Servers put
+    them under "error" as OpenAI does, at the top (SGLang, older vLLM), into a list (Gemini), or
+    write a text in their place (TGI, Ollama)."""
     try:
-        error = json.loads(body[:65536])["error"]
-        return " ".join(str(error.get(k, "")) for k in ("code", "type", "message")).lower()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        data = json.loads(body[:65536])
+    except (ValueError, RecursionError):
         return ""
+    if isinstance(data, list) and data:
+        data = data[0]
+    error = data.get("error", data) if isinstance(data, dict) else ""
+    if isinstance(error, dict):
+        names = ("code", "type", "message", "detail")
+        error = " ".join(str(error.get(name, "")) for name in names)
+    return error.lower() if isinstance(error, str) else ""
 
 
 def read_limits(headers: Mapping[str, str]) -> tuple[int, int]:

@@ -69,6 +69,10 @@ def read_terms(place: str, values: Any) -> Terms:
 
 def read_sources(table: Any) -> dict[str, SourceTerms]:
     """Terms by source of the section [licences]. Raises ValueError."""
+    if not isinstance(table, dict):
+        raise ValueError(
+            f'licences is {table!r}; write a section [licences."SOURCE"] of each source'
+        )
     found = {}
     for name, values in table.items():
         if not isinstance(values, dict) or set(values) != {"text", "media"}:

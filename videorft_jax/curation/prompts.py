@@ -13,6 +13,7 @@ import tomllib
 
 FOLDER = pathlib.Path(__file__).parent / "templates"
 SLOT = re.compile(r"\{([a-z_]+)\}")
+FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 SALT = "videorft-curation-1"
 # template: the slots that it must hold, each exactly once
 SLOTS = {
@@ -45,14 +46,28 @@ def load_templates(folder: str = "") -> dict[str, Template]:
     """The templates by name: those of `folder`, and the project's own where it has none.
 
     A file holds the system text, a line of three dashes, and the user text.
-    Raises ValueError for a file that lacks the line or a slot, or has one that nobody fills.
+    Raises ValueError for a folder that is not there, a file of another name, since nobody would
+    read it, and one that lacks the line or a slot, or has one that nobody fills.
     """
+    if folder:
+        try:
+            found = {path.name for path in pathlib.Path(folder).iterdir() if path.suffix == ".txt"}
+        except OSError as error:
+            raise ValueError(
+                f"data.templates={folder}: {error.strerror}; give the folder of your templates, or "
+                "leave it empty to use the project's own"
+            ) from None
+        known = [f"{name}.txt" for name in SLOTS]
+        if wrong := sorted(found - set(known)):
+            raise ValueError(
+                f"{pathlib.Path(folder) / wrong[0]}: is no template; there are {', '.join(known)}"
+            )
     return {name: _load(name, folder) for name in SLOTS}
 
 
 def _load(name: str, folder: str) -> Template:
     own = pathlib.Path(folder or FOLDER) / f"{name}.txt"
-    path = own if own.is_file() else FOLDER / f"{name}.txt"
+    path = own if own.exists() else FOLDER / f"{name}.txt"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,12 +85,22 @@ def _load(name: str, folder: str) -> Template:
 def load_families(folder: str = "") -> dict[str, tuple[str, str]]:
     """Families of images: name -> (field of the description, what to look at)."""
     path = pathlib.Path(folder or FOLDER) / "image_families.toml"
-    path = path if path.is_file() else FOLDER / "image_families.toml"
+    path = path if path.exists() else FOLDER / "image_families.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: (own["field"], own["focus"]) for name, own in table.items()}
+        found = {name: (own["field"], own["focus"]) for name, own in table.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}; write [family] with field and focus") from None
+    for name, (field, focus) in found.items():
+        is_field = isinstance(field, str) and FIELD.fullmatch(field) and field != "caption"
+        if not (is_field and isinstance(focus, str)):
+            raise ValueError(
+                f"{path}: [{name}] has field {field!r}; name it by letters, digits and _, other "
+                "than caption, and write focus as a text"
+            )
+    if "general" not in found:
+        raise ValueError(f"{path}: has no [general]; write it, for pictures of no other family")
+    return found
 
 
 def fence(name: str, text: str) -> str:

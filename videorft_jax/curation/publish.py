@@ -124,7 +124,9 @@ class Publisher:
         self._audit.meet(entry.name, entry.cluster, out.ended == "accepted")
         self._write_stages(files, entry, out)
         source = record.data_source or UNNAMED
-        row = record.to_row() | {
+        # A pool may be an earlier set, whose columns tell of other requests than these.
+        own = {key: value for key, value in record.to_row().items() if not key.startswith(PREFIX)}
+        row = own | {
             f"{PREFIX}record": entry.name, f"{PREFIX}media": entry.media,
             f"{PREFIX}cluster": entry.cluster,
             f"{PREFIX}teacher_pass_rate": self._rate_teacher(entry, out.think),

@@ -1,10 +1,12 @@
 """One run of a curation: opens the store, asks for what is missing, writes files and card."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import signal
 from collections.abc import Callable, Iterator
@@ -68,6 +70,10 @@ class Curation:
         self._probes = read_probes(options.difficulty)
         read_audit(self.folder)  # A bad file is told before anything is asked, and read at the end.
         self.source = RecordSource(options.records, options.data_root)
+        if not os.path.isdir(self.source.data_root):  # Every set would be written empty.
+            raise ValueError(
+                f"data.data_root={options.data_root}: no such folder; give the folder of the media"
+            )
         self._pool: Pool | None = None
         self.store = Store(self.folder / STORE)
         try:
@@ -104,14 +110,23 @@ class Curation:
         """What is to be done, a generator function for each record that is asked about, or for
         `sample` of them. Raises ValueError for a source about whose licence nothing is said."""
         sources: set[str] = set()
+        unusable: collections.Counter[str] = collections.Counter()
 
         def note():
             for entry in self.pool():
-                if isinstance(entry, Entry) and entry.is_used:
+                if not isinstance(entry, Entry):
+                    unusable[entry.reason] += 1
+                elif entry.is_used:
                     sources.add(entry.record.data_source)
                 yield entry
 
         rows = choose_sample(note(), sample) if sample else order_used(note())
+        if unusable:
+            reasons = ", ".join(f"{count:,} {name}" for name, count in sorted(unusable.items()))
+            logger.warning(
+                "%s records of the pool cannot be used (%s); a run lists them in quarantine.jsonl",
+                f"{unusable.total():,}", reasons,
+            )  # fmt: skip
         require_sources(sources, self.options.licences)
         return Units(self, rows)
 

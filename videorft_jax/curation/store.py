@@ -23,6 +23,7 @@ from videorft_jax.curation.failures import RETRYABLE
 from videorft_jax.curation.requests import Dead, Reply, Request
 
 SCHEMA_VERSION = 1
+PASSING = ("timeout", "memory", "crashed")  # why a good clip may fail on a machine that is busy
 GROUP_S = 0.005  # how long the first write of a group waits for others
 NETWORK = ("nfs", "cifs", "smb", "9p", "fuse", "lustre", "gpfs", "ceph", "glusterfs")
 TABLES = """
@@ -37,6 +38,7 @@ CREATE TABLE IF NOT EXISTS attempt (
 CREATE INDEX IF NOT EXISTS waiting ON attempt (key) WHERE state='batch';
 CREATE TABLE IF NOT EXISTS derived (
   kind TEXT, name TEXT, value BLOB, PRIMARY KEY (kind, name));
+CREATE TABLE IF NOT EXISTS absorbed (id INTEGER PRIMARY KEY, store TEXT);
 """
 Write = tuple[str, tuple]  # a statement and its values
 
@@ -215,31 +217,51 @@ class Store:
             yield dict(zip(names, row, strict=True))
 
     def revive(self) -> int:
-        """Forgets the dead letters that are worth asking again, and the requests in batch files
-        that no result came for, which stay booked at the worst case. Returns their number."""
+        """Forgets the dead letters that are worth asking again, the requests in batch files that no
+        result came for, which stay booked at the worst case, and the clips that ran out of time or
+        memory when they were decoded. Returns their number."""
         count = "SELECT (SELECT COUNT(*) FROM dead WHERE retryable=1) + COUNT(*) FROM attempt"
         number = self.rows(f"{count} WHERE state='batch'")[0][0]
-        lost = "UPDATE attempt SET state='lost', settled=reserved WHERE state='batch'"
-        self.write([("DELETE FROM dead WHERE retryable=1", ()), (lost, ())])
+        writes: list[Write] = [
+            ("DELETE FROM dead WHERE retryable=1", ()),
+            ("UPDATE attempt SET state='lost', settled=reserved WHERE state='batch'", ()),
+        ]
+        for name, value in self.rows("SELECT name, value FROM derived WHERE kind='frames'"):
+            if json.loads(zlib.decompress(value)).get("reason") in PASSING:
+                number += 1
+                media = name.split(" ")[0]
+                writes.append(("DELETE FROM derived WHERE kind='frames' AND name=?", (name,)))
+                writes.append(("DELETE FROM derived WHERE kind='fingerprint' AND name=?", (media,)))
+        self.write(writes)
         return number
 
     def absorb(self, path: str | os.PathLike) -> None:
-        """Takes over all that another store (of a shard) holds."""
+        """Takes over all that another store (of a shard) holds. One that was absorbed before, by
+        the name of its folder, is taken over anew, so that nothing is booked twice."""
+        name = pathlib.Path(path).absolute().parent.name
+        columns = "key, endpoint, stage, state, reserved, settled, tokens, code, status"
         with self._mutex:
+            run = self._connection.execute
             try:
-                self._connection.execute("ATTACH DATABASE ? AS other", (os.fspath(path),))
-                self._connection.execute("BEGIN IMMEDIATE")
+                run("ATTACH DATABASE ? AS other", (os.fspath(path),))
+                run("BEGIN IMMEDIATE")
                 for table in ("response", "dead", "derived"):
-                    self._connection.execute(
-                        f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}"
-                    )
-                self._connection.execute(
-                    "INSERT INTO attempt (key, endpoint, stage, state, reserved, settled, tokens, "
-                    "code, status) SELECT key, endpoint, stage, state, reserved, settled, tokens, "
-                    "code, status FROM other.attempt"
+                    run(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table}")
+                run("DELETE FROM dead WHERE key IN (SELECT key FROM response)")
+                run(
+                    "DELETE FROM attempt WHERE id IN (SELECT id FROM absorbed WHERE store=?)",
+                    (name,),
                 )
-                self._connection.execute("COMMIT")
-                self._connection.execute("DETACH DATABASE other")
+                run("DELETE FROM absorbed WHERE store=?", (name,))
+                last = run("SELECT COALESCE(MAX(id), 0) FROM attempt").fetchone()[0]
+                run(
+                    f"INSERT INTO attempt (id, {columns}) SELECT ? + id, {columns} "
+                    "FROM other.attempt",
+                    (last,),
+                )
+                run("INSERT INTO absorbed SELECT ? + id, ? FROM other.attempt", (last, name))
+                run("COMMIT")
+                run("DETACH DATABASE other")
             except sqlite3.Error as error:
                 raise RuntimeError(f"{path}: cannot be merged ({error}); run that shard") from None
 

@@ -74,7 +74,7 @@ class RecordError(ValueError):
         value = self.value.encode("unicode_escape", "backslashreplace").decode()
         value = value if len(value) <= 80 else value[:77] + "..."
         said = f"{self.where}: {self.field}: bad {self.reason}: {value}; {self.remedy}"
-        return f"{said} ({PAGE})"
+        return f"{said} ({PAGE})".encode("utf-8", "backslashreplace").decode()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

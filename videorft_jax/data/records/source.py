@@ -268,11 +268,11 @@ class RecordSource(Rows):
         if self._is_list:
             self._load_list()
 
-    def __del__(self) -> None:
+    def __del__(self, close=os.close) -> None:  # Modules may be gone when the program ends.
         file = self.__dict__.pop("_file", None)
-        if file is not None and os is not None:  # Modules may be gone when the program ends.
+        if file is not None:
             try:  # noqa: SIM105, contextlib may be gone too
-                os.close(file)
+                close(file)
             except OSError:
                 pass
 
