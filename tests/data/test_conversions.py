@@ -57,7 +57,10 @@ def test_convert_names_the_rows_that_json_cannot_hold(tmp_path, capsys):
     write_parquet(tmp_path / "a.parquet", rows)
     write_jsonl(tmp_path / "b.jsonl", [OWN | {"problem_id": 0},
                 OWN | {"problem_id": 1, "more": {"x": float("nan")}}])  # fmt: skip
-    for name, said in (("a.parquet", "when: bad type: datetime"), ("b.jsonl", "more: bad type: {")):
+    write_jsonl(tmp_path / "c.jsonl", [OWN | {"problem_id": 0},
+                OWN | {"problem_id": 1, "more": ["half a pair \ud800"]}])  # fmt: skip
+    for name, said in (("a.parquet", "when: bad type: datetime"), ("b.jsonl", "more: bad type: {"),
+                       ("c.jsonl", "more: bad encoding: [")):  # fmt: skip
         out = tmp_path / "out.jsonl"
         assert convert.main(["--data", str(tmp_path / name), "--out", str(out)]) == 1
         shown = capsys.readouterr()

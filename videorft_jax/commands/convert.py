@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import json
 import os
 import sys
 
@@ -11,8 +10,8 @@ from videorft_jax.commands.output_file import check_output
 from videorft_jax.data.progress import Bar
 from videorft_jax.data.records.formats import FORMATS
 from videorft_jax.data.records.opening import open_records
-from videorft_jax.data.records.records import Record, RecordError
-from videorft_jax.data.records.source import write_records
+from videorft_jax.data.records.records import RecordError
+from videorft_jax.data.records.source import check_extra, write_records
 
 EXAMPLES = """videorft convert --data llava_video.json --out records.jsonl
 videorft convert --data train.parquet --format messages --out records.jsonl"""
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         for index in range(len(source)):
             try:
                 record = source[index]
-                _check_extra(record, source.where(index))
+                check_extra(record, source.where(index))
                 yield record
             except RecordError as error:
                 bad[error.field] += 1
@@ -57,13 +56,3 @@ def main(argv: list[str] | None = None) -> int:
     flags = (f"--data={options.out}", *(f"--data_root={folder}" for folder in root))
     print_last_line(written, "validate", *flags)
     return 1 if bad else 0
-
-
-def _check_extra(record: Record, where: str) -> None:
-    """Raises RecordError for a field that JSON cannot hold, such as a date of a parquet file."""
-    for name, value in record.extra.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
-            remedy = "write it as texts and finite numbers, or leave it out"
-            raise RecordError(where, name, "type", value, remedy) from None

@@ -6,7 +6,6 @@ match against benchmarks and the split all go by it, so that no clip is on both 
 
 import array
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from videorft_jax.data.media.contract import Limits, MediaError
 from videorft_jax.data.media.files import open_media
 from videorft_jax.data.media.load import load_media
 from videorft_jax.data.records.records import Record, RecordError
-from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.source import RecordSource, check_extra
 
 logger = logging.getLogger(__name__)
 BLOCK = 1 << 20
@@ -202,25 +201,13 @@ def read_entry(source: RecordSource, index: int, store: Store) -> Entry:
     if len(record.media) > 1 or record.turns or not isinstance(record.path, str):
         detail = "several clips, or a chat; curation asks one question about one clip"
         raise MediaError("unsupported", detail, source.where(index))
-    _check_extra(record, source.where(index))
+    check_extra(record, source.where(index))  # The sets are written when all is paid for.
     media = hash_media(source.data_root, record.path, store)
     name = digest(
         [record.data_source, record.problem_id, _question(record), record.solution, media,
          record.start, record.end]
     )  # fmt: skip
     return Entry(index, name, media, record)
-
-
-def _check_extra(record: Record, where: str) -> None:
-    """Raises RecordError for a field of the user's own that the sets, which are JSON in UTF-8,
-    cannot hold: they are written when all replies have been paid for."""
-    for field, value in record.extra.items():
-        try:
-            json.dumps({field: value}, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            reason = "encoding" if isinstance(error, UnicodeError) else "value"
-            remedy = "write plain values of JSON, without lone surrogates, or leave it"
-            raise RecordError(where, str(field), reason, value, remedy) from None
 
 
 def order_used(pool: Iterable[Entry | ValueError]) -> np.ndarray:

@@ -302,6 +302,18 @@ class RecordSource(Rows):
             raise RecordError(self.where(index), "row", "json", value, remedy) from None
 
 
+def check_extra(record: Record, where: str) -> None:
+    """Raises RecordError for a field of the user's own that a file of records, which is JSON in
+    UTF-8, cannot hold, such as a date of a parquet file or half of a surrogate pair."""
+    for field, value in record.extra.items():
+        try:
+            json.dumps({field: value}, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = "encoding" if isinstance(error, UnicodeError) else "type"
+            remedy = "write it as texts, without lone surrogates, and finite numbers, or leave it"
+            raise RecordError(where, str(field), reason, value, f"{remedy} out") from None
+
+
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> int:
     """Writes JSONL through a temporary file and a rename; returns the number of rows. Nothing is
     left of a file that is not written to its end."""

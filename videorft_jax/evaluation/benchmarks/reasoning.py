@@ -19,7 +19,6 @@ _NUMERIC = (
     "object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation",
 )  # fmt: skip
 _DISCIPLINES = ("Art", "Business", "Engineering", "Humanities", "Medicine", "Science")
-TRACKS = ("Perception", "Comprehension", "Adaptation")
 _AREAS = {
     "Science": "Biology Chemistry Modern_Physics Astronomy Geography Materials_Science "
     "Neurobiology Electromagnetism Thermodynamics Mechanics",

@@ -31,6 +31,7 @@ def join(*lines: str) -> str:
     return "\n".join(lines)
 
 
+_TIME = r"\d{1,2}:\d{2}"  # minutes and seconds
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
 IN_BRACKETS = "({letter}) {text}"
 _SELECT = (
@@ -172,9 +173,6 @@ def scivideobench(question: str, options: Sequence[str]) -> Wording:
         rf"(?<!frame )({_TIME})(?!\s*[-–])", lambda m: f"frame {_seconds(m[1])}", question
     )
     return Wording(join(question, *lettered(options), "", _DIRECTLY))
-
-
-_TIME = r"\d{1,2}:\d{2}"
 
 
 def _seconds(time: str) -> int:

@@ -1,4 +1,4 @@
-"""A flag without a value, as a shell writes it where a variable is not set, is not as none."""
+"""Flags without a value, and names of other kinds than what is written, are one line at once."""
 
 import shlex
 
@@ -6,7 +6,8 @@ import pytest
 
 from videorft_jax import cli
 
-COMMANDS = {
+# A shell writes a flag without a value where a variable is not set; it is not as none.
+EMPTY = {
     "report run --out=": "--out",
     "benchmarks --data_root=": "--data_root",
     "score run --judge=": "--judge",
@@ -18,13 +19,28 @@ COMMANDS = {
     "plan --config=grpo_7b --topology= --search": "--topology",
     "curate --config=a.toml --workdir=b --export_batch=": "--export_batch",
 }
+# Nothing could read a file under such a name afterwards.
+KINDS = {
+    "convert --data=none.jsonl --out=own.parquet": ".jsonl",
+    "convert --data=none.jsonl --out=own.jsonl.gz": ".jsonl",
+    "convert --data=none.jsonl --out=own": ".jsonl",
+    "inspect --data=none.jsonl --out=page.png": ".html",
+    "report none --out=page.pdf": ".html",
+    "compare one two --out=forest": ".png",
+    "compare one two --out=forest.html": ".png",
+}
+REFUSED = {
+    words: f"{flag}= is empty; give a value, or leave the flag out" for words, flag in EMPTY.items()
+} | {
+    words: f"{words.split()[-1]}: it is written as {kind}; name it so"
+    for words, kind in KINDS.items()
+}
 
 
-@pytest.mark.parametrize("words", COMMANDS)
-def test_a_flag_without_a_value_is_refused(words, capsys):
+@pytest.mark.parametrize("words", REFUSED)
+def test_one_line_says_what_is_wrong_with_a_flag(words, capsys):
     assert cli.main(shlex.split(words)) == 2
-    said = f"{COMMANDS[words]}= is empty; give a value, or leave the flag out"
-    assert capsys.readouterr().err == f"videorft {words.split()[0]}: {said}\n"
+    assert capsys.readouterr().err == f"videorft {words.split()[0]}: {REFUSED[words]}\n"
 
 
 def test_some_may_be_empty(capsys):
