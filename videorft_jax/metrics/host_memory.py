@@ -17,12 +17,13 @@ def host_bytes(root: pathlib.Path = pathlib.Path("/")) -> int:
 def _read_limits(root):
     groups = root / "proc/self/cgroup"
     lines = groups.read_text().splitlines() if groups.is_file() else []
-    for line in ("0::/", "0:memory:/", *lines):  # A container may see its group as the root.
+    for line in lines:
         _, names, path = line.split(":", 2)
         for name in {"", "memory"} & set(names.split(",")):
             folder, file = _LIMITS[name]
             top = root / "sys/fs/cgroup" / folder
             group = top / path.lstrip("/")
+            # A container may name a group outside of what it sees, and see its own as the root.
             for place in [group, *group.parents]:
                 if place.is_relative_to(top) and (place / file).is_file():
                     text = (place / file).read_text().strip()
