@@ -12,6 +12,7 @@ import pathlib
 import pytest
 
 import videorft_jax as vr
+from videorft_jax.evaluation.scoring import lmms_parsers
 
 VERDICTS = pathlib.Path(__file__).parents[1] / "golden" / "lmms_verdicts.json"
 FIVE = ["A. one", "B. two", "C. three", "D. four", "E. five"]
@@ -82,3 +83,21 @@ def test_captions_as_tempcompass_matches_them(scorer, output, verdict):
     row = {"question_type": "caption_matching", "gold": "Caption A: It falls.", "output": output}
     value = score(scorer, benchmark="tempcompass", question=CAPTIONS, **row)
     assert math.isnan(value) if verdict is None else value == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("one hundred and five", 105.0),
+        ("three hundred and twenty-one", 321.0),
+        ("two thousand three hundred and four", 2304.0),
+        ("one hundred thousand and one", 100001.0),
+        ("ninety nine hundred", 9900.0),
+        ("a thousand", 1000.0),
+        ("twenty twenty", 40.0),
+        ("four or 3", 4.0),
+        ("none", None),
+    ],
+)
+def test_number_words_are_worth_what_lmms_eval_reads(text, value):
+    assert lmms_parsers.number(text) == value
