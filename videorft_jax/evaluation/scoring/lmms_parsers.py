@@ -117,9 +117,9 @@ def mvbench_letter(text: str) -> str:
 
 
 def mmmu_letter(text: str, letters: Sequence[str], options: Sequence[str]) -> str:
-    """Reads the letter as Video-MMMU's first script did, which was part of it: with a full stop or
-    a colon, else in brackets, else before a space, else by the option's words in a long text; of
-    several the last in one of these forms. "" where it finds none."""
+    """Reads the letter as the script that Video-MMMU was published with, once a part of lmms-eval:
+    with a full stop or a colon, else in brackets, else before a space, else by the option's words
+    in a long text; of several the last in one of these forms. "" where it finds none."""
     return _mmmu_letter(text, letters, options, (("{}.", "{}:"), ("({})",), ("{} ",)))
 
 
