@@ -137,6 +137,19 @@ def test_thinking_or_not_is_a_paired_comparison(place, vsibench, monkeypatch, ca
     assert whole[0]["published"]["VideoRFT-7B"] == 0.368
 
 
+def test_records_beside_benchmarks_are_told_of(place, vsibench, caplog):
+    """The files of --benchmarks are read instead, so a config that names records is answered."""
+    said = "of tiny are not read beside --benchmarks"
+    for options, expected in (({"data__root": "", "data__records": ""}, False), ({}, True)):
+        caplog.clear()
+        with caplog.at_level("WARNING"), pytest.raises(ValueError, match="no .absent.; choose"):
+            evaluate_command.evaluate_benchmarks(
+                place.config(name="tiny", **options), str(vsibench / "run"), ["absent"],
+                str(vsibench), Variant(),
+            )  # fmt: skip
+        assert (said in caplog.text) is expected
+
+
 def test_what_cannot_be_asked_is_said_before_anything_runs(place, vsibench):
     make_layouts(vsibench)
     names = ["vsibench", "eval_vsibench.json"]

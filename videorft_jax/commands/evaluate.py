@@ -142,6 +142,11 @@ def evaluate_benchmarks(
     run. Raises ValueError, before the first question, for an unknown benchmark, for one that is
     named twice, and for files that are missing.
     """
+    if config.data.records or config.data.root:
+        log.warning(
+            "data.records and data.root of %s are not read beside --benchmarks, which bring their "
+            "own; name a record file in --benchmarks to evaluate it too", config.name,
+        )  # fmt: skip
     tasks = [find_task(name) for name in names]
     if len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"benchmarks: {', '.join(names)} name one twice; give each a run")
