@@ -29,6 +29,13 @@ def refuse(tmp_path, text):
     return str(caught.value)
 
 
+def test_a_file_with_the_mark_that_some_editors_set_first_is_read(tmp_path, text):
+    path = tmp_path / "c.toml"
+    plain = read_config(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_config(path) == plain
+
+
 @pytest.mark.parametrize(
     "line",
     [

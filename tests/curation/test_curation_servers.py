@@ -44,3 +44,34 @@ def test_a_quota_is_known_wherever_it_is_said():
     for body in ({"message": "insufficient balance"}, {"error": "out of credit"}):
         assert classify(429, {}, json.dumps(body).encode(), "h").code == "quota"
     assert classify(429, {}, b'{"message": "slow down"}', "h").code == "rate"
+
+
+def google(*details, message="You exceeded your current quota, please check your plan and billing"):
+    error = {"code": 429, "message": message, "status": "RESOURCE_EXHAUSTED"}
+    return json.dumps([{"error": error | {"details": list(details)}}]).encode()
+
+
+def violation(quota):
+    return {
+        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+        "violations": [{"quotaId": f"GenerateRequests{quota}-FreeTier", "quotaValue": "10"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "wait_s"),
+    [
+        (google(violation("PerMinutePerProjectPerModel"), {"retryDelay": "39.5s"}), "rate", 39.5),
+        (google(violation("PerMinutePerProjectPerModel"), {"retryDelay": "26s"}), "rate", 26.0),
+        (google(violation("PerMinutePerProjectPerModel"), {"retryDelay": "999999s"}), "rate", 3600),
+        (google(message="Resource has been exhausted (e.g. check quota)."), "rate", 7.0),
+        (google({"retryDelay": "soon"}), "rate", 7.0),
+        (google(violation("PerDayPerProjectPerModel"), {"retryDelay": "39s"}), "quota", 0.0),
+        (google(message="Quota exceeded for 'Requests per day per user'"), "quota", 0.0),
+    ],
+)
+def test_googles_limit_of_a_minute_is_waited_for_and_that_of_a_day_is_not(body, code, wait_s):
+    """Google says "quota" and "billing" of either; read as a spent quota, the limit of a minute
+    would end the endpoint."""
+    failed = classify(429, {"retry-after": "7"}, body, "h")
+    assert (failed.code, failed.wait_s) == (code, wait_s)

@@ -28,7 +28,7 @@ LEAST_PIXELS = 4 * 28 * 28
 def read_config(path: str | os.PathLike) -> CurationOptions:
     """The options of a file. Raises ValueError, one line with the place."""
     try:
-        table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(

@@ -4,6 +4,7 @@ import dataclasses
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 
@@ -80,10 +81,13 @@ class EndpointStopped(RuntimeError):
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, host: str) -> Failed:
     """The failure that an HTTP status other than 200 stands for."""
-    said = _error_code(body)
+    error = _read_error(body)
+    said = _error_code(error)
     if 300 <= status < 400:
         target = headers.get("location", "").split("?")[0][:120]
         return Failed("redirect", status, f"{host} sends on to {target!r}, which is not followed")
+    if status == 429 and isinstance(error, dict) and error.get("status") == "RESOURCE_EXHAUSTED":
+        return _classify_google(str(error).lower(), headers)
     if status == 429 and any(word in said for word in ("quota", "billing", "credit", "balance")):
         return Failed("quota", status)
     if status in STATUS:
@@ -96,17 +100,31 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, host: str) ->
     return Failed("bad_request", status)
 
 
-def _error_code(body: bytes) -> str:
-    """Lower-case code, type and message of an error body; never shown, only searched. Servers put
-    them under "error" as OpenAI does, at the top (SGLang, older vLLM), into a list (Gemini), or
-    write a text in their place (TGI, Ollama)."""
+def _classify_google(said: str, headers: Mapping[str, str]) -> Failed:
+    """What a refusal of Google's stands for: it names a "quota" and "billing" for the limit of a
+    minute as well, where only that of a day needs a person. How long to wait stands in the body."""
+    if "perday" in said or "per day" in said:
+        return Failed("quota", 429)
+    delay = re.search(r"'retrydelay': '(\d{1,6}(?:\.\d*)?)s'", said)
+    wait_s = min(float(delay[1]), LONGEST_WAIT_S) if delay else read_retry_after(headers)
+    return Failed("rate", 429, wait_s=wait_s)
+
+
+def _read_error(body: bytes) -> object:
+    """The error of a body, "" where there is none. Servers put it under "error" as OpenAI does, at
+    the top (SGLang, older vLLM), into a list (Gemini), or write a text in its place (TGI, Ollama).
+    """
     try:
         data = json.loads(body[:65536])
     except (ValueError, RecursionError):
         return ""
     if isinstance(data, list) and data:
         data = data[0]
-    error = data.get("error", data) if isinstance(data, dict) else ""
+    return data.get("error", data) if isinstance(data, dict) else ""
+
+
+def _error_code(error: object) -> str:
+    """Lower-case code, type and message of an error; never shown, only searched."""
     if isinstance(error, dict):
         names = ("code", "type", "message", "detail")
         error = " ".join(str(error.get(name, "")) for name in names)
