@@ -9,6 +9,7 @@ from curation_run import ROOT, ask, make_pool, write_config
 from videorft_jax import cli
 from videorft_jax.curation.client import make_body
 from videorft_jax.curation.config_file import read_config
+from videorft_jax.curation.prompts import load_families, load_templates
 from videorft_jax.curation.requests import Request
 
 PRICE = "price = {{input = {}, cached = 1, output = 1}}"
@@ -110,6 +111,14 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys, option):
     (line,) = "".join(capsys.readouterr()).strip().splitlines()
     assert f"data.{option}=/nowhere/x: " in line
     assert not (tmp_path / "w" / "VideoRFT-RL.jsonl").exists()
+
+
+def test_that_mark_never_gets_into_a_prompt(tmp_path):
+    for name in ("think.txt", "image_families.toml"):
+        text = (ROOT / "videorft_jax/curation/templates" / name).read_bytes()
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text)
+    assert load_templates(str(tmp_path)) == load_templates()
+    assert load_families(str(tmp_path)) == load_families()
 
 
 FAMILY = '[{}]\nfield = "{}"\nfocus = "What is to be seen."\n'

@@ -36,7 +36,7 @@ def read_audit(folder: pathlib.Path) -> dict[str, str]:
         return found
     remedy = "save the labels of sample.html anew, or take the file away"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
     for number, line in enumerate(lines, 1):

@@ -69,7 +69,7 @@ def _load(name: str, folder: str) -> Template:
     own = pathlib.Path(folder or FOLDER) / f"{name}.txt"
     path = own if own.exists() else FOLDER / f"{name}.txt"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}; give a text file in UTF-8") from None
     system, line, user = text.partition("\n---\n")
@@ -87,7 +87,7 @@ def load_families(folder: str = "") -> dict[str, tuple[str, str]]:
     path = pathlib.Path(folder or FOLDER) / "image_families.toml"
     path = path if path.exists() else FOLDER / "image_families.toml"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         found = {name: (own["field"], own["focus"]) for name, own in table.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}; write [family] with field and focus") from None
