@@ -109,6 +109,24 @@ def test_a_batch_file_that_is_not_whole_or_not_ours_is_said_so(tmp_path):
     assert done.requests == {"describe": 2, "think": 1}
 
 
+def test_a_result_that_is_imported_again_is_paid_for_once(tmp_path):
+    """A reply without a usable choice may have been billed, so it stays booked at the worst case;
+    importing the same file again books nothing."""
+    pool = make_pool(tmp_path / "pool", [ask(i) for i in range(3)])
+    with ChatServer() as server:
+        config = write_config(tmp_path / "c.toml", pool, server.url, endpoint=PRICED)
+        done, booked = export(config, tmp_path / "w", tmp_path / "b")
+        result = answer(server, done.files[0])
+    rows = [json.loads(line) for line in result.read_text().splitlines()]
+    for row in rows:
+        row["response"]["body"] = {"choices": []}
+    result.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, _, spent = bring_back(config, tmp_path / "w", [result])
+    assert (first.failed, first.unknown, spent) == ({"bad_shape": len(rows)}, 0, booked)
+    again, _, spent = bring_back(config, tmp_path / "w", [result])
+    assert (again.failed, again.unknown, spent) == ({}, len(rows), booked)
+
+
 def test_a_killed_export_leaves_no_request_in_two_files(tmp_path, monkeypatch):
     pool = make_pool(tmp_path / "pool", [ask(i) for i in range(4)])
     with ChatServer() as server:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 
 from videorft_jax.curation.budget import Ledger, OutOfBudget
 from videorft_jax.curation.client import make_body, read_reply
@@ -22,6 +22,7 @@ from videorft_jax.curation.store import Store, Write
 
 MOST_LINES, MOST_BYTES = 50_000, 190 << 20  # OpenAI takes 50,000 lines and 200 MB.
 WAITING = "SELECT id FROM attempt WHERE state='batch' AND key=?"
+FAILED = "SELECT DISTINCT key, code FROM attempt WHERE code != 'ok'"
 
 Units = Iterable[Callable[[], Work]]
 
@@ -87,7 +88,7 @@ def import_batch(
     """Stores the results in `paths`. A result goes through the checks that a reply over HTTP goes
     through. Raises ValueError for a file that cannot be read."""
     done = Imported()
-    results = _index(paths, done)
+    results, failed = _index(paths, done), set(store.rows(FAILED))
     for unit in units:
         while True:
             try:
@@ -96,35 +97,47 @@ def import_batch(
             except Missing as missing:
                 request = missing.request
             place = results.pop(request.key, None)
-            if place is None or not _settle(request, _read_line(*place), store, ledger, done):
+            if place is None:
+                break
+            if not _settle(request, _read_line(*place), store, ledger, done, failed):
                 break
     done.unknown += len(results)
     return done
 
 
-def _settle(request: Request, row: dict, store: Store, ledger: Ledger, done: Imported) -> bool:
-    """Books one result; whether its request is now answered, be it by a dead letter."""
-    waiting = store.rows(WAITING, (request.key,))
-    number, opening = (waiting[0][0], []) if waiting else ledger.book(request, is_batch=True)
-    settle = {"number": number, "request": request, "is_batch": True}
+def _settle(
+    request: Request, row: dict, store: Store, ledger: Ledger, done: Imported,
+    failed: Set[tuple[str, str]],
+) -> bool:  # fmt: skip
+    """Books one result; whether its request is now answered, be it by a dead letter. failed: key
+    and code of what failed before."""
+    waiting, failure, reply = store.rows(WAITING, (request.key,)), None, None
     try:
         reply = _read_result(row, request, ledger)
+    except Failed as error:
+        failure = error
+        # A file that is imported again must not be paid for again.
+        if not waiting and (request.key, error.code) in failed:
+            done.unknown += 1
+            return False
+    number, opening = (waiting[0][0], []) if waiting else ledger.book(request, is_batch=True)
+    settle = {"number": number, "request": request, "is_batch": True}
+    if failure is None:
         store.write([*opening, *ledger.settle(**settle, reply=reply)])
         done.replies += 1
         return True
-    except Failed as failure:
-        kind, code = failure.kind, failure.code
-        dead = None
-        if kind.action == DEAD:
-            dead = Dead(code, failure.status, code in RETRYABLE, kind.remedy)
-            done.dead += 1
-        else:
-            done.failed[code] += 1
-        booked = ledger.settle(
-            **settle, billed=kind.billed, code=code, status=failure.status, dead=dead
-        )
-        store.write([*opening, *booked])
-        return dead is not None
+    kind, code = failure.kind, failure.code
+    dead = None
+    if kind.action == DEAD:
+        dead = Dead(code, failure.status, code in RETRYABLE, kind.remedy)
+        done.dead += 1
+    else:
+        done.failed[code] += 1
+    booked = ledger.settle(
+        **settle, billed=kind.billed, code=code, status=failure.status, dead=dead
+    )
+    store.write([*opening, *booked])
+    return dead is not None
 
 
 def _read_result(row: dict, request: Request, ledger: Ledger):
