@@ -9,6 +9,7 @@ from curation_run import ROOT, ask, make_pool, write_config
 from videorft_jax import cli
 from videorft_jax.curation.client import make_body
 from videorft_jax.curation.config_file import read_config
+from videorft_jax.curation.licences import Terms
 from videorft_jax.curation.prompts import load_families, load_templates
 from videorft_jax.curation.requests import Request
 
@@ -111,6 +112,22 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys, option):
     (line,) = "".join(capsys.readouterr()).strip().splitlines()
     assert f"data.{option}=/nowhere/x: " in line
     assert not (tmp_path / "w" / "VideoRFT-RL.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("day", "said"),
+    [
+        ("2999-01-01", "a day to come"), ("20261129", "write YYYY-MM-DD"),
+        ("2026-W48-7", "write YYYY-MM-DD"), ("2026-02-30", "write YYYY-MM-DD"),
+        ("yesterday", "write YYYY-MM-DD"),
+    ],
+)  # fmt: skip
+def test_a_day_on_which_nobody_can_have_read_terms_is_refused(day, said):
+    assert Terms("unknown", read_on="2026-11-29").read_on == "2026-11-29"
+    with pytest.raises(
+        ValueError, match=f"read_on is .?{day}.?, {said}|read_on is '{day}'; {said}"
+    ):
+        Terms("unknown", read_on=day)
 
 
 def test_that_mark_never_gets_into_a_prompt(tmp_path):

@@ -35,15 +35,24 @@ class Terms:
         if self.allows_training not in TRAINING:
             raise ValueError(f"allows_training is {self.allows_training!r}; say yes, no or unknown")
         if self.read_on:
-            try:
-                datetime.date.fromisoformat(self.read_on)
-            except ValueError:
-                raise ValueError(f"read_on is {self.read_on!r}; write YYYY-MM-DD") from None
+            _check_day(self.read_on)
         if self.allows_training != "unknown" and not (self.url and self.read_on):
             raise ValueError(
                 f"allows_training is {self.allows_training!r} without url and read_on; say where "
                 "and when it was read, or say unknown"
             )
+
+
+def _check_day(text: str) -> None:
+    """Raises ValueError unless this is a day as YYYY-MM-DD that has begun somewhere on earth."""
+    try:
+        day = datetime.date.fromisoformat(text)
+    except ValueError:
+        day = None
+    if day is None or day.isoformat() != text:
+        raise ValueError(f"read_on is {text!r}; write YYYY-MM-DD")
+    if day > datetime.date.today() + datetime.timedelta(days=1):
+        raise ValueError(f"read_on is {text}, a day to come; write the day on which it was read")
 
 
 @dataclasses.dataclass(frozen=True)
