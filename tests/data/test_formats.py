@@ -249,6 +249,10 @@ WRITTEN = {
             {"type": "video_url", "video_url": {"url": "file://a.mp4"}},
             {"type": "input_text", "text": "Q?"}]},
         {"role": "assistant", "content": [{"text": "A."}]}]},
+    "responses": {"messages": [
+        {"role": "user", "content": [
+            {"type": "input_video", "video_url": "a.mp4"}, {"type": "input_text", "text": "Q?"}]},
+        {"role": "assistant", "content": "A."}]},
     "untyped": {"messages": [{"role": "user", "content": [{"video": "a.mp4"}, {"text": "Q?"}]},
                              {"role": "assistant", "content": "A."}]},
 }  # fmt: skip

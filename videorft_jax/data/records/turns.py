@@ -45,7 +45,8 @@ def read_part(part: Any) -> dict[str, Any] | None:
         return {"type": "text", "text": part["text"]} if isinstance(part.get("text"), str) else None
     if kind not in ("image", "video"):
         return None
-    names = (kind, written, *SOURCES)
+    # A part of type input_image holds its source as image_url, as OpenAI's Responses have it.
+    names = (kind, *(name for name, of in PART_TYPES.items() if of == kind), *SOURCES)
     source = next((part[name] for name in names if part.get(name) is not None), None)
     if isinstance(source, Mapping):
         source = next((source[name] for name in SOURCES if source.get(name)), source)
