@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
     # The records that are read, and how they become batches.
     config.data = ConfigDict()
-    config.data.records = ""  # JSON, JSONL, CSV, parquet, a Hugging Face folder, or tfds:NAME
+    config.data.records = ""  # JSON, JSONL, CSV, Arrow, parquet, a Hugging Face folder, tfds:NAME
     config.data.format = "auto"  # form of the records: auto, videorft, messages, sharegpt, trl
     config.data.root = ""  # folder that the paths of media start from; empty: that of the records
     config.data.template_file = ""  # prompt template, .json or .toml; empty: the paper's

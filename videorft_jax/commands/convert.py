@@ -19,8 +19,8 @@ videorft convert --data train.parquet --format messages --out records.jsonl"""
 
 def main(argv: list[str] | None = None) -> int:
     """Reads Qwen and Hugging Face messages, ShareGPT and LLaVA conversations, TRL prompts and
-    VideoRFT rows from JSON, JSONL (.gz, .zst), CSV, parquet, or a Hugging Face data set on disk.
-    Paths are kept as they are. Returns 0 when every row was written, 1 when some are bad."""
+    VideoRFT rows from JSON, JSONL (.gz, .zst), CSV, parquet, Arrow, or a Hugging Face data set on
+    disk. Paths are kept as they are. Returns 0 when every row was written, 1 when some are bad."""
     parser = argparse.ArgumentParser(
         prog="videorft convert", usage=EXAMPLES, description=main.__doc__, allow_abbrev=False
     )

@@ -35,10 +35,10 @@ def open_records(
 ) -> Source:
     """The records of `name`.
 
-    name: a JSON or JSONL file, also compressed (.gz, .zst), CSV, parquet, the folder of a Hugging
-    Face data set, or tfds:NAME, a data set that `videorft tfds` has built. data_root: folder of the
-    media; default: the file's own. form: one of FORMATS; "auto" goes by the first row, and says so.
-    Raises ValueError, one line.
+    name: a JSON or JSONL file, also compressed (.gz, .zst), CSV, TSV, parquet, Arrow, the folder of
+    a Hugging Face data set, or tfds:NAME, a data set that `videorft tfds` has built. data_root:
+    folder of the media; default: the file's own. form: one of FORMATS; "auto" goes by the first
+    row, and says so. Raises ValueError, one line.
     """
     if form not in FORMATS:
         raise ValueError(f"data.format is {form!r}; choose one of {', '.join(FORMATS)}")

@@ -212,6 +212,16 @@ def find_errors(row: Any, where: str = "record") -> list[RecordError]:
     return check_row(row, where)[0]
 
 
+def _find_rows(row: dict[str, Any]) -> str:
+    """The key under which an object holds the rows of a file, such as "data", or ""."""
+    known = SCHEMA.keys() | {"conversations", "prompt"}
+    for key, value in row.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict) and first.keys() & known:
+            return key
+    return ""
+
+
 def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
     if not isinstance(row, dict):
         remedy = "write one JSON object per row"
@@ -219,7 +229,8 @@ def check_row(row: Any, where: str) -> tuple[list[RecordError], dict[str, Any]]:
     errors: list[RecordError] = []
     row = {SYNONYMS.get(key, key) if SYNONYMS.get(key) not in row else key: row[key] for key in row}
     if not row.keys() & SCHEMA.keys():
-        what, remedy = f"columns {', '.join(map(str, row)) or 'none'}", UNKNOWN
+        what, inner = f"columns {', '.join(map(str, row)) or 'none'}", _find_rows(row)
+        remedy = f"the rows are in its list {inner!r}; write that list alone" if inner else UNKNOWN
         return [RecordError(where, "row", "value", what, remedy)], {}
     if isinstance(row.get("options"), dict):  # {"A": "red", "B": "blue"}
         row["options"] = [f"{letter}. {text}" for letter, text in row["options"].items()]

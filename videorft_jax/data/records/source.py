@@ -140,8 +140,9 @@ class Rows(abc.ABC):
 
 
 class TableSource(Rows):
-    """Records of a file that is read into memory: compressed JSON, CSV, parquet, or the folder of a
-    Hugging Face data set. A pickled source reads the file again. Raises ValueError."""
+    """Records of a file that is read into memory: compressed JSON, CSV, TSV, parquet, Arrow, or
+    the folder of a Hugging Face data set. A pickled source reads the file again. Raises
+    ValueError."""
 
     def __init__(
         self, path: str | os.PathLike, data_root: str | os.PathLike | None = None, form="auto"
@@ -205,6 +206,8 @@ class RecordSource(Rows):
             raise ValueError(f"{path}: is compressed under another name; let it end in .gz or .zst")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise ValueError(f"{path}: is UTF-16; convert it to UTF-8")
+        if b"\0" in head[:1024]:
+            raise ValueError(f"{path}: is no text; give JSON, JSONL, CSV, or an Arrow file")
         bom = 3 * head.startswith(b"\xef\xbb\xbf")
         self._is_list = head[bom:].lstrip().startswith(b"[")
         self._starts, self._ends = np.zeros((2, 0), np.int64)

@@ -1,4 +1,4 @@
-"""Rows of files that are no plain JSON: compressed JSON, CSV, parquet, and Hugging Face folders.
+"""Rows of files that are no plain JSON: compressed JSON, CSV, Arrow, and Hugging Face folders.
 
 Such a file is read into memory whole, parquet and Arrow in the columns in which they lie. Plain
 JSONL is not read by this module but by `RecordSource`, which leaves it on disk.
@@ -9,6 +9,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,17 @@ LISTS = ("options", "media", "messages", "conversations", "prompt", "images", "v
 NUMBERS = (
     "start", "end", "video_start", "video_end", "fps", "resized_height", "resized_width",
 )  # fmt: skip
+_CELLS = {".csv": ",", ".tsv": "\t"}  # What separates the cells of a line.
+_COLUMNS = (".parquet", ".arrow", ".feather")
+# Words by which `datasets` tells the split of a file from its name or folder, and the split.
+_SPLITS = dict.fromkeys(("train", "training"), "train")
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_SPLITS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 
 def is_table(path: str) -> bool:
     """Whether a path is read by this module rather than as plain JSON."""
-    return os.path.isdir(path) or path.lower().endswith((".gz", ".zst", ".csv", ".parquet"))
+    return os.path.isdir(path) or path.lower().endswith((".gz", ".zst", *_CELLS, *_COLUMNS))
 
 
 def read_table(path: str) -> Sequence[Any]:
@@ -32,10 +39,10 @@ def read_table(path: str) -> Sequence[Any]:
     Raises ValueError, one line, for what cannot be read.
     """
     try:
-        if os.path.isdir(path) or path.lower().endswith(".parquet"):
+        if os.path.isdir(path) or path.lower().endswith(_COLUMNS):
             return _Columns(_read_arrow(path))
-        if path.lower().endswith(".csv"):
-            return _read_csv(path)
+        if path.lower().endswith(tuple(_CELLS)):
+            return _read_csv(path, _CELLS[path[-4:].lower()])
         return _read_json(path)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path}: {error}; give a readable file") from None
@@ -61,14 +68,16 @@ def _read_arrow(path: str):
 
     try:
         if not os.path.isdir(path):
-            return parquet.read_table(path)
+            is_parquet = path.lower().endswith(".parquet")
+            return parquet.read_table(path) if is_parquet else _read_ipc(pyarrow, path)
         files = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
         if files:
+            _check_split(path, files)
             return pyarrow.concat_tables(map(parquet.read_table, files), promote_options="default")
         files = _arrow_files(path)
         if not files:
             raise ValueError("a folder without .arrow or .parquet files; give one of a data set")
-        return pyarrow.concat_tables([_read_stream(pyarrow, file) for file in files])
+        return pyarrow.concat_tables([_read_ipc(pyarrow, file) for file in files])
     except (pyarrow.ArrowException, ValueError) as error:
         line = str(error).split("\n")[0]
         raise ValueError(f"{path}: {line}") from None
@@ -89,20 +98,45 @@ def _arrow_files(path: str) -> list[str]:
         names = [name for name in sorted(os.listdir(path)) if name.endswith(".arrow")]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"state.json: {error}; save the data set again") from None
-    return [os.path.join(path, name) for name in names]
+    files = [os.path.join(path, name) for name in names]
+    _check_split(path, files)
+    return files
 
 
-def _read_stream(pyarrow, file: str):
+def _check_split(path: str, files: Sequence[str]) -> None:
+    """Raises ValueError where the files are of several splits, told as `datasets` tells them: who
+    trains on such a folder would train on its test set as well."""
+    splits = {
+        _SPLITS[word]
+        for file in files
+        for word in re.split(r"[\W_\d]+", os.path.relpath(file, path).lower())
+        if word in _SPLITS
+    }
+    if len(splits) > 1:
+        found = ", ".join(sorted(splits))
+        raise ValueError(f"holds the splits {found}; give one file, or a folder of one split alone")
+
+
+def _read_ipc(pyarrow, file: str):
+    """The table of an Arrow file: a stream as `datasets` saves it, or the form of Feather."""
     with pyarrow.memory_map(file) as source:
+        if source.read(6) == b"ARROW1":
+            return pyarrow.ipc.open_file(source).read_all()
+        source.seek(0)
         return pyarrow.ipc.open_stream(source).read_all()
 
 
-def _read_csv(path: str) -> list[dict[str, Any]]:
+def _read_csv(path: str, separator: str) -> list[dict[str, Any]]:
     """Cells are texts; lists are written as JSON, and empty cells are absent."""
     csv.field_size_limit(1 << 24)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="\0surplus")
+        reader = csv.DictReader(file, restkey="\0surplus", delimiter=separator)
         names = reader.fieldnames or ()
+        if len(names) == 1 and (found := re.search("[,;\t|]", names[0])):
+            raise ValueError(
+                f"{path}: its cells are separated by {found[0]!r}; separate them by commas in a "
+                ".csv and by tabs in a .tsv"
+            )
         for name in names:
             if name and names.count(name) > 1:
                 raise ValueError(f"{path}: several columns {name!r}; name each once")
