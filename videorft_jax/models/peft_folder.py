@@ -276,10 +276,12 @@ def save_adapter(
     config: LoraConfig,
     model: ModelConfig,
     base_model: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Writes a PEFT adapter folder for the model's class in transformers >= 4.52.
 
-    `base_model` is the name or folder of the weights it was trained on. Tensors keep their dtype.
+    `base_model` is the name or folder of the weights it was trained on, `revision` that of the name
+    on the hub. Tensors keep their dtype.
     """
     family = family_of(model)
     known = linear_layers(family.names, family.new_name)
@@ -301,6 +303,7 @@ def save_adapter(
             "parent_library": "transformers",
         },
         "base_model_name_or_path": base_model,
+        "revision": revision,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
