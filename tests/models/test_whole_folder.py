@@ -47,7 +47,7 @@ def test_what_no_folder_can_take_the_place_of_is_refused(tmp_path, monkeypatch, 
 
 
 def test_two_writers_of_one_folder_do_not_mix(tmp_path):
-    """The second took the folder of the first away, and the first put the second's half in place."""
+    """The second took away the folder of the first, which then put half of the second in place."""
     out = tmp_path / "out"
     with hf_writer.whole_folder(out) as partial:
         (partial / "a").write_text("a")

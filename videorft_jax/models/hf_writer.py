@@ -201,7 +201,7 @@ def _write_tensors(folder, shards, flat, dtype, writes):
             file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         specs = [(name, dtype, leaf.hf_shape) for _, leaf, name in shard]
         weight_map |= {name: file_name for name, _, _ in specs}
-        arrays = (_to_hf(leaf, _fetch(flat, leaf, i), dtype) for i, leaf, _ in shard)
+        arrays = (_to_hf(leaf, _fetch(flat, leaf, i), dtype, name) for i, leaf, name in shard)
         if writes:
             tensor_files.write_file(folder / file_name, specs, arrays)
         else:
@@ -234,11 +234,12 @@ def _fetch(flat, leaf, layer):
     return multihost_utils.process_allgather(block, tiled=True)
 
 
-def _to_hf(leaf, block, dtype):
+def _to_hf(leaf, block, dtype, name):
     source = block.transpose(np.argsort(leaf.perm))
     out = np.empty(source.shape, dtype)
     rows = max(1, _BLOCK * len(out) // out.nbytes)
     for start in range(0, len(out), rows):  # a transposed copy is 3x faster in blocks
+        tensor_files.check_range(source[start : start + rows], dtype, name)
         out[start : start + rows] = source[start : start + rows]
     return out.reshape(leaf.hf_shape)
 

@@ -185,6 +185,20 @@ def read_rows(
     return block
 
 
+def check_range(block: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """Raises ValueError where float16 is wanted and cannot hold a value of the tensor `name`, which
+    would become infinite."""
+    if dtype != np.float16 or block.dtype == dtype:
+        return
+    with np.errstate(over="ignore"):
+        is_beyond = np.isinf(block.astype(dtype)).any()
+    if is_beyond:
+        raise ValueError(
+            f"{name}: holds a value beyond {np.finfo(dtype).max:g}, the largest of float16; take "
+            "bfloat16 or float32"
+        )
+
+
 def write_file(path, specs: list[tuple[str, np.dtype, tuple[int, ...]]], tensors: Iterable) -> None:
     """Writes one safetensors file, taking `tensors` (arrays in the order of `specs`) one by one."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
