@@ -1,13 +1,13 @@
 """Whether the tokenizer and processor files beside a model's weights are those of that model."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from typing import Any
 
 from videorft_jax.models.config import ModelConfig, TokenIds
 from videorft_jax.models.family import family_of
+from videorft_jax.models.json_file import read_object
 
 # The tokens that frame pixels, as every vocabulary of the families spells them.
 _CONTROLS = {
@@ -34,16 +34,7 @@ def check_side_files(config: ModelConfig, folder) -> None:
 
 
 def _read(folder, name) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: no JSON object; download the file again")
-    return values
+    return read_object(folder / name) if (folder / name).is_file() else {}
 
 
 def check_vocabulary(config: ModelConfig, folder) -> None:
