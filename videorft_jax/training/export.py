@@ -4,10 +4,10 @@ import math
 import os
 
 import jax.numpy as jnp
-import transformers
 
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.records import system_turn
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import (
     check_new,
@@ -76,9 +76,8 @@ def _write(saved, config, out, source, public, dtype, ema, adapter):
         return
     target = dtype or checkpoint_dtype(source).name
     check_target(out, saved, jnp.dtype(target).itemsize)
+    files = client_files(config, saved.contract, load_tokenizer(source))
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
-    files = client_files(config, saved.contract, tokenizer)
     files[model_card.FILE_NAME] = model_card.write_card(saved, source, public[0])
     if saved.system:
         files[system_turn.FILE_NAME] = saved.system
