@@ -238,7 +238,15 @@ def test_checkpoints(tmp_path):
     found = inputs.check_checkpoints(str(tmp_path))
     assert (found.level, found.remedy) == (WARNING, "nothing: a run goes on from 00000001")
     (tmp_path / "checkpoints/00000001/manifest.json").unlink()
-    assert inputs.check_checkpoints(str(tmp_path)).level == FAILURE
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, "or restore a copy" in found.remedy) == (FAILURE, True)
+    (tmp_path / "checkpoints/00000002/manifest.json").unlink()  # as a save that was cut off
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, found.remedy) == (WARNING, "nothing: a run starts at step 0")
+    manifest.write(tmp_path / "checkpoints/00000002", {"version": 2})
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, "install that one" in found.remedy) == (FAILURE, True)
+    assert "00000002: is of version 2" in found.text
 
 
 def test_the_self_test_works_here_and_sees_a_device_that_computes_wrongly(monkeypatch):

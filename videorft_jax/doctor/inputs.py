@@ -93,7 +93,11 @@ def check_checkpoints(workdir: str) -> Finding:
     steps = sorted(path for path in folder.glob("*") if manifest.is_step(path.name))
     if not steps:
         return ok(f"checkpoints: none in {os.fspath(workdir)}; a run starts at step 0")
-    damage = {path.name: manifest.find_damage(path) for path in steps}
+    try:
+        damage = {path.name: manifest.find_damage(path) for path in steps}
+    except ValueError as error:
+        text, _, remedy = str(error).partition("; ")
+        return Finding(FAILURE, f"checkpoints: {text}", remedy)
     bad = [f"{name} ({why})" for name, why in damage.items() if why]
     good = [name for name, why in damage.items() if not why]
     if not bad:
@@ -101,4 +105,6 @@ def check_checkpoints(workdir: str) -> Finding:
     text = f"checkpoints: damaged are {', '.join(bad)}"
     if good:
         return Finding(WARNING, text, f"nothing: a run goes on from {good[-1]}")
+    if not any(map(manifest.was_whole, steps)):
+        return Finding(WARNING, text, "nothing: a run starts at step 0")
     return Finding(FAILURE, text, f"delete {folder} to start at step 0, or restore a copy")

@@ -289,6 +289,7 @@ def _read_saved(checkpointer, options, mode, abstract, agreed, workdir):
     Raises ValueError where it is of another run or has other arrays; none is read."""
     step = checkpointer.latest_step()
     if step is None:
+        checkpointer.check_lost()
         return None, {"data": {"next_batch": 0}}
     saved = checkpointer.read_meta(step)
     _check_same_run(options, mode, saved, workdir)
