@@ -21,12 +21,8 @@ from tiny_run import (
 )
 
 from videorft_jax.commands.grpo import check_options
-from videorft_jax.grpo.reference import (
-    check_reference,
-    keep_reference,
-    mix_reference,
-    read_reference,
-)
+from videorft_jax.grpo.reference import check_reference, mix_reference, read_reference
+from videorft_jax.grpo.reference_digest import keep_reference
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.parallel import sharding

@@ -41,7 +41,8 @@ from videorft_jax.grpo.given import check_given
 from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
-from videorft_jax.grpo.reference import check_reference, keep_reference, read_reference
+from videorft_jax.grpo.reference import check_reference, read_reference
+from videorft_jax.grpo.reference_digest import keep_reference
 from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.turn_rows import fit_turns, make_turn_rows
 from videorft_jax.grpo.update import GroupRows, GrpoPrograms
