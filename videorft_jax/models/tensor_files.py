@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+ADAPTER_NAME = "adapter_config.json"
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -124,6 +125,11 @@ def read_folder(folder) -> dict[str, Entry]:
             raise ValueError(
                 f"{folder}: only pickle files ({pickles[0]}), which are never read; "
                 "convert the checkpoint to safetensors"
+            )
+        if (folder / ADAPTER_NAME).is_file():
+            raise ValueError(
+                f"{folder}: holds an adapter of PEFT and no weights; give its base as the model, "
+                "and the folder as the adapter (model.adapter, --adapter)"
             )
         raise ValueError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder")
     try:
