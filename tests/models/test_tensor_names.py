@@ -90,7 +90,7 @@ def test_an_adapter_beside_the_weights_is_told(hub, tmp_path, caplog):
     """transformers would load the adapter's base and the adapter, and leave these weights out."""
     folder, config, tensors, _ = hub
     write(tmp_path, tensors)
-    assert not caplog.records
+    caplog.set_level("WARNING")
     (tmp_path / "adapter_config.json").write_text("{}")
     same(read_checkpoint(tmp_path, config), folder, config)
     (record,) = caplog.records
