@@ -131,6 +131,11 @@ def read_folder(folder) -> dict[str, Entry]:
                 f"{folder}: holds an adapter of PEFT and no weights; give its base as the model, "
                 "and the folder as the adapter (model.adapter, --adapter)"
             )
+        if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
+            raise ValueError(
+                f"{folder}: holds {len(shards)} shards, such as {shards[0]}, and no {INDEX_NAME}, "
+                "which names all of them; download it"
+            )
         raise ValueError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder")
     try:
         values = json.loads(index.read_text())
