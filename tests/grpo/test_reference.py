@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from tiny_run import (
 )
 
 from videorft_jax.commands.grpo import check_options
+from videorft_jax.grpo.read_again import keep_models
 from videorft_jax.grpo.reference import check_reference, mix_reference, read_reference
-from videorft_jax.grpo.reference_digest import keep_reference
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.parallel import sharding
@@ -140,7 +141,7 @@ def test_it_follows_the_policy_and_a_restart_changes_nothing(place):
 
 @dataclasses.dataclass
 class Opened:
-    """What `keep_reference` reads of a run that goes on from a checkpoint of step 2."""
+    """What `keep_models` reads of a run that goes on from a checkpoint of step 2."""
 
     saved: dict
     weights: Weights
@@ -165,7 +166,7 @@ def test_a_run_goes_on_with_the_reference_that_it_had(place, tmp_path):
     def keep(saved=None, **changes):
         options = place.check(**{"model.init_from": str(base)} | changes)
         run = Opened(saved or {}, make_weights(options.train, config))
-        keep_reference(options, run)
+        keep_models(options, run)
         return run.meta
 
     before = keep()
@@ -185,6 +186,26 @@ def test_a_run_goes_on_with_the_reference_that_it_had(place, tmp_path):
         assert keep(before, **without) == {}
     rewards = (("accuracy", 1.0), ("format", 1.0))
     assert keep(before, grpo__beta=0.0, rewards=rewards) == {}
+
+
+def test_a_run_goes_on_with_the_siglip_that_it_had(place, tmp_path):
+    folders = [tmp_path / name for name in ("first", "moved", "other")]
+    for folder, source in zip(folders, (place.student, place.student, place.teacher), strict=True):
+        shutil.copytree(source, folder)  # Any weights will do, since they are not read.
+    weights = make_weights(place.check().train, load_config(place.student))
+
+    def keep(folder, saved):
+        options = place.check(grpo__sync_every=2)
+        semantic = types.SimpleNamespace(siglip=str(folder))
+        run = Opened(saved, weights)
+        keep_models(dataclasses.replace(options, semantic=semantic), run)
+        return run.meta
+
+    before = keep(folders[0], {})
+    assert set(before) == {"siglip"}
+    assert keep(folders[1], before) == before
+    with pytest.raises(ValueError, match=f"its SigLIP was read from other .* {folders[2]} holds"):
+        keep(folders[2], before)
 
 
 @pytest.mark.slow

@@ -120,23 +120,7 @@ def read_folder(folder) -> dict[str, Entry]:
     if single.is_file():
         return read_header(single)
     if not index.is_file():
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{folder}: only pickle files ({pickles[0]}), which are never read; "
-                "convert the checkpoint to safetensors"
-            )
-        if (folder / ADAPTER_NAME).is_file():
-            raise ValueError(
-                f"{folder}: holds an adapter of PEFT and no weights; give its base as the model, "
-                "and the folder as the adapter (model.adapter, --adapter)"
-            )
-        if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
-            raise ValueError(
-                f"{folder}: holds {len(shards)} shards, such as {shards[0]}, and no {INDEX_NAME}, "
-                "which names all of them; download it"
-            )
-        raise ValueError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder")
+        raise ValueError(_explain_absence(folder))
     try:
         values = json.loads(index.read_text())
         weight_map, total = values["weight_map"], (values.get("metadata") or {}).get("total_size")
@@ -172,6 +156,27 @@ def read_folder(folder) -> dict[str, Entry]:
             "folder again, or delete total_size from the file where the shards are right"
         )
     return entries
+
+
+def _explain_absence(folder: pathlib.Path) -> str:
+    """What a folder is that holds no weights, and what to do about it."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: only pickle files ({pickles[0]}), which are never read; convert the "
+            "checkpoint to safetensors"
+        )
+    if (folder / ADAPTER_NAME).is_file():
+        return (
+            f"{folder}: holds an adapter of PEFT and no weights; give its base as the model, and "
+            "the folder as the adapter (model.adapter, --adapter)"
+        )
+    if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
+        return (
+            f"{folder}: holds {len(shards)} shards, such as {shards[0]}, and no {INDEX_NAME}, "
+            "which names all of them; download it"
+        )
+    return f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder"
 
 
 def read_rows(
