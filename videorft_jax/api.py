@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 from etils import epath
 
 from videorft_jax.data.batch import layout, patches
@@ -29,6 +28,7 @@ from videorft_jax.data.records.parts import read_chat, read_keys
 from videorft_jax.data.records.render import render, write_media
 from videorft_jax.data.records.system_turn import FILE_NAME as SYSTEM_FILE
 from videorft_jax.data.records.system_turn import read_system
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 from videorft_jax.models import family
 from videorft_jax.models.config import ModelConfig
 from videorft_jax.models.family import load_config
@@ -265,6 +265,7 @@ def load(
     folder = folder if saved else source
     config = load_config(source)
     check_side_files(config, source)
+    tokenizer = load_tokenizer(source)
     added = None if adapter is None else load_adapter(adapter, config)
     changes = dict(media or {}) | ({"mrope_rule": mrope_rule} if mrope_rule else {})
     contract = _choose_contract(saved, folder, adapter, config, changes)
@@ -281,7 +282,7 @@ def load(
     return Model(
         config=config,
         params=params,
-        tokenizer=transformers.AutoTokenizer.from_pretrained(source, local_files_only=True),
+        tokenizer=tokenizer,
         contract=contract,
         mesh=mesh,
         folder=str(source),

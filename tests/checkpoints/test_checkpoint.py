@@ -12,6 +12,7 @@ import pytest
 from checkpoint_victim import assert_equal, make_mesh
 from jax.sharding import NamedSharding, PartitionSpec
 
+from videorft_jax.checkpoints import manifest
 from videorft_jax.checkpoints.checkpointer import Checkpointer
 from videorft_jax.checkpoints.manifest import MANIFEST
 
@@ -170,6 +171,36 @@ def test_nothing_to_restore(saved, tmp_path):
         saved.restore(None, target(make_mesh(1, 8, 1)), CONTRACT)
     with pytest.raises(ValueError, match="00000007: no such folder"):
         saved.restore(7, target(make_mesh(1, 8, 1)), CONTRACT)
+
+
+def test_what_is_left_of_a_checkpoint_is_not_given_up(saved):
+    """A copy that broke off is no save that was cut off: a run that began anew would remove it."""
+    folder = pathlib.Path(saved.folder)
+    saved.check_lost()
+    shutil.rmtree(folder / "00000001")
+    next(path for path in (folder / "00000002").rglob("*") if path.name == "_METADATA").unlink()
+    assert saved.latest_step() is None
+    message = r"00000002: _METADATA is missing, and no other checkpoint is whole; copy it again, or"
+    with pytest.raises(ValueError, match=message):
+        saved.check_lost()
+    (folder / "00000002" / MANIFEST).write_text("{")  # as a save that is killed leaves it
+    saved.check_lost()
+
+
+def test_checkpoints_of_a_later_release_are_neither_passed_over_nor_removed(saved):
+    folder = saved.folder / "00000002"
+    body = manifest.read(folder)
+    body.pop("files")
+    (folder / MANIFEST).unlink()
+    manifest.write(folder, body | {"version": 2})
+    message = "00000002: is of version 2, which a later release of videorft_jax wrote; install"
+    for look in (saved.latest_step, saved.describe_kept, lambda: saved.check_disk(values())):
+        with pytest.raises(ValueError, match=message):
+            look()
+    saved.save(3, put(values(), make_mesh(4, 2, 1)), META)
+    with pytest.raises(RuntimeError, match="is of version 2"):
+        saved.wait()
+    assert {path.name for path in saved.folder.iterdir()} == {"00000001", "00000002", "00000003"}
 
 
 def test_keeps_last_and_every(tmp_path):

@@ -1,11 +1,12 @@
 """Each finding of the doctor, on installations and machines that are made up."""
 
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from tiny_run import make_data, make_model, make_siglip
+from tiny_run import make_config, make_data, make_model, make_siglip
 
 from videorft_jax import cli
 from videorft_jax.checkpoints import manifest
@@ -13,6 +14,7 @@ from videorft_jax.commands import doctor
 from videorft_jax.data.media.contract import MediaContract
 from videorft_jax.doctor import inputs, installation, machine, self_test
 from videorft_jax.doctor.findings import FAILURE, OK, WARNING
+from videorft_jax.models.geometry import PLAIN_16
 
 CPU, GPU = ["cpu", "cpu", 0], ["gpu", "NVIDIA H200", 139 * 2**30]
 
@@ -196,6 +198,30 @@ def test_inputs_that_are_good(place):
     assert "4 of 4 decoded" in found[1].text
 
 
+def test_a_model_that_a_run_would_refuse(place, tmp_path):
+    """A shard that is not there, another prefix, another adapter: a run reads the headers too."""
+    folder = tmp_path / "model"
+    shutil.copytree(place[0] / "model", folder)
+    for arguments, text in (
+        ((MediaContract.train(PLAIN_16),), "model: .*model: media.patch_size is 16, but the pat"),
+        ((None, "module."), r"model: .* do not begin with module. \(strip_prefix\)"),
+        ((None, "", str(tmp_path)), "model: .*adapter_config.json: not readable"),
+    ):
+        finding = inputs.check_model(str(folder), *arguments)
+        assert (finding.level, bool(finding.remedy)) == (FAILURE, True)
+        assert re.match(text, finding.text), finding.text
+    assert inputs.check_model(str(folder), MediaContract.train()).level == OK
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "truncated, the header promises" in inputs.check_model(str(folder)).text
+    weights.unlink()
+    finding = inputs.check_model(str(folder))
+    assert (finding.level, finding.remedy) == (FAILURE, "give a model folder")
+    config = make_config("sft_7b", {"model.init_from": str(folder), "data.records": place[1]["rl"]})
+    findings = list(doctor._look_at_inputs(config, ""))
+    assert findings[0].level == FAILURE
+
+
 def test_clips_that_are_missing(place, tmp_path):
     _, files = place
     copy = shutil.copy(files["rl"], tmp_path)
@@ -238,7 +264,15 @@ def test_checkpoints(tmp_path):
     found = inputs.check_checkpoints(str(tmp_path))
     assert (found.level, found.remedy) == (WARNING, "nothing: a run goes on from 00000001")
     (tmp_path / "checkpoints/00000001/manifest.json").unlink()
-    assert inputs.check_checkpoints(str(tmp_path)).level == FAILURE
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, "or restore a copy" in found.remedy) == (FAILURE, True)
+    (tmp_path / "checkpoints/00000002/manifest.json").unlink()  # as a save that was cut off
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, found.remedy) == (WARNING, "nothing: a run starts at step 0")
+    manifest.write(tmp_path / "checkpoints/00000002", {"version": 2})
+    found = inputs.check_checkpoints(str(tmp_path))
+    assert (found.level, "install that one" in found.remedy) == (FAILURE, True)
+    assert "00000002: is of version 2" in found.text
 
 
 def test_the_self_test_works_here_and_sees_a_device_that_computes_wrongly(monkeypatch):

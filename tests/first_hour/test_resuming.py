@@ -42,6 +42,19 @@ def test_a_damaged_checkpoint_is_named(copied, accident):
         assert f"checkpoint: restored step {STEPS - 2}" in text
 
 
+def test_what_is_left_of_a_run_is_not_thrown_away(copied):
+    """A copy that broke off lacks a file of each checkpoint; a run that began anew at step 0 would
+    remove them, and the lines of all steps."""
+    workdir, go_on = copied
+    for metadata in (workdir / "checkpoints").rglob("_METADATA"):
+        metadata.unlink()
+    lines = (workdir / "metrics.jsonl").read_text()
+    last = go_on(code=2).splitlines()[-1]
+    assert f"{STEPS:08d}: _METADATA is missing, and no other checkpoint is whole; copy it" in last
+    assert (workdir / "metrics.jsonl").read_text() == lines
+    assert len(list((workdir / "checkpoints").iterdir())) == 2
+
+
 def test_changed_options_are_printed_and_those_that_teach_something_else_refused(copied):
     workdir, go_on = copied
     text = go_on("--config.optim.lr=1e-2", "--config.log.interval_s=1", code=2)

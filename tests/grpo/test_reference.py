@@ -1,7 +1,9 @@
 """A reference policy other than the model that training starts from: distillation on-policy."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,13 @@ from tiny_run import (
 )
 
 from videorft_jax.commands.grpo import check_options
+from videorft_jax.grpo.read_again import keep_models
 from videorft_jax.grpo.reference import check_reference, mix_reference, read_reference
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_folder import flatten, read_checkpoint
 from videorft_jax.parallel import sharding
 from videorft_jax.training.state import abstract_state
-from videorft_jax.training.weights import make_weights
+from videorft_jax.training.weights import Weights, make_weights
 
 DISTIL = {"rewards": (("accuracy", 0.0),), "grpo.beta": 1.0, "grpo.kl": "k2"}
 
@@ -134,6 +137,91 @@ def test_it_follows_the_policy_and_a_restart_changes_nothing(place):
     assert [[line[n] for n in names] for line in metrics(again)] == [
         [line[n] for n in names] for line in metrics(whole)
     ]
+
+
+@dataclasses.dataclass
+class Opened:
+    """What `keep_models` reads of a run that goes on from a checkpoint of step 2."""
+
+    saved: dict
+    weights: Weights
+    folder: str = "runs/a"
+    start: int = 2
+    meta: dict = dataclasses.field(default_factory=dict)
+    checkpointer = property(lambda self: self)
+
+    def holds(self, step):
+        return step == 2
+
+    def read_meta(self, step):
+        return self.saved
+
+
+def test_a_run_goes_on_with_the_reference_that_it_had(place, tmp_path):
+    """Weights that are written anew into its folder would replace it in the middle of a run."""
+    base = tmp_path / "base"
+    shutil.copytree(place.student, base)
+    config = load_config(place.student)
+
+    def keep(saved=None, **changes):
+        options = place.check(**{"model.init_from": str(base)} | changes)
+        run = Opened(saved or {}, make_weights(options.train, config))
+        keep_models(options, run)
+        return run.meta
+
+    before = keep()
+    assert set(before) == {"reference"}
+    moved = keep(before, model__init_from=str(place.student))
+    assert moved == before
+    shutil.copy(place.teacher / "model.safetensors", base)
+    message = f"runs/a: its reference policy was read from other weights than {base} holds now; put"
+    with pytest.raises(ValueError, match=message):
+        keep(before)
+    assert keep(before, train__allow_changes=True) == keep() != before
+    taught = keep(keep(), grpo__reference=str(place.teacher))
+    assert taught == keep()  # The same weights in another folder.
+    with pytest.raises(ValueError, match=f"other weights than {place.student} holds now"):
+        keep(taught, grpo__reference=str(place.student))
+    for without in ({"lora__rank": 2}, {"grpo__sync_every": 2}):  # It lies in the checkpoint.
+        assert keep(before, **without) == {}
+    rewards = (("accuracy", 1.0), ("format", 1.0))
+    assert keep(before, grpo__beta=0.0, rewards=rewards) == {}
+
+
+def test_a_run_goes_on_with_the_siglip_that_it_had(place, tmp_path):
+    folders = [tmp_path / name for name in ("first", "moved", "other")]
+    for folder, source in zip(folders, (place.student, place.student, place.teacher), strict=True):
+        shutil.copytree(source, folder)  # Any weights will do, since they are not read.
+    weights = make_weights(place.check().train, load_config(place.student))
+
+    def keep(folder, saved):
+        options = place.check(grpo__sync_every=2)
+        semantic = types.SimpleNamespace(siglip=str(folder))
+        run = Opened(saved, weights)
+        keep_models(dataclasses.replace(options, semantic=semantic), run)
+        return run.meta
+
+    before = keep(folders[0], {})
+    assert set(before) == {"siglip"}
+    assert keep(folders[1], before) == before
+    with pytest.raises(ValueError, match=f"its SigLIP was read from other .* {folders[2]} holds"):
+        keep(folders[2], before)
+
+
+@pytest.mark.slow
+def test_other_weights_are_no_longer_the_reference(place):
+    base = place.folder / "base"
+    shutil.copytree(place.student, base)
+    flags = ["--config.rewards=(('accuracy', 1.0), ('format', 1.0))", "--config.grpo.beta=0.1"]
+    flags.append(f"--config.model.init_from={base}")
+    place.run("grpo", "moved", *flags, "--config.train.max_steps=1")
+    shutil.copy(place.teacher / "model.safetensors", base)
+    flags.append("--config.train.max_steps=2")
+    _, text = place.run("grpo", "moved", *flags, code=2)
+    said = f"its reference policy was read from other weights than {base} holds now; put those back"
+    assert said in text.splitlines()[-1]
+    workdir, _ = place.run("grpo", "moved", *flags, "--allow_changes")
+    assert [line["step"] for line in metrics(workdir)] == [1, 2]
 
 
 def test_a_teacher_does_not_follow(place):

@@ -114,3 +114,71 @@ def test_other_rotary_parameters_of_the_tower_are_refused(tmp_path):
         wrong["vision_config"]["rope_parameters"] |= change
         with pytest.raises(ValueError, match="rope_parameters .* are not supported; use axial"):
             family.parse_config(wrong)
+
+
+WRONG = (None, "2", -1, 0, 2.5, [], ["2"], {}, {"a": 1}, float("nan"), True)
+
+
+def places(values, path=()):
+    """Every key of a config with the keys above it."""
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_value_of_a_wrong_kind_is_one_line_or_leaves_a_sound_model(model_type, tmp_path):
+    """Such a value would be a fault of Python later, or be taken for another."""
+    made = family.find_family(model_type)
+    base, refusals = made.tiny_values(), []
+    for path in places(base):
+        for wrong in WRONG:
+            values = copy.deepcopy(base)
+            part = values
+            for key in path[:-1]:
+                part = part[key]
+            part[path[-1]] = wrong
+            (tmp_path / "config.json").write_text(json.dumps(values))
+            try:
+                config = family.load_config(tmp_path)
+            except ValueError as error:
+                refusals.append(str(error))
+                continue
+            family.abstract_params(config)
+            for leaf in made.leaves_of(config):
+                assert all(isinstance(size, int) and size > 0 for size in leaf.shape), path
+            assert all(isinstance(number, int) for number in vars(config.token_ids).values())
+            assert isinstance(config.text.tied, bool)
+    assert len(refusals) > 300
+    for said in refusals:
+        assert said.startswith(f"{tmp_path}/config.json: ")
+        assert "; " in said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": "28"}, "num_hidden_layers is '28', no whole number above 0;"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, no whole number above 0;"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', no number above 0;"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', no true or false;"),
+        ({"video_token_id": None}, "video_token_id is None, no id of a token; correct the file"),
+        (
+            {"rope_scaling": {"type": "mrope", "mrope_section": [2, 2]}},
+            r"rope_scaling.mrope_section is \[2, 2\], no list of three counts;",
+        ),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_named(change, said):
+    values = family.find_family("qwen2_5_vl").tiny_values() | change
+    with pytest.raises(ValueError, match=f"^config.json: {said}"):
+        family.parse_config(values)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b""])
+def test_a_config_that_is_no_text_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json: not JSON .*; download the file again"):
+        family.load_config(tmp_path)

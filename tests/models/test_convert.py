@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import jax
@@ -226,6 +227,23 @@ def test_kept_and_cast_dtypes(hub, tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_float16_cannot_hold_is_refused(hub, tmp_path, dtype):
+    """A value beyond its range would be infinite, and with it every logit."""
+    _, config, tensors = hub
+    name = "model.layers.1.self_attn.k_proj.bias"
+    large = tensors[name].clone()
+    large[3] = -1e5
+    tensors = {key: tensor.to(dtype) for key, tensor in (tensors | {name: large}).items()}
+    folder = write(tmp_path / "large", tensors, config)
+    said = refused(folder, config, "holds a value beyond 65504, the large", "float16")
+    assert f"model.safetensors: {name}: " in said
+    params = convert.read_checkpoint(folder, config)
+    with pytest.raises(ValueError, match=f"^{re.escape(name)}: holds a value beyond 65504"):
+        hf_writer.write_checkpoint(tmp_path / "out", params, config, "float16")
+    assert os.listdir(tmp_path) == ["large"]
+
+
 @pytest.mark.parametrize("hub", ["tied"], indirect=True)
 def test_a_tied_file_may_carry_its_head_only_if_equal(hub, tmp_path):
     _, config, tensors = hub
@@ -261,9 +279,9 @@ def test_a_failed_or_killed_export_leaves_nothing(hub, tmp_path, monkeypatch):
         hf_writer.write_checkpoint(out, params, config)
 
 
-def refused(folder, config, match):
+def refused(folder, config, match, dtype=None):
     with pytest.raises(ValueError, match=match) as error:
-        convert.read_checkpoint(folder, config)
+        convert.read_checkpoint(folder, config, dtype)
     assert "\n" not in str(error.value)
     return str(error.value)
 

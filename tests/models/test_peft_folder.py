@@ -183,6 +183,33 @@ def test_folders_that_are_none(hub, plain, tmp_path, monkeypatch):
     refused(tmp_path, config, r"pattern 'q\(' is no regular expression", monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lora_alpha": None}, "lora_alpha is None, no number above 0; correct"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16', no number above 0; correct"),
+        ({"r": 0}, "r is 0, no whole number above 0; correct"),
+        ({"r": 4.0}, "r is 4.0, no whole number above 0; correct"),
+        ({"base_model_name_or_path": ["a"]}, "path is .'a'., no name; correct"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is .'q_proj'., no object; correct"),
+        ({"rank_pattern": {"q_proj": "3"}}, "rank_pattern.q_proj is '3', no whole number above"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern.q_proj is -1, no number above 0; c"),
+        ({"target_modules": 3}, "target_modules is 3, no name or list of names; correct"),
+        ({"target_modules": "*_proj"}, "pattern '._proj' is no regular expression"),
+        ({"exclude_modules": "("}, "pattern '.' is no regular expression"),
+        ({"layers_pattern": ["("]}, "pattern '.' is no regular expression"),
+        ({"layers_to_transform": ["1"]}, "transform is .'1'., no number or list of numbers; c"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save is 'lm_head', no list of names; corr"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', no true or false; correct"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(hub, plain, tmp_path, monkeypatch, values, said):
+    """Each would be a fault of Python later; use_rslora='false' was read as true."""
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
+    change(tmp_path, **values)
+    refused(tmp_path, hub[2], rf"adapter_config.json: .*{said}", monkeypatch)
+
+
 def test_an_adapter_of_another_base(hub, plain, tmp_path, monkeypatch):
     """By the config of the base where it is there, by a published name, and by the shapes."""
     shutil.copytree(plain, tmp_path / "adapter")

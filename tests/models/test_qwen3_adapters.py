@@ -74,6 +74,37 @@ def test_an_adapter_computes_what_peft_does(problem, tmp_path, name):
     assert_close(ours(params), theirs(adapted), theirs(twin.hf))
 
 
+REFUSED = {
+    "embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, "changes model.language_model"),
+    "saved embedding": (
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        "changes model.language_model.embed_tokens, and the model ties head and embedding",
+    ),
+    "head": ({"target_modules": ["lm_head"]}, "changes lm_head, and the model ties head and emb"),
+    "patches": (
+        {"target_modules": ["proj", "q_proj"]},
+        "adapts model.visual.patch_embed.proj, which is no matrix product; merge it into the weig",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_merged_is_refused(problem, tmp_path, name):
+    """PEFT leaves the head alone where an embedding that is tied to it is adapted; here the two are
+    one weight, as in the published 4B."""
+    form, message = REFUSED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = peft.get_peft_model(copy.deepcopy(problem[0].hf), peft.LoraConfig(r=3, **form))
+    made.save_pretrained(tmp_path)
+    values = family.find_family("qwen3_vl").tiny_values()
+    values["tie_word_embeddings"] = values["text_config"]["tie_word_embeddings"] = True
+    tied = family.parse_config(values)
+    with pytest.raises(ValueError, match=message) as error:
+        load_adapter(tmp_path, tied)
+    assert "; " in str(error.value)
+
+
 def test_peft_computes_with_our_adapter_what_our_merge_does(problem, tmp_path):
     """Factors on the decoder, the tower, the merger and DeepStack's mergers."""
     twin, ours, theirs = problem

@@ -133,3 +133,24 @@ def test_side_files_that_are_damaged(tmp_path):
     refused(check_side_files, config, tmp_path, match="preprocessor_config.json: not JSON")
     (tmp_path / "preprocessor_config.json").write_text("[]")
     refused(check_side_files, config, tmp_path, match="no JSON object")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer.json", {"model": "BPE"}),
+        ("tokenizer.json", {"model": {"vocab": None}}),
+        ("tokenizer.json", {"model": {"vocab": {"a": "b"}}}),
+        ("tokenizer.json", {"model": {"vocab": {"a": 1}}, "added_tokens": [3]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["x"]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"a": {"content": "x"}}}),
+        ("added_tokens.json", {"a": None}),
+        ("preprocessor_config.json", {"image_processor_type": 3}),
+    ],
+)
+def test_side_files_that_hold_something_else(tmp_path, name, values):
+    config = parse_config(tiny_values(vocab_size=320))
+    write_tokenizer(tmp_path, "tokenizer.json")
+    write_json(tmp_path, name, values)
+    match = "of the tokenizer holds something else" if "token" in name else "type is 3"
+    refused(check_side_files, config, tmp_path, match=match)

@@ -386,6 +386,9 @@ def test_wrong_inputs_are_refused(v2, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="vocab_size of 10"):
         siglip.load_siglip(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "9.0"}')
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be read .*; copy the file again"):
+        siglip.load_siglip(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="no tokenizer.json"):
         siglip.load_siglip(tmp_path)

@@ -156,6 +156,9 @@ def test_damaged_indexes_are_refused(tmp_path):
     check("not a plain file name")
     index.write_text("{")
     check("corrupt index")
+    index.unlink()
+    check(f"holds 2 shards, such as {shard}, and no model.safetensors.index.json, .*; download it")
+    index.write_text("{")
     shutil.copy(tmp_path / shard, tmp_path / "model.safetensors")
     check("has both model.safetensors and")
 

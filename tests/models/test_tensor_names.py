@@ -86,6 +86,19 @@ def test_an_adapter_that_was_not_merged_is_refused(hub, tmp_path):
     refused(write(tmp_path, tensors), config, message)
 
 
+def test_an_adapter_beside_the_weights_is_told(hub, tmp_path, caplog):
+    """transformers would load the adapter's base and the adapter, and leave these weights out."""
+    folder, config, tensors, _ = hub
+    write(tmp_path, tensors)
+    caplog.set_level("WARNING")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    same(read_checkpoint(tmp_path, config), folder, config)
+    (record,) = caplog.records
+    assert f"{tmp_path}: holds an adapter of PEFT beside the weights" in record.getMessage()
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, config, "holds an adapter of PEFT and no weights; give its base as the model")
+
+
 def test_a_base_model_without_its_head(hub, tmp_path):
     """Qwen2_5_VLModel as transformers writes it, whose names lack "model.", and as it is in memory;
     the head is the embedding where the config ties them."""

@@ -111,6 +111,14 @@ FAULTS = {
     "absent tensor": (absent_tensor, "disagrees with the shards about 1 tensors (more", True),
     "wrong total": (wrong_total, "promises 7 bytes of tensors and the shards hold", True),
     "tokenizer": (another_tokenizer, "of the tokenizer is '<image>', and config.json", False),
+    "newer tokenizer": (
+        lambda folder: edit(folder, "tokenizer.json", version="9.0"),
+        "no tokenizer can be read there (Unknown tokenizer version '9.0'", False,
+    ),
+    "special tokens": (
+        lambda folder: edit(folder, "tokenizer_config.json", eos_token=3),
+        "no tokenizer can be read there (Special token eos_token has to be", False,
+    ),
     "processor": (another_processor, "is of another model (type is CLIPImageProc", False),
     "prefix": (prefixed, "tensors are named module.NAME", None),
     "no head": (headless, "no lm_head.weight, as where the base model was saved", None),

@@ -142,6 +142,12 @@ def test_a_run_is_known_by_what_lies_inside(place, tmp_path, capsys):
     shutil.copytree(named / "checkpoints" / "00000003", tmp_path / "best")
     assert place.export(tmp_path / "best", tmp_path / "a") == 2
     assert "best: is one step outside its run; move it to" in capsys.readouterr().err
+    assert restore.find_checkpoint(str(named / "checkpoints" / "3")).step == 3
+    shutil.copytree(named / "checkpoints" / "00000003", named / "checkpoints" / "3")
+    assert place.export(named / "checkpoints" / "3", tmp_path / "a") == 2  # It may be another's.
+    assert "3: is one step not named as steps are; move it to" in capsys.readouterr().err
+    assert place.export(named / "checkpoints" / "\u00b2", tmp_path / "a") == 2
+    assert "no checkpoint there" in capsys.readouterr().err
 
 
 def test_frozen_parts_are_those_of_the_start(place, tmp_path):

@@ -109,6 +109,8 @@ class Checkpointer:
                 return f"{probe}: did not read back as written; choose another workdir"
         except OSError as error:
             return f"{self.folder}: cannot be written ({error}); choose another workdir"
+        except ValueError as error:  # A later release wrote a step.
+            return str(error)
         return ""
 
     def save(self, step: int, state, meta: dict) -> None:
@@ -126,7 +128,7 @@ class Checkpointer:
             if not isinstance(leaf, jax.Array):
                 raise ValueError(f"checkpoint: {path} is a {type(leaf).__name__}, not a jax.Array")
         body = {
-            "version": 1,
+            "version": manifest.VERSION,
             "step": step,
             "meta": _as_json(meta),
             "arrays": {path: manifest.describe(leaf) for path, leaf in arrays.items()},
@@ -236,6 +238,18 @@ class Checkpointer:
             )
         return found
 
+    def check_lost(self) -> None:
+        """Raises ValueError where no step is whole and one was: a run that began anew would remove
+        what is left of it. A save that was cut off is none, and a run begins anew."""
+        problem = ""
+        if jax.process_index() == 0 and not self._valid_steps():
+            for folder in filter(manifest.was_whole, map(self._path, self._steps())):
+                problem = (
+                    f"{folder}: {manifest.find_damage(folder)}, and no other checkpoint is whole; "
+                    f"copy it again, or delete {self.folder} to start at step 0"
+                )
+        _agree(problem, "no checkpoint is whole, see the log of process 0")
+
     def describe_kept(self) -> str:
         """Says in a sentence what a run that ends now leaves behind."""
         step = self._newest(None)
@@ -312,7 +326,12 @@ class Checkpointer:
 
     def _newest(self, below):
         """Gives the newest valid step before `below`, as process 0 sees it."""
-        steps = self._valid_steps() if jax.process_index() == 0 else []
+        steps, problem = [], ""
+        try:
+            steps = self._valid_steps() if jax.process_index() == 0 else []
+        except ValueError as error:
+            problem = str(error)
+        _agree(problem, "process 0 cannot read the checkpoints, see its log")
         found = max((step for step in steps if below is None or step < below), default=-1)
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))

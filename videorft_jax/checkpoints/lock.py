@@ -75,10 +75,16 @@ def _try_lock(file):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that is held.
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
+        except OSError as error:  # Some storages of clusters are mounted without locks.
+            log.warning(
+                "%s: the storage knows no locks (%s); see to it that no other run works there",
+                os.path.dirname(file.name), error.strerror,
+            )  # fmt: skip
+            return True
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 MANIFEST = "manifest.json"
+VERSION = 1  # of what a checkpoint holds and how; this release reads none above it.
 _CHUNK = 8 << 20  # Bytes hashed at once.
 _THREADS = 4  # Files hashed at once; hashlib lets go of the interpreter lock.
 
@@ -72,13 +73,20 @@ def read(folder: epath.Path) -> dict:
 
 
 def find_damage(folder: epath.Path) -> str:
-    """Says what names and sizes show to be wrong; "" when all files are there."""
+    """Says what names and sizes show to be wrong; "" when all files are there. Raises ValueError
+    for what a later release wrote: it is not damaged, and must not be passed over or removed."""
     if not folder.exists():
         return "no such folder"
     try:
-        files = read(folder)["files"]
+        body = read(folder)
+        files = body["files"]
     except ValueError as error:
         return str(error).removeprefix(f"{folder}: ").split(";")[0]
+    if body.get("version", VERSION) > VERSION:
+        raise ValueError(
+            f"{folder}: is of version {body['version']}, which a later release of videorft_jax "
+            "wrote; install that one, or give another folder"
+        )
     for name, (size, _) in files.items():
         path = folder / name
         if not path.exists():
@@ -86,6 +94,14 @@ def find_damage(folder: epath.Path) -> str:
         if path.stat().length != size:
             return f"{name} has {path.stat().length} bytes, {size} were saved"
     return ""
+
+
+def was_whole(folder: epath.Path) -> bool:
+    """Whether a folder was sealed once, whatever became of its files since."""
+    try:
+        return bool(read(folder))
+    except ValueError:
+        return False
 
 
 def describe(leaf) -> list:

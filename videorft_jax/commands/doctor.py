@@ -100,8 +100,9 @@ def _look_at_inputs(config, workdir) -> Iterator[Finding]:
     from videorft_jax.doctor import inputs
     from videorft_jax.training.setup import make_contract
 
-    yield inputs.check_model(config.model.init_from)
-    yield from inputs.check_records(config.data.records, config.data.root, make_contract(config))
+    model, contract = config.model, make_contract(config)
+    yield inputs.check_model(model.init_from, contract, model.strip_prefix, model.adapter)
+    yield from inputs.check_records(config.data.records, config.data.root, contract)
     if "semantic" in dict(map(tuple, config.rewards)):
         yield inputs.check_siglip(config.reward.siglip)
     if workdir:

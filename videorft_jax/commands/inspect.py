@@ -15,6 +15,7 @@ from videorft_jax.commands.last_line import print_last_line
 from videorft_jax.commands.output_file import check_output
 from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 
 EXAMPLES = """videorft inspect --data records.jsonl --index 3
 videorft inspect --data records.jsonl --index 3 --model Qwen2.5-VL-7B-Instruct --mode grpo"""
@@ -65,9 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _find_tokenizer(folder, record):
     """The tokenizer of a folder, or one made for the record, with a note that says so."""
     if folder:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True), ""
+        return load_tokenizer(folder), ""
     from videorft_jax.demo.tiny_tokenizer import train_tiny_tokenizer
 
     texts = [record.problem, record.process, *(text for _, text in record.turns)]

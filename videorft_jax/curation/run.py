@@ -36,6 +36,7 @@ from videorft_jax.curation.store import Store
 from videorft_jax.data.media.contract import MediaError
 from videorft_jax.data.records.records import RecordError
 from videorft_jax.data.records.source import RecordSource
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 
 logger = logging.getLogger(__name__)
 STORE = "store.sqlite"
@@ -236,11 +237,9 @@ def _load_counter(folder: str) -> Callable[[str], int]:
     """Counts the tokens of a text by a tokenizer, or its words without one."""
     if not folder:
         return lambda text: len(text.split())
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError):
+        tokenizer = load_tokenizer(folder)
+    except ValueError:
         raise ValueError(
             f"data.tokenizer={folder}: holds no tokenizer; give the student's folder, or leave it "
             "empty to count words"

@@ -23,6 +23,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, build_target, lo
 from videorft_jax.data.records.quarantine import Failure, one_line
 from videorft_jax.data.records.records import Record, RecordError, find_errors
 from videorft_jax.data.records.source import Rows, Source
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 
 WIDE = 4.0  # aspect ratio from which a picture is called odd
 
@@ -181,11 +182,7 @@ def validate(
 ) -> dict[str, Any]:
     """The report as one JSON object. check_truth: what is wrong with a record's true answer, where
     rewards are going to read it."""
-    tokenizer = None
-    if options.tokenizer:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     contract = options.contract
     template = load_template(options.template_file) if options.template_file else DEFAULT_TEMPLATE
     measurer = Measurer(

@@ -13,22 +13,35 @@ from videorft_jax.data.records.opening import open_records
 from videorft_jax.data.records.records import RecordError
 from videorft_jax.data.records.source import media_of
 from videorft_jax.doctor.findings import FAILURE, WARNING, Finding, ok
+from videorft_jax.models.family import check_contract
+from videorft_jax.models.hf_folder import check_checkpoint
+from videorft_jax.models.peft_folder import load_adapter
+from videorft_jax.models.sources import find_folder
 from videorft_jax.planning.shapes import siglip_config
 from videorft_jax.training.run import load_model_files
 
 NUM_CLIPS = 8  # So many clips are decoded, spread evenly over the records.
 
 
-def check_model(folder: str) -> Finding:
-    """Whether a Hugging Face folder holds a model that can be trained; no weight is read."""
+def check_model(
+    folder: str, contract: MediaContract | None = None, strip_prefix: str = "", adapter: str = ""
+) -> Finding:
+    """Whether a Hugging Face folder holds a model that can be trained under a media contract, with
+    an adapter of PEFT put on it. Of the weights the headers are read."""
     if not folder:
         return ok("model: none is named; give --config.model.init_from=DIR to check one")
     try:
         config, tokenizer = load_model_files(folder)
+        check_checkpoint(find_folder(folder), config, strip_prefix)
+        if contract is not None:
+            check_contract(config, contract, folder)
+        if adapter:
+            load_adapter(adapter, config)
     except (ValueError, OSError) as error:
         text, _, remedy = str(error).partition("; ")
         return Finding(FAILURE, f"model: {text}", remedy or "give the folder of a checkpoint")
-    return ok(f"model: {folder}, {config.model_type}, {len(tokenizer):,} tokens")
+    beside = f", with the adapter {adapter}" if adapter else ""
+    return ok(f"model: {folder}, {config.model_type}, {len(tokenizer):,} tokens{beside}")
 
 
 def check_siglip(folder: str) -> Finding:
@@ -93,7 +106,11 @@ def check_checkpoints(workdir: str) -> Finding:
     steps = sorted(path for path in folder.glob("*") if manifest.is_step(path.name))
     if not steps:
         return ok(f"checkpoints: none in {os.fspath(workdir)}; a run starts at step 0")
-    damage = {path.name: manifest.find_damage(path) for path in steps}
+    try:
+        damage = {path.name: manifest.find_damage(path) for path in steps}
+    except ValueError as error:
+        text, _, remedy = str(error).partition("; ")
+        return Finding(FAILURE, f"checkpoints: {text}", remedy)
     bad = [f"{name} ({why})" for name, why in damage.items() if why]
     good = [name for name, why in damage.items() if not why]
     if not bad:
@@ -101,4 +118,6 @@ def check_checkpoints(workdir: str) -> Finding:
     text = f"checkpoints: damaged are {', '.join(bad)}"
     if good:
         return Finding(WARNING, text, f"nothing: a run goes on from {good[-1]}")
+    if not any(map(manifest.was_whole, steps)):
+        return Finding(WARNING, text, "nothing: a run starts at step 0")
     return Finding(FAILURE, text, f"delete {folder} to start at step 0, or restore a copy")

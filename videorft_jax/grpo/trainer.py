@@ -41,6 +41,7 @@ from videorft_jax.grpo.given import check_given
 from videorft_jax.grpo.leftover import Leftover
 from videorft_jax.grpo.logprobs import Groups
 from videorft_jax.grpo.options import GrpoOptions
+from videorft_jax.grpo.read_again import keep_models
 from videorft_jax.grpo.reference import check_reference, read_reference
 from videorft_jax.grpo.rehearsal import rehearse
 from videorft_jax.grpo.turn_rows import fit_turns, make_turn_rows
@@ -276,6 +277,7 @@ def train(
         plans = gather(run.loader.digest)
         if len(set(plans)) > 1:
             raise ValueError(f"{options.train.name}: processes read different data, plans {plans}")
+        keep_models(options, run)
         validation = begin_validation(run, open_validation)
         rollout = dataclasses.replace(options.rollout, mesh=sizes)
         trainer = Trainer(dataclasses.replace(options, rollout=rollout), run)

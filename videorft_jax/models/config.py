@@ -7,9 +7,10 @@ rest of the package reads the attributes that all of them have: `num_layers`, `d
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, ClassVar
+
+from videorft_jax.models.json_file import read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +48,10 @@ def read_values(folder) -> tuple[dict[str, Any], str]:
     try:
         if not path.is_file():
             raise ValueError(_explain_absence(pathlib.Path(folder), path))
-        text = path.read_text()
+        return read_object(path), str(path)
     except OSError as error:  # A name that is too long, or a folder of somebody else.
         reason = f"cannot be read ({error.strerror or error})"
         raise ValueError(f"{path}: {reason}; check the path and its rights") from None
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: no JSON object; download the file again")
-    return values, str(path)
 
 
 def _explain_absence(folder: pathlib.Path, path: pathlib.Path) -> str:

@@ -1,7 +1,11 @@
 """Which keys of a `config.json` a family reads, which mean nothing to the result, and the rest."""
 
+import functools
 import logging
 from typing import Any
+
+from videorft_jax.models import json_file
+from videorft_jax.models.json_file import check_kind, is_flag, is_positive, is_whole
 
 # Keys that writers leave behind and that change nothing in what the weights compute.
 MEANINGLESS = {
@@ -34,6 +38,16 @@ _VISION = _SHARED | {
     "tokens_per_second", "in_chans", "in_channels", "spatial_patch_size",
     "num_position_embeddings", "deepstack_visual_indexes", "rope_parameters"
 }  # fmt: skip
+# Sizes, ids and the rest by their kind; what a `config.json` of any family may hold of them.
+_COUNTS = {
+    "hidden_size", "intermediate_size", "patch_size", "spatial_merge_size", "temporal_patch_size",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "depth",
+    "num_heads", "out_hidden_size", "window_size", "tokens_per_second", "in_chans", "in_channels",
+    "num_position_embeddings"
+}  # fmt: skip
+_IDS = {"image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"}
+_FLAGS = {"tie_word_embeddings", "attention_bias", "use_sliding_window"}
+_LAYERS = {"fullatt_block_indexes", "deepstack_visual_indexes"}
 # What transformers 4.49 leaves out of vision_config, since it equals the default of the class.
 _LEFT_OUT = {
     "depth": 32,
@@ -60,6 +74,7 @@ def check_keys(values: dict[str, Any], text: dict, vision: dict, where: str) -> 
                 f"{where}: the weights are quantised ({kind}); give the bfloat16 weights that they "
                 "were made of"
             )
+    _check_kinds(values, text, vision, where)
     parts = (
         ("", values, _ROOT),
         ("text_config.", text, _ROOT),
@@ -85,6 +100,25 @@ def check_keys(values: dict[str, Any], text: dict, vision: dict, where: str) -> 
         raise ValueError(
             f"{where}: layer_types {sorted(kinds)} are not supported, only full_attention"
         )
+
+
+def _check_kinds(values, text, vision, where):
+    """Raises ValueError for a value that is of another kind than its key means, such as the text
+    "28" for a number of layers, which would show as anything later, or not at all."""
+    is_layers = functools.partial(json_file.is_list, holds=is_whole)
+    inside = f"{where}: " if text is values else f"{where}: text_config."
+    for place, part in ((inside, text), (f"{where}: vision_config.", vision)):
+        for key in sorted(_COUNTS & part.keys()):
+            check_kind(part, key, json_file.is_count, "whole number above 0", place)
+        for key in sorted(_FLAGS & part.keys()):
+            check_kind(part, key, is_flag, "true or false", place)
+        for key in sorted(_LAYERS & part.keys()):
+            check_kind(part, key, is_layers, "list of layers", place)
+    check_kind(text, "rms_norm_eps", is_positive, "number above 0", inside)
+    check_kind(text, "rope_theta", lambda x: x is None or is_positive(x), "number above 0", inside)
+    check_kind(values, "tie_word_embeddings", is_flag, "true or false", f"{where}: ")
+    for key in sorted(_IDS & values.keys()):
+        check_kind(values, key, is_whole, "id of a token", f"{where}: ")
 
 
 def fill_vision(values: dict[str, Any], vision: dict[str, Any], where: str) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
             buffers[ranges] = _aligned([stop - start for start, stop in ranges], dtype)
     stacked = leaf.num_layers is not None
     first = leaf.perm.index(0) + stacked  # our dim that holds HF's dim 0
-    num_rows = leaf.split[0]
+    num_rows, names = leaf.split[0], [name for name, _ in leaf.names()]
     rows = max(1, _BLOCK * num_rows // entries[0].nbytes)
     scratches = threading.local()  # reused from block to block, since fresh memory costs more
 
@@ -148,6 +148,7 @@ def _read_leaf(leaf, entries, dtype, sharding, files, pool):
         entry = entries[layer]._replace(shape=leaf.split)
         scratch = _scratch(scratches, "read", (stop - start) * (entry.nbytes // num_rows))
         block = tensor_files.read_rows(files[entry.path], entry, start, stop, scratch)
+        tensor_files.check_range(block, dtype, f"{entry.path}: {names[layer]}")
         block = _pad_rows(block, leaf.perm[-1], dtype, scratches).transpose(leaf.perm)
         for ranges, buffer in hits:
             if stacked:

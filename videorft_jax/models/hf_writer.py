@@ -1,6 +1,7 @@
 """Parameters to a Hugging Face folder, through the name table of their family."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -38,26 +39,32 @@ _BLOCK = 2 * 2**20  # bytes copied at once
 
 
 def check_new(folder) -> None:
-    """Raises ValueError for a URL, which would become a folder of that name on this disk, and for a
-    folder that is there and not empty."""
+    """Raises ValueError for a URL, which would become a folder of that name on this disk, for a
+    folder that is there and not empty, and for one that another cannot take the place of."""
     if "://" in os.fspath(folder):
         raise ValueError(f"{folder}: is no local folder; write to one, and copy that there")
-    if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+    if not os.path.exists(folder):
+        return
+    if not os.path.isdir(folder) or os.listdir(folder):
         raise ValueError(f"{folder}: is there already and not empty; choose another or delete it")
+    place = os.path.realpath(folder)
+    if os.path.ismount(place) or place == os.path.realpath(os.curdir):
+        what = "is where a disk is mounted" if os.path.ismount(place) else "is the current folder"
+        raise ValueError(f"{folder}: {what}; name a new folder inside it")
 
 
 def check_place(folder, num_bytes: int) -> None:
     """Finds out, before an array is read, whether the folder can be written and has room for
     `num_bytes`. Raises ValueError."""
-    parent = pathlib.Path(folder).absolute().parent
     try:
         check_new(folder)
+        parent = _beside(folder).parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent) as probe:
             probe.write(bytes(4096))
             probe.flush()
         with contextlib.suppress(FileNotFoundError):
-            os.stat(_beside(folder))  # A name may be too long.
+            os.close(_claim(_beside(folder)))  # A name may be too long.
         free = shutil.disk_usage(parent).free
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written ({error}); choose another folder") from None
@@ -83,25 +90,49 @@ def explained(folder):
 
 
 def _beside(folder):
-    folder = pathlib.Path(folder)
+    """The folder that is filled before it becomes `folder`, beside what a link leads to."""
+    folder = pathlib.Path(os.path.realpath(folder))
     return folder.with_name(folder.name + ".partial")
+
+
+def _claim(partial):
+    """Opens a folder that stays locked as long as it is open. Raises ValueError where another
+    export fills it: the two would mix."""
+    opened = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(
+            f"{partial}: another export is writing there; wait for it, or choose another folder"
+        ) from None
+    except OSError:  # Some network storages know no locks of folders.
+        pass
+    return opened
 
 
 @contextlib.contextmanager
 def whole_folder(folder):
     """Gives a new folder beside that becomes `folder` at the end; where something fails before,
-    nothing is left."""
-    folder, partial = pathlib.Path(folder), _beside(folder)
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed export left
+    nothing is left. Raises ValueError where another process writes the same."""
+    partial = _beside(folder)
+    with contextlib.suppress(FileNotFoundError):  # what a killed export left
+        left = _claim(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(left)
     partial.mkdir(parents=True)
+    claimed = _claim(partial)
     try:
         yield partial
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
+        place = partial.with_name(partial.name.removesuffix(".partial"))
+        if place.exists():
+            place.rmdir()
+        os.replace(partial, place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(claimed)
 
 
 def write_checkpoint(
@@ -170,7 +201,7 @@ def _write_tensors(folder, shards, flat, dtype, writes):
             file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         specs = [(name, dtype, leaf.hf_shape) for _, leaf, name in shard]
         weight_map |= {name: file_name for name, _, _ in specs}
-        arrays = (_to_hf(leaf, _fetch(flat, leaf, i), dtype) for i, leaf, _ in shard)
+        arrays = (_to_hf(leaf, _fetch(flat, leaf, i), dtype, name) for i, leaf, name in shard)
         if writes:
             tensor_files.write_file(folder / file_name, specs, arrays)
         else:
@@ -203,11 +234,12 @@ def _fetch(flat, leaf, layer):
     return multihost_utils.process_allgather(block, tiled=True)
 
 
-def _to_hf(leaf, block, dtype):
+def _to_hf(leaf, block, dtype, name):
     source = block.transpose(np.argsort(leaf.perm))
     out = np.empty(source.shape, dtype)
     rows = max(1, _BLOCK * len(out) // out.nbytes)
     for start in range(0, len(out), rows):  # a transposed copy is 3x faster in blocks
+        tensor_files.check_range(source[start : start + rows], dtype, name)
         out[start : start + rows] = source[start : start + rows]
     return out.reshape(leaf.hf_shape)
 

@@ -5,6 +5,15 @@ import math
 import pathlib
 import re
 
+from videorft_jax.models.json_file import (
+    check_kind,
+    is_count,
+    is_flag,
+    is_list,
+    is_positive,
+    is_whole,
+)
+
 CONFIG_FILE = "adapter_config.json"
 # Keys that are read, or that do not change what the matrices mean; all others must be unset.
 _KNOWN = {
@@ -45,9 +54,7 @@ class PeftConfig:
         self.where = folder / CONFIG_FILE
         self._raw = _read(folder)
         _refuse_others(self._raw, self.where)
-        for key in ("rank_pattern", "alpha_pattern"):
-            for pattern in self._raw.get(key) or {}:
-                _check_pattern(pattern, self.where)
+        _check_kinds(self._raw, self.where)
 
     @property
     def base(self) -> str:
@@ -100,8 +107,8 @@ def _read(folder):
             f"(videorft export --checkpoint={folder} --out=DIR --adapter)"
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable ({error}); give a PEFT adapter folder") from None
     if not isinstance(raw, dict) or "peft_type" not in raw:
         raise ValueError(f"{path}: no 'peft_type'; give a folder saved by PEFT")
@@ -133,7 +140,64 @@ def _refuse_others(raw, where):
         )
 
 
+def _check_kinds(raw, where):
+    """Raises ValueError for a value that is of another kind than PEFT writes, and for a pattern
+    that is no regular expression."""
+    for key, (holds, what) in _KINDS.items():
+        if raw.get(key) is not None or key in _NEEDED:
+            check_kind(raw, key, holds, what, f"{where}: ")
+    for key in ("rank_pattern", "alpha_pattern"):
+        holds, what = _KINDS[_PATTERNED[key]]
+        for pattern in raw.get(key) or {}:
+            _check_pattern(pattern, where)
+            check_kind(raw[key], pattern, holds, what, f"{where}: {key}.")
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(raw.get(key), str):
+            _check_pattern(raw[key], where)
+    for pattern in _listed(raw.get("layers_pattern")):
+        _check_pattern(pattern, where)
+
+
+def _listed(value):
+    """What stands in a list, or alone in its place."""
+    return [value] if isinstance(value, str | int) else value or []
+
+
+def _is_text(value):
+    return isinstance(value, str)
+
+
+def _are_texts(value):
+    return is_list(_listed(value), _is_text)
+
+
+def _are_layers(value):
+    return is_list(_listed(value), is_whole)
+
+
+_PATTERNED = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+_NEEDED = ("r", "lora_alpha")
+_OBJECT = (lambda value: isinstance(value, dict), "object")
+_NAMES = (_are_texts, "name or list of names")
+# The keys that are read -> (whether a value is of their kind, the kind in words).
+_KINDS = {
+    "r": (is_count, "whole number above 0"),
+    "lora_alpha": (is_positive, "number above 0"),
+    "base_model_name_or_path": (_is_text, "name"),
+    "rank_pattern": _OBJECT,
+    "alpha_pattern": _OBJECT,
+    "target_modules": _NAMES,
+    "exclude_modules": _NAMES,
+    "modules_to_save": (lambda value: is_list(value, _is_text), "list of names"),
+    "layers_to_transform": (_are_layers, "number or list of numbers"),
+    "layers_pattern": _NAMES,
+    "use_rslora": (is_flag, "true or false"),
+}
+
+
 def _check_pattern(pattern, where):
+    if pattern == "all-linear":
+        return
     try:
         re.compile(pattern)
     except re.error as error:

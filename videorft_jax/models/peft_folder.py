@@ -110,6 +110,7 @@ class _Reader:
         """Sorts the slots into `adapted`, with the names of A and B, and `saved`, with that of the
         whole tensor; raises ValueError for what is unknown, missing or mis-shaped."""
         self._check_tied()
+        self._check_linear()
         self.adapted, self.saved, faults, used = [], [], [], set()
         for slot in self.slots:
             spelt = (slot.module, self.family.new_name(slot.module))
@@ -166,12 +167,26 @@ class _Reader:
         """A model that ties its head to its embedding has one weight for both."""
         if not self.model.text.tied:
             return
-        ends = [name for name in self.found if name.startswith(("lm_head.", "model.embed_tokens."))]
+        embed = next(slot.module for slot in self.slots if slot.leaf.path == _EMBED)
+        ends = [name for name in self.found if name.startswith(("lm_head.", f"{embed}."))]
         if ends:
             raise ValueError(
                 f"{self.path.parent}: changes {ends[0].rpartition('.')[0]}, and the model ties "
                 "head and embedding (tie_word_embeddings); merge it with PEFT into an untied copy"
             )
+
+    def _check_linear(self):
+        """PEFT adapts convolutions as well, such as the tower's first layer."""
+        taken = {name for slot in self.slots for name in self._factor_names(slot)}
+        modules = {slot.module for slot in self.slots}
+        for name in sorted(self.found.keys() - taken):
+            module, _, kind = name.partition(".lora_")
+            if kind and module in modules:
+                raise ValueError(
+                    f"{self.path.parent}: adapts {module}, which is no matrix product; merge it "
+                    "into the weights with PEFT (merge_and_unload, save_pretrained) and give that "
+                    "folder"
+                )
 
     def read(self, descriptor):
         """(slot -> (a, b, rank, alpha), path -> layer -> weight), in our layout."""
@@ -276,10 +291,12 @@ def save_adapter(
     config: LoraConfig,
     model: ModelConfig,
     base_model: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Writes a PEFT adapter folder for the model's class in transformers >= 4.52.
 
-    `base_model` is the name or folder of the weights it was trained on. Tensors keep their dtype.
+    `base_model` is the name or folder of the weights it was trained on, `revision` that of the name
+    on the hub. Tensors keep their dtype.
     """
     family = family_of(model)
     known = linear_layers(family.names, family.new_name)
@@ -301,6 +318,7 @@ def save_adapter(
             "parent_library": "transformers",
         },
         "base_model_name_or_path": base_model,
+        "revision": revision,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from videorft_jax.models.json_file import check_kind, is_list, is_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -38,11 +40,13 @@ def find_rope(values: dict[str, Any], text: dict[str, Any], where: str) -> dict[
     """The rotary parameters of a `config.json`, whose decoder's part is `text`, {} for none.
 
     They may stand in the decoder's part or in the root, as `rope_parameters` or `rope_scaling`, and
-    only one place would be read. Raises ValueError, one line, where two places disagree.
+    only one place would be read. Raises ValueError, one line, where two places disagree,
+    and for a section that is none.
     """
+    inside = "" if text is values else "text_config."
     places = [
         (f"{prefix}{key}", part[key])
-        for prefix, part in (("text_config.", text), ("", values))
+        for prefix, part in ((inside, text), ("", values))
         for key in ("rope_parameters", "rope_scaling")
         if part.get(key)
     ]
@@ -56,7 +60,12 @@ def find_rope(values: dict[str, Any], text: dict[str, Any], where: str) -> dict[
                     f"{where}: {places[0][0]} and {name} disagree about {key} "
                     f"({first.get(key)}, {others.get(key)}); write the same, or one of them"
                 )
+        check_kind(rope, "mrope_section", _is_section, "list of three counts", f"{where}: {name}.")
     return places[0][1] if places else {}
+
+
+def _is_section(value):
+    return is_list(value, is_whole) and len(value) == 3
 
 
 def _plain(rope):

@@ -1,13 +1,13 @@
 """Whether the tokenizer and processor files beside a model's weights are those of that model."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from typing import Any
 
 from videorft_jax.models.config import ModelConfig, TokenIds
 from videorft_jax.models.family import family_of
+from videorft_jax.models.json_file import read_object
 
 # The tokens that frame pixels, as every vocabulary of the families spells them.
 _CONTROLS = {
@@ -34,16 +34,35 @@ def check_side_files(config: ModelConfig, folder) -> None:
 
 
 def _read(folder, name) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        return {}
+    return read_object(folder / name) if (folder / name).is_file() else {}
+
+
+def _read_tokens(folder) -> dict[int, str]:
+    """The tokens of a tokenizer by their ids; none where there is no vocabulary."""
+    whole = _read(folder, "tokenizer.json")
+    separate = {} if whole else _read(folder, "vocab.json")
+    settings = _read(folder, "tokenizer_config.json")
+    added = _read(folder, "added_tokens.json")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); download the file again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: no JSON object; download the file again")
-    return values
+        vocabulary = whole.get("model", {}).get("vocab", {}) if whole else separate
+        # Unigram models give a list of (piece, score), all others a dict.
+        if isinstance(vocabulary, dict):
+            tokens = {number: token for token, number in vocabulary.items()}
+        else:
+            tokens = {number: pair[0] for number, pair in enumerate(vocabulary)}
+        if not tokens:
+            return {}
+        tokens |= {token["id"]: token["content"] for token in whole.get("added_tokens", [])}
+        decoder = settings.get("added_tokens_decoder", {})
+        tokens |= {int(number): token.get("content") for number, token in decoder.items()}
+        tokens |= {number: token for token, number in added.items()}
+        max(map(int.__index__, tokens))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: a file of the tokenizer holds something else ({error}); copy the files of "
+            "the checkpoint again"
+        ) from None
+    return tokens
 
 
 def check_vocabulary(config: ModelConfig, folder) -> None:
@@ -54,19 +73,9 @@ def check_vocabulary(config: ModelConfig, folder) -> None:
     More rows than ids is normal: the published matrices end in rows that were never trained.
     """
     folder = pathlib.Path(folder)
-    whole = _read(folder, "tokenizer.json")
-    vocabulary = whole.get("model", {}).get("vocab", {}) if whole else _read(folder, "vocab.json")
-    # Unigram models give a list of (piece, score), all others a dict.
-    if isinstance(vocabulary, dict):
-        tokens = {number: token for token, number in vocabulary.items()}
-    else:
-        tokens = {number: pair[0] for number, pair in enumerate(vocabulary)}
+    tokens = _read_tokens(folder)
     if not tokens:
         raise ValueError(f"{folder}: no tokenizer.json or vocab.json; give a tokenizer folder")
-    tokens |= {token["id"]: token["content"] for token in whole.get("added_tokens", [])}
-    added = _read(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
-    tokens |= {int(number): token.get("content") for number, token in added.items()}
-    tokens |= {number: token for token, number in _read(folder, "added_tokens.json").items()}
     rows = config.text.vocab_size
     if max(tokens) >= rows:
         raise ValueError(
@@ -95,7 +104,7 @@ def _check_processor(config, folder, name, values):
     }
     found = {key: values[key] for key in wanted if values.get(key) not in (None, wanted[key])}
     kind = values.get("image_processor_type") or values.get("video_processor_type") or ""
-    if kind and not re.match(r"Qwen\d(_\d_)?VL", kind):
+    if kind and not re.match(r"Qwen\d(_\d_)?VL", str(kind)):
         found = {"type": kind}
     if found:
         key, value = next(iter(found.items()))

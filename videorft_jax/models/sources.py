@@ -19,6 +19,7 @@ from videorft_jax.models import tensor_files
 # The files of a model that anything here reads; pickles and code are never among them.
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "README.md", "LICENSE*")
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+")  # of the hub's cache
 _COPIED = "copied.json"  # size and time of what a copy was made of
 _CHUNK = 8 << 20  # bytes
 
@@ -29,6 +30,17 @@ def is_hub_name(name: str) -> bool:
     """Whether a name may be one of the hub, ORG/NAME or ORG/NAME@REVISION; a folder that is there
     goes first."""
     return bool(_HUB_NAME.fullmatch(name)) and not os.path.isdir(name)
+
+
+def split_public(name: str | os.PathLike) -> tuple[str, str | None]:
+    """(ORG/NAME, revision or None) by which people on other machines know a model: it is named as
+    on the hub, or by the path of its snapshot in the hub's cache. ("", None) for any other."""
+    name = os.fspath(name)
+    if is_hub_name(name):
+        repository, revision = _HUB_NAME.fullmatch(name).groups()
+        return repository, revision
+    found = _SNAPSHOT.search(os.path.abspath(name))
+    return ("/".join(found.groups()), None) if found else ("", None)
 
 
 def find_cached(name: str) -> str | None:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+ADAPTER_NAME = "adapter_config.json"
 
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -119,13 +120,7 @@ def read_folder(folder) -> dict[str, Entry]:
     if single.is_file():
         return read_header(single)
     if not index.is_file():
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{folder}: only pickle files ({pickles[0]}), which are never read; "
-                "convert the checkpoint to safetensors"
-            )
-        raise ValueError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder")
+        raise ValueError(_explain_absence(folder))
     try:
         values = json.loads(index.read_text())
         weight_map, total = values["weight_map"], (values.get("metadata") or {}).get("total_size")
@@ -163,6 +158,27 @@ def read_folder(folder) -> dict[str, Entry]:
     return entries
 
 
+def _explain_absence(folder: pathlib.Path) -> str:
+    """What a folder is that holds no weights, and what to do about it."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: only pickle files ({pickles[0]}), which are never read; convert the "
+            "checkpoint to safetensors"
+        )
+    if (folder / ADAPTER_NAME).is_file():
+        return (
+            f"{folder}: holds an adapter of PEFT and no weights; give its base as the model, and "
+            "the folder as the adapter (model.adapter, --adapter)"
+        )
+    if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
+        return (
+            f"{folder}: holds {len(shards)} shards, such as {shards[0]}, and no {INDEX_NAME}, "
+            "which names all of them; download it"
+        )
+    return f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME}; give a model folder"
+
+
 def read_rows(
     descriptor: int, entry: Entry, start: int, stop: int, scratch: np.ndarray | None = None
 ) -> np.ndarray:
@@ -183,6 +199,20 @@ def read_rows(
             raise ValueError(f"{entry.path}: ended while it was read; it must not be written to")
         done += count
     return block
+
+
+def check_range(block: np.ndarray, dtype: np.dtype, name: str) -> None:
+    """Raises ValueError where float16 is wanted and cannot hold a value of the tensor `name`, which
+    would become infinite."""
+    if dtype != np.float16 or block.dtype == dtype:
+        return
+    with np.errstate(over="ignore"):
+        is_beyond = np.isinf(block.astype(dtype)).any()
+    if is_beyond:
+        raise ValueError(
+            f"{name}: holds a value beyond {np.finfo(dtype).max:g}, the largest of float16; take "
+            "bfloat16 or float32"
+        )
 
 
 def write_file(path, specs: list[tuple[str, np.dtype, tuple[int, ...]]], tensors: Iterable) -> None:

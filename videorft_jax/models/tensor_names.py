@@ -28,6 +28,12 @@ def read_names(
     old_name = family_of(config).old_name
     known = {name for leaf in leaves for name, _ in leaf.names()} | {"lm_head.weight"}
     entries = tensor_files.read_folder(folder)
+    if (folder / tensor_files.ADAPTER_NAME).is_file():
+        log.warning(
+            "%s: holds an adapter of PEFT beside the weights, which are read alone; transformers "
+            "would put it on its own base. Where it is not merged into them, give it as the "
+            "adapter (model.adapter, --adapter)", folder,
+        )  # fmt: skip
     if strip_prefix:
         entries = _strip(folder, entries, strip_prefix.rstrip(".") + ".")
     found, bare = {}, 0

@@ -4,10 +4,10 @@ import math
 import os
 
 import jax.numpy as jnp
-import transformers
 
 from videorft_jax.data.media import contract_file
 from videorft_jax.data.records import system_turn
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 from videorft_jax.models.family import load_config
 from videorft_jax.models.hf_writer import (
     check_new,
@@ -18,7 +18,7 @@ from videorft_jax.models.hf_writer import (
 )
 from videorft_jax.models.peft_folder import save_adapter
 from videorft_jax.models.side_files import check_side_files
-from videorft_jax.models.sources import find_folder
+from videorft_jax.models.sources import find_folder, split_public
 from videorft_jax.models.tensor_files import DTYPES
 from videorft_jax.parallel import sharding
 from videorft_jax.rollout.client_files import client_files
@@ -47,7 +47,8 @@ def export(
         raise ValueError(f"--dtype={dtype}: unknown; choose one of {', '.join(known)}")
     check_new(out)
     saved = restore.find_checkpoint(checkpoint)
-    source = find_folder(model or saved.init_from)
+    name = model or saved.init_from
+    source = find_folder(name)
     if model is None and not os.path.isdir(source):
         raise ValueError(
             f"{source}: the folder that the run started from is not there; give it by --model"
@@ -56,16 +57,17 @@ def export(
     if not adapter:
         check_side_files(config, source)
     with explained(out):
-        _write(saved, config, out, source, dtype, ema, adapter)
+        _write(saved, config, out, source, split_public(name), dtype, ema, adapter)
 
 
-def _write(saved, config, out, source, dtype, ema, adapter):
+def _write(saved, config, out, source, public, dtype, ema, adapter):
     if adapter:
         check_place(out, 0)
         lora = restore.read_adapter(saved, config, ema=ema)
-        card = model_card.write_card(saved, source, is_adapter=True)
+        base, revision = public[0] or source, public[1]
+        card = model_card.write_card(saved, source, public[0], is_adapter=True)
         with whole_folder(out) as partial:
-            save_adapter(partial, lora, saved.lora, config, base_model=source)
+            save_adapter(partial, lora, saved.lora, config, base, revision)
             (partial / model_card.FILE_NAME).write_text(card, encoding="utf-8")
             contract_file.write_contract(partial, saved.contract)
             if saved.system:
@@ -74,10 +76,9 @@ def _write(saved, config, out, source, dtype, ema, adapter):
         return
     target = dtype or checkpoint_dtype(source).name
     check_target(out, saved, jnp.dtype(target).itemsize)
+    files = client_files(config, saved.contract, load_tokenizer(source))
     params = restore.read_params(saved, config, sharding.make_mesh(), ema=ema)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
-    files = client_files(config, saved.contract, tokenizer)
-    files[model_card.FILE_NAME] = model_card.write_card(saved, source)
+    files[model_card.FILE_NAME] = model_card.write_card(saved, source, public[0])
     if saved.system:
         files[system_turn.FILE_NAME] = saved.system
     write_checkpoint(out, params, config, dtype=target, source_folder=source, side_files=files)

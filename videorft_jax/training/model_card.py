@@ -24,11 +24,12 @@ _ADAPTED = """from peft import AutoPeftModel
 model = AutoPeftModel.from_pretrained(FOLDER)"""
 
 
-def write_card(saved: Saved, source: str, *, is_adapter: bool = False) -> str:
+def write_card(saved: Saved, source: str, public: str = "", *, is_adapter: bool = False) -> str:
     """The Markdown of a checkpoint's card, with a header that the hub reads. `source` is the folder
-    that the run started from; its card names the licence of the base, and where it has none the
-    card says so. Files are named without the folders they lie in."""
-    options, base = saved.meta["config"], pathlib.Path(source).name
+    that the run started from, and `public` its name on the hub, "" where it has none; its card
+    names the licence of the base, and where it has none the card says so. Files are named without
+    the folders they lie in."""
+    options, base = saved.meta["config"], public or pathlib.Path(source).name
     licence = find_licence(source)
     header = {
         "library_name": "peft" if is_adapter else "transformers",
@@ -82,11 +83,15 @@ def _names(records):
 
 
 def _metrics(saved):
-    """The numbers that the run logged last, up to the step of the checkpoint."""
+    """The numbers that the run logged last, up to the step of the checkpoint. A line that is torn,
+    as the last one of a run that goes on or was killed may be, is left out."""
     path, last = pathlib.Path(saved.workdir) / "metrics.jsonl", {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        values = json.loads(line)
-        if values.get("step", 0) <= saved.step:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and values.get("step", 0) <= saved.step:
             last |= {name: x for name, x in values.items() if isinstance(x, int | float)}
     kinds = ("loss", "reward", "accuracy", "kl")
     shown = {name: x for name, x in last.items() if any(kind in name for kind in kinds)}

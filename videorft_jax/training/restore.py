@@ -84,12 +84,15 @@ def _find_run(path):
         raise unreadable(path, error) from None
     if is_run:
         return folder, None
-    if folder.name.isdigit() and folder.parent.name == "checkpoints":
+    is_inside = folder.parent.name == "checkpoints"
+    is_kept = (folder / manifest.MANIFEST).exists()
+    is_ours = manifest.is_step(folder.name) or (folder.name.isdecimal() and not is_kept)
+    if is_inside and is_ours:  # 120 is short for 00000120, unless it is a copy.
         return folder.parent.parent, int(folder.name)
-    if (folder / manifest.MANIFEST).exists():
+    if is_kept:
+        what = "not named as steps are" if is_inside else "outside its run"
         raise ValueError(
-            f"{path}: is one step outside its run; move it to WORKDIR/checkpoints/00000120, under "
-            "its number"
+            f"{path}: is one step {what}; move it to WORKDIR/checkpoints/00000120, under its number"
         )
     return (folder.parent if folder.name == "checkpoints" else folder), None
 

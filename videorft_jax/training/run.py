@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from transformers import PreTrainedTokenizerFast
 
 from videorft_jax.checkpoints.bucket import Mirror, resolve
 from videorft_jax.checkpoints.checkpointer import Checkpointer
@@ -29,6 +28,7 @@ from videorft_jax.data.records.prompts import DEFAULT_TEMPLATE, load_template
 from videorft_jax.data.records.quarantine import TooManyBad
 from videorft_jax.data.records.source import Source
 from videorft_jax.data.records.system_turn import find_system
+from videorft_jax.data.records.tokenizer_folder import load_tokenizer
 from videorft_jax.metrics.profile import check_step
 from videorft_jax.metrics.tracker import check_wandb
 from videorft_jax.models.config import ModelConfig
@@ -102,7 +102,7 @@ def load_model_files(folder: str) -> tuple[ModelConfig, Any]:
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
         raise ValueError(f"{folder}: no tokenizer.json; save the tokenizer as a fast one there")
     # AutoTokenizer would load torch where it is installed: two seconds and 300 MB.
-    return model_config, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return model_config, load_tokenizer(folder, "PreTrainedTokenizerFast")
 
 
 def open_records(options: TrainOptions) -> Source:
@@ -289,6 +289,7 @@ def _read_saved(checkpointer, options, mode, abstract, agreed, workdir):
     Raises ValueError where it is of another run or has other arrays; none is read."""
     step = checkpointer.latest_step()
     if step is None:
+        checkpointer.check_lost()
         return None, {"data": {"next_batch": 0}}
     saved = checkpointer.read_meta(step)
     _check_same_run(options, mode, saved, workdir)

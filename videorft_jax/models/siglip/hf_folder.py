@@ -383,7 +383,14 @@ def _read_config(folder: pathlib.Path) -> tuple[SiglipConfig, PreTrainedTokenize
         processor = _read_json(folder / "processor_config.json").get("image_processor", {})
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json: save the release's tokenizer in fast form")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    except Exception as error:  # The library of tokenizers raises no narrower class.
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder}: tokenizer.json cannot be read ({reason}); copy the file again, or save it "
+            "with the transformers that is installed here"
+        ) from None
     config = parse_config(raw, processor, _text_rule(tokenizer))
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
