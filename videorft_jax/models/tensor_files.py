@@ -127,7 +127,7 @@ def read_folder(folder) -> dict[str, Entry]:
         shards = sorted(set(weight_map.values()))
         if any(pathlib.PurePath(shard).name != shard for shard in shards):
             raise ValueError("a shard is not a plain file name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: corrupt index ({error}); download the file again") from None
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ValueError(

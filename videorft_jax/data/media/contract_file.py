@@ -16,7 +16,7 @@ def read_contract(folder) -> MediaContract | None:
         return None
     try:
         return MediaContract.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}); export again, or delete it") from None
 
 

@@ -1,9 +1,8 @@
 """SigLIP from a Hugging Face folder and back, with its image and text preprocessing.
 
-The frozen judge of the semantic reward; the network is in `siglip_towers`. Design decision: one
-table, path -> (Hugging Face name, number of input dims), drives reading, checking and writing, so
-a tensor that is unknown, missing or mis-shaped is reported with both of its names before anything
-is allocated.
+The frozen judge of the semantic reward; the network is in `towers`. One table, path -> (Hugging
+Face name, number of input dims), drives reading, checking and writing, so that a tensor that is
+unknown, missing or mis-shaped is reported with both of its names before anything is allocated.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from videorft_jax.models import tensor_files
+from videorft_jax.models.json_file import read_object
 from videorft_jax.models.siglip.towers import (
     BASE_TOWER,
     CONSTANTS,
@@ -342,8 +342,8 @@ class Siglip:
 
 def _read_json(path: pathlib.Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        return read_object(path)
+    except OSError as error:
         raise ValueError(f"{path}: not readable ({error}): copy it from the release") from error
 
 
