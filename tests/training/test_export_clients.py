@@ -272,6 +272,7 @@ def test_a_template_is_written_where_there_is_none(place, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(place.model, bare)
     (bare / "chat_template.jinja").unlink()
+    (bare / "chat_template.json").write_text('{"chat_template": "another"}')
     model = vr.load(bare, dtype="float32")
     assert model.tokenizer.chat_template is None
     model.save(tmp_path / "saved")
@@ -282,6 +283,10 @@ def test_a_template_is_written_where_there_is_none(place, tmp_path):
         for folder in (place.model, tmp_path / "saved")
     ]
     assert said[0] == said[1]
+    # What another program's processor says must be the same, where the old file was preferred.
+    values, _ = transformers.ProcessorMixin.get_processor_dict(tmp_path / "saved")
+    assert values["chat_template"] == (tmp_path / "saved" / "chat_template.jinja").read_text()
+    assert (tmp_path / "saved" / "source_chat_template.json").exists()
 
 
 def test_generate_is_told_what_ask_does(place, tmp_path):

@@ -263,6 +263,8 @@ def _write_side_files(folder, config, dtype, source_folder, side_files):
     replaced = set(side_files)
     if "preprocessor_config.json" in replaced:
         replaced.add("processor_config.json")  # transformers would read processors from it instead
+    if "chat_template.jinja" in replaced:
+        replaced.add("chat_template.json")  # its processors would read the format from it instead
     for name in copied:
         kept = f"source_{name}" if name in replaced else name
         shutil.copyfile(source / name, folder / kept)
